@@ -1,0 +1,315 @@
+"""A model's description: frozen dataclasses that round-trip through `config.json`.
+
+Everything a sampler needs to rebuild a model is here and is checked when it is built: shapes, noise levels
+as explicit numbers, the parametrisation of the energies, the sampler's defaults. Unknown keys are errors.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from hebm_sample.errors import UserInputError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "GeneratorConfig",
+    "Kernel",
+    "LangevinConfig",
+    "ModelConfig",
+    "Parametrization",
+    "PriorConfig",
+    "ReferenceVariance",
+    "SamplerName",
+    "ScaleConfig",
+    "StageConfig",
+    "Start",
+]
+
+FORMAT_VERSION = 1
+
+SamplerName = Literal["recovery", "annealed", "flow"]
+Kernel = Literal["corrected", "plain"]
+Start = Literal["flow", "u_next"]
+ReferenceVariance = Literal["sigma_next", "posterior"]
+Parametrization = Literal["log_snr", "release"]
+Likelihood = Literal["discretized_logistic"]
+
+_C = TypeVar("_C", bound="_Config")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserInputError(message)
+
+
+def _require_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    _require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+
+
+def _require_range(name: str, value: float, low: float, high: float) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    _require(number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]")
+
+
+def _require_integer(name: str, value: object, low: int, high: int) -> None:
+    _require(isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it must be a whole number")
+    _require_range(name, typing.cast("int", value), low, high)
+
+
+def _decode(kind: Any, value: Any, path: str) -> Any:
+    """One JSON value as the annotated type: nested dataclasses, tuples and optional values."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (kind,) = (k for k in get_args(kind) if k is not type(None))
+        return _decode(kind, value, path)
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
+        item = get_args(kind)[0]
+        return tuple(_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        return typing.cast("type[_Config]", kind).from_dict(value, path)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool):
+        _require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+class _Config:
+    """Dictionary round trip shared by the dataclasses below."""
+
+    @classmethod
+    def from_dict(cls: type[_C], data: Any, path: str = "config") -> _C:
+        """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed keys."""
+        _require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
+        fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
+        unknown = sorted(set(data) - set(fields))
+        _require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
+        needed = {
+            n
+            for n, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(needed - set(data))
+        _require(not missing, f"{path} lacks the keys {missing}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{k: _decode(hints[k], v, f"{path}.{k}") for k, v in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict(to_dict())` is the identity."""
+        return dataclasses.asdict(typing.cast("Any", self))
+
+
+@dataclass(frozen=True)
+class ScaleConfig(_Config):
+    """One spatial scale of the hierarchy.
+
+    Arguments:
+        resolution: Side of the square maps, in positions.
+        groups: Latent groups at this scale.
+        latent_channels: Channels of z_i and u_i.
+        width: Channels of the top-down state h_i.
+        cells: Residual cells that follow each group.
+    """
+
+    resolution: int
+    groups: int
+    latent_channels: int
+    width: int
+    cells: int = 1
+
+    def __post_init__(self) -> None:
+        _require_integer("resolution", self.resolution, 1, 256)
+        _require_integer("groups", self.groups, 1, 64)
+        _require_integer("latent_channels", self.latent_channels, 1, 256)
+        _require_integer("width", self.width, 2, 2048)
+        _require_integer("cells", self.cells, 0, 32)
+
+
+@dataclass(frozen=True)
+class StageConfig(_Config):
+    """One stage of the image decoder (mirrored by the encoder) above the finest latent scale."""
+
+    resolution: int
+    width: int
+    cells: int = 1
+
+    def __post_init__(self) -> None:
+        _require_integer("resolution", self.resolution, 2, 1024)
+        _require_integer("width", self.width, 2, 2048)
+        _require_integer("cells", self.cells, 0, 32)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(_Config):
+    """The multi-layer generator and the encoder that mirrors it.
+
+    Arguments:
+        image_size: Side of the square pictures, in pixels.
+        scales: Latent scales, coarse to fine; each resolution doubles the one before.
+        decoder: Stages between the finest latent scale and the head, each doubling the resolution.
+        head_upsample: The head's pixel shuffle: last stage's resolution times this is the picture's side.
+        encoder_cells: Residual cells a scale and stage in the encoder.
+        likelihood: p(x | h_{L+1}).
+        log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
+        image_channels: 3 for RGB.
+    """
+
+    image_size: int
+    scales: tuple[ScaleConfig, ...]
+    decoder: tuple[StageConfig, ...] = ()
+    head_upsample: int = 2
+    encoder_cells: int = 1
+    likelihood: Likelihood = "discretized_logistic"
+    log_sigma_bound: float = 3.0
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        _require_integer("image_size", self.image_size, 4, 1024)
+        _require_integer("image_channels", self.image_channels, 1, 4)
+        _require_integer("encoder_cells", self.encoder_cells, 0, 32)
+        _require_integer("head_upsample", self.head_upsample, 1, 16)
+        _require_choice("likelihood", self.likelihood, Likelihood)
+        _require_range("log_sigma_bound", self.log_sigma_bound, 0.1, 20.0)
+        _require(len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale")
+        resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
+        for low, high in zip(resolutions, resolutions[1:], strict=False):
+            _require(high == 2 * low, f"resolutions {resolutions} must double from one scale to the next")
+        _require(
+            resolutions[-1] * self.head_upsample == self.image_size,
+            f"the last stage has {resolutions[-1]} positions and head_upsample is {self.head_upsample}; "
+            f"their product must be image_size = {self.image_size}",
+        )
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of each group, top to bottom."""
+        return tuple(
+            (s.latent_channels, s.resolution, s.resolution) for s in self.scales for _ in range(s.groups)
+        )
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of the top-down state h_i that meets each group, top to bottom."""
+        return tuple((s.width, s.resolution, s.resolution) for s in self.scales for _ in range(s.groups))
+
+    @property
+    def latent_dimensions(self) -> int:
+        """Numbers in u, all groups together."""
+        return sum(math.prod(s) for s in self.latent_shapes)
+
+
+@dataclass(frozen=True)
+class PriorConfig(_Config):
+    """The diffusion-learned energy-based prior.
+
+    Arguments:
+        levels: cum_sigma of the noise levels t = 0 ... T, rising; the last is (almost) pure noise.
+        width: Channels of each group's energy net.
+        cells: Residual cells of each group's energy net.
+        max_resolution: Finer groups are folded (space to depth) to this side before the net.
+        parametrization: "log_snr": the net sees log SNR and F is its output over cum_sigma. "release": the
+            net sees the integer t and its output is s_t F, as in the authors' release.
+        step_size_0: s_0 of the release's schedule s_t = s_0 (cum_sigma[t] / cum_sigma[0]) sigma_{t+1}^2.
+        sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
+        sigma_max: Largest cum_sigma that training visits.
+    """
+
+    levels: tuple[float, ...]
+    width: int = 96
+    cells: int = 3
+    max_resolution: int = 8
+    parametrization: Parametrization = "log_snr"
+    step_size_0: float = 2e-5
+    sigma_min: float = 0.03
+    sigma_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require(len(self.levels) >= 2, f"levels has {len(self.levels)} numbers; it needs at least 2 (T >= 1)")
+        for value in self.levels:
+            _require_range("levels", value, 1e-4, 1.0)
+        rising = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
+        _require(rising, f"levels {list(self.levels)} must rise")
+        _require_integer("width", self.width, 4, 2048)
+        _require_integer("cells", self.cells, 0, 32)
+        _require_integer("max_resolution", self.max_resolution, 1, 256)
+        _require_choice("parametrization", self.parametrization, Parametrization)
+        _require_range("step_size_0", self.step_size_0, 1e-12, 1.0)
+        _require_range("sigma_min", self.sigma_min, 1e-4, 0.99)
+        _require_range("sigma_max", self.sigma_max, self.sigma_min, 1.0)
+
+    @property
+    def num_levels(self) -> int:
+        """T: the number of conditional densities, t = T-1 ... 0."""
+        return len(self.levels) - 1
+
+
+@dataclass(frozen=True)
+class LangevinConfig(_Config):
+    """How to sample: the method, its number of gradients, and the Langevin kernel's settings.
+
+    Arguments:
+        sampler: "recovery" (the paper's), "annealed" or "flow".
+        steps: Gradient evaluations in all.
+        kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the release's.
+        start: Where a level's chain starts: "u_next", or one deterministic flow step from it ("flow").
+        reference_variance: C of the corrected kernel: sigma_{t+1}^2, or the variance of q(u_t | u_{t+1}, u_0).
+        step_scale: c in s = c C (corrected), or the factor on the release's s_t (plain).
+        temperature: Factor on every noise draw's standard deviation.
+        denoise: End with one flow step from the lowest level to noise 0.
+    """
+
+    sampler: SamplerName = "recovery"
+    steps: int = 48
+    kernel: Kernel = "corrected"
+    start: Start = "flow"
+    reference_variance: ReferenceVariance = "sigma_next"
+    step_scale: float = 1.0
+    temperature: float = 1.0
+    denoise: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choice("sampler", self.sampler, SamplerName)
+        _require_choice("kernel", self.kernel, Kernel)
+        _require_choice("start", self.start, Start)
+        _require_choice("reference_variance", self.reference_variance, ReferenceVariance)
+        _require_integer("steps", self.steps, 1, 100_000)
+        _require_range("step_scale", self.step_scale, 0.0, 1e6)
+        if self.kernel == "corrected":
+            _require(
+                self.step_scale <= 4, f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C"
+            )
+        _require_range("temperature", self.temperature, 0.0, 10.0)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Config):
+    """Everything `config.json` holds.
+
+    Arguments:
+        name: The model's name, as in the manifest.
+        generator: The generator and its encoder.
+        prior: The energy-based prior; None for a generator that has not got one yet.
+        sampling: The sampler's defaults.
+        format_version: Of this file; a newer one is refused.
+    """
+
+    name: str
+    generator: GeneratorConfig
+    prior: PriorConfig | None = None
+    sampling: LangevinConfig = field(default_factory=LangevinConfig)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _require(
+            self.format_version == FORMAT_VERSION,
+            f"format_version is {self.format_version!r}; this release reads {FORMAT_VERSION}: "
+            "upgrade hebm_sample, or export the model again",
+        )
+        _require(0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters")

@@ -1,0 +1,63 @@
+"""How the commands fail: one line on stderr, `Error: ...`, and an exit status; never a traceback.
+
+2  what was typed is wrong        1  the surroundings fail        130  Ctrl-C
+"""
+
+import errno
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from hebm_sample.errors import HebmError
+
+__all__ = ["OneLineErrors"]
+
+
+class _Failure(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        # click declares a class variable, and reads it from the instance.
+        self.exit_code = exit_code  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _leave(message: str, exit_code: int) -> NoReturn:
+    line = " ".join(part.strip() for part in message.splitlines())
+    click.echo(f"Error: {line}", err=True)
+    sys.exit(exit_code)
+
+
+class OneLineErrors(click.Command):
+    """A click command (or, mixed into `click.Group`, a group) whose every error is one line.
+
+    `HebmError` leaves with its own exit status, an unexpected `OSError` or lack of memory with 1,
+    Ctrl-C with 130, and click's usage errors with 2 and without the usage text.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises becomes a click exception with its exit status."""
+        try:
+            return super().invoke(ctx)
+        except HebmError as error:
+            raise _Failure(str(error), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise _Failure("interrupted", 130) from error
+        except MemoryError as error:
+            raise _Failure("out of memory; try a smaller batch", 1) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click leaves quietly when the reader of a pipe has gone
+            raise _Failure(str(error), 1) from error
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """As `click.Command.main`, but with one line for every error."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            result = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            _leave(error.format_message(), error.exit_code)
+        except click.Abort:
+            _leave("interrupted", 130)
+        # Outside its standalone mode click returns the status of --help and the like.
+        sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,61 @@
+"""What can go wrong, in words a user can act on.
+
+Every public error says what was asked, what exists and what to do, in one line. `exit_code` is what the
+commands leave with: 2 when what was typed is wrong, 1 when the surroundings fail (network, disk, corrupt file).
+"""
+
+__all__ = [
+    "EnvironmentFailure",
+    "HebmError",
+    "HubError",
+    "NonFiniteSampleError",
+    "TrainingDivergedError",
+    "UserInputError",
+    "WeightsError",
+]
+
+
+class HebmError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code: int = 1
+
+
+class UserInputError(HebmError, ValueError):
+    """What was asked for cannot be done as asked: an unknown name, a value out of range, a wrong shape."""
+
+    exit_code = 2
+
+
+class EnvironmentFailure(HebmError):
+    """The surroundings failed: a missing extra, a disk that is full or read-only, a device that is absent."""
+
+
+class WeightsError(EnvironmentFailure):
+    """A model's files are missing, corrupt or do not fit their own description."""
+
+
+class HubError(EnvironmentFailure):
+    """The Hub, or the way to it, did not deliver."""
+
+
+class NonFiniteSampleError(HebmError):
+    """A chain left the finite numbers. Names the seeds, the level and the step.
+
+    Arguments:
+        seeds: The seeds whose chains became non-finite.
+        level: The noise level t at which it was noticed.
+        step: Gradient evaluations done when it was noticed.
+    """
+
+    def __init__(self, seeds: list[int], level: int, step: int) -> None:
+        self.seeds, self.level, self.step = seeds, level, step
+        shown = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+        super().__init__(
+            f"the chain of seed {shown} became non-finite at level {level}, step {step}; "
+            "use float32, fewer or smaller steps (step_scale), or another model"
+        )
+
+
+class TrainingDivergedError(HebmError):
+    """Too many non-finite training steps in a row; the last good checkpoint is kept."""

@@ -1,0 +1,1 @@
+"""The multi-layer generator: networks, no sampling policy."""

@@ -1,0 +1,111 @@
+"""The encoder, a posterior directly in u space.
+
+    q(u_i | x, u_<i) = N(m_i, s_i^2),    m_i, s_i of (h_i, e_i);  e = bottom-up features of x
+    KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the group's positions
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hebm_sample.config import GeneratorConfig, ScaleConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.blocks import Cell, Downsample, cells, narrow_start
+from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents, TopDown, soft_bound
+
+__all__ = ["Encoder", "Posterior", "encode", "kl_per_group"]
+
+LOG_S_BOUND = 5.0
+
+
+class PosteriorHead(nn.Module):
+    """m_i and log s_i of one group from the top-down state and the bottom-up features."""
+
+    def __init__(self, scale: ScaleConfig) -> None:
+        super().__init__()
+        self.join = nn.Conv2d(2 * scale.width, scale.width, 1)
+        self.cell = Cell(scale.width)
+        self.out = narrow_start(nn.Conv2d(scale.width, 2 * scale.latent_channels, 1), 0.3)
+
+    def forward(self, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, W, H, W) twice to m_i, log s_i, each (B, C_i, H, W)."""
+        m, log_s = self.out(F.silu(self.cell(self.join(torch.cat([h, e], 1))))).chunk(2, dim=1)
+        return m, soft_bound(log_s, LOG_S_BOUND)
+
+
+class Encoder(nn.Module):
+    """Bottom-up network and one posterior head a group, mirroring a `GeneratorConfig`."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        stages = [*reversed(config.decoder), *reversed(config.scales)]
+        patch = config.head_upsample
+        self.stem = nn.Conv2d(config.image_channels * patch**2, stages[0].width, 3, padding=1)
+        self.downsamples = nn.ModuleList(
+            Downsample(a.width, b.width) for a, b in zip(stages, stages[1:], strict=False)
+        )
+        self.stages = nn.ModuleList(cells(s.width, config.encoder_cells) for s in stages)
+        self.heads = nn.ModuleList(PosteriorHead(s) for s in config.scales for _ in range(s.groups))
+
+    def features(self, images: Tensor) -> dict[int, Tensor]:
+        """Bottom-up maps by resolution.
+
+        Arguments:
+            images: (B, 3, S, S) in [-1, 1]; raises `UserInputError` on another shape.
+        """
+        size, channels = self.config.image_size, self.config.image_channels
+        if images.ndim != 4 or images.shape[1:] != (channels, size, size):
+            raise UserInputError(
+                f"images have shape {tuple(images.shape)}; this model needs (B, {channels}, {size}, {size})"
+            )
+        x = self.stem(F.pixel_unshuffle(images, self.config.head_upsample))
+        maps: dict[int, Tensor] = {}
+        for i, stage in enumerate(self.stages):
+            x = stage(x if i == 0 else self.downsamples[i - 1](x))
+            maps[int(x.shape[-1])] = x
+        return maps
+
+
+class Posterior(NamedTuple):
+    """A draw u of q(u | x) with the means m_i and log s_i it came from, and T(u)."""
+
+    u: Latents
+    mean: Latents
+    log_s: Latents
+    top: TopDown
+
+
+def encode(
+    generator: HierarchicalGenerator, encoder: Encoder, images: Tensor | dict[int, Tensor], noise: Latents | None
+) -> Posterior:
+    """Draw u ~ q(u | x), top to bottom.
+
+    Arguments:
+        images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+        noise: Standard normal latents; None takes the mean of every group.
+    """
+    maps = encoder.features(images) if isinstance(images, Tensor) else images
+    means, log_ss = [], []
+
+    def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
+        m, log_s = encoder.heads[i](h, maps[int(h.shape[-1])])
+        means.append(m), log_ss.append(log_s)
+        u = m if noise is None else m + log_s.exp() * noise[i]
+        return u, mu + log_sigma.exp() * u
+
+    top = generator.descend(int(next(iter(maps.values())).shape[0]), choose)
+    return Posterior(top.u, tuple(means), tuple(log_ss), top)
+
+
+def kl_per_group(mean: Latents, log_s: Latents) -> Tensor:
+    """KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i in nats, summed over each group: (B, L)."""
+    return torch.stack(
+        [
+            (0.5 * (m.square() + torch.exp(2 * s) - 1) - s).flatten(1).sum(1)
+            for m, s in zip(mean, log_s, strict=True)
+        ],
+        dim=1,
+    )

@@ -1,0 +1,166 @@
+"""The multi-layer top-down generator.
+
+    h_1 = learned constant
+    z_i = mu_i(h_i) + sigma_i(h_i) * u_i          u_i ~ N(0, I) under the plain generator's own prior
+    h_{i+1} = block_i(h_i, z_i)                   upsampled between scales
+    x ~ p(x | h_{L+1})                            a picture is its mean
+
+T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hebm_sample.config import GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.blocks import Upsample, cells, narrow_start
+from hebm_sample.generator.likelihood import DiscretizedLogistic
+
+__all__ = ["HierarchicalGenerator", "ImageDecoder", "Latents", "TopDown", "check_latents", "soft_bound"]
+
+Latents = tuple[Tensor, ...]
+"""One (B, C_i, H_i, W_i) tensor a group, top (coarse) to bottom (fine)."""
+
+
+class TopDown(NamedTuple):
+    """What T returns: per group z_i, u_i and the state h_i that met them; `features` is h_{L+1}."""
+
+    z: Latents
+    u: Latents
+    h: Latents
+    features: Tensor
+
+
+def soft_bound(x: Tensor, bound: float) -> Tensor:
+    """x kept in (-bound, bound), with slope 1 at 0."""
+    return bound * torch.tanh(x / bound)
+
+
+def check_latents(latents: Latents, shapes: tuple[tuple[int, int, int], ...]) -> int:
+    """The batch size of `latents`; raises `UserInputError` where a shape differs."""
+    found = [tuple(x.shape[1:]) for x in latents]
+    batches = {int(x.shape[0]) for x in latents}
+    if found != list(shapes) or len(batches) != 1:
+        raise UserInputError(
+            f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs (B, C, H, W) = "
+            f"{[('B', *s) for s in shapes]} with one B"
+        )
+    return batches.pop()
+
+
+class Group(nn.Module):
+    """One latent group: mu_i, sigma_i of h_i, and the block that takes z_i in."""
+
+    def __init__(self, scale: ScaleConfig, log_sigma_bound: float) -> None:
+        super().__init__()
+        self.log_sigma_bound = log_sigma_bound
+        # mu = 0 and sigma = 1 at the start: u and z begin as the same thing.
+        self.prior = narrow_start(nn.Conv2d(scale.width, 2 * scale.latent_channels, 1), 0.1)
+        self.take_in = nn.Conv2d(scale.latent_channels, scale.width, 1)
+        self.cells = cells(scale.width, scale.cells)
+
+    def prior_parameters(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """mu_i(h_i) and log sigma_i(h_i), each (B, C_i, H_i, W_i)."""
+        mu, log_sigma = self.prior(F.silu(h)).chunk(2, dim=1)
+        return mu, soft_bound(log_sigma, self.log_sigma_bound)
+
+    def forward(self, h: Tensor, z: Tensor) -> Tensor:
+        """block_i(h_i, z_i) before upsampling: (B, W, H, W)."""
+        return self.cells(h + self.take_in(z))
+
+
+class ImageDecoder(nn.Module):
+    """h_{L+1} to the mean picture: upsampling stages, then one convolution and a pixel shuffle."""
+
+    def __init__(self, width: int, stages: tuple[StageConfig, ...], head_upsample: int, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stage in stages:
+            layers += [Upsample(width, stage.width), cells(stage.width, stage.cells)]
+            width = stage.width
+        self.stages = nn.Sequential(*layers)
+        self.head = narrow_start(nn.Conv2d(width, channels * head_upsample**2, 3, padding=1), 0.3)
+        self.head_upsample = head_upsample
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, W, H, W) to (B, 3, S, S), unbounded; about [-1, 1]."""
+        return F.pixel_shuffle(self.head(F.silu(self.stages(features))), self.head_upsample)
+
+
+class HierarchicalGenerator(nn.Module):
+    """The generator of one `GeneratorConfig`.
+
+    `transform` is T, `inverse` its inverse on z, `decode` the image decoder's mean.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        top = config.scales[0]
+        self.constant = nn.Parameter(0.1 * torch.randn(1, top.width, top.resolution, top.resolution))
+        self.groups = nn.ModuleList(
+            Group(s, config.log_sigma_bound) for s in config.scales for _ in range(s.groups)
+        )
+        self.upsamples = nn.ModuleList(
+            Upsample(a.width, b.width) for a, b in zip(config.scales, config.scales[1:], strict=False)
+        )
+        ends = [sum(s.groups for s in config.scales[: i + 1]) - 1 for i in range(len(config.scales))]
+        self._upsample_after = {end: i for i, end in enumerate(ends[:-1])}
+        self.decoder = ImageDecoder(
+            config.scales[-1].width, config.decoder, config.head_upsample, config.image_channels
+        )
+        self.likelihood = DiscretizedLogistic(config.image_channels)
+
+    @property
+    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of each group, top to bottom."""
+        return self.config.latent_shapes
+
+    def descend(
+        self, batch: int, choose: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> TopDown:
+        """Walk the hierarchy, asking for each group's latents on the way.
+
+        Arguments:
+            batch: B.
+            choose: (i, h_i, mu_i, log_sigma_i) to (u_i, z_i).
+        """
+        h = self.constant.expand(batch, -1, -1, -1)
+        zs, us, hs = [], [], []
+        for i, group in enumerate(self.groups):
+            assert isinstance(group, Group)
+            u, z = choose(i, h, *group.prior_parameters(h))
+            zs.append(z), us.append(u), hs.append(h)
+            h = group(h, z)
+            if i in self._upsample_after:
+                h = self.upsamples[self._upsample_after[i]](h)
+        return TopDown(tuple(zs), tuple(us), tuple(hs), h)
+
+    def transform(self, u: Latents) -> TopDown:
+        """T: z_i = mu_i(h_i) + sigma_i(h_i) u_i for every group, without the image decoder.
+
+        Arguments:
+            u: Latents of `latent_shapes`; raises `UserInputError` if they are not.
+        """
+        return self.descend(
+            check_latents(u, self.latent_shapes), lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i])
+        )
+
+    def inverse(self, z: Latents) -> Latents:
+        """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i)."""
+        return self.descend(
+            check_latents(z, self.latent_shapes),
+            lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
+        ).u
+
+    def decode(self, features: Tensor) -> Tensor:
+        """The mean picture of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
+        return self.decoder(features)
+
+    def forward(self, u: Latents) -> Tensor:
+        """Mean pictures (B, 3, S, S) of u."""
+        return self.decode(self.transform(u).features)

@@ -1,0 +1,349 @@
+"""Pictures in and out; the only image IO of the package.
+
+Inside the package a picture is a float tensor with x in [-1, 1], outside it is 8-bit RGB:
+
+    byte = round((x + 1) * 255 / 2)            x = byte * 2 / 255 - 1
+
+Reading: PNG, JPEG and WebP only (the first frame); the size is checked before any pixel is
+decoded; the EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and
+16-bit grey become 8-bit RGB. Colour profiles are ignored. Writing: PNG through a temporary file
+and a rename, so that a reader, a full disk or Ctrl-C never meets half a picture.
+"""
+
+import contextlib
+import errno
+import io
+import math
+import os
+import secrets
+import stat
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeAlias, cast
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "MAX_PIXELS",
+    "check_folder",
+    "check_writable",
+    "grid",
+    "grid_size",
+    "open_picture",
+    "prepare",
+    "save_png",
+    "to_pil",
+    "to_rgb",
+    "to_square_tensor",
+    "to_uint8",
+]
+
+Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
+Picture: TypeAlias = Image.Image | Source
+
+# 8192 x 8192: larger than cameras make, small enough to decode and convert within 1 GiB.
+MAX_PIXELS = 2**26
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_GUTTER = 2
+_WHITE = (255, 255, 255)
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# Float pictures and bytes
+
+
+def to_uint8(images: "Tensor") -> np.ndarray:
+    """Bytes (B, H, W, 3) of float pictures (B, 3, H, W) in [-1, 1]; values outside are clamped.
+
+    Grey pictures (B, 1, H, W) are repeated to three channels. Raises `UserInputError` for another
+    shape or for values that are not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserInputError(
+            f"pictures have shape {tuple(images.shape)}; they must be (B, 3, H, W)"
+        )
+    x = images.detach().float().cpu().numpy()
+    if not np.isfinite(x).all():
+        raise UserInputError("pictures hold values that are not finite, so they have no bytes")
+    x = np.rint((x.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)  # (B, C, H, W)
+    return np.ascontiguousarray(
+        np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
+    )
+
+
+def to_pil(images: "Tensor") -> list[Image.Image]:
+    """One RGB picture a row of float pictures (B, 3, H, W) in [-1, 1]."""
+    return [Image.fromarray(x) for x in to_uint8(images)]
+
+
+def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
+    """The picture's central square at `size` pixels a side: float (3, size, size) in [-1, 1].
+
+    A whole ratio is averaged (box filter: every pixel once, no ringing); any other goes through
+    Lanczos.
+    """
+    import torch
+
+    image = to_rgb(image)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        whole = side % size == 0
+        image = image.resize(
+            (size, size), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+        )
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
+    return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
+
+
+def _picture(image: object) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
+        return open_picture(cast("Source", image))
+    raise UserInputError(
+        f"a picture is of type {type(image).__name__}; give PIL pictures or their paths"
+    )
+
+
+def prepare(images: Picture | Sequence[Picture], size: int) -> "Tensor":
+    """Pictures, cropped to the centre, as one float tensor (B, 3, size, size) in [-1, 1].
+
+    Arguments:
+        images: PIL pictures, paths or open binary files; one of them or a list.
+        size: Side in pixels.
+    """
+    import torch
+
+    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not pictures:
+        raise UserInputError("images is empty; give at least one picture")
+    return torch.stack([to_square_tensor(_picture(x), size) for x in pictures])
+
+
+# Grids
+
+
+def _columns(count: int, columns: int | None) -> int:
+    if count < 1:
+        raise UserInputError("a grid needs at least one picture")
+    if columns is not None and columns < 1:
+        raise UserInputError(f"columns is {columns}; a grid needs at least one")
+    near_square = math.ceil(math.sqrt(count))
+    return min(count, near_square if columns is None else columns)
+
+
+def grid_size(count: int, width: int, height: int, columns: int | None = None) -> tuple[int, int]:
+    """(width, height) in pixels of the grid of `count` pictures of `width` x `height` pixels."""
+    across = _columns(count, columns)
+    down = math.ceil(count / across)
+    return across * (width + _GUTTER) - _GUTTER, down * (height + _GUTTER) - _GUTTER
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures of one size row by row with a white gutter; near-square without `columns`."""
+    across = _columns(len(images), columns)
+    sizes = sorted({x.size for x in images})
+    if len(sizes) > 1:
+        raise UserInputError(f"the pictures have different sizes {sizes}; a grid needs one size")
+    width, height = sizes[0]
+    sheet = Image.new("RGB", grid_size(len(images), width, height, columns), _WHITE)
+    for i, image in enumerate(images):
+        row, column = divmod(i, across)
+        sheet.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
+    return sheet
+
+
+# Writing
+
+
+def _write_failure(path: Path, error: OSError) -> EnvironmentFailure:
+    reason = error.strerror or str(error) or type(error).__name__
+    return EnvironmentFailure(
+        f"cannot write {path}: {reason}; choose another place or free this one"
+    )
+
+
+def _check_target(path: Path) -> Path:
+    """`path` with links followed, if a file may have that name or already has it."""
+    try:
+        target = Path(os.path.realpath(path))
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir():
+            raise UserInputError(
+                f"cannot write {path}: the folder {folder} does not exist; create it first"
+            ) from None
+        return Path(os.path.realpath(path))
+    except (NotADirectoryError, ValueError) as error:
+        raise UserInputError(f"cannot write {path}: it is not a possible path ({error})") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserInputError("cannot write the picture: its file name is too long") from None
+        raise _write_failure(path, error) from error
+    if stat.S_ISDIR(mode):
+        raise UserInputError(f"cannot write {path}: it is a folder; give a file name")
+    if not stat.S_ISREG(mode):
+        # A rename would replace /dev/null itself.
+        raise UserInputError(f"cannot write {path}: it is not a regular file; give a file name")
+    return target
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file in `folder`, removed on the way out unless it was renamed."""
+    # open() rather than tempfile: the mode then follows the umask instead of being 0600.
+    name = folder / f".hebm-{secrets.token_hex(8)}.tmp"
+    try:
+        with name.open("xb") as file:
+            yield name, file
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now what `save_png(..., path)` would raise later: before sampling, not after it."""
+    target = _check_target(Path(path))
+    try:
+        with _temporary(target.parent):
+            pass
+    except OSError as error:
+        raise _write_failure(Path(path), error) from error
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise unless files can be written to the folder `path`, which need not exist yet."""
+    folder = Path(os.path.abspath(path))
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserInputError(f"cannot write to the folder {path}: {folder} is not a folder")
+    check_writable(folder / "picture.png")
+
+
+def save_png(
+    image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG atomically, with `text` in its text chunks; the mode follows the umask.
+
+    Raises `UserInputError` if the folder does not exist or `path` is no place for a file, and
+    `EnvironmentFailure` if the system refuses (permission, full disk, read-only disk).
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG", pnginfo=info)
+    target = _check_target(Path(path))
+    try:
+        with _temporary(target.parent) as (name, file):
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()  # Windows renames only closed files
+            os.replace(name, target)
+    except OSError as error:
+        raise _write_failure(Path(path), error) from error
+
+
+# Reading
+
+
+def _orientation(image: Image.Image) -> int:
+    # A broken EXIF block says nothing about the pixels; such a picture is taken as it lies.
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
+
+    Raises `UserInputError` for floating point pictures, whose range is anybody's guess.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserInputError(
+            "the picture holds floating point numbers; convert it to 8-bit RGB first"
+        )
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (*_WHITE, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _named(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return str(getattr(source, "name", "the picture"))
+
+
+def _open(source: Source, name: str) -> Image.Image:
+    """Header only: known format, acceptable size."""
+    wanted = f"it is not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} picture; convert it first"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UserInputError(f"cannot read {name}: {wanted}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserInputError(f"cannot read {name}: it has more than {MAX_PIXELS} pixels") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserInputError(
+            f"cannot read {name}: {error.strerror}; give a picture's path"
+        ) from None
+    if image.width * image.height > MAX_PIXELS:
+        with image:
+            raise UserInputError(
+                f"cannot read {name}: {image.width} x {image.height} is more than "
+                f"{MAX_PIXELS} pixels"
+            )
+    return image
+
+
+def open_picture(source: Source) -> Image.Image:
+    """Read one PNG, JPEG or WebP as 8-bit RGB, upright.
+
+    Raises `UserInputError` for what is no such picture, is missing or has more than `MAX_PIXELS`
+    pixels, and `EnvironmentFailure` for a file that is damaged or cannot be read.
+    """
+    name = _named(source)
+    try:
+        with _open(source, name) as image:
+            image.load()
+            rgb = to_rgb(image)
+            turn = _TRANSPOSITIONS.get(_orientation(image))
+            # A copy: the file behind the opened picture is about to close.
+            return rgb.copy() if turn is None else rgb.transpose(turn)
+    except PermissionError as error:
+        raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
+    except UserInputError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise EnvironmentFailure(f"cannot read {name}: the file is damaged ({error})") from error

@@ -1,0 +1,86 @@
+"""The grammar of seeds: `0-15,20` is a list of whole numbers, one a picture.
+
+    seeds = item ("," item)*        item = number | number "-" number        number in [0, 2^63)
+
+A range holds both its ends. Spaces around numbers do not matter; the order is kept. A seed that
+occurs twice is an error rather than a second equal picture; so is a range that runs backwards.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from hebm_sample.errors import UserInputError
+
+__all__ = ["MAX_SEED", "MAX_SEEDS", "format_seeds", "parse_seeds"]
+
+MAX_SEEDS = 10_000
+MAX_SEED = 2**63 - 1
+
+# [0-9] rather than \d: other scripts' digits are not what anybody means by a seed.
+_ITEM = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def _number(digits: str) -> int:
+    # Compared by length first: int() refuses thousands of digits with an error of its own.
+    significant = digits.lstrip("0")
+    if len(significant) > len(str(MAX_SEED)) or int(significant or "0") > MAX_SEED:
+        raise UserInputError(
+            f"the seed {_shown(digits)[1:-1]} is too large; seeds lie in [0, 2**63)"
+        )
+    return int(significant or "0")
+
+
+def _item(text: str) -> range:
+    match = _ITEM.fullmatch(text)
+    if match is None:
+        raise UserInputError(
+            f"{_shown(text)} is not a seed; write numbers and ranges such as 0-15,20"
+        )
+    first = _number(match[1])
+    last = first if match[2] is None else _number(match[2])
+    if last < first:
+        raise UserInputError(
+            f"the range {_shown(text.strip())} runs backwards; write {last}-{first}"
+        )
+    return range(first, last + 1)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds in the order written, e.g. (0, 1, 2, 20) from `0-2,20`.
+
+    Raises `UserInputError` for anything outside the grammar, a seed of 2^63 or more, a seed given
+    twice, or more than `MAX_SEEDS` seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        seeds_of_part = _item(part)
+        # Python's len() of a range overflows; the difference does not.
+        if len(seeds) + (seeds_of_part.stop - seeds_of_part.start) > MAX_SEEDS:
+            raise UserInputError(
+                f"{_shown(text)} has more than {MAX_SEEDS} seeds; ask for fewer at a time"
+            )
+        seeds.extend(seeds_of_part)
+    seen: set[int] = set()
+    for seed in seeds:
+        if seed in seen:
+            raise UserInputError(
+                f"seed {seed} is given twice in {_shown(text)}; give each seed once"
+            )
+        seen.add(seed)
+    return tuple(seeds)
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """The shortest text in this grammar that `parse_seeds` turns back into `seeds`."""
+    # Within a run of consecutive numbers, value minus position is constant.
+    runs = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
+    parts = []
+    for _, run in runs:
+        values = [value for _, value in run]
+        parts.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")
+    return ",".join(parts)

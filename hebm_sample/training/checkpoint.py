@@ -1,0 +1,377 @@
+"""Checkpoints that a kill, a full disk or a flipped bit cannot turn into a broken run.
+
+A checkpoint is a folder `checkpoint-00001200/`: one safetensors file a module, one for the optimiser's state,
+and `state.json`, written last, with the size and sha256 of the others. It is built under a temporary name, every
+file is synced, and the folder is renamed: what bears the final name is whole, and the one before stays until then.
+Nothing is pickled: tensors are safetensors, everything else is JSON.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+
+__all__ = [
+    "capture_rng",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "restore_rng",
+    "save_checkpoint",
+]
+
+FORMAT_VERSION = 1
+STATE_NAME = "state.json"
+OPTIMIZER_NAME = "optimizer"
+# A second checkpoint of the same step gets a version: `checkpoint-00001200.1`.
+_FINAL = re.compile(r"checkpoint-(\d{8,})(?:\.(\d+))?")
+_TEMPORARY = re.compile(r"\.checkpoint-tmp-(.+)-(\d+)-[0-9a-f]{32}")
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    step: int,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of `step` and return its folder; older ones beyond the newest `keep` are removed.
+
+    Arguments:
+        run_dir: The run's folder; made if need be.
+        step: Steps done.
+        modules: What to save, by file name; copies with averaged weights are modules of their own.
+        optimizer: Its state is saved by the position of each parameter.
+        state: Anything else, as JSON values; floats survive exactly.
+        keep: Checkpoints to leave, this one included; later steps than `step` are never touched.
+
+    Raises `EnvironmentFailure` if the disk fails; the checkpoint before is then still the latest.
+    """
+    run_dir = Path(run_dir)
+    for name in modules:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name == OPTIMIZER_NAME:
+            raise UserInputError(f"a module of a checkpoint cannot be called {name!r}")
+    building = run_dir / f".checkpoint-tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        os.mkdir(building)
+        _write_contents(building, step, modules, optimizer, state)
+        final = _free_name(run_dir, step)
+        os.rename(building, final)
+        _sync_folder(run_dir)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"the checkpoint of step {step} could not be written to {run_dir}: {error.strerror or error}; "
+            "the one before is kept"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    _prune(run_dir, final, max(1, keep))
+    return final
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint that is whole, or None; broken ones are passed over with a warning."""
+    for path in reversed(_checkpoints(Path(run_dir))):
+        try:
+            header = _read_header(path)
+            for name in header["files"]:
+                _read_file(path, name, header)
+        except WeightsError as error:
+            warnings.warn(f"passed over a broken checkpoint: {error}", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The `state` that a checkpoint was saved with, without its tensors."""
+    return _read_header(Path(path))["state"]
+
+
+def load_checkpoint(
+    path: str | Path, *, modules: Mapping[str, nn.Module], optimizer: Optimizer | None
+) -> dict[str, Any]:
+    """Restore modules and optimiser in place, bit for bit, and return the `state` saved with them.
+
+    With an optimiser the modules must be exactly those saved; without one (export, evaluation) a part of
+    them will do. Names, shapes and dtypes are checked before anything is changed: `WeightsError` otherwise.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    saved = {name.removesuffix(".safetensors") for name in header["files"]} - {OPTIMIZER_NAME}
+    unknown = sorted(set(modules) - saved)
+    left = sorted(saved - set(modules)) if optimizer is not None else []
+    if unknown or left:
+        raise WeightsError(
+            f"{path} has the modules {sorted(saved)}; it lacks {unknown}, and {left} have no place"
+        )
+    tensors = {name: _read_tensors(path, name, header) for name in modules}
+    for name, module in modules.items():
+        _check_fit(f"{path}, {name}", module.state_dict(), tensors[name])
+    if optimizer is not None:
+        _restore_optimizer(
+            optimizer, _read_tensors(path, OPTIMIZER_NAME, header), header["optimizer"], path
+        )
+    for name, module in modules.items():
+        module.load_state_dict(tensors[name], strict=True)
+    return header["state"]
+
+
+def capture_rng() -> dict[str, str]:
+    """States of torch's global random sources on this process (CPU, and CUDA if in use), as JSON values."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {k: base64.b64encode(v.numpy().tobytes()).decode("ascii") for k, v in states.items()}
+
+
+def restore_rng(states: Mapping[str, str]) -> None:
+    """Undo everything drawn since `capture_rng`."""
+    decoded = {
+        k: torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.uint8)
+        for k, v in states.items()
+    }
+    torch.set_rng_state(decoded["cpu"])
+    if "cuda" in decoded and torch.cuda.is_available():
+        torch.cuda.set_rng_state(decoded["cuda"])
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def _write_contents(
+    folder: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    state: dict[str, Any],
+) -> None:
+    optimizer_tensors, optimizer_rest = _flatten_optimizer(optimizer)
+    # A generator, so that one module at a time is held as bytes.
+    contents = ((name, module.state_dict()) for name, module in modules.items())
+    files = {}
+    for name, tensors in (*contents, (OPTIMIZER_NAME, optimizer_tensors)):
+        data = safetensors.torch.save(_saveable(tensors))
+        _write_file(folder / f"{name}.safetensors", data)
+        files[f"{name}.safetensors"] = {
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    header = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "files": files,
+        "optimizer": optimizer_rest,
+        "state": state,
+    }
+    _write_file(folder / STATE_NAME, json.dumps(header, indent=1).encode())
+    _sync_folder(folder)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in the folder durable, where folders can be synced at all."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _saveable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, none sharing memory: safetensors takes no others."""
+    result, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return result
+
+
+def _flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """({"3.exp_avg": tensor, ...}, {"param_groups": ..., "values": {"3.name": number}})."""
+    packed = optimizer.state_dict()
+    tensors, values = {}, {}
+    for index, entries in packed["state"].items():
+        for name, value in entries.items():
+            (tensors if isinstance(value, Tensor) else values)[f"{index}.{name}"] = value
+    return tensors, {"param_groups": packed["param_groups"], "values": values}
+
+
+def _free_name(run_dir: Path, step: int) -> Path:
+    name, version = f"checkpoint-{step:08d}", 0
+    while (path := run_dir / (f"{name}.{version}" if version else name)).exists():
+        version += 1
+    return path
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """Folders with a checkpoint's name, oldest first."""
+    found = {}
+    for path in run_dir.iterdir() if run_dir.is_dir() else ():
+        if (match := _FINAL.fullmatch(path.name)) and path.is_dir():
+            found[int(match[1]), int(match[2] or 0)] = path
+    return [found[k] for k in sorted(found)]
+
+
+def _step(path: Path) -> int:
+    match = _FINAL.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _prune(run_dir: Path, newest: Path, keep: int) -> None:
+    """Remove older checkpoints beyond `keep`, and temporary folders of processes of this machine that died."""
+    older = [p for p in _checkpoints(run_dir) if p != newest and _step(p) <= _step(newest)]
+    superseded = [p for p in older if _step(p) == _step(newest)]
+    others = [p for p in older if p not in superseded]
+    doomed = superseded + others[: max(0, len(others) - (keep - 1))]
+    doomed += [p for p in run_dir.iterdir() if _is_orphan(p.name)]
+    for path in doomed:
+        # state.json goes first: a half-removed checkpoint must not look like one.
+        (path / STATE_NAME).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_orphan(name: str) -> bool:
+    match = _TEMPORARY.fullmatch(name)
+    if match is None or match[1] != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(match[2]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads((path / STATE_NAME).read_bytes())
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} has no {STATE_NAME}: it is not a whole checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path / STATE_NAME} cannot be read: {error}") from error
+    needed = {"format_version", "step", "files", "optimizer", "state"}
+    if (
+        not isinstance(header, dict)
+        or not needed <= header.keys()
+        or not isinstance(header["files"], dict)
+    ):
+        raise WeightsError(
+            f"{path / STATE_NAME} is not a checkpoint's description; it needs {sorted(needed)}"
+        )
+    if header["format_version"] != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format {header['format_version']!r}; this release reads {FORMAT_VERSION}"
+        )
+    return header
+
+
+def _read_file(path: Path, name: str, header: dict[str, Any]) -> bytes:
+    """A file's bytes, checked against state.json."""
+    file, expected = path / name, header["files"].get(name)
+    if expected is None or Path(name).name != name:
+        raise WeightsError(f"{path / STATE_NAME} does not describe {name}")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{file} cannot be read: {error.strerror}") from error
+    if len(data) != expected["size"]:
+        raise WeightsError(f"{file} has {len(data)} bytes instead of {expected['size']}")
+    if (digest := hashlib.sha256(data).hexdigest()) != expected["sha256"]:
+        raise WeightsError(f"{file} has sha256 {digest} instead of {expected['sha256']}")
+    return data
+
+
+def _read_tensors(path: Path, name: str, header: dict[str, Any]) -> dict[str, Tensor]:
+    data = _read_file(path, f"{name}.safetensors", header)
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path / name}.safetensors is not a safetensors file: {error}"
+        ) from error
+
+
+def _check_fit(where: str, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    missing, unexpected = (
+        sorted(present.keys() - saved.keys()),
+        sorted(saved.keys() - present.keys()),
+    )
+    if missing or unexpected:
+        raise WeightsError(f"{where}: missing {missing}, unexpected {unexpected}")
+    for key, tensor in present.items():
+        if tensor.shape != saved[key].shape or tensor.dtype != saved[key].dtype:
+            raise WeightsError(
+                f"{where}: {key} is {tuple(saved[key].shape)} {saved[key].dtype} "
+                f"instead of {tuple(tensor.shape)} {tensor.dtype}"
+            )
+
+
+def _restore_optimizer(
+    optimizer: Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any], path: Path
+) -> None:
+    groups = [dict(g) for g in rest["param_groups"]]
+    sizes, present = (
+        [len(g["params"]) for g in groups],
+        [len(g["params"]) for g in optimizer.param_groups],
+    )
+    if sizes != present:
+        raise WeightsError(
+            f"{path}: the optimiser was saved with groups of {sizes} parameters, now {present}"
+        )
+    for group, current in zip(groups, optimizer.param_groups, strict=True):
+        for name, value in group.items():
+            if isinstance(current.get(name), tuple) and isinstance(value, list):
+                group[name] = tuple(value)
+    numbered = [i for g in groups for i in g["params"]]
+    parameters = dict(
+        zip(numbered, (p for g in optimizer.param_groups for p in g["params"]), strict=True)
+    )
+    # torch would cast the state to the parameter's dtype and drop its memory layout; both must survive.
+    optimizer.load_state_dict({"state": {}, "param_groups": groups})
+    for key, value in (*tensors.items(), *rest["values"].items()):
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][name] = (
+            _like(parameter, name, value) if isinstance(value, Tensor) else value
+        )
+
+
+def _like(parameter: Tensor, name: str, value: Tensor) -> Tensor:
+    """State of a parameter on its device and with its strides; `step` counters stay on the CPU."""
+    if value.shape == parameter.shape and name != "step":
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value.clone() if name == "step" else value.to(parameter.device)

@@ -1,0 +1,96 @@
+"""Presets: what each of our models was trained with.
+
+A preset names a generator, a prior and the settings of both runs. Command-line options override single values.
+"""
+
+from dataclasses import dataclass
+
+from hebm_sample.config import GeneratorConfig, LangevinConfig, PriorConfig, ScaleConfig, StageConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.training.settings import TrainSettings
+
+__all__ = ["PRESETS", "Preset", "find_preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model to train.
+
+    Arguments:
+        name: The model's name in its `config.json`.
+        note: One line for `--help` and the docs.
+    """
+
+    name: str
+    note: str
+    generator: GeneratorConfig
+    prior: PriorConfig
+    sampling: LangevinConfig
+    generator_settings: TrainSettings
+    prior_settings: TrainSettings
+
+
+# Lowest to highest noise; the last is pure noise, from which every chain starts.
+LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.96, 1.0)
+
+_FACES_64 = GeneratorConfig(
+    image_size=64,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=160, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=4, width=128, cells=2),
+        ScaleConfig(resolution=16, groups=2, latent_channels=2, width=96, cells=2),
+    ),
+    decoder=(StageConfig(resolution=32, width=64, cells=3),),
+    head_upsample=2,
+    encoder_cells=2,
+)
+
+_TINY = GeneratorConfig(
+    image_size=16,
+    scales=(
+        ScaleConfig(resolution=2, groups=1, latent_channels=4, width=16),
+        ScaleConfig(resolution=4, groups=2, latent_channels=2, width=16),
+    ),
+    decoder=(StageConfig(resolution=8, width=8, cells=1),),
+    head_upsample=2,
+    encoder_cells=1,
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="celebahq",
+            note="64x64 faces, 6 groups on 4/8/16, for two CPU cores",
+            generator=_FACES_64,
+            prior=PriorConfig(levels=LEVELS, width=88, cells=2),
+            sampling=LangevinConfig(),
+            generator_settings=TrainSettings(time_budget=2400.0),
+            prior_settings=TrainSettings(
+                time_budget=3600.0,
+                batch_size=64,
+                learning_rate=6e-4,
+                warmup_steps=50,
+                sample_every=900.0,
+            ),
+        ),
+        Preset(
+            name="tiny",
+            note="16x16 toy with 3 groups, seconds a run: for tests and first steps",
+            generator=_TINY,
+            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
+            sampling=LangevinConfig(steps=12),
+            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10, validation=8),
+            prior_settings=TrainSettings(
+                steps=30, batch_size=8, learning_rate=1e-3, warmup_steps=5, log_every=10, validation=8
+            ),
+        ),
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`; `UserInputError` lists those that exist."""
+    if name not in PRESETS:
+        raise UserInputError(f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

@@ -1,0 +1,76 @@
+"""How long and how fast to learn: one frozen dataclass for every kind of training run."""
+
+from dataclasses import dataclass
+
+from hebm_sample.config import _Config, _require, _require_integer, _require_range
+
+__all__ = ["TrainSettings", "parse_duration"]
+
+
+@dataclass(frozen=True)
+class TrainSettings(_Config):
+    """Settings shared by the generator's and the prior's training.
+
+    Arguments:
+        steps: Optimiser steps in all; None with `time_budget`.
+        time_budget: Seconds, turned into steps once, at the start, and stored; None with `steps`.
+        batch_size: Pictures a step and process.
+        learning_rate: Peak of a cosine schedule that ends at a hundredth of it.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: AdamW's.
+        betas: AdamW's.
+        ema_decay: Of the averaged weights that are exported.
+        gradient_clip: Largest gradient norm, after the loss is scaled to bits or squares a dimension.
+        max_skipped: Non-finite steps in a row after which training stops.
+        flip: Mirror half of the pictures.
+        validation: Rows at the end of the data that are never trained on.
+        log_every: Steps between log lines; checkpoints fall on multiples of it.
+        checkpoint_every: Seconds between checkpoints.
+        sample_every: Seconds between picture grids.
+        seed: Of the weights, the order of the pictures and every draw.
+    """
+
+    steps: int | None = None
+    time_budget: float | None = None
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    betas: tuple[float, ...] = (0.9, 0.99)
+    ema_decay: float = 0.998
+    gradient_clip: float = 1.0
+    max_skipped: int = 25
+    flip: bool = True
+    validation: int = 4000
+    log_every: int = 25
+    checkpoint_every: float = 180.0
+    sample_every: float = 600.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            _require_integer("steps", self.steps, 1, 10**9)
+        if self.time_budget is not None:
+            _require_range("time_budget", self.time_budget, 1.0, 1e8)
+        for name in ("batch_size", "max_skipped", "log_every"):
+            _require_integer(name, getattr(self, name), 1, 10**6)
+        for name in ("warmup_steps", "validation"):
+            _require_integer(name, getattr(self, name), 0, 10**9)
+        _require_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        _require_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
+        _require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
+        _require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
+        _require_integer("seed", self.seed, 0, 2**31)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90s", "3m", "1.5h" or a plain number of seconds."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    body, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    try:
+        seconds = float(body) * unit
+    except ValueError:
+        seconds = -1.0
+    _require(1.0 <= seconds < 1e8, f"time budget is {text!r}; write for example 90s, 3m or 1.5h")
+    return seconds

@@ -1,0 +1,311 @@
+"""Where pictures come from: folders, parquet files and Hub data sets, read as one stream of encoded rows.
+
+Files are taken in sorted order, so that a row's number means the same picture on every machine. Nothing is
+decoded here: a `Chunk` holds encoded bytes or a path, and the labels as they were found. Names follow the
+conventions of Hugging Face data sets: `metadata.jsonl` or `metadata.csv` with a column `file_name`, one folder
+a class without them, `train-00000-of-00003.parquet` or a folder `train/` for splits.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
+
+__all__ = ["Chunk", "Source", "open_source"]
+
+CHUNK_ROWS = 256
+PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+
+class Chunk(NamedTuple):
+    """Some consecutive rows of one source file: pictures as encoded bytes or paths, labels a column."""
+
+    part: int
+    pictures: list[bytes | Path | None]
+    labels: dict[str, list[Any]]
+
+
+class Source(NamedTuple):
+    """A set of pictures before decoding.
+
+    Arguments:
+        key: Names, sizes and modification times of all files: what the decoded copy depends on.
+        total: Rows.
+        label_names: Names of a label column's values 0, 1, ..., where the files say them.
+        chunks: Starts a pass over the rows.
+    """
+
+    key: list[Any]
+    total: int
+    label_names: dict[str, tuple[str, ...]]
+    chunks: Callable[[], Iterator[Chunk]]
+
+
+def open_source(source: str | Path, split: str | None) -> Source:
+    """Find the files of `source`; raises `UserInputError` if there are none, `HubError` if the Hub fails."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        parquet = _visible(path, (".parquet",))
+        return _parquet_source(parquet, path, split) if parquet else _folder_source(path, split)
+    if path.is_file():
+        if path.suffix.lower() != ".parquet":
+            raise UserInputError(
+                f"{path} is not a parquet file; give a .parquet file or a folder of pictures"
+            )
+        return _parquet_source([path], path.parent, split)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
+        return _hub_source(str(source), split)
+    raise UserInputError(
+        f"no pictures at {source}: give a folder of pictures, a parquet file, a folder of parquet files, "
+        "or a Hub data set as owner/name"
+    )
+
+
+def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files below `folder` with one of the suffixes, sorted by relative name, hidden ones left out."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    relative = sorted(p.relative_to(folder).as_posix() for p in found)
+    return [
+        folder / name
+        for name in relative
+        if not any(part.startswith(".") for part in name.split("/"))
+    ]
+
+
+def _stamp(path: Path, root: Path) -> list[Any]:
+    stat = path.stat()
+    return [path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns]
+
+
+# --- folders of pictures ---------------------------------------------------------------------------------
+
+
+def _folder_source(folder: Path, split: str | None) -> Source:
+    """Pictures as files; labels from `metadata.jsonl` or `metadata.csv`, or else from the folders' names."""
+    if (folder / (split or "train")).is_dir():
+        folder = folder / (split or "train")
+    elif split is not None:
+        raise UserInputError(f"{folder} has no folder {split!r} for that split")
+    files = _visible(folder, PICTURE_SUFFIXES)
+    if not files:
+        raise UserInputError(
+            f"no pictures in {folder}: it has no {', '.join(PICTURE_SUFFIXES)} or .parquet files"
+        )
+    tables = [p for p in sorted(folder.rglob("metadata.*")) if p.name in METADATA_NAMES]
+    rows: dict[Path, dict[str, Any]] = {}
+    for table in tables:
+        rows.update(_metadata_rows(table))
+    if tables and not any(f in rows for f in files):
+        raise UserInputError(f"{tables[0]} names none of the {len(files)} pictures in its folder")
+    if not tables:
+        rows = _class_folders(files, folder)
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+
+    def chunks() -> Iterator[Chunk]:
+        for i in range(0, len(files), CHUNK_ROWS):
+            some = files[i : i + CHUNK_ROWS]
+            labels = {c: [rows.get(f, {}).get(c) for f in some] for c in columns}
+            yield Chunk(0, list(some), labels)
+
+    key = [_stamp(p, folder) for p in (*tables, *files)]
+    return Source(key, len(files), {}, chunks)
+
+
+def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]]:
+    """`label` from the folder a picture lies in, if all lie one folder deep and there are several folders."""
+    nested = all(f.parent.parent == folder for f in files)
+    if not nested or len({f.parent for f in files}) < 2:
+        return {}
+    return {f: {"label": f.parent.name} for f in files}
+
+
+def _metadata_rows(table: Path) -> dict[Path, dict[str, Any]]:
+    """Label columns of each picture that a metadata file names; paths are relative to that file."""
+    rows = {}
+    read = _json_lines if table.suffix == ".jsonl" else _csv_lines
+    try:
+        for number, row in read(table):
+            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                raise UserInputError(f"{table}, line {number}: a row needs a text file_name")
+            name = row.pop("file_name")
+            rows[table.parent / name] = row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserInputError(f"{table} could not be read: {error}") from error
+    return rows
+
+
+def _json_lines(table: Path) -> Iterator[tuple[int, Any]]:
+    with table.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise UserInputError(
+                        f"{table}, line {number}: not JSON ({error.msg})"
+                    ) from error
+
+
+def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with table.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, restkey="")
+        for row in reader:
+            # restkey collects surplus cells; an empty cell is an unknown label.
+            yield reader.line_num, {k: v or None for k, v in row.items() if k}
+
+
+# --- parquet files ---------------------------------------------------------------------------------------
+
+
+def _select_split(files: list[Path], split: str | None) -> list[Path]:
+    """The files whose names, or folders, begin with the split's name; by default train, or all without it."""
+    found: dict[str, list[Path]] = {}
+    for f in files:
+        named = re.match(r"[A-Za-z]+", f.stem)
+        found.setdefault(named.group().lower() if named else "", []).append(f)
+    if split is None:
+        return found.get("train", files)
+    if split.lower() not in found:
+        raise UserInputError(
+            f"no parquet file of the split {split!r}; there are {sorted(filter(None, found))}"
+        )
+    return found[split.lower()]
+
+
+def _parquet_source(files: list[Path], root: Path, split: str | None) -> Source:
+    parquet = _train_extra("pyarrow.parquet")
+    files = _select_split(files, split)
+    total, names = 0, {}
+    for f in files:
+        try:
+            opened = parquet.ParquetFile(f)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise EnvironmentFailure(f"{f} is not a readable parquet file: {error}") from error
+        total += opened.metadata.num_rows
+        _image_column(opened.schema_arrow, f)
+        names.update(_value_names(opened.schema_arrow.metadata or {}))
+
+    def chunks() -> Iterator[Chunk]:
+        for part, f in enumerate(files):
+            opened = parquet.ParquetFile(f)
+            image = _image_column(opened.schema_arrow, f)
+            for batch in opened.iter_batches(
+                CHUNK_ROWS, columns=_wanted_columns(opened.schema_arrow, image)
+            ):
+                columns = batch.to_pydict()
+                pictures = [_encoded(cell) for cell in columns.pop(image)]
+                yield Chunk(part, pictures, columns)
+
+    return Source([_stamp(f, root) for f in files], total, names, chunks)
+
+
+def _image_column(schema: Any, path: Path) -> str:
+    """The column that holds encoded pictures: a struct with the field `bytes`, or plain binary."""
+    types = _train_extra("pyarrow.types")
+    found = []
+    for field in schema:
+        kind = field.type
+        packed = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if packed or types.is_binary(kind) or types.is_large_binary(kind):
+            found.append(field.name)
+    if not found:
+        raise UserInputError(f"{path} has no column of pictures; its columns are {schema.names}")
+    return min(found, key=lambda name: (name not in ("image", "img"), found.index(name)))
+
+
+def _wanted_columns(schema: Any, image: str) -> list[str]:
+    types = _train_extra("pyarrow.types")
+    simple = (
+        types.is_integer,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_dictionary,
+    )
+    return [
+        f.name for f in schema if f.name == image or any(is_kind(f.type) for is_kind in simple)
+    ]
+
+
+def _value_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """Names of class labels as `datasets` writes them into a parquet file's schema."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            k: tuple(v["names"])
+            for k, v in features.items()
+            if isinstance(v, dict) and "names" in v
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _encoded(cell: Any) -> bytes | Path | None:
+    if isinstance(cell, dict):
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        return Path(cell["path"]) if cell.get("path") else None
+    return cell
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------
+
+
+def _hub_source(name: str, split: str | None) -> Source:
+    """A Hub data set through `datasets`, map-style, so that row numbers are fixed."""
+    datasets = _train_extra("datasets")
+    try:
+        table = datasets.load_dataset(name, split=split or "train")
+    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
+        message = f"{name} is neither a folder here nor a data set on the Hub with the split {split or 'train'!r}"
+        raise UserInputError(f"{message}: {_first_line(error)}") from error
+    except Exception as error:  # the client raises whatever its transport raises
+        raise HubError(
+            f"the data set {name} could not be fetched: {_first_line(error)}"
+        ) from error
+    images = [k for k, v in table.features.items() if isinstance(v, datasets.Image)]
+    if not images:
+        raise UserInputError(
+            f"the data set {name} has no column of pictures; its columns are {list(table.features)}"
+        )
+    names = {
+        k: tuple(v.names) for k, v in table.features.items() if isinstance(v, datasets.ClassLabel)
+    }
+    simple = [
+        k
+        for k, v in table.features.items()
+        if isinstance(v, (datasets.Value, datasets.ClassLabel))
+    ]
+    table = table.select_columns([images[0], *simple]).cast_column(
+        images[0], datasets.Image(decode=False)
+    )
+
+    def chunks() -> Iterator[Chunk]:
+        for start in range(0, len(table), CHUNK_ROWS):
+            columns = table[start : start + CHUNK_ROWS]
+            pictures = [_encoded(cell) for cell in columns.pop(images[0])]
+            yield Chunk(0, pictures, columns)
+
+    return Source([name, split, table._fingerprint], len(table), names, chunks)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _train_extra(module: str) -> ModuleType:
+    """Import a module of the [train] extra, or say how to get it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentFailure(
+            f'this needs {module.split(".")[0]}, which is not installed: pip install "hebm-sample[train]"'
+        ) from error
