@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_CPU_MEMORY = "can't allocate memory"
+
 _EXAMPLES = """\b
 Examples:
   hebm-sample --dataset celebahq                     16 pictures to celebahq.png
@@ -116,7 +118,11 @@ def _batches(
                 output_type="pil",
                 progress=progress,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # On the CPU torch has no class of its own for it.
+            is_memory = isinstance(error, torch.OutOfMemoryError) or _CPU_MEMORY in str(error)
+            if not is_memory:
+                raise
             raise EnvironmentFailure(
                 f"the device has too little memory for --batch {options.batch}; try a smaller one"
             ) from error
@@ -134,16 +140,17 @@ def _check_grid(count: int, resolution: int) -> None:
         )
 
 
-def _draw(pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int]) -> dict[str, Any]:
-    """Sample and save; the answer for --json."""
+def _draw(
+    pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], facts: dict[str, Any]
+) -> tuple[list[Path], list[list[float]]]:
+    """Sample and save; (the files written, the energies (N, L) of the pictures)."""
     from tqdm.auto import tqdm
 
     from hebm_sample.images import grid, save_png
 
-    facts = _facts(pipe, options)
     count = {"num_images": len(seeds), "batch_size": options.batch}
     total = pipe.total_steps(**count, steps=options.steps, prior=options.prior)
-    outdir, files, pictures, energies = options.outdir, [], [], []
+    outdir, files, energies, pictures = options.outdir, [], [], []
     if outdir is None:
         _check_grid(len(seeds), facts["resolution"])
     # disable=None: silent where stderr is no terminal.
@@ -162,7 +169,7 @@ def _draw(pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int]) -> dic
     if outdir is None:
         files.append(options.grid_path)
         save_png(grid(pictures), files[-1], _text(facts, seeds=format_seeds(seeds)))
-    return {"files": list(map(os.fspath, files)), "energies": energies, **facts}
+    return files, energies
 
 
 def _sample(options: SampleOptions) -> None:
@@ -170,11 +177,13 @@ def _sample(options: SampleOptions) -> None:
     _check_outputs(options)
     seeds = [seed for seed in options.asked_seeds if not options.is_done(seed)]
     skipped = len(options.asked_seeds) - len(seeds)
-    answer = _draw(_load(options), options, seeds) if seeds else {"files": [], "energies": []}
+    pipe = _load(options)
+    facts = _facts(pipe, options)
+    files, energies = _draw(pipe, options, seeds, facts) if seeds else ([], [])
     seconds = round(time.perf_counter() - start, 3)
     if options.as_json:
-        answer |= {"seeds": seeds, "skipped": skipped, "seconds": seconds}
-        click.echo(json.dumps(answer))
+        drawn = {"files": list(map(os.fspath, files)), "seeds": seeds, "skipped": skipped}
+        click.echo(json.dumps({**drawn, "energies": energies, **facts, "seconds": seconds}))
     elif not options.quiet:
         where = click.format_filename(options.outdir or options.grid_path)
         noun = "picture" if len(seeds) == 1 else "pictures"
@@ -190,9 +199,10 @@ def _list_models(as_json: bool) -> None:
 
     rows = sorted(hebm_sample.list_models(), key=lambda row: (row.name, row.resolution))
     if as_json:
-        keys = ("name", "resolution", "default", "repo_id", "revision", "licence", "figures")
+        keys = ("name", "resolution", "default", "repo_id", "revision", "licence")
         models = [
-            {**{key: getattr(row, key) for key in keys}, "embedded": row.folder is not None}
+            {key: getattr(row, key) for key in keys}
+            | {"embedded": row.folder is not None, "figures": dict(row.figures)}
             for row in rows
         ]
         click.echo(json.dumps({"models": models}))

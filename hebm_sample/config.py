@@ -15,6 +15,7 @@ from hebm_sample.errors import UserInputError
 
 __all__ = [
     "FORMAT_VERSION",
+    "ConfigBase",
     "GeneratorConfig",
     "Kernel",
     "LangevinConfig",
@@ -26,6 +27,10 @@ __all__ = [
     "ScaleConfig",
     "StageConfig",
     "Start",
+    "require",
+    "require_choice",
+    "require_integer",
+    "require_range",
 ]
 
 FORMAT_VERSION = 1
@@ -37,27 +42,31 @@ ReferenceVariance = Literal["sigma_next", "posterior"]
 Parametrization = Literal["log_snr", "release"]
 Likelihood = Literal["discretized_logistic"]
 
-_C = TypeVar("_C", bound="_Config")
+_C = TypeVar("_C", bound="ConfigBase")
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise `UserInputError` with `message` unless the condition holds."""
     if not condition:
         raise UserInputError(message)
 
 
-def _require_choice(name: str, value: object, choices: Any) -> None:
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """Raise `UserInputError` unless `value` is one of the `Literal` type's values."""
     allowed = get_args(choices)
-    _require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+    require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
 
 
-def _require_range(name: str, value: float, low: float, high: float) -> None:
+def require_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    _require(number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]")
+    require(number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]")
 
 
-def _require_integer(name: str, value: object, low: int, high: int) -> None:
-    _require(isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it must be a whole number")
-    _require_range(name, typing.cast("int", value), low, high)
+def require_integer(name: str, value: object, low: int, high: int) -> None:
+    """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
+    require(isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it must be a whole number")
+    require_range(name, typing.cast("int", value), low, high)
 
 
 def _decode(kind: Any, value: Any, path: str) -> Any:
@@ -69,35 +78,35 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         (kind,) = (k for k in get_args(kind) if k is not type(None))
         return _decode(kind, value, path)
     if origin is tuple:
-        _require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
+        require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
         item = get_args(kind)[0]
         return tuple(_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind):
-        return typing.cast("type[_Config]", kind).from_dict(value, path)
+        return typing.cast("type[ConfigBase]", kind).from_dict(value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (int, float, str, bool):
-        _require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
+        require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
     return value
 
 
-class _Config:
+class ConfigBase:
     """Dictionary round trip shared by the dataclasses below."""
 
     @classmethod
     def from_dict(cls: type[_C], data: Any, path: str = "config") -> _C:
         """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed keys."""
-        _require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
+        require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
         fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
         unknown = sorted(set(data) - set(fields))
-        _require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
+        require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
         needed = {
             n
             for n, f in fields.items()
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         }
         missing = sorted(needed - set(data))
-        _require(not missing, f"{path} lacks the keys {missing}")
+        require(not missing, f"{path} lacks the keys {missing}")
         hints = typing.get_type_hints(cls)
         return cls(**{k: _decode(hints[k], v, f"{path}.{k}") for k, v in data.items()})
 
@@ -107,7 +116,7 @@ class _Config:
 
 
 @dataclass(frozen=True)
-class ScaleConfig(_Config):
+class ScaleConfig(ConfigBase):
     """One spatial scale of the hierarchy.
 
     Arguments:
@@ -125,15 +134,15 @@ class ScaleConfig(_Config):
     cells: int = 1
 
     def __post_init__(self) -> None:
-        _require_integer("resolution", self.resolution, 1, 256)
-        _require_integer("groups", self.groups, 1, 64)
-        _require_integer("latent_channels", self.latent_channels, 1, 256)
-        _require_integer("width", self.width, 2, 2048)
-        _require_integer("cells", self.cells, 0, 32)
+        require_integer("resolution", self.resolution, 1, 256)
+        require_integer("groups", self.groups, 1, 64)
+        require_integer("latent_channels", self.latent_channels, 1, 256)
+        require_integer("width", self.width, 2, 2048)
+        require_integer("cells", self.cells, 0, 32)
 
 
 @dataclass(frozen=True)
-class StageConfig(_Config):
+class StageConfig(ConfigBase):
     """One stage of the image decoder (mirrored by the encoder) above the finest latent scale."""
 
     resolution: int
@@ -141,13 +150,13 @@ class StageConfig(_Config):
     cells: int = 1
 
     def __post_init__(self) -> None:
-        _require_integer("resolution", self.resolution, 2, 1024)
-        _require_integer("width", self.width, 2, 2048)
-        _require_integer("cells", self.cells, 0, 32)
+        require_integer("resolution", self.resolution, 2, 1024)
+        require_integer("width", self.width, 2, 2048)
+        require_integer("cells", self.cells, 0, 32)
 
 
 @dataclass(frozen=True)
-class GeneratorConfig(_Config):
+class GeneratorConfig(ConfigBase):
     """The multi-layer generator and the encoder that mirrors it.
 
     Arguments:
@@ -171,17 +180,17 @@ class GeneratorConfig(_Config):
     image_channels: int = 3
 
     def __post_init__(self) -> None:
-        _require_integer("image_size", self.image_size, 4, 1024)
-        _require_integer("image_channels", self.image_channels, 1, 4)
-        _require_integer("encoder_cells", self.encoder_cells, 0, 32)
-        _require_integer("head_upsample", self.head_upsample, 1, 16)
-        _require_choice("likelihood", self.likelihood, Likelihood)
-        _require_range("log_sigma_bound", self.log_sigma_bound, 0.1, 20.0)
-        _require(len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale")
+        require_integer("image_size", self.image_size, 4, 1024)
+        require_integer("image_channels", self.image_channels, 1, 4)
+        require_integer("encoder_cells", self.encoder_cells, 0, 32)
+        require_integer("head_upsample", self.head_upsample, 1, 16)
+        require_choice("likelihood", self.likelihood, Likelihood)
+        require_range("log_sigma_bound", self.log_sigma_bound, 0.1, 20.0)
+        require(len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale")
         resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
         for low, high in zip(resolutions, resolutions[1:], strict=False):
-            _require(high == 2 * low, f"resolutions {resolutions} must double from one scale to the next")
-        _require(
+            require(high == 2 * low, f"resolutions {resolutions} must double from one scale to the next")
+        require(
             resolutions[-1] * self.head_upsample == self.image_size,
             f"the last stage has {resolutions[-1]} positions and head_upsample is {self.head_upsample}; "
             f"their product must be image_size = {self.image_size}",
@@ -206,7 +215,7 @@ class GeneratorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class PriorConfig(_Config):
+class PriorConfig(ConfigBase):
     """The diffusion-learned energy-based prior.
 
     Arguments:
@@ -231,18 +240,18 @@ class PriorConfig(_Config):
     sigma_max: float = 0.999
 
     def __post_init__(self) -> None:
-        _require(len(self.levels) >= 2, f"levels has {len(self.levels)} numbers; it needs at least 2 (T >= 1)")
+        require(len(self.levels) >= 2, f"levels has {len(self.levels)} numbers; it needs at least 2 (T >= 1)")
         for value in self.levels:
-            _require_range("levels", value, 1e-4, 1.0)
+            require_range("levels", value, 1e-4, 1.0)
         rising = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
-        _require(rising, f"levels {list(self.levels)} must rise")
-        _require_integer("width", self.width, 4, 2048)
-        _require_integer("cells", self.cells, 0, 32)
-        _require_integer("max_resolution", self.max_resolution, 1, 256)
-        _require_choice("parametrization", self.parametrization, Parametrization)
-        _require_range("step_size_0", self.step_size_0, 1e-12, 1.0)
-        _require_range("sigma_min", self.sigma_min, 1e-4, 0.99)
-        _require_range("sigma_max", self.sigma_max, self.sigma_min, 1.0)
+        require(rising, f"levels {list(self.levels)} must rise")
+        require_integer("width", self.width, 4, 2048)
+        require_integer("cells", self.cells, 0, 32)
+        require_integer("max_resolution", self.max_resolution, 1, 256)
+        require_choice("parametrization", self.parametrization, Parametrization)
+        require_range("step_size_0", self.step_size_0, 1e-12, 1.0)
+        require_range("sigma_min", self.sigma_min, 1e-4, 0.99)
+        require_range("sigma_max", self.sigma_max, self.sigma_min, 1.0)
 
     @property
     def num_levels(self) -> int:
@@ -251,7 +260,7 @@ class PriorConfig(_Config):
 
 
 @dataclass(frozen=True)
-class LangevinConfig(_Config):
+class LangevinConfig(ConfigBase):
     """How to sample: the method, its number of gradients, and the Langevin kernel's settings.
 
     Arguments:
@@ -259,8 +268,10 @@ class LangevinConfig(_Config):
         steps: Gradient evaluations in all.
         kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the release's.
         start: Where a level's chain starts: "u_next", or one deterministic flow step from it ("flow").
-        reference_variance: C of the corrected kernel: sigma_{t+1}^2, or the variance of q(u_t | u_{t+1}, u_0).
-        step_scale: c in s = c C (corrected), or the factor on the release's s_t (plain).
+        reference_variance: C of the corrected kernel: "sigma_next", sigma_{t+1}^2 (1 for a marginal), or
+            "posterior", B_t below.
+        step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a marginal);
+            for the plain kernel on the release's parametrisation the factor on its s_t.
         temperature: Factor on every noise draw's standard deviation.
         denoise: End with one flow step from the lowest level to noise 0.
     """
@@ -270,26 +281,26 @@ class LangevinConfig(_Config):
     kernel: Kernel = "corrected"
     start: Start = "flow"
     reference_variance: ReferenceVariance = "sigma_next"
-    step_scale: float = 1.0
+    step_scale: float = 1.5
     temperature: float = 1.0
     denoise: bool = True
 
     def __post_init__(self) -> None:
-        _require_choice("sampler", self.sampler, SamplerName)
-        _require_choice("kernel", self.kernel, Kernel)
-        _require_choice("start", self.start, Start)
-        _require_choice("reference_variance", self.reference_variance, ReferenceVariance)
-        _require_integer("steps", self.steps, 1, 100_000)
-        _require_range("step_scale", self.step_scale, 0.0, 1e6)
+        require_choice("sampler", self.sampler, SamplerName)
+        require_choice("kernel", self.kernel, Kernel)
+        require_choice("start", self.start, Start)
+        require_choice("reference_variance", self.reference_variance, ReferenceVariance)
+        require_integer("steps", self.steps, 1, 100_000)
+        require_range("step_scale", self.step_scale, 0.0, 1e6)
         if self.kernel == "corrected":
-            _require(
+            require(
                 self.step_scale <= 4, f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C"
             )
-        _require_range("temperature", self.temperature, 0.0, 10.0)
+        require_range("temperature", self.temperature, 0.0, 10.0)
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Config):
+class ModelConfig(ConfigBase):
     """Everything `config.json` holds.
 
     Arguments:
@@ -307,9 +318,9 @@ class ModelConfig(_Config):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.format_version == FORMAT_VERSION,
             f"format_version is {self.format_version!r}; this release reads {FORMAT_VERSION}: "
             "upgrade hebm_sample, or export the model again",
         )
-        _require(0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters")
+        require(0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters")

@@ -13,6 +13,9 @@ from hebm_sample.errors import HebmError
 
 __all__ = ["OneLineErrors"]
 
+# New in click 8.2; older releases show the help without raising.
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
 
 class _Failure(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
@@ -55,6 +58,9 @@ class OneLineErrors(click.Command):
             return super().main(*args, standalone_mode=False, **extra)
         try:
             result = super().main(*args, standalone_mode=False, **extra)
+        except _NO_ARGUMENTS as error:
+            error.show()  # a group called without a command answers with its whole help
+            sys.exit(error.exit_code)
         except click.ClickException as error:
             _leave(error.format_message(), error.exit_code)
         except click.Abort:

@@ -307,12 +307,10 @@ def _open(source: Source, name: str) -> Image.Image:
     """Header only: known format, acceptable size."""
     wanted = f"it is not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} picture; convert it first"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(source, formats=_FORMATS)
+        image = Image.open(source, formats=_FORMATS)
     except UnidentifiedImageError:
         raise UserInputError(f"cannot read {name}: {wanted}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise UserInputError(f"cannot read {name}: it has more than {MAX_PIXELS} pixels") from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserInputError(
@@ -335,12 +333,15 @@ def open_picture(source: Source) -> Image.Image:
     """
     name = _named(source)
     try:
-        with _open(source, name) as image:
-            image.load()
-            rgb = to_rgb(image)
-            turn = _TRANSPOSITIONS.get(_orientation(image))
-            # A copy: the file behind the opened picture is about to close.
-            return rgb.copy() if turn is None else rgb.transpose(turn)
+        # What Pillow warns of (size, odd EXIF) is an error below or of no consequence.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _open(source, name) as image:
+                image.load()
+                rgb = to_rgb(image)
+                turn = _TRANSPOSITIONS.get(_orientation(image))
+                # A copy: the file behind the opened picture is about to close.
+                return rgb.copy() if turn is None else rgb.transpose(turn)
     except PermissionError as error:
         raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
     except UserInputError:

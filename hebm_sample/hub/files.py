@@ -1,4 +1,4 @@
-"""Bytes on disk: read with a cap, hashed, parsed strictly, written so that no half file is seen."""
+"""Bytes on disk: read with a cap, hashed, parsed strictly, written so that none is seen half."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,10 @@ MAX_FILE_BYTES = 2**31
 
 def short(value: object) -> str:
     """A stranger's value for an error message: one line of ASCII, at most 120 characters."""
-    shown = ascii(value)
+    try:
+        shown = ascii(value)
+    except RecursionError:
+        shown = f"a nested {type(value).__name__}"
     return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
@@ -54,7 +57,7 @@ def sha256_of(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON from UTF-8 bytes; `ValueError` on repeated keys, NaN, Infinity and bottomless nesting."""
+    """JSON from UTF-8 bytes; `ValueError` on repeated keys, NaN, Infinity, bottomless nesting."""
     try:
         return json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant

@@ -6,7 +6,7 @@ checks the length of what it downloads and not the content, so these digests are
 between a flipped bit and a model.
 
 Manifests may come from strangers. Everything is checked when a row is built: file names are plain
-names out of a small alphabet (no separators, no `..`, no drives, no NUL), keys are known and appear
+names out of a small alphabet (no separators, no `..`, no drives, no NUL), keys are known and come
 once, sizes are capped.
 """
 
@@ -51,7 +51,8 @@ MODEL_FILES = ("config.json", "generator.safetensors", "prior.safetensors", "enc
 REQUIRED_FILES = ("config.json", "generator.safetensors")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_PLAIN = "a plain name (1 to 100 letters, digits, '.', '_', '-'; no '..')"
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*\w)?", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -61,21 +62,36 @@ def _require(condition: bool, message: str) -> None:
         raise UserInputError(message)
 
 
+def _must(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise UserInputError(f"{name} is {short(value)}; it must be {rule}")
+
+
+# The checks take `object`: what JSON holds need not be what a field declares.
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind)
+
+
 def _is_integer(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
+def _is_match(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
+
+
 def _is_plain_name(value: object) -> bool:
-    return _matches(_PLAIN_NAME, value) and ".." not in str(value) and not str(value).endswith(".")
+    text = str(value)
+    return _is_match(_PLAIN_NAME, value) and ".." not in text and not text.endswith(".")
 
 
 def _is_repo_id(value: object) -> bool:
     text = str(value)
-    return _matches(_REPO_ID, value) and len(text) <= 96 and ".." not in text and "--" not in text
+    return _is_match(_REPO_ID, value) and len(text) <= 96 and ".." not in text and "--" not in text
 
 
 @dataclass(frozen=True)
@@ -86,14 +102,9 @@ class FileRow:
     sha256: str
 
     def __post_init__(self) -> None:
-        _require(
-            _is_integer(self.size, 0, MAX_FILE_BYTES),
-            f"size is {short(self.size)}; it must be a whole number from 0 to {MAX_FILE_BYTES}",
-        )
-        _require(
-            _matches(_DIGEST, self.sha256),
-            f"sha256 is {short(self.sha256)}; it must be 64 hex digits",
-        )
+        fits = _is_integer(self.size, 0, MAX_FILE_BYTES)
+        _must(fits, "size", self.size, f"a whole number from 0 to {MAX_FILE_BYTES}")
+        _must(_is_match(_DIGEST, self.sha256), "sha256", self.sha256, "64 lower-case hex digits")
 
 
 @dataclass(frozen=True)
@@ -120,57 +131,24 @@ class ModelRow:
     folder: str | None = None
     repo_id: str | None = None
     revision: str | None = None
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        plain = "a plain name (letters, digits, '.', '_' and '-', at most 100)"
-        _require(_is_plain_name(self.name), f"name is {short(self.name)}; it must be {plain}")
-        _require(
-            _is_integer(self.resolution, 4, 1024),
-            f"resolution is {short(self.resolution)}; it must be a whole number from 4 to 1024",
-        )
-        licence_fits = (
-            isinstance(self.licence, str)
-            and 0 < len(self.licence) <= 200
-            and self.licence.isprintable()
-        )
-        _require(
-            licence_fits,
-            f"licence is {short(self.licence)}; it must be one line of 1 to 200 characters",
-        )
-        _require(
-            isinstance(self.default, bool),
-            f"default is {short(self.default)}; it must be true or false",
-        )
-        _require(
-            self.folder is None or _is_plain_name(self.folder),
-            f"folder is {short(self.folder)}; it must be {plain}, or null",
-        )
-        _require(
-            self.repo_id is None or _is_repo_id(self.repo_id),
-            f"repo_id is {short(self.repo_id)}; it must be owner/name, or null",
-        )
-        _require(
-            self.revision is None
-            or (_matches(_COMMIT, self.revision) and self.repo_id is not None),
-            f"revision is {short(self.revision)}; it must be null or a commit of repo_id (40 hex)",
-        )
-        _require(
-            isinstance(self.figures, Mapping),
-            f"figures is {short(self.figures)}; it must be an object",
-        )
-        self._check_files(plain)
-
-    def _check_files(self, plain: str) -> None:
-        _require(
-            isinstance(self.files, Mapping), f"files is {short(self.files)}; it must be an object"
-        )
+        folder, repo_id, revision = self.folder, self.repo_id, self.revision
+        _must(_is_plain_name(self.name), "name", self.name, _PLAIN)
+        fits = _is_integer(self.resolution, 4, 1024)
+        _must(fits, "resolution", self.resolution, "a whole number from 4 to 1024")
+        _must(_is_line(self.licence), "licence", self.licence, "one line of 1 to 200 characters")
+        _must(_is(self.default, bool), "default", self.default, "true or false")
+        _must(folder is None or _is_plain_name(folder), "folder", folder, f"null or {_PLAIN}")
+        _must(repo_id is None or _is_repo_id(repo_id), "repo_id", repo_id, "null or owner/name")
+        fits = revision is None or (_is_match(_COMMIT, revision) and repo_id is not None)
+        _must(fits, "revision", revision, "null or a commit of repo_id (40 hex digits)")
+        _must(_is(self.figures, Mapping), "figures", self.figures, "an object")
+        _must(_is(self.files, Mapping), "files", self.files, "an object")
         for name, row in self.files.items():
-            _require(_is_plain_name(name), f"files names {short(name)}; it must be {plain}")
-            _require(
-                isinstance(row, FileRow),
-                f"files[{short(name)}] is {short(row)}; it must be a FileRow",
-            )
+            _must(_is_plain_name(name), "a name in files", name, _PLAIN)
+            _must(_is(row, FileRow), f"files[{name}]", row, "a FileRow")
         missing = sorted(set(REQUIRED_FILES) - set(self.files))
         _require(not missing, f"files lacks {', '.join(missing)}")
 
@@ -179,10 +157,11 @@ class ModelRow:
         """Build from plain JSON values; `UserInputError` on unknown, missing or ill-typed keys."""
         _check_keys(data, cls, "a model row")
         files = data["files"]
-        _require(isinstance(files, dict), f"files is {short(files)}; it must be an object")
+        _must(isinstance(files, dict), "files", files, "an object")
         for name, row in files.items():
             _check_keys(row, FileRow, f"files[{short(name)}]")
-        return cls(**{**data, "files": {name: FileRow(**row) for name, row in files.items()}})
+        rest = {key: value for key, value in data.items() if key != "files"}
+        return cls(files={name: FileRow(**row) for name, row in files.items()}, **rest)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict(to_dict())` is the identity."""
@@ -190,7 +169,7 @@ class ModelRow:
 
 
 def _check_keys(data: Any, kind: type, where: str) -> None:
-    _require(isinstance(data, dict), f"{where} is {short(data)}; it must be an object")
+    _must(isinstance(data, dict), where, data, "an object")
     fields = dataclasses.fields(kind)
     unknown = sorted(set(data) - {f.name for f in fields})
     _require(
@@ -216,15 +195,11 @@ class Manifest:
             by_name.setdefault(row.name, []).append(row)
         for name, rows in by_name.items():
             sides = [row.resolution for row in rows]
-            _require(
-                len(set(sides)) == len(sides),
-                f"{name} has two rows of one resolution among {sides}",
-            )
+            unique = len(set(sides)) == len(sides)
+            _require(unique, f"{name} has two rows of one resolution among {short(sides)}")
             defaults = sum(row.default for row in rows)
-            _require(
-                len(rows) == 1 or defaults == 1,
-                f"{name} has {defaults} default rows among {sides}; it needs one",
-            )
+            decided = len(rows) == 1 or defaults == 1
+            _require(decided, f"{name} has {defaults} default rows, not 1, among {short(sides)}")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> "Manifest":
@@ -241,16 +216,14 @@ class Manifest:
 
     @classmethod
     def _from_dict(cls, data: Any) -> "Manifest":
-        _require(isinstance(data, dict), f"it is {short(data)}; it must be an object")
+        _must(isinstance(data, dict), "the whole", data, "an object")
         version = data.get("format_version")
-        _require(
-            _is_integer(version, FORMAT_VERSION, FORMAT_VERSION),
-            f"format_version is {short(version)}; this hebm_sample reads {FORMAT_VERSION}: upgrade it",
-        )
+        known = _is_integer(version, FORMAT_VERSION, FORMAT_VERSION)
+        _must(known, "format_version", version, f"{FORMAT_VERSION}, or else upgrade hebm_sample")
         unknown = sorted(set(data) - {"format_version", "models"})
         _require(not unknown, f"unknown keys {short(unknown)}")
         models = data.get("models")
-        _require(isinstance(models, list), f"models is {short(models)}; it must be a list")
+        _must(isinstance(models, list), "models", models, "a list")
         return cls(tuple(ModelRow.from_dict(row) for row in models))
 
     def find(self, name: str, resolution: int | None = None) -> ModelRow:

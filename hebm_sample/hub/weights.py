@@ -1,9 +1,9 @@
 """safetensors files to modules and back: strict, finite, bounded.
 
-safetensors promises that a file never makes the reader take more memory than the file has bytes; it
-checks neither which tensors are there nor their values. So: the key sets must be equal, every shape
-must agree, every tensor must be F16, BF16 or F32 and finite, no key may appear twice. All of it is
-known before the module changes, so that a failed load leaves the module as it was.
+safetensors promises that a file never makes the reader take more memory than the file has bytes;
+it checks neither which tensors are there nor their values. So: the key sets must be equal, every
+shape must agree, every tensor must be F16, BF16 or F32 and finite, no key may appear twice. All of
+it is known before the module changes, so that a failed load leaves the module as it was.
 """
 
 import os
@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from hebm_sample.errors import WeightsError
-from hebm_sample.hub.files import MAX_FILE_BYTES, parse_json, read_capped, write_atomically
+from hebm_sample.hub.files import MAX_FILE_BYTES, parse_json, read_capped, short, write_atomically
 
 __all__ = ["load_weights", "save_weights"]
 
@@ -64,7 +64,7 @@ def save_weights(
     path: str | os.PathLike[str],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a module's persistent tensors; equal tensors give equal bytes, and no half file is seen.
+    """Write a module's persistent tensors, atomically; equal tensors give equal bytes.
 
     Raises:
         WeightsError: A tensor is no float, or not finite once in `dtype`; nothing is written.
@@ -72,7 +72,9 @@ def save_weights(
     """
     path = Path(path)
     if dtype not in FLOATS:
-        raise WeightsError(f"dtype is {dtype}; weights are stored as {_names(map(_plain, FLOATS))}")
+        raise WeightsError(
+            f"dtype is {dtype}; weights are stored as {_names(map(_plain, FLOATS))}"
+        )
     tensors = module.state_dict()
     other = [key for key, value in tensors.items() if value.dtype not in FLOATS]
     if other:
@@ -90,13 +92,13 @@ def save_weights(
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    # Whole bytes rather than a memory map: a file that is truncated meanwhile would kill the process.
+    # Not a memory map: a file that is truncated meanwhile would kill the process.
     data = read_capped(path, MAX_FILE_BYTES)
     try:
         _check_header(data)
         tensors = parse_safetensors(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = short(str(error) or type(error).__name__)[1:-1]
         raise WeightsError(f"{path} is no valid safetensors file: {reason}") from error
     other = [f"{key!a} ({_plain(t.dtype)})" for key, t in tensors.items() if t.dtype not in FLOATS]
     if other:

@@ -55,7 +55,7 @@ def _label_matrix(
 
 
 def _augment(images: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Random mirror, shift and brightness of uint8 (B, 3, H, W); returns floats of that shape.
+    """Random mirror, shift, contrast and brightness of uint8 (B, 3, H, W), as floats.
 
     Shifts reach 1/16 of the side; the border is repeated where one uncovers nothing.
     """
@@ -66,7 +66,8 @@ def _augment(images: np.ndarray, rng: np.random.Generator) -> Tensor:
     rows, columns = rows.clip(0, height - 1)[:, :, None], columns.clip(0, width - 1)[:, None, :]
     moved = images[np.arange(count)[:, None, None], :, rows, columns]  # (B, H, W, 3)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1))).float()
-    return (to_float(moved.transpose(0, 3, 1, 2)) * gain).clamp(-1, 1)
+    offset = torch.from_numpy(rng.uniform(-0.1, 0.1, (count, 1, 1, 1))).float()
+    return (to_float(moved.transpose(0, 3, 1, 2)) * gain + offset).clamp(-1, 1)
 
 
 def masked_cross_entropy(net: FeatureNet, logits: Tensor, labels: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ def train_feature_net(
         progress: Show a bar.
         device: Where to train.
         learning_rate: Peak of the one-cycle schedule.
-        augment: Mirror, shift and brighten at random.
+        augment: Mirror, shift and vary contrast and brightness at random.
         holdout: Share of the labelled rows, at most 1,000, that only the report sees.
 
     Returns:
@@ -196,6 +197,8 @@ def train_feature_net(
         raise UserInputError(
             f"steps is {steps} and batch_size {batch_size}; each must be at least 2"
         )
+    if not 0 < holdout <= 0.5:
+        raise UserInputError(f"holdout is {holdout}; it must lie in (0, 0.5]")
     columns, matrix = _label_matrix(labels, len(images))
     labelled = np.flatnonzero((matrix != UNKNOWN).any(axis=1))
     if len(labelled) < 20:

@@ -24,11 +24,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hebm_sample.errors import (
-    EnvironmentFailure,
-    UserInputError,
-    WeightsError,
-)
+from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 
 __all__ = [
     "Extractor",
@@ -95,7 +91,10 @@ class FeatureNet(nn.Module):
     @property
     def name(self) -> str:
         """What to print beside a figure."""
-        return f"{self.widths[-1]} features of a classifier of {', '.join(self.columns)}"
+        labels = (
+            ", ".join(self.columns) if len(self.columns) <= 3 else f"{len(self.columns)} labels"
+        )
+        return f"{self.widths[-1]} features of a classifier of {labels}"
 
     def settings(self) -> dict[str, Any]:
         """Plain values from which `FeatureNet(**settings)` is rebuilt."""
@@ -178,6 +177,8 @@ class PcaFeatures(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Coordinates (B, D), float64, from float pictures (B, 3, H, W) in [-1, 1]."""
+        if not self.components.any():
+            raise UserInputError("the principal components are not fitted; call fit(images) first")
         return (self._pixels(images) - self.mean) @ self.components.T
 
 

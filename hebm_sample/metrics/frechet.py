@@ -107,7 +107,7 @@ def gap_closed(fd_gauss: float, fd_model: float, fd_recon: float) -> float:
 
 
 def _leave_one_group_out(
-    features: np.ndarray, num_groups: int, rng: np.random.Generator
+    features: np.ndarray, num_groups: int, seed: int
 ) -> list[FeatureStatistics]:
     """Statistics without each of `num_groups` random groups.
 
@@ -121,7 +121,9 @@ def _leave_one_group_out(
             f"with {len(features)} pictures it can be 2 to {len(features) // 2}"
         )
     centre = features.mean(axis=0)
-    groups = np.array_split((features - centre)[rng.permutation(len(features))], num_groups)
+    # the same order in every set, so that rows paired by their noise are left out together
+    order = np.random.default_rng(seed).permutation(len(features))
+    groups = np.array_split((features - centre)[order], num_groups)
     sums = np.stack([g.sum(axis=0) for g in groups])
     products = np.stack([g.T @ g for g in groups])
     total_sum, total_product = sums.sum(axis=0), products.sum(axis=0)
@@ -140,8 +142,7 @@ def _jackknife(
     num_groups: int,
     seed: int,
 ) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    left_out = [_leave_one_group_out(features, num_groups, rng) for features in sets]
+    left_out = [_leave_one_group_out(features, num_groups, seed) for features in sets]
     values = np.array([statistic(*statistics) for statistics in zip(*left_out, strict=True)])
     deviations = values - values.mean(axis=0)
     return np.sqrt((num_groups - 1) / num_groups * np.sum(deviations**2, axis=0))
@@ -165,7 +166,7 @@ def jackknife_standard_error(
 
     Arguments:
         statistic: Takes one `FeatureStatistics` a set, in order; returns a number.
-        features: The sets, each (N_i, D) and independent of the others.
+        features: The sets, each (N_i, D); independent, or of one size and paired row by row.
         num_groups: K, at least 2.
         seed: Of the random groups.
     """

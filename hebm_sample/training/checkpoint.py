@@ -1,12 +1,13 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into a broken run.
 
-A checkpoint is a folder `checkpoint-00001200/`: one safetensors file a module, one for the optimiser's state,
-and `state.json`, written last, with the size and sha256 of the others. It is built under a temporary name, every
-file is synced, and the folder is renamed: what bears the final name is whole, and the one before stays until then.
-Nothing is pickled: tensors are safetensors, everything else is JSON.
+A checkpoint is a folder `checkpoint-00001200/`: one safetensors file a module, one for the
+optimiser's state, and `state.json`, written last, with the size and sha256 of the others. It is
+built under a temporary name, every file is synced, and the folder is renamed: what bears the final
+name is whole, and the one before stays until then. Nothing is pickled: tensors are safetensors,
+everything else is JSON.
 """
 
-import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -28,11 +29,9 @@ from torch.optim import Optimizer
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 
 __all__ = [
-    "capture_rng",
     "latest_checkpoint",
     "load_checkpoint",
     "read_state",
-    "restore_rng",
     "save_checkpoint",
 ]
 
@@ -53,7 +52,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` and return its folder; older ones beyond the newest `keep` are removed.
+    """Write the checkpoint of `step` and return its folder; older ones beyond `keep` are removed.
 
     Arguments:
         run_dir: The run's folder; made if need be.
@@ -79,8 +78,8 @@ def save_checkpoint(
         _sync_folder(run_dir)
     except OSError as error:
         raise EnvironmentFailure(
-            f"the checkpoint of step {step} could not be written to {run_dir}: {error.strerror or error}; "
-            "the one before is kept"
+            f"the checkpoint of step {step} could not be written to {run_dir}: "
+            f"{error.strerror or error}; the one before is kept"
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -90,7 +89,7 @@ def save_checkpoint(
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
     """The newest checkpoint that is whole, or None; broken ones are passed over with a warning."""
-    for path in reversed(_checkpoints(Path(run_dir))):
+    for path in reversed(_checkpoints(Path(run_dir)).values()):
         try:
             header = _read_header(path)
             for name in header["files"]:
@@ -112,8 +111,9 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore modules and optimiser in place, bit for bit, and return the `state` saved with them.
 
-    With an optimiser the modules must be exactly those saved; without one (export, evaluation) a part of
-    them will do. Names, shapes and dtypes are checked before anything is changed: `WeightsError` otherwise.
+    With an optimiser the modules must be exactly those saved; without one (export, evaluation) a
+    part of them will do. Names, shapes and dtypes are checked before anything is changed; raises
+    `WeightsError` if they do not fit or the files are damaged.
     """
     path = Path(path)
     header = _read_header(path)
@@ -136,26 +136,7 @@ def load_checkpoint(
     return header["state"]
 
 
-def capture_rng() -> dict[str, str]:
-    """States of torch's global random sources on this process (CPU, and CUDA if in use), as JSON values."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return {k: base64.b64encode(v.numpy().tobytes()).decode("ascii") for k, v in states.items()}
-
-
-def restore_rng(states: Mapping[str, str]) -> None:
-    """Undo everything drawn since `capture_rng`."""
-    decoded = {
-        k: torch.frombuffer(bytearray(base64.b64decode(v)), dtype=torch.uint8)
-        for k, v in states.items()
-    }
-    torch.set_rng_state(decoded["cpu"])
-    if "cuda" in decoded and torch.cuda.is_available():
-        torch.cuda.set_rng_state(decoded["cuda"])
-
-
-# --- writing ---------------------------------------------------------------------------------------------
+# Writing
 
 
 def _write_contents(
@@ -183,8 +164,15 @@ def _write_contents(
         "optimizer": optimizer_rest,
         "state": state,
     }
+    header["sha256"] = _digest(header)
     _write_file(folder / STATE_NAME, json.dumps(header, indent=1).encode())
     _sync_folder(folder)
+
+
+def _digest(header: dict[str, Any]) -> str:
+    """Hash of what state.json says; through JSON first, so that it is what a reader sees."""
+    plain = {k: v for k, v in json.loads(json.dumps(header)).items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -233,30 +221,27 @@ def _free_name(run_dir: Path, step: int) -> Path:
     return path
 
 
-def _checkpoints(run_dir: Path) -> list[Path]:
-    """Folders with a checkpoint's name, oldest first."""
+def _checkpoints(run_dir: Path) -> dict[tuple[int, int], Path]:
+    """Folders with a checkpoint's name by (step, version), oldest first."""
     found = {}
     for path in run_dir.iterdir() if run_dir.is_dir() else ():
         if (match := _FINAL.fullmatch(path.name)) and path.is_dir():
             found[int(match[1]), int(match[2] or 0)] = path
-    return [found[k] for k in sorted(found)]
-
-
-def _step(path: Path) -> int:
-    match = _FINAL.fullmatch(path.name)
-    return int(match[1]) if match else -1
+    return {k: found[k] for k in sorted(found)}
 
 
 def _prune(run_dir: Path, newest: Path, keep: int) -> None:
-    """Remove older checkpoints beyond `keep`, and temporary folders of processes of this machine that died."""
-    older = [p for p in _checkpoints(run_dir) if p != newest and _step(p) <= _step(newest)]
-    superseded = [p for p in older if _step(p) == _step(newest)]
-    others = [p for p in older if p not in superseded]
-    doomed = superseded + others[: max(0, len(others) - (keep - 1))]
+    """Remove older checkpoints beyond `keep`, and what dead processes here left half-built."""
+    found = _checkpoints(run_dir)
+    last = next(k for k, path in found.items() if path == newest)
+    doomed = [p for k, p in found.items() if k[0] == last[0] and k != last]  # superseded
+    older = [p for k, p in found.items() if k[0] < last[0]]
+    doomed += older[: max(0, len(older) - (keep - 1))]
     doomed += [p for p in run_dir.iterdir() if _is_orphan(p.name)]
     for path in doomed:
         # state.json goes first: a half-removed checkpoint must not look like one.
-        (path / STATE_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (path / STATE_NAME).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -266,14 +251,12 @@ def _is_orphan(name: str) -> bool:
         return False
     try:
         os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
-# --- reading ---------------------------------------------------------------------------------------------
+# Reading
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -283,19 +266,10 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} has no {STATE_NAME}: it is not a whole checkpoint") from error
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path / STATE_NAME} cannot be read: {error}") from error
-    needed = {"format_version", "step", "files", "optimizer", "state"}
-    if (
-        not isinstance(header, dict)
-        or not needed <= header.keys()
-        or not isinstance(header["files"], dict)
-    ):
-        raise WeightsError(
-            f"{path / STATE_NAME} is not a checkpoint's description; it needs {sorted(needed)}"
-        )
-    if header["format_version"] != FORMAT_VERSION:
-        raise WeightsError(
-            f"{path} has format {header['format_version']!r}; this release reads {FORMAT_VERSION}"
-        )
+    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(f"{path / STATE_NAME} is not of format {FORMAT_VERSION}")
+    if header.get("sha256") != _digest(header):
+        raise WeightsError(f"{path / STATE_NAME} is damaged: it does not match its own sha256")
     return header
 
 
@@ -326,10 +300,8 @@ def _read_tensors(path: Path, name: str, header: dict[str, Any]) -> dict[str, Te
 
 
 def _check_fit(where: str, present: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    missing, unexpected = (
-        sorted(present.keys() - saved.keys()),
-        sorted(saved.keys() - present.keys()),
-    )
+    missing = sorted(present.keys() - saved.keys())
+    unexpected = sorted(saved.keys() - present.keys())
     if missing or unexpected:
         raise WeightsError(f"{where}: missing {missing}, unexpected {unexpected}")
     for key, tensor in present.items():
@@ -344,34 +316,32 @@ def _restore_optimizer(
     optimizer: Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any], path: Path
 ) -> None:
     groups = [dict(g) for g in rest["param_groups"]]
-    sizes, present = (
-        [len(g["params"]) for g in groups],
-        [len(g["params"]) for g in optimizer.param_groups],
-    )
+    sizes = [len(g["params"]) for g in groups]
+    present = [len(g["params"]) for g in optimizer.param_groups]
     if sizes != present:
         raise WeightsError(
-            f"{path}: the optimiser was saved with groups of {sizes} parameters, now {present}"
+            f"{path}: the optimiser has groups of {sizes} parameters, not {present}"
         )
+    owners: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for group, current in zip(groups, optimizer.param_groups, strict=True):
-        for name, value in group.items():
-            if isinstance(current.get(name), tuple) and isinstance(value, list):
-                group[name] = tuple(value)
-    numbered = [i for g in groups for i in g["params"]]
-    parameters = dict(
-        zip(numbered, (p for g in optimizer.param_groups for p in g["params"]), strict=True)
-    )
-    # torch would cast the state to the parameter's dtype and drop its memory layout; both must survive.
+        group |= {k: tuple(v) for k, v in group.items() if isinstance(current.get(k), tuple)}
+        for index, parameter in zip(group["params"], current["params"], strict=True):
+            owners[index] = parameter, group
+    # torch would cast to the parameter's dtype and drop the memory layout; both must survive.
     optimizer.load_state_dict({"state": {}, "param_groups": groups})
     for key, value in (*tensors.items(), *rest["values"].items()):
         index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        optimizer.state[parameter][name] = (
-            _like(parameter, name, value) if isinstance(value, Tensor) else value
-        )
+        parameter, group = owners[int(index)]
+        if isinstance(value, Tensor):
+            value = _like(parameter, group, name, value)
+        optimizer.state[parameter][name] = value
 
 
-def _like(parameter: Tensor, name: str, value: Tensor) -> Tensor:
-    """State of a parameter on its device and with its strides; `step` counters stay on the CPU."""
-    if value.shape == parameter.shape and name != "step":
-        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-    return value.clone() if name == "step" else value.to(parameter.device)
+def _like(parameter: Tensor, group: dict[str, Any], name: str, value: Tensor) -> Tensor:
+    """State with its parameter's device and strides; step counters stay where torch keeps them."""
+    if name == "step":
+        on_device = group.get("capturable") or group.get("fused")
+        return value.to(parameter.device) if on_device else value
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,10 +1,11 @@
-"""Training pictures: decoded once to bytes, then drawn by an order that depends on (seed, step) alone.
+"""Training pictures: decoded once to bytes, then drawn in an order that follows from (seed, step).
 
-    x = byte / 127.5 - 1 in [-1, 1];    rows of step s = permutation(seed, epoch(s)), the s-th slice of it
+    x = byte / 127.5 - 1                              in [-1, 1]
+    rows of step s = a slice of permutation(seed, epoch of s)
 
-`load_pictures` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so a run neither
-holds the pictures nor decodes them twice. `StepSampler` has no state: a resumed run asks for step s and gets
-the rows and flips that the uninterrupted run would have got.
+`load_pictures` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so
+a run neither holds the pictures nor decodes them twice. `StepSampler` has no state: a resumed run
+asks for step s and gets the rows and flips that the uninterrupted run would have got.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import uuid
 import warnings
@@ -24,20 +24,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.training.sources import Source, open_source
+from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
+from hebm_sample.images import open_picture
+from hebm_sample.training.sources import Source, encode_labels, open_source
 
 __all__ = ["Pictures", "StepSampler", "load_pictures", "to_float"]
 
 RECIPE = 1  # raise it when decoding changes, so that old caches are not taken for new ones
 DECODING_THREADS = 2
-MAX_PIXELS = 89_478_485  # Pillow's own warning threshold
-MAX_NAMED_VALUES = 256
-UNKNOWN = -1
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ class Pictures:
         return len(self.images)
 
     def rows(self, start: int, stop: int) -> "Pictures":
-        """Rows start ... stop - 1 as views, with the parts that begin among them (the first at 0)."""
+        """Rows start ... stop - 1 as views; `part_starts` counts from `start`."""
         starts = sorted({max(0, s - start) for s in self.part_starts if s < stop})
         return dataclasses.replace(
             self,
@@ -81,10 +79,14 @@ class Pictures:
         )
 
     def split(self, validation: int) -> "tuple[Pictures, Pictures]":
-        """(train, validation): the last `validation` rows are kept apart; raises `UserInputError` if none is left."""
+        """(train, validation): the last `validation` rows are kept apart.
+
+        Raises `UserInputError` unless at least one row is left to train on.
+        """
         if not 0 <= validation < len(self):
             raise UserInputError(
-                f"{validation} validation pictures asked for; with {len(self)} pictures it can be 0 to {len(self) - 1}"
+                f"{validation} validation pictures asked for; of {len(self)} pictures it can be "
+                f"0 to {len(self) - 1}"
             )
         cut = len(self) - validation
         return self.rows(0, cut), self.rows(cut, len(self))
@@ -92,7 +94,7 @@ class Pictures:
     def batch(
         self, indices: Tensor, flip: Tensor | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """Rows `indices` (B,) as float32 (B, 3, S, S) in [-1, 1], channels last; mirrored where `flip` (B,)."""
+        """Rows `indices` (B,) as `to_float` (B, 3, S, S), mirrored where `flip` (B,) is true."""
         rows = torch.from_numpy(np.asarray(self.images[indices.numpy()]))
         if flip is not None:
             rows = torch.where(flip[:, None, None, None], rows.flip(-1), rows)
@@ -102,9 +104,10 @@ class Pictures:
 class StepSampler:
     """Which rows a step sees, from (seed, step) alone.
 
-    The global batch of a step, world * batch_size rows, is a slice of its epoch's permutation; a rank takes
-    its own batch_size of them. What is left at an epoch's end and is smaller than a global batch is dropped.
-    With fewer rows than a global batch an epoch is one step: permutations follow each other until it is full.
+    The global batch of a step, world * batch_size rows, is a slice of its epoch's permutation; a
+    rank takes its own batch_size of them. What is left at an epoch's end and is smaller than a
+    global batch is dropped. With fewer rows than a global batch an epoch is one step: permutations
+    follow each other until it is full.
 
     Arguments:
         num_rows: Rows to draw from.
@@ -119,8 +122,8 @@ class StepSampler:
     ) -> None:
         if num_rows < 1 or batch_size < 1 or world < 1 or not 0 <= rank < world:
             raise UserInputError(
-                f"num_rows {num_rows}, batch_size {batch_size} and world {world} must be at least 1, "
-                f"and rank {rank} in [0, world)"
+                f"num_rows {num_rows}, batch_size {batch_size} and world {world} must be at least "
+                f"1, and rank {rank} in [0, world)"
             )
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
         self.rank, self.world = rank, world
@@ -138,7 +141,7 @@ class StepSampler:
         return self._order(self.epoch(step))[start : start + self.batch_size].clone()
 
     def flips(self, step: int) -> Tensor:
-        """Which of this rank's pictures (batch_size,) are mirrored at `step`; independent fair coins."""
+        """Which of this rank's pictures (batch_size,) are mirrored at `step`: fair coins."""
         coins = torch.rand(self.global_batch, generator=self._generator("flip", step)) < 0.5
         return coins[self.rank * self.batch_size :][: self.batch_size]
 
@@ -167,14 +170,16 @@ def load_pictures(
     """Open a set of pictures, decoding it on first use.
 
     Arguments:
-        source: A folder of pictures, a parquet file, a folder of parquet files, or a Hub data set `owner/name`.
+        source: A folder of pictures, a parquet file, a folder of parquet files, or a Hub data set
+            `owner/name`.
         size: Side of the squares, in pixels: centre crop, then reduction.
-        split: Of parquet files, folders and Hub sets; by default `train`, or everything if there is none.
+        split: Of parquet files, folders and Hub sets; by default `train`, or everything if there
+            is none.
         cache_dir: Where decoded pictures are kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show a bar while decoding.
 
-    Pictures that cannot be read are left out and counted in one warning. Raises `UserInputError` if there
-    is no picture at all, `EnvironmentFailure` if the disk or the [train] extra fails.
+    Pictures that cannot be read are left out and counted in one warning. Raises `UserInputError`
+    if there is no picture at all, `EnvironmentFailure` if the disk or the [train] extra fails.
     """
     if size < 1:
         raise UserInputError(f"size is {size}; it must be at least 1")
@@ -220,12 +225,12 @@ def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: 
     building.mkdir()  # not tempfile's 0700: a cache may be shared
     try:
         meta, columns = _decode_all(source, building / "pictures.npy", size, shown, progress)
-        labels, names = _encode_labels(columns, source.label_names)
+        labels, names = encode_labels(columns, source.label_names)
         with (building / "labels.npz").open("wb") as file:
             arrays: dict[str, Any] = {f"column{i}": v for i, v in enumerate(labels.values())}
             np.savez(file, **arrays)
         digest = hashlib.sha256(meta.pop("digest").encode())
-        for name, column in labels.items():
+        for name, column in sorted(labels.items()):
             digest.update(name.encode() + column.tobytes())
         meta |= {"columns": list(labels), "label_names": names, "identity": digest.hexdigest()}
         (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -243,10 +248,10 @@ def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: 
 def _decode_all(
     source: Source, path: Path, size: int, shown: str, progress: bool
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Write all readable pictures to `path`; returns what is known about them and their raw labels."""
+    """Write all readable pictures to `path`; returns facts about them and their raw labels."""
     columns: dict[str, list[Any]] = {}
     starts: dict[int, int] = {}
-    rows, broken, digest = 0, [], hashlib.sha256()
+    rows, first_broken, digest = 0, "", hashlib.sha256()
     with (
         path.open("wb") as file,
         tqdm(total=source.total, desc="decoding", unit="picture", disable=not progress) as bar,
@@ -255,11 +260,10 @@ def _decode_all(
         for part, seen, results, labels in _decoded(source, size):
             starts.setdefault(part, rows)
             good = [i for i, r in enumerate(results) if isinstance(r, np.ndarray)]
-            broken += [
-                f"row {seen + i}: {r}" for i, r in enumerate(results) if isinstance(r, str)
-            ][:10]
-            for name in labels.keys() - columns.keys():
-                columns[name] = [None] * rows
+            bad = (f"; row {seen + i}: {r}" for i, r in enumerate(results) if isinstance(r, str))
+            first_broken = first_broken or next(bad, "")
+            for name in labels:
+                columns.setdefault(name, [None] * rows)
             for name, values in columns.items():
                 found = labels.get(name)
                 values.extend(found[i] if found else None for i in good)
@@ -270,16 +274,15 @@ def _decode_all(
             rows += len(good)
             bar.update(len(results))
         if rows == 0:
-            reason = f"; the first is {broken[0]}" if broken else ""
             raise UserInputError(
-                f"none of the {source.total} pictures in {shown} can be read{reason}"
+                f"none of the {source.total} pictures in {shown} can be read{first_broken}"
             )
         file.seek(0)
         _write_header(file, rows, size)
     skipped = source.total - rows
     if skipped:
         warnings.warn(
-            f"{skipped} of {source.total} pictures in {shown} left out; the first is {broken[0]}",
+            f"{skipped} of {source.total} pictures in {shown} left out{first_broken}",
             stacklevel=4,
         )
     meta = {"part_starts": list(starts.values()), "skipped": skipped, "digest": digest.hexdigest()}
@@ -289,7 +292,7 @@ def _decode_all(
 def _decoded(
     source: Source, size: int
 ) -> Iterator[tuple[int, int, list[np.ndarray | str], dict[str, list[Any]]]]:
-    """(part, rows before, pictures or reasons, labels) a chunk: what is in memory at once is one chunk."""
+    """(part, rows before, pictures or reasons, labels) a chunk: one chunk is in memory at once."""
     seen = 0
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for chunk in source.chunks():
@@ -303,52 +306,18 @@ def _decode(picture: bytes | Path | None, size: int) -> np.ndarray | str:
     if picture is None:
         return "empty"
     try:
-        with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{image.width}x{image.height} pixels are too many"
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        side = min(upright.size)
-        left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        square = upright.crop((left, top, left + side, top + side))
-        if side != size:
-            square = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-    except (
-        Exception
-    ) as error:  # decoders raise anything from SyntaxError to OSError on hostile bytes
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        image = open_picture(picture if isinstance(picture, Path) else io.BytesIO(picture))
+    except HebmError as error:
+        return str(error)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    if side != size:
+        square = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def _write_header(file: BinaryIO, rows: int, size: int) -> None:
     """The .npy header; NumPy leaves it room to grow, so its length does not depend on `rows`."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 3, size, size)}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _encode_labels(
-    columns: dict[str, list[Any]], known_names: dict[str, tuple[str, ...]]
-) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-    """Columns that are labels, as integers; texts become numbers in alphabetical order, others are dropped."""
-    labels, names = {}, {}
-    for column, values in columns.items():
-        known = [v for v in values if v is not None]
-        if known and all(isinstance(v, str) for v in known):
-            if all(re.fullmatch(r"\s*-?[0-9]+\s*", v) for v in known):
-                values = [None if v is None else int(v) for v in values]
-            else:
-                distinct = sorted(set(known))
-                if len(distinct) > MAX_NAMED_VALUES:  # captions or file names, not labels
-                    continue
-                names[column] = tuple(distinct)
-                number = {name: i for i, name in enumerate(distinct)}
-                values = [None if v is None else number[v] for v in values]
-        elif not all(isinstance(v, int) for v in known):
-            continue
-        if any(v is not None and abs(v) >= 2**31 for v in values):
-            continue
-        labels[column] = np.array(
-            [UNKNOWN if v is None or v < 0 else v for v in values], dtype=np.int64
-        )
-        if column in known_names:
-            names[column] = known_names[column]
-    return labels, names

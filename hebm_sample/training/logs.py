@@ -1,8 +1,8 @@
-"""A run's log: one JSON line a record in `log.jsonl`, the same numbers for TensorBoard, sample pictures as PNG.
+"""A run's log: JSON lines in `log.jsonl`, the numbers for TensorBoard too, samples as PNG.
 
-A line is flushed when it is written. A run that goes on from step s first cuts off what was logged after s, so
-the file reads as if the run had never been interrupted. Every line is valid JSON: a number that is not finite
-is written as the text "nan", "inf" or "-inf".
+A line is flushed when it is written. A run that goes on from step s first cuts off what was logged
+after s, so the file reads as if the run had never been interrupted. Every line is valid JSON: a
+number that is not finite is written as the text "nan", "inf" or "-inf".
 """
 
 import json
@@ -27,7 +27,8 @@ class RunLog:
     Arguments:
         run_dir: The run's folder; made if need be.
         tensorboard: Also write `tensorboard/`; needs the [train] extra.
-        resume_step: Steps done by the checkpoint that the run goes on from: later records are removed.
+        resume_step: Steps done by the checkpoint that the run goes on from: later records are
+            removed.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RunLog:
             self._writer = _summary_writer(self.run_dir / "tensorboard", resume_step)
 
     def log(self, step: int, /, **values: Any) -> None:
-        """Append one record: numbers, texts, lists of numbers, or tensors of at most one dimension."""
+        """Append one record of numbers, texts, lists of numbers, or tensors of them."""
         plain = {name: _plain(value) for name, value in values.items()}
         record = {"step": step, **{name: _valid(value) for name, value in plain.items()}}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -116,7 +117,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _cut(path: Path, last_step: int | None) -> None:
-    """Remove records after `last_step` and lines that a kill left unfinished; by rename, if there are any."""
+    """Remove records after `last_step` and lines that a kill left unfinished, by rename."""
     if not path.exists():
         return
     kept = [

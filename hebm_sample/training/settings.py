@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from hebm_sample.config import _Config, _require, _require_integer, _require_range
+from hebm_sample.config import ConfigBase, require, require_integer, require_range
 
 __all__ = ["TrainSettings", "parse_duration"]
 
 
 @dataclass(frozen=True)
-class TrainSettings(_Config):
+class TrainSettings(ConfigBase):
     """Settings shared by the generator's and the prior's training.
 
     Arguments:
@@ -49,19 +49,19 @@ class TrainSettings(_Config):
 
     def __post_init__(self) -> None:
         if self.steps is not None:
-            _require_integer("steps", self.steps, 1, 10**9)
+            require_integer("steps", self.steps, 1, 10**9)
         if self.time_budget is not None:
-            _require_range("time_budget", self.time_budget, 1.0, 1e8)
+            require_range("time_budget", self.time_budget, 1.0, 1e8)
         for name in ("batch_size", "max_skipped", "log_every"):
-            _require_integer(name, getattr(self, name), 1, 10**6)
+            require_integer(name, getattr(self, name), 1, 10**6)
         for name in ("warmup_steps", "validation"):
-            _require_integer(name, getattr(self, name), 0, 10**9)
-        _require_range("learning_rate", self.learning_rate, 0.0, 10.0)
-        _require_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        _require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
-        _require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
-        _require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
-        _require_integer("seed", self.seed, 0, 2**31)
+            require_integer(name, getattr(self, name), 0, 10**9)
+        require_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        require_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
+        require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
+        require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
+        require_integer("seed", self.seed, 0, 2**31)
 
 
 def parse_duration(text: str) -> float:
@@ -72,5 +72,5 @@ def parse_duration(text: str) -> float:
         seconds = float(body) * unit
     except ValueError:
         seconds = -1.0
-    _require(1.0 <= seconds < 1e8, f"time budget is {text!r}; write for example 90s, 3m or 1.5h")
+    require(1.0 <= seconds < 1e8, f"time budget is {text!r}; write for example 90s, 3m or 1.5h")
     return seconds

@@ -1,9 +1,10 @@
-"""Where pictures come from: folders, parquet files and Hub data sets, read as one stream of encoded rows.
+"""Where pictures come from: folders, parquet files and Hub data sets, as a stream of encoded rows.
 
-Files are taken in sorted order, so that a row's number means the same picture on every machine. Nothing is
-decoded here: a `Chunk` holds encoded bytes or a path, and the labels as they were found. Names follow the
-conventions of Hugging Face data sets: `metadata.jsonl` or `metadata.csv` with a column `file_name`, one folder
-a class without them, `train-00000-of-00003.parquet` or a folder `train/` for splits.
+Files are taken in sorted order, so that a row's number means the same picture on every machine.
+Nothing is decoded here: a `Chunk` holds encoded bytes or a path, and the labels as they were
+found. Names follow the conventions of Hugging Face data sets: `metadata.jsonl` or `metadata.csv`
+with a column `file_name`, one folder a class without them, `train-00000-of-00003.parquet` or a
+folder `train/` for splits.
 """
 
 import csv
@@ -14,17 +15,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
 
-__all__ = ["Chunk", "Source", "open_source"]
+__all__ = ["Chunk", "Source", "encode_labels", "open_source"]
 
 CHUNK_ROWS = 256
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+MAX_NAMED_VALUES = 256
+UNKNOWN = -1
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 
 
 class Chunk(NamedTuple):
-    """Some consecutive rows of one source file: pictures as encoded bytes or paths, labels a column."""
+    """Consecutive rows of one source file: pictures as encoded bytes or paths, labels a column."""
 
     part: int
     pictures: list[bytes | Path | None]
@@ -48,7 +53,11 @@ class Source(NamedTuple):
 
 
 def open_source(source: str | Path, split: str | None) -> Source:
-    """Find the files of `source`; raises `UserInputError` if there are none, `HubError` if the Hub fails."""
+    """Find the files of `source`.
+
+    Raises `UserInputError` if there are none, `HubError` if the Hub fails, `EnvironmentFailure` if
+    a parquet file is damaged or the [train] extra is missing.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         parquet = _visible(path, (".parquet",))
@@ -62,13 +71,13 @@ def open_source(source: str | Path, split: str | None) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
         return _hub_source(str(source), split)
     raise UserInputError(
-        f"no pictures at {source}: give a folder of pictures, a parquet file, a folder of parquet files, "
-        "or a Hub data set as owner/name"
+        f"no pictures at {source}: give a folder of pictures, a parquet file, a folder of parquet "
+        "files, or a Hub data set as owner/name"
     )
 
 
 def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `folder` with one of the suffixes, sorted by relative name, hidden ones left out."""
+    """Files below `folder` with one of the suffixes, sorted by relative name; no hidden ones."""
     found = (p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     relative = sorted(p.relative_to(folder).as_posix() for p in found)
     return [
@@ -83,11 +92,44 @@ def _stamp(path: Path, root: Path) -> list[Any]:
     return [path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns]
 
 
-# --- folders of pictures ---------------------------------------------------------------------------------
+def encode_labels(
+    columns: dict[str, list[Any]], known_names: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """Columns that are labels, as int64 with -1 where unknown, and the names of values that have some.
+
+    Texts are numbered in alphabetical order; columns of many texts, numbers with fractions and nested
+    values are no labels and are left out.
+    """
+    labels, names = {}, {}
+    for column, values in columns.items():
+        known = [v for v in values if v is not None]
+        if known and all(isinstance(v, str) for v in known):
+            if all(re.fullmatch(r"\s*-?[0-9]+\s*", v) for v in known):
+                values = [None if v is None else int(v) for v in values]
+            else:
+                distinct = sorted(set(known))
+                if len(distinct) > MAX_NAMED_VALUES:  # captions or file names, not labels
+                    continue
+                names[column] = tuple(distinct)
+                number = {name: i for i, name in enumerate(distinct)}
+                values = [None if v is None else number[v] for v in values]
+        elif not all(isinstance(v, int) for v in known):
+            continue
+        if any(v is not None and abs(v) >= 2**31 for v in values):
+            continue
+        labels[column] = np.array(
+            [UNKNOWN if v is None or v < 0 else v for v in values], dtype=np.int64
+        )
+        if column in known_names:
+            names[column] = known_names[column]
+    return labels, names
+
+
+# Folders of pictures
 
 
 def _folder_source(folder: Path, split: str | None) -> Source:
-    """Pictures as files; labels from `metadata.jsonl` or `metadata.csv`, or else from the folders' names."""
+    """Pictures as files; labels from a metadata file, or else from the folders' names."""
     if (folder / (split or "train")).is_dir():
         folder = folder / (split or "train")
     elif split is not None:
@@ -118,7 +160,7 @@ def _folder_source(folder: Path, split: str | None) -> Source:
 
 
 def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]]:
-    """`label` from the folder a picture lies in, if all lie one folder deep and there are several folders."""
+    """`label` from a picture's folder, if all lie one folder deep in several folders."""
     nested = all(f.parent.parent == folder for f in files)
     if not nested or len({f.parent for f in files}) < 2:
         return {}
@@ -126,7 +168,7 @@ def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]
 
 
 def _metadata_rows(table: Path) -> dict[Path, dict[str, Any]]:
-    """Label columns of each picture that a metadata file names; paths are relative to that file."""
+    """Labels of each picture that a metadata file names; paths are relative to that file."""
     rows = {}
     read = _json_lines if table.suffix == ".jsonl" else _csv_lines
     try:
@@ -160,11 +202,11 @@ def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, {k: v or None for k, v in row.items() if k}
 
 
-# --- parquet files ---------------------------------------------------------------------------------------
+# Parquet files
 
 
 def _select_split(files: list[Path], split: str | None) -> list[Path]:
-    """The files whose names, or folders, begin with the split's name; by default train, or all without it."""
+    """The files whose names begin with the split's; by default train's, or all without any."""
     found: dict[str, list[Path]] = {}
     for f in files:
         named = re.match(r"[A-Za-z]+", f.stem)
@@ -195,12 +237,14 @@ def _parquet_source(files: list[Path], root: Path, split: str | None) -> Source:
         for part, f in enumerate(files):
             opened = parquet.ParquetFile(f)
             image = _image_column(opened.schema_arrow, f)
-            for batch in opened.iter_batches(
-                CHUNK_ROWS, columns=_wanted_columns(opened.schema_arrow, image)
-            ):
-                columns = batch.to_pydict()
-                pictures = [_encoded(cell) for cell in columns.pop(image)]
-                yield Chunk(part, pictures, columns)
+            wanted = _wanted_columns(opened.schema_arrow, image)
+            try:
+                for batch in opened.iter_batches(CHUNK_ROWS, columns=wanted):
+                    columns = batch.to_pydict()
+                    pictures = [_encoded(cell) for cell in columns.pop(image)]
+                    yield Chunk(part, pictures, columns)
+            except (OSError, ValueError) as error:
+                raise EnvironmentFailure(f"{f} is damaged: {error}") from error
 
     return Source([_stamp(f, root) for f in files], total, names, chunks)
 
@@ -254,7 +298,7 @@ def _encoded(cell: Any) -> bytes | Path | None:
     return cell
 
 
-# --- the Hub ---------------------------------------------------------------------------------------------
+# The Hub
 
 
 def _hub_source(name: str, split: str | None) -> Source:
@@ -263,8 +307,10 @@ def _hub_source(name: str, split: str | None) -> Source:
     try:
         table = datasets.load_dataset(name, split=split or "train")
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        message = f"{name} is neither a folder here nor a data set on the Hub with the split {split or 'train'!r}"
-        raise UserInputError(f"{message}: {_first_line(error)}") from error
+        raise UserInputError(
+            f"{name} is neither a folder here nor a data set on the Hub with the split "
+            f"{split or 'train'!r}: {_first_line(error)}"
+        ) from error
     except Exception as error:  # the client raises whatever its transport raises
         raise HubError(
             f"the data set {name} could not be fetched: {_first_line(error)}"
@@ -272,7 +318,7 @@ def _hub_source(name: str, split: str | None) -> Source:
     images = [k for k, v in table.features.items() if isinstance(v, datasets.Image)]
     if not images:
         raise UserInputError(
-            f"the data set {name} has no column of pictures; its columns are {list(table.features)}"
+            f"the data set {name} has no column of pictures; it has {list(table.features)}"
         )
     names = {
         k: tuple(v.names) for k, v in table.features.items() if isinstance(v, datasets.ClassLabel)
@@ -306,6 +352,7 @@ def _train_extra(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.split(".")[0]
         raise EnvironmentFailure(
-            f'this needs {module.split(".")[0]}, which is not installed: pip install "hebm-sample[train]"'
+            f'this needs {package}, which is not installed: pip install "hebm-sample[train]"'
         ) from error

@@ -1,0 +1,81 @@
+"""From a verified model folder to modules."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from hebm_sample.config import ModelConfig
+from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.hub.files import parse_json, read_capped
+from hebm_sample.hub.resolve import ResolvedModel, resolve
+from hebm_sample.hub.weights import load_weights
+from hebm_sample.prior.joint import JointEnergy
+
+__all__ = ["LoadedModel", "build_model", "load_encoder", "new_prior", "read_config"]
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model's parts on the CPU; `load_encoder` reads the encoder when it is needed."""
+
+    resolved: ResolvedModel
+    config: ModelConfig
+    generator: HierarchicalGenerator
+    prior: JointEnergy | None
+
+
+def read_config(resolved: ResolvedModel) -> ModelConfig:
+    """The model's `config.json`, checked; `WeightsError` names the file and what is wrong with it."""
+    path = resolved.path("config.json")
+    try:
+        return ModelConfig.from_dict(parse_json(read_capped(path, MAX_CONFIG_BYTES)))
+    except (UserInputError, ValueError) as error:
+        raise WeightsError(f"{path} is not a description of a model: {error}") from error
+
+
+def new_prior(config: ModelConfig) -> JointEnergy:
+    """Untrained energies of a config that has a prior: exactly N(0, I)."""
+    assert config.prior is not None
+    return JointEnergy(config.prior, config.generator.latent_shapes, config.generator.state_shapes)
+
+
+def build_model(
+    name: str | os.PathLike[str],
+    *,
+    resolution: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> LoadedModel:
+    """Find, check and load generator and prior. Arguments and errors as `resolve`'s."""
+    resolved = resolve(
+        name,
+        resolution=resolution,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    config = read_config(resolved)
+    # Initial weights are drawn before they are overwritten: the caller's random state must not notice.
+    with torch.random.fork_rng(devices=[]):
+        generator = HierarchicalGenerator(config.generator)
+        prior = new_prior(config) if config.prior is not None else None
+    load_weights(generator, resolved.path("generator.safetensors"))
+    if prior is not None:
+        load_weights(prior, resolved.path("prior.safetensors"))
+    return LoadedModel(resolved, config, generator, prior)
+
+
+def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
+    """The model's encoder, its file checked now."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = Encoder(config.generator)
+    load_weights(encoder, resolved.path("encoder.safetensors"))
+    return encoder

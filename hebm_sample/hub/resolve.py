@@ -1,0 +1,230 @@
+"""From what the user typed to a folder whose files are the ones the manifest describes.
+
+Order: a local folder (checked against its own manifest row); a name of the package's manifest,
+first as the embedded copy, then from the Hub's cache, then from the Hub at the pinned commit; an
+`owner/name` repository (checked against the row it carries). A file is opened only after its size
+and sha256 were compared: the Hub client returns a corrupted body without a word. Only the names in
+`manifest.MODEL_FILES` are ever opened, so a pickle lying beside them is never read.
+"""
+
+import functools
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.hub.download import Source
+from hebm_sample.hub.files import sha256_of, short
+from hebm_sample.hub.manifest import MANIFEST_NAME, MODEL_FILES, Manifest, ModelRow, read_row
+
+__all__ = ["ResolvedModel", "resolve"]
+
+_EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
+_HUB_ID = re.compile(r"[^/\\\s]+/[^/\\\s]+")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+_REINSTALL = "reinstall the package: pip install --force-reinstall --no-deps hebm-sample"
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model's folder, and the row that its files must match.
+
+    Arguments:
+        folder: Where the files lie. Take them with `path`, which checks them.
+        row: Names, sizes and digests.
+        source: Where it was found.
+        revision: The commit, for a model from the Hub.
+        remedy: What the user can do about a corrupt file.
+        refetch: Downloads a corrupt file once more; None where that cannot be done.
+    """
+
+    folder: Path
+    row: ModelRow
+    source: Literal["folder", "embedded", "hub"]
+    revision: str | None = None
+    remedy: str = ""
+    refetch: Callable[[str, str], None] | None = field(default=None, repr=False, compare=False)
+    _verified: set[str] = field(default_factory=set[str], init=False, repr=False, compare=False)
+
+    def path(self, filename: str) -> Path:
+        """The path of one model file; size and sha256 are checked when it is first asked for.
+
+        Raises:
+            UserInputError: This is no file that a model consists of.
+            WeightsError: The model has no such file, or it is missing or corrupt.
+            HubError: It was corrupt and could not be downloaded again.
+        """
+        if filename not in MODEL_FILES:
+            raise UserInputError(
+                f"{short(filename)} is no model file; a model has {', '.join(MODEL_FILES)}"
+            )
+        if filename not in self.row.files:
+            raise WeightsError(
+                f"the model {self.row.name} in {self.folder} was published without {filename}; "
+                f"it has {', '.join(sorted(self.row.files))}"
+            )
+        if filename not in self._verified:
+            self._verify(filename)
+            self._verified.add(filename)
+        return self.folder / filename
+
+    def _verify(self, filename: str) -> None:
+        fault = self._fault(filename)
+        if fault is not None and self.refetch is not None:
+            self.refetch(filename, fault)
+            again = self._fault(filename)
+            fault = again and f"{again}, also after asking the Hub for it again"
+        if fault is not None:
+            raise WeightsError(f"{fault}; {self.remedy}")
+
+    def _fault(self, filename: str) -> str | None:
+        """What is wrong with a file as it lies on the disk, in words; None if nothing is."""
+        path, row = self.folder / filename, self.row.files[filename]
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{path} is no regular file"
+            if status.st_size != row.size:
+                return (
+                    f"{path} is corrupt: it has {status.st_size} bytes and should have {row.size}"
+                )
+            digest = sha256_of(path, row.size)
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror or error})"
+        if digest != row.sha256:
+            return f"{path} is corrupt: its sha256 is {digest} and should be {row.sha256}"
+        return None
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    resolution: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ResolvedModel:
+    """Find a model; every file but the encoder (checked on first use) is verified on return.
+
+    Arguments:
+        name_or_path: A manifest name, a model folder, or a Hub repository `owner/name`.
+        resolution: Side of the pictures in pixels, where a name has several.
+        revision: Branch, tag or commit of a model from the Hub; None for the manifest's commit.
+        cache_dir: Of the Hub client; None for its own default.
+        local_files_only: Send no request.
+        token: Of the Hub client: None for the stored one, False for none. Never shown.
+
+    Raises:
+        UserInputError: There is no such model, folder or resolution, or an argument is malformed.
+        WeightsError: A file is missing or corrupt.
+        HubError: The Hub did not deliver.
+    """
+    name = _checked_name(name_or_path)
+    _check_arguments(revision, token)
+    manifest = Manifest.load()
+    known = any(row.name == name for row in manifest.models)
+    folder = Path(os.path.expanduser(name))
+    source = Source("", None, cache_dir, local_files_only, token)
+    if _means_folder(name_or_path, folder, known):
+        model = _from_folder(folder, name, revision)
+    elif known:
+        model = _from_manifest(manifest.find(name, resolution), source, revision)
+    elif _HUB_ID.fullmatch(name):
+        model = _from_hub(source.at(name, revision))
+    else:
+        manifest.find(name)  # raises, with the names that exist
+        raise AssertionError(name)
+    if resolution is not None and model.row.resolution != resolution:
+        raise UserInputError(
+            f"{short(name)} makes pictures of {model.row.resolution} pixels, "
+            f"not {short(resolution)}; leave the resolution out"
+        )
+    for filename in MODEL_FILES:
+        if filename in model.row.files and filename != "encoder.safetensors":
+            model.path(filename)
+    return model
+
+
+def _checked_name(name_or_path: str | os.PathLike[str]) -> str:
+    name = os.fspath(name_or_path)
+    if not name or "\0" in name or len(name) > 4096:
+        raise UserInputError(
+            f"{short(name)} cannot name a model; give a name, a model folder or owner/name"
+        )
+    return name
+
+
+def _check_arguments(revision: str | None, token: str | bool | None) -> None:
+    # The client puts a branch's name into a path of its cache, and the token into a header.
+    sane = revision is None or (_REVISION.fullmatch(revision) and ".." not in revision)
+    if not sane:
+        raise UserInputError(
+            f"revision is {short(revision)}; it must be a branch, a tag or a commit (40 hex)"
+        )
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
+        raise UserInputError("the token is empty or holds spaces or characters no token has")
+
+
+def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> bool:
+    """Whether a local folder was meant; raises if so and it does not exist.
+
+    A manifest name wins over a folder that happens to be called so and holds no model, such as
+    the one that yesterday's pictures went to.
+    """
+    text = os.fspath(given)
+    if os.path.isdir(folder):
+        return not known or (folder / MANIFEST_NAME).exists()
+    if os.path.isfile(folder):
+        raise UserInputError(
+            f"{short(text)} is a file; give the model folder, with config.json and *.safetensors"
+        )
+    separators = tuple(filter(None, (os.sep, os.altsep)))
+    looks_like_path = text.startswith((".", "~", *separators)) or folder.is_absolute()
+    if looks_like_path or not isinstance(given, str):
+        raise UserInputError(f"there is no folder {short(text)}; give an existing model folder")
+    return False
+
+
+def _from_folder(folder: Path, name: str, revision: str | None) -> ResolvedModel:
+    if revision is not None:
+        raise UserInputError(f"{short(name)} is a folder and has no revisions; leave it out")
+    remedy = "copy or export the model again"
+    return ResolvedModel(folder, read_row(folder), "folder", remedy=remedy)
+
+
+def _from_manifest(row: ModelRow, source: Source, revision: str | None) -> ResolvedModel:
+    if row.repo_id is not None and revision not in (None, row.revision):
+        return _from_hub(source.at(row.repo_id, revision))  # other files than the row's
+    if row.folder is not None and (_EMBEDDED / row.folder).is_dir():
+        if revision not in (None, row.revision):
+            raise UserInputError(
+                f"{row.name} comes with the package and has no revisions; leave it out"
+            )
+        return ResolvedModel(_EMBEDDED / row.folder, row, "embedded", remedy=_REINSTALL)
+    if row.repo_id is None:
+        raise WeightsError(f"the files of {row.name} are not in this installation; {_REINSTALL}")
+    return _from_hub(source.at(row.repo_id, row.revision), row)
+
+
+def _from_hub(source: Source, row: ModelRow | None = None) -> ResolvedModel:
+    """Without a row, the repository's own is read, from the commit its files come from."""
+    listed = MODEL_FILES if row is None else tuple(f for f in MODEL_FILES if f in row.files)
+    folder = source.download(listed if row is not None else (*listed, MANIFEST_NAME))
+    pinned = source.at(source.repo_id, folder.name)
+    refetch = None if source.is_offline else functools.partial(pinned.refetch, folder)
+    if row is None:
+        try:
+            row = read_row(folder)
+        except WeightsError as error:
+            if refetch is None:
+                raise WeightsError(f"{error}; {source.remedy}") from error
+            refetch(MANIFEST_NAME, str(error))
+            row = read_row(folder)
+    return ResolvedModel(folder, row, "hub", folder.name, source.remedy, refetch)

@@ -1,0 +1,71 @@
+"""From modules to a model folder, laid out as a Hub repository."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hebm_sample.config import ModelConfig
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.hub.card import model_card
+from hebm_sample.hub.files import write_atomically
+from hebm_sample.hub.manifest import ModelRow, write_row
+from hebm_sample.hub.weights import save_weights
+
+__all__ = ["UNSTATED_LICENCE", "write_model_folder"]
+
+UNSTATED_LICENCE = "unstated: that of the training data"
+
+
+def write_model_folder(
+    folder: Path,
+    config: ModelConfig,
+    generator: nn.Module,
+    prior: nn.Module | None,
+    encoder: nn.Module | None,
+    *,
+    dtype: torch.dtype = torch.float16,
+    licence: str = UNSTATED_LICENCE,
+    figures: Mapping[str, Any] | None = None,
+    card: Path | str | None = None,
+) -> ModelRow:
+    """Write config, weights, card and, last, the manifest row; returns the row.
+
+    The row is written last, so a folder that was interrupted half-way is refused by `from_pretrained`.
+
+    Arguments:
+        card: An existing card's path, or its text; a plain one is written if None.
+
+    Raises:
+        UserInputError: The folder cannot be made there.
+        EnvironmentFailure: The disk is full or read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserInputError(f"{folder} is a file; name a folder for the model")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights_manifest.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"the folder {folder} cannot be written: {error.strerror}"
+        ) from error
+    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+    write_atomically(
+        folder / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode()
+    )
+    parts = {"generator": generator, "prior": prior, "encoder": encoder}
+    for name, module in parts.items():
+        if module is not None:
+            save_weights(module, folder / f"{name}.safetensors", dtype)
+    text = text or model_card(config, licence=licence, figures=figures or {})
+    write_atomically(folder / "README.md", text.encode())
+    return write_row(
+        folder,
+        name=config.name,
+        resolution=config.generator.image_size,
+        licence=licence,
+        figures=figures,
+    )

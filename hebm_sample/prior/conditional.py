@@ -1,0 +1,136 @@
+r"""Log densities of the diffused prior, up to constants.
+
+    log p_t(u_t)          = sum_i F_i(u_t, t) - |u_t|^2 / 2
+    log p(u_t | u_{t+1})  = log p_t(u_t) - r_{t+1} |u_{t+1} - a_{t+1} u_t|^2 / (2 sigma_{t+1}^2)
+
+called the marginal and the conditional.
+
+F large = likely, and never multiplied by a step size here. The energies arrive as one callable of
+the latents and of what the nets are told about the noise level, so that nothing here knows the
+generator.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import Parametrization
+from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Level, Scalar
+
+__all__ = [
+    "ConditionalEBM",
+    "Energy",
+    "MarginalEBM",
+    "conditional_at",
+    "flatten",
+    "marginal_at",
+    "net_level",
+    "row_norm",
+]
+
+Energy = Callable[[Latents, Tensor], Tensor]
+"""(latents, level (B,)) to the terms F_i (B, L)."""
+
+
+def flatten(u: Latents) -> Tensor:
+    """All groups of each example in one row, (B, D)."""
+    return torch.cat([g.flatten(1) for g in u], dim=1)
+
+
+def row_norm(rows: Tensor) -> Tensor:
+    """Euclidean norm of each row of (B, D), (B,)."""
+    return rows.square().sum(1).sqrt()
+
+
+def net_level(schedule: DiffusionSchedule, t: Level, parametrization: Parametrization) -> Scalar:
+    """What the nets are told about level t: its log SNR, or in the release's mode t itself."""
+    if parametrization == "log_snr":
+        return schedule.gather(schedule.log_snr, t)
+    return t.to(torch.float32) if isinstance(t, Tensor) else float(t)
+
+
+class MarginalEBM:
+    """log p_t(u_t), without its constant.
+
+    Arguments:
+        energy: The terms F_i (B, L) of latents and level.
+        level: As `net_level` gives it: one number, or (B,).
+    """
+
+    def __init__(self, energy: Energy, level: Scalar) -> None:
+        self.energy = energy
+        self.level = level
+
+    def terms(self, u: Latents) -> Tensor:
+        """The terms F_i, (B, L)."""
+        level = self.level
+        if not isinstance(level, Tensor):
+            level = torch.full((len(u[0]),), level, dtype=u[0].dtype, device=u[0].device)
+        return self.energy(u, level)
+
+    def __call__(self, u: Latents) -> Tensor:
+        """log p_t, (B,)."""
+        return self.terms(u).sum(1) - 0.5 * flatten(u).square().sum(1)
+
+
+class ConditionalEBM(MarginalEBM):
+    """log p(u_t | u_{t+1}), without its constant.
+
+    Arguments:
+        energy: The terms F_i (B, L) of latents and level.
+        level: As `net_level` gives it: one number, or (B,).
+        u_next: u_{t+1}, (B, C_i, H_i, W_i) a group; held fixed.
+        a_next: a_{t+1}, one number or (B,).
+        sigma_next: sigma_{t+1}, one number or (B,).
+        recovery: r_{t+1}, one number or (B,); 0 leaves the marginal.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        level: Scalar,
+        u_next: Latents,
+        a_next: Scalar,
+        sigma_next: Scalar,
+        recovery: Scalar = 1.0,
+    ) -> None:
+        super().__init__(energy, level)
+        self.next = flatten(u_next).detach()
+        self.a_next = a_next.unsqueeze(1) if isinstance(a_next, Tensor) else a_next
+        self.precision = recovery / sigma_next**2
+
+    def __call__(self, u: Latents) -> Tensor:
+        """log p(u_t | u_{t+1}), (B,)."""
+        row = flatten(u)
+        link = (self.next - self.a_next * row).square().sum(1)
+        return self.terms(u).sum(1) - 0.5 * row.square().sum(1) - 0.5 * self.precision * link
+
+
+def marginal_at(
+    energy: Energy,
+    schedule: DiffusionSchedule,
+    t: Level,
+    parametrization: Parametrization = "log_snr",
+) -> MarginalEBM:
+    """The marginal at level t of a schedule; t is one level, or integers (B,)."""
+    return MarginalEBM(energy, net_level(schedule, t, parametrization))
+
+
+def conditional_at(
+    energy: Energy,
+    schedule: DiffusionSchedule,
+    t: Level,
+    u_next: Latents,
+    parametrization: Parametrization = "log_snr",
+) -> ConditionalEBM:
+    """The density of u_t given u_{t+1} = `u_next`; t is one level below T, or integers (B,)."""
+    dtype = u_next[0].dtype
+    return ConditionalEBM(
+        energy,
+        net_level(schedule, t, parametrization),
+        u_next,
+        schedule.gather(schedule.a, t + 1, dtype),
+        schedule.gather(schedule.sigma, t + 1, dtype),
+        schedule.gather(schedule.recovery, t + 1, dtype),
+    )

@@ -1,0 +1,105 @@
+"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a noise level to one number.
+
+    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)          F_i = f_i / cum_sigma   or   f_i / s_t
+
+v_i is a residual network's map of u_i's shape. The inner product lets the gradient in u_i be read off the
+output, as a score network's is, while F_i stays a scalar; the pooled term adds what is not local. A net that
+reads the top-down state h_i sees the dependence between the layers above and its own, which one of z_i alone
+cannot. Both heads start at zero, so an untrained prior is exactly N(0, I).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["EnergyNet", "LevelEmbedding"]
+
+FREQUENCIES = 32
+LOWEST_FREQUENCY, HIGHEST_FREQUENCY = 0.1, 3.0
+
+
+class LevelEmbedding(nn.Module):
+    """Noise levels (B,), log SNR or integers, to features (B, width): sinusoids, then one hidden layer."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        log_ends = (math.log(LOWEST_FREQUENCY), math.log(HIGHEST_FREQUENCY))
+        self.register_buffer("frequencies", torch.exp(torch.linspace(*log_ends, FREQUENCIES)), persistent=False)
+        self.hidden = nn.Linear(2 * FREQUENCIES, width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(B,) to (B, width)."""
+        phase = level[:, None] * self.frequencies
+        return F.silu(self.hidden(torch.cat([phase.sin(), phase.cos()], dim=1)))
+
+
+class EnergyCell(nn.Module):
+    """x + conv(silu(scale * conv(silu(x)) + shift)), scale and shift from the level's features."""
+
+    def __init__(self, width: int, level_width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.modulate = nn.Linear(level_width, 2 * width)
+        self.conv2.weight.data.mul_(0.3)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(B, W, H, H) and level features (B, E) to (B, W, H, H)."""
+        scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)
+        y = self.conv1(F.silu(x))
+        return x + self.conv2(F.silu(y * (1 + scale) + shift))
+
+
+class EnergyNet(nn.Module):
+    """f_i of one group.
+
+    Arguments:
+        latent_shape: (C, H, W) of z_i and u_i.
+        state_channels: Channels of h_i.
+        width: Channels of the features.
+        cells: Residual cells.
+        max_resolution: Maps with a longer side are folded, space to depth, to this side first.
+    """
+
+    def __init__(
+        self, latent_shape: tuple[int, int, int], state_channels: int, width: int, cells: int, max_resolution: int
+    ) -> None:
+        super().__init__()
+        channels, side, _ = latent_shape
+        self.fold = max(1, side // max_resolution)
+        latents = channels * self.fold**2
+        self.level = LevelEmbedding(width)
+        self.state = nn.Conv2d(state_channels * self.fold**2, width, 1)
+        self.latent = nn.Conv2d(2 * latents, width, 3, padding=1)
+        self.cells = nn.ModuleList(EnergyCell(width, width) for _ in range(cells))
+        self.out = nn.Conv2d(width, latents, 1)
+        self.gain = nn.Linear(width, latents)
+        self.pooled = nn.Linear(width, 1, bias=False)
+        for head in (self.out, self.gain, self.pooled):
+            nn.init.zeros_(head.weight)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+
+    def forward(self, z: Tensor, u: Tensor, h: Tensor, level: Tensor) -> Tensor:
+        """f_i: (B,).
+
+        Arguments:
+            z: (B, C, H, W).
+            u: (B, C, H, W).
+            h: (B, S, H, W).
+            level: (B,), log SNR or integer t as a float.
+        """
+        if self.fold > 1:
+            z, u, h = (F.pixel_unshuffle(x, self.fold) for x in (z, u, h))
+        e = self.level(level)
+        x = self.state(F.silu(h)) + self.latent(torch.cat([z, u], dim=1))
+        for cell in self.cells:
+            x = cell(x, e)
+        x = F.silu(x)
+        v = self.out(x) + self.gain(e)[:, :, None, None] * u
+        pooled = x.sum((2, 3)) / math.sqrt(x.shape[2] * x.shape[3])
+        return (v * u).flatten(1).sum(1) + self.pooled(pooled).squeeze(1)

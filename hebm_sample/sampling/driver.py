@@ -1,0 +1,235 @@
+r"""From noise to latents: a chain at one level, and the loops over levels.
+
+- `recovery`: for t = T-1 ... 0 a chain on log p(u_t | u_{t+1}); at t = T-1, where r_T = 0, on the
+  marginal.
+- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t.
+- `flow`: no chains, the probability flow of `sampling/flow.py`.
+
+The first two start from N(0, I), and between levels take one flow step (start "flow") or stay
+where they are ("u_next"). Their steps are s = c B_t and their reference variances C, with
+
+    chain on               B_t                                                C
+    log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
+    log p_t                cum_sigma_t^2                                      1, or B_t
+
+B_t is the variance of the chain's target if u_0 were known, the least a direction can have, so
+c < 4 is stable; the first C ("sigma_next") is its variance if u_0 were N(0, I). So B_t <= C <= 1.
+
+Every sampler evaluates exactly `config.steps` gradients.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from hebm_sample.config import Kernel, LangevinConfig, Parametrization, ReferenceVariance
+from hebm_sample.errors import UserInputError
+from hebm_sample.prior.conditional import Energy, conditional_at, marginal_at
+from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Scalar, release_step_sizes
+from hebm_sample.sampling.flow import flow_levels, flow_step, probability_flow
+from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.state import GradientTally, LevelState
+
+__all__ = ["LevelState", "chain_variances", "gradients_per_level", "run_chain", "sample_prior"]
+
+
+def run_chain(
+    u: Latents,
+    log_density: LogDensity,
+    draw: Callable[[], Latents],
+    *,
+    num_steps: int,
+    step_size: Scalar,
+    kernel: Kernel = "corrected",
+    reference_variance: Scalar = 1.0,
+    tally: Callable[[], None] | None = None,
+) -> tuple[Latents, StepInfo]:
+    """`num_steps` Langevin steps on one density.
+
+    Arguments:
+        u: Where the chains start, (B, C_i, H_i, W_i) a group.
+        log_density: Latents to log p (B,).
+        draw: Gives fresh standard normal latents shaped like `u`.
+        num_steps: K; 0 gives `u` back.
+        step_size: s, one number or (B,).
+        kernel: "corrected" or "plain".
+        reference_variance: C of the corrected kernel, one number or (B,).
+        tally: Called after each gradient.
+
+    Returns:
+        Where the chains end, and the diagnostics of all steps, (K, B) each.
+    """
+    infos: list[StepInfo] = []
+    for _ in range(num_steps):
+        u, info = langevin_step(
+            u, log_density, step_size, draw(), kernel=kernel, reference_variance=reference_variance
+        )
+        infos.append(info)
+        if tally is not None:
+            tally()
+    if not infos:
+        nothing = u[0].new_empty(0, len(u[0]))
+        return u, StepInfo(nothing, nothing, nothing)
+    return u, StepInfo(*(torch.stack(column) for column in zip(*infos, strict=True)))
+
+
+def chain_variances(
+    schedule: DiffusionSchedule, t: int, *, conditional: bool, reference: ReferenceVariance
+) -> tuple[float, float]:
+    """B_t, the unit of the step size, and C, the reference variance, of a chain at level t."""
+    cum_sigma = float(schedule.cum_sigma[t])
+    if not conditional:
+        return cum_sigma**2, 1.0 if reference == "sigma_next" else cum_sigma**2
+    sigma_next = float(schedule.sigma[t + 1])
+    unit = (sigma_next * cum_sigma / float(schedule.cum_sigma[t + 1])) ** 2
+    return unit, sigma_next**2 if reference == "sigma_next" else unit
+
+
+def gradients_per_level(steps: int, num_levels: int) -> list[int]:
+    """`steps` split evenly over the levels t = 0 ... T-1, the remainder to the lowest.
+
+    Raises:
+        UserInputError: fewer steps than levels.
+    """
+    if steps < num_levels:
+        raise UserInputError(
+            f"steps is {steps}; this sampler visits {num_levels} levels and needs at least "
+            f"{num_levels} steps (sampler='flow' takes any number)"
+        )
+    each, rest = divmod(steps, num_levels)
+    return [each + (t < rest) for t in range(num_levels)]
+
+
+def sample_prior(
+    energy: Energy,
+    schedule: DiffusionSchedule,
+    noise: NoiseStreams,
+    config: LangevinConfig,
+    *,
+    parametrization: Parametrization = "log_snr",
+    step_size_0: float = 2e-5,
+    sigma_high: float = 0.99,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[LevelState]:
+    """Sample the prior from noise, yielding after each noise level; the last state is the result.
+
+    Arguments:
+        energy: The terms F_i (B, L) of latents and level (B,).
+        schedule: The model's noise levels.
+        noise: The random streams; all randomness comes from them.
+        config: Method, number of gradients and the kernel's settings.
+        parametrization: What the nets are told about a level, see `prior.conditional.net_level`.
+        step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
+            kernel.
+        sigma_high: cum_sigma where the flow starts.
+        progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
+
+    Raises:
+        UserInputError: at once, for settings that do not fit each other or the model.
+        NonFiniteSampleError: while iterating, when a chain left the finite numbers.
+    """
+    _check_parametrization(config, parametrization)
+    tally = GradientTally(noise.seeds, progress)
+    if config.sampler == "flow":
+        low = schedule.levels[0]
+        path = flow_levels(config.steps, low, sigma_high, denoise=config.denoise)
+        draw = partial(noise.normal, config.temperature)
+        return _without_autograd(probability_flow(energy, path, draw, tally))
+    budget = gradients_per_level(config.steps, schedule.num_levels)
+    chains = _Chains(energy, schedule, config, parametrization, step_size_0)
+    return _without_autograd(chains.run(noise, budget, tally))
+
+
+def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
+    """Refuse what needs energies that know their noise, which the release's do not."""
+    if parametrization != "release":
+        return
+    for name, value, allowed in (
+        ("sampler", config.sampler, "recovery"),
+        ("start", config.start, "u_next"),
+        ("denoise", config.denoise, False),
+    ):
+        if value != allowed:
+            raise UserInputError(
+                f"{name}={value!r} needs energies conditioned on log SNR; this model has the "
+                f"release's parametrisation: use {name}={allowed!r}"
+            )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _without_autograd(states: Iterator[LevelState]) -> Iterator[LevelState]:
+    """The same states, each computed outside the caller's autograd and inference modes."""
+    yield from states
+
+
+class _Chains:
+    """The loop over levels of `recovery` and `annealed`."""
+
+    def __init__(
+        self,
+        energy: Energy,
+        schedule: DiffusionSchedule,
+        config: LangevinConfig,
+        parametrization: Parametrization,
+        step_size_0: float,
+    ) -> None:
+        self.energy, self.schedule, self.config = energy, schedule, config
+        self.parametrization: Parametrization = parametrization
+        self.release_steps = release_step_sizes(schedule, step_size_0)
+
+    def run(
+        self, noise: NoiseStreams, budget: list[int], tally: GradientTally
+    ) -> Iterator[LevelState]:
+        """Levels T-1 ... 0. If asked to, a level's last gradient carries its chains down."""
+        draw = partial(noise.normal, self.config.temperature)
+        u = u_next = draw()
+        for t in reversed(range(self.schedule.num_levels)):
+            carries = self.config.start == "flow" if t > 0 else self.config.denoise
+            u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
+            marginal = marginal_at(self.energy, self.schedule, t, self.parametrization)
+            moved, terms = u, None
+            if carries:
+                sigma_to = self.schedule.levels[t - 1] if t > 0 else 0.0
+                moved, terms, _ = flow_step(marginal, u, self.schedule.levels[t], sigma_to)
+                tally()
+            if t == 0:
+                u, terms = moved, None
+            terms = marginal.terms(u) if terms is None else terms
+            tally.check(t, u, terms)
+            yield LevelState(t, u, terms, info)
+            u_next, u = u, moved
+
+    def _chain(
+        self,
+        t: int,
+        u: Latents,
+        u_next: Latents,
+        draw: Callable[[], Latents],
+        num_steps: int,
+        tally: GradientTally,
+    ) -> tuple[Latents, StepInfo]:
+        """The chain at level t, with its density, step size and reference variance."""
+        config, schedule = self.config, self.schedule
+        conditional = config.sampler == "recovery" and bool(schedule.recovery[t + 1] > 0)
+        unit, reference = chain_variances(
+            schedule, t, conditional=conditional, reference=config.reference_variance
+        )
+        if self.parametrization == "release" and config.kernel == "plain":
+            unit = self.release_steps[t]
+        if conditional:
+            density = conditional_at(self.energy, schedule, t, u_next, self.parametrization)
+        else:
+            density = marginal_at(self.energy, schedule, t, self.parametrization)
+        return run_chain(
+            u,
+            density,
+            draw,
+            num_steps=num_steps,
+            step_size=config.step_scale * unit,
+            kernel=config.kernel,
+            reference_variance=reference,
+            tally=tally,
+        )

@@ -1,0 +1,117 @@
+r"""One Langevin step, and the package's one convention for it.
+
+    u <- u + (s/2) grad_u log p(u) + sqrt(v) eps,        eps ~ N(0, I)
+
+`step_size` is s: *half* of it multiplies the gradient. The noise variance v depends on the kernel:
+
+- `plain`: v = s. On a Gaussian of variance V the chain settles at V / (1 - s/(4V)), too wide.
+- `corrected`: v = s (1 - s/(4C)) for a reference variance C and s <= 4C. A Gaussian of variance C
+  is exactly invariant, s = 2C draws it independently; one of variance V settles at V (1 - s/(4C))
+  / (1 - s/(4V)).
+
+Both need s < 4V for the narrowest direction V of the target: beyond it the mean itself diverges.
+log p holds F unscaled. (Networks of the authors' release put out s F; `prior` undoes that.)
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import Kernel
+from hebm_sample.errors import UserInputError
+from hebm_sample.prior.conditional import flatten, row_norm
+from hebm_sample.prior.schedule import Latents, Scalar, per_example
+
+__all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "value_and_grad"]
+
+LogDensity = Callable[[Latents], Tensor]
+
+
+class StepInfo(NamedTuple):
+    """Diagnostics of a step, on the latents' device: (B,) each, or (K, B) for a chain of K steps.
+
+    Arguments:
+        log_density: log p before the step, without its constant.
+        gradient_norm: |grad log p| before the step.
+        displacement: |u_after - u_before|.
+    """
+
+    log_density: Tensor
+    gradient_norm: Tensor
+    displacement: Tensor
+
+
+def value_and_grad(function: LogDensity, u: Latents) -> tuple[Tensor, Latents]:
+    """The values (B, ...) of a function of the latents, and the gradient of their sum.
+
+    A small island of autograd: it works inside `torch.no_grad` and `torch.inference_mode`,
+    differentiates by u alone, and leaves every parameter's `.grad` as it was. Groups that the
+    function does not read get zeros.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple((g.clone() if g.is_inference() else g.detach()).requires_grad_() for g in u)
+        values = function(leaves)
+        if not values.requires_grad:
+            return values, tuple(torch.zeros_like(g) for g in u)
+        grads = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+    return values.detach(), grads
+
+
+def noise_scale(step_size: Scalar, kernel: Kernel, reference_variance: Scalar) -> Scalar:
+    """sqrt(v), the standard deviation of a step's noise.
+
+    Raises:
+        UserInputError: the corrected kernel was asked for s > 4 C.
+    """
+    variance = step_size
+    if kernel == "corrected":
+        variance = step_size * (1 - step_size / (4 * reference_variance))
+    if isinstance(variance, Tensor):
+        return variance.clamp(min=0).sqrt()  # a check would wait for the device
+    if variance < 0:
+        raise UserInputError(
+            f"step_size {step_size:g} exceeds 4 C = {4 * reference_variance:g}; "
+            "the corrected kernel needs a smaller step_scale"
+        )
+    return math.sqrt(variance)
+
+
+def langevin_step(
+    u: Latents,
+    log_density: LogDensity,
+    step_size: Scalar,
+    noise: Latents,
+    *,
+    kernel: Kernel = "corrected",
+    reference_variance: Scalar = 1.0,
+) -> tuple[Latents, StepInfo]:
+    """One step of the module's formula; pure, and without a random source of its own.
+
+    Arguments:
+        u: (B, C_i, H_i, W_i) a group.
+        log_density: Latents to log p (B,), up to a constant.
+        step_size: s, one number or (B,).
+        noise: eps, shaped like `u`.
+        kernel: "corrected" or "plain".
+        reference_variance: C of the corrected kernel, one number or (B,); `plain` has no use for
+            it.
+
+    Returns:
+        The new latents, detached, and what the step saw.
+
+    Raises:
+        UserInputError: the corrected kernel was asked for s > 4 C.
+    """
+    scale = noise_scale(step_size, kernel, reference_variance)
+    log_p, grads = value_and_grad(log_density, u)
+    with torch.inference_mode(False), torch.no_grad():
+        moved = tuple(
+            g + per_example(0.5 * step_size, g) * d + per_example(scale, g) * n
+            for g, d, n in zip(u, grads, noise, strict=True)
+        )
+        gradient_norm = row_norm(flatten(grads))
+        displacement = row_norm(flatten(moved) - flatten(u))
+    return moved, StepInfo(log_p, gradient_norm, displacement)

@@ -1,0 +1,88 @@
+"""One random stream a seed, so that a seed's picture does not depend on its neighbours.
+
+Each stream is a `torch.Generator` on the CPU: the same numbers for every device, batch size and
+order of seeds, and the global random state is never read or written. Numbers are drawn in float32
+as one row of D a seed, then split into groups, moved and cast.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.prior.schedule import Latents
+
+__all__ = ["NoiseStreams"]
+
+_MAX_SEED = (
+    2**32 - 1
+)  # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones
+
+
+class NoiseStreams:
+    """Standard normal latents, one stream a seed.
+
+    Arguments:
+        seeds: B whole numbers in [0, 2^32 - 1]; a seed may occur twice and then gives the same
+            noise twice.
+        shapes: (C_i, H_i, W_i) of each group, top to bottom.
+        device: Where the latents go.
+        dtype: What they are cast to.
+
+    Raises:
+        UserInputError: no seeds, or one out of range.
+    """
+
+    def __init__(
+        self,
+        seeds: Iterable[int],
+        shapes: Sequence[tuple[int, ...]],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.seeds = [_checked(seed) for seed in seeds]
+        if not self.seeds:
+            raise UserInputError("no seeds were given; give at least one, such as seeds=[0]")
+        self.shapes = tuple(tuple(shape) for shape in shapes)
+        self.device, self.dtype = torch.device(device), dtype
+        self._sizes = [math.prod(shape) for shape in self.shapes]
+        self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def normal(self, std: float = 1.0) -> Latents:
+        """The next draw of every stream times `std`: (B, C_i, H_i, W_i) a group.
+
+        A `std` of 0 advances the streams like any other.
+        """
+        rows = torch.empty(
+            len(self.seeds),
+            sum(self._sizes),
+            dtype=torch.float32,
+            pin_memory=self.device.type
+            == "cuda",  # else the copy would wait for the device's queue
+        )
+        for row, stream in zip(rows, self._streams, strict=True):
+            row.normal_(generator=stream)
+        if std != 1.0:
+            rows *= std
+        moved = rows.to(self.device, non_blocking=True).to(self.dtype)
+        groups = torch.split(moved, self._sizes, dim=1)
+        return tuple(
+            g.reshape(len(self.seeds), *shape)
+            for g, shape in zip(groups, self.shapes, strict=True)
+        )
+
+
+def _checked(seed: int) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise UserInputError(f"seed is {seed!r}; it must be a whole number") from None
+    if not 0 <= number <= _MAX_SEED:
+        raise UserInputError(f"seed is {number}; it must lie in [0, {_MAX_SEED}]")
+    return number

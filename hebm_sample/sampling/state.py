@@ -1,0 +1,63 @@
+"""What a sampler yields after each noise level, and the tally it keeps of gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hebm_sample.errors import NonFiniteSampleError
+from hebm_sample.prior.conditional import flatten
+from hebm_sample.prior.schedule import Latents
+from hebm_sample.sampling.langevin import StepInfo
+
+__all__ = ["GradientTally", "LevelState"]
+
+
+class LevelState(NamedTuple):
+    """Where the chains are when a level is done; level 0 comes last and is the result.
+
+    Arguments:
+        level: t, counted down to 0.
+        u: The latents, (B, C_i, H_i, W_i) a group: u_t, and for the result u_0 if the sampler
+            denoises.
+        terms: F_i at `u` and this level, (B, L).
+        info: Diagnostics of the level's K steps, (K, B) each.
+    """
+
+    level: int
+    u: Latents
+    terms: Tensor
+    info: StepInfo
+
+
+class GradientTally:
+    """Counts gradients, reports them as they happen, and checks the chains once a level.
+
+    Arguments:
+        seeds: The batch's seeds, for the error message.
+        progress: Called with the number of evaluations just done.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], progress: Callable[[int], None] | None = None
+    ) -> None:
+        self.seeds = seeds
+        self.progress = progress
+        self.done = 0
+
+    def __call__(self, evaluations: int = 1) -> None:
+        """Note that so many gradients have just been evaluated."""
+        self.done += evaluations
+        if self.progress is not None:
+            self.progress(evaluations)
+
+    def check(self, level: int, u: Latents, terms: Tensor) -> None:
+        """Raise `NonFiniteSampleError` for the seeds whose latents or energies are not finite.
+
+        The only place where a sampler waits for the device.
+        """
+        bad = ~(torch.isfinite(flatten(u)).all(1) & torch.isfinite(terms).all(1))
+        if bad.any():
+            seeds = [s for s, is_bad in zip(self.seeds, bad, strict=True) if bool(is_bad)]
+            raise NonFiniteSampleError(seeds, level, self.done)

@@ -1,0 +1,105 @@
+"""What the README tells people to type exists, and what it links to is there.
+
+A renamed option would otherwise break the first thing that a newcomer tries, with all other tests
+passing.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = ("hebm-sample", "hebm-train")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[list[str]]:
+    """Words of each simple command in the shell blocks, split at `&&`, comments dropped."""
+    commands = []
+    for line in "".join(_blocks("bash")).replace("\\\n", " ").splitlines():
+        for words in re.split(r"\s&&\s", line):
+            if found := shlex.split(words, comments=True):
+                commands.append([Path(found[0]).name, *found[1:]])
+    return commands
+
+
+OURS = [command for command in _commands() if command[0] in PROGRAMS]
+
+
+def _resolve(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The click command that these words run, and the words that follow its name."""
+    if words[0] == "hebm-sample":
+        from hebm_sample.cli import main
+    else:
+        from hebm_sample.training.cli import main
+    command, rest = main, words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"{rest[0]} is not one of {sorted(command.commands)}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+def test_the_readme_shows_both_programs() -> None:
+    assert {command[0] for command in OURS} == set(PROGRAMS)
+    verbs = {command[1] for command in OURS if command[0] == "hebm-train"}
+    assert verbs == {"generator", "prior", "export", "evaluate"}
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_options_exist(words: list[str]) -> None:
+    command, rest = _resolve(words)
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    asked = {word.partition("=")[0] for word in rest if re.match(r"--?[A-Za-z]", word)}
+    assert asked <= known
+
+
+@pytest.mark.parametrize("words", OURS, ids=" ".join)
+def test_the_words_can_be_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Values too: choices and ranges. The reader's folders are not here, so none is looked for.
+    command, rest = _resolve(words)
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            monkeypatch.setattr(parameter.type, "exists", False)
+    command.make_context(command.name, list(rest))
+
+
+@pytest.mark.parametrize("option", re.findall(r"`(--[a-z-]+)`", README))
+def test_options_named_in_the_text_exist(option: str) -> None:
+    commands = [_resolve(words)[0] for words in OURS]
+    assert option in {name for c in commands for p in c.params for name in p.opts}
+
+
+def test_links_lead_to_files() -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", README)
+    local = [target for target in targets if "://" not in target]
+    assert local
+    missing = [target for target in local if not (ROOT / target).exists()]
+    assert not missing
+
+
+def test_paths_named_in_the_text_exist() -> None:
+    paths = re.findall(r"`(hebm_sample/[\w./]+)`", README)
+    assert paths
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_python_block_is_python() -> None:
+    (block,) = _blocks("python")
+    compile(block, "README.md", "exec")
+
+
+def test_ci_installs_and_tests_as_the_readme_says() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    develop = next(block for block in _blocks("bash") if "pytest" in block)
+    arguments = re.search(r"pip install (.*?) &&", develop)
+    tests = re.search(r"bin/(pytest .*)", develop)
+    assert arguments is not None and arguments[1] in script
+    assert tests is not None and tests[1] in script

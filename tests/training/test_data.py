@@ -1,0 +1,365 @@
+"""Pictures are decoded once and drawn in an order that follows from (seed, step).
+
+Without this a resumed run would see other pictures than an uninterrupted one, labels would slide against
+their pictures when one cannot be read, and validation rows could leak into training.
+"""
+
+import io
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
+from hebm_sample.training import sources
+from hebm_sample.training.data import StepSampler, load_pictures, to_float
+
+SIZE = 8
+
+
+def shade(i: int) -> tuple[int, int, int]:
+    return (10 * i + 5, 255 - 10 * i, 7 * i)
+
+
+def encoded(i: int, side: tuple[int, int] = (SIZE, SIZE)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", side, shade(i)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def fill(folder, count=6, broken=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        data = encoded(i)
+        (folder / f"{i:03d}.png").write_bytes(data[:20] if i in broken else data)
+
+
+def load(source, tmp_path, **kwargs):
+    options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **kwargs}
+    return load_pictures(source, **options)
+
+
+def shades(pictures):
+    return [tuple(int(v) for v in x[:, 0, 0]) for x in pictures.images]
+
+
+def write_parquet(path, rows, labels=None):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": [{"bytes": x, "path": None} for x in rows], **(labels or {})}
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = pa.table(columns).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(table, path)
+
+
+class TestFolders:
+    def test_jsonl_labels_follow_their_pictures(self, tmp_path):
+        folder = tmp_path / "set"
+        fill(folder)
+        rows = [
+            {"file_name": f"{i:03d}.png", "Smiling": i % 2, "class": "ab"[i % 2], "weight": 0.5}
+            for i in (5, 3, 0, 1, 2)
+        ]
+        rows[1]["Smiling"] = None
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        pictures = load(folder, tmp_path)
+        assert shades(pictures) == [shade(i) for i in range(6)]
+        assert pictures.images.dtype == np.uint8
+        assert pictures.images.shape == (6, 3, SIZE, SIZE)
+        assert pictures.labels["Smiling"].tolist() == [0, 1, 0, -1, -1, 1]
+        assert pictures.labels["class"].tolist() == [0, 1, 0, 1, -1, 1]
+        assert pictures.label_names == {"class": ("a", "b")}
+        assert "weight" not in pictures.labels
+
+    def test_csv_labels(self, tmp_path):
+        folder = tmp_path / "set"
+        fill(folder, 3)
+        (folder / "metadata.csv").write_text("file_name,young\n001.png,1\n000.png,\n002.png,0\n")
+        assert load(folder, tmp_path).labels["young"].tolist() == [-1, 1, 0]
+
+    def test_class_folders_and_hidden_files(self, tmp_path):
+        fill(tmp_path / "set" / "dog", 2)
+        fill(tmp_path / "set" / "cat", 1)
+        (tmp_path / "set" / "cat" / "._000.png").write_bytes(b"resource fork")
+        pictures = load(tmp_path / "set", tmp_path)
+        assert pictures.labels["label"].tolist() == [0, 1, 1]
+        assert pictures.label_names["label"] == ("cat", "dog")
+
+    def test_split_folders(self, tmp_path):
+        fill(tmp_path / "set" / "train", 3)
+        fill(tmp_path / "set" / "test", 2)
+        assert len(load(tmp_path / "set", tmp_path)) == 3
+        assert len(load(tmp_path / "set", tmp_path, split="test")) == 2
+        with pytest.raises(UserInputError, match="no folder 'odd'"):
+            load(tmp_path / "set", tmp_path, split="odd")
+
+    def test_broken_pictures_are_counted_and_rows_stay_aligned(self, tmp_path):
+        folder = tmp_path / "set"
+        fill(folder, broken=(0, 3))
+        rows = [{"file_name": f"{i:03d}.png", "number": i} for i in range(6)]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.warns(UserWarning, match="2 of 6 pictures .* left out; row 0: "):
+            pictures = load(folder, tmp_path)
+        assert pictures.skipped == 2
+        assert pictures.labels["number"].tolist() == [1, 2, 4, 5]
+        assert shades(pictures) == [shade(i) for i in (1, 2, 4, 5)]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("metadata.jsonl", '{"file_name": "000.png"}\n{oops\n', "line 2: not JSON"),
+            ("metadata.jsonl", '{"name": "000.png"}\n', "needs a text file_name"),
+            ("metadata.csv", "file_name,a\nother.png,1\n", "names none of the 2 pictures"),
+        ],
+    )
+    def test_bad_metadata(self, tmp_path, name, text, message):
+        fill(tmp_path / "set", 2)
+        (tmp_path / "set" / name).write_text(text)
+        with pytest.raises(UserInputError, match=message):
+            load(tmp_path / "set", tmp_path)
+
+    def test_nothing_to_load(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserInputError, match="no pictures in .*empty"):
+            load(tmp_path / "empty", tmp_path)
+        with pytest.raises(UserInputError, match="no pictures at .*nowhere"):
+            load(tmp_path / "nowhere", tmp_path)
+        fill(tmp_path / "bad", 2, broken=(0, 1))
+        with pytest.raises(
+            UserInputError, match="none of the 2 pictures in .*bad can be read; row"
+        ):
+            load(tmp_path / "bad", tmp_path)
+        assert not list((tmp_path / "cache").glob("pictures/*"))
+
+    def test_crops_the_middle_and_reduces(self, tmp_path):
+        image = Image.new("RGB", (4 * SIZE, 2 * SIZE), (0, 0, 0))
+        image.paste((200, 100, 50), (SIZE, 0, 3 * SIZE, 2 * SIZE))
+        (tmp_path / "set").mkdir()
+        image.save(tmp_path / "set" / "wide.png")
+        assert (load(tmp_path / "set", tmp_path).images[0] == [[[200]], [[100]], [[50]]]).all()
+
+
+class TestParquet:
+    def test_parts_labels_and_names(self, tmp_path):
+        root = tmp_path / "set"
+        cells = [encoded(i) for i in range(5)]
+        write_parquet(root / "train-00001-of-00002.parquet", cells[3:], {"label": [None, 1]})
+        write_parquet(root / "train-00000-of-00002.parquet", cells[:3], {"label": [0, 1, 0]})
+        write_parquet(root / "test-00000-of-00001.parquet", cells[:1], {"label": [1]})
+        pictures = load(root, tmp_path)
+        assert shades(pictures) == [shade(i) for i in range(5)]
+        assert pictures.part_starts == (0, 3)
+        assert pictures.labels["label"].tolist() == [0, 1, 0, -1, 1]
+        assert pictures.label_names["label"] == ("cat", "dog")
+        assert len(load(root, tmp_path, split="test")) == 1
+        assert len(load(root / "train-00001-of-00002.parquet", tmp_path)) == 2
+        with pytest.raises(UserInputError, match=r"'valid'; there are \['test', 'train'\]"):
+            load(root, tmp_path, split="valid")
+
+    def test_bad_files(self, tmp_path):
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pa.table({"x": [1]}), tmp_path / "plain.parquet")
+        with pytest.raises(
+            UserInputError, match=r"no column of pictures; its columns are \['x'\]"
+        ):
+            load(tmp_path / "plain.parquet", tmp_path)
+        (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing else")
+        with pytest.raises(EnvironmentFailure, match="not a readable parquet file"):
+            load(tmp_path / "torn.parquet", tmp_path)
+
+    def test_missing_extra_names_the_command(self, tmp_path, monkeypatch):
+        write_parquet(tmp_path / "a.parquet", [encoded(0)])
+        monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+        with pytest.raises(EnvironmentFailure, match=r'pip install "hebm-sample\[train\]"'):
+            load(tmp_path / "a.parquet", tmp_path)
+
+
+class TestHub:
+    def table(self):
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features(
+            {"label": datasets.ClassLabel(names=["cat", "dog"]), "picture": datasets.Image()}
+        )
+        rows = {"label": [1, 0], "picture": [{"bytes": encoded(i), "path": None} for i in (1, 2)]}
+        return datasets, datasets.Dataset.from_dict(rows, features=features)
+
+    def test_loads(self, tmp_path, monkeypatch):
+        datasets, table = self.table()
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+        pictures = load("someone/pets", tmp_path)
+        assert shades(pictures) == [shade(1), shade(2)]
+        assert pictures.labels["label"].tolist() == [1, 0]
+        assert pictures.label_names == {"label": ("cat", "dog")}
+
+    def test_failures(self, tmp_path, monkeypatch):
+        datasets, _ = self.table()
+
+        def failing(error):
+            def load_dataset(name, split):
+                raise error
+
+            monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+        failing(datasets.exceptions.DatasetNotFoundError("no such set"))
+        with pytest.raises(UserInputError, match="neither a folder here nor a data set"):
+            load("someone/pets", tmp_path)
+        failing(ConnectionError("offline"))
+        with pytest.raises(HubError, match="someone/pets could not be fetched: offline"):
+            load("someone/pets", tmp_path)
+
+
+class TestCache:
+    def test_second_load_decodes_nothing(self, tmp_path, monkeypatch):
+        fill(tmp_path / "set")
+        first = load(tmp_path / "set", tmp_path)
+        monkeypatch.setattr("hebm_sample.training.data._decode", None)
+        second = load(tmp_path / "set", tmp_path)
+        assert second.identity == first.identity
+        assert (second.images == first.images).all()
+        assert isinstance(second.images, np.memmap)
+
+    def test_identity_is_of_the_content(self, tmp_path):
+        fill(tmp_path / "a")
+        fill(tmp_path / "b")
+        a = load(tmp_path / "a", tmp_path).identity
+        assert load(tmp_path / "b", tmp_path).identity == a
+        (tmp_path / "b" / "002.png").write_bytes(encoded(20))
+        assert load(tmp_path / "b", tmp_path).identity != a
+        (tmp_path / "a" / "metadata.csv").write_text("file_name,young\n001.png,1\n")
+        assert load(tmp_path / "a", tmp_path).identity != a
+
+    def test_damaged_cache_is_rebuilt(self, tmp_path):
+        fill(tmp_path / "set")
+        load(tmp_path / "set", tmp_path)
+        (file,) = (tmp_path / "cache").glob("pictures/*/pictures.npy")
+        file.write_bytes(file.read_bytes()[:-1])
+        assert shades(load(tmp_path / "set", tmp_path))[5] == shade(5)
+
+    def test_environment_variable_and_unwritable_place(self, tmp_path, monkeypatch):
+        fill(tmp_path / "set", 1)
+        monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "elsewhere"))
+        load(tmp_path / "set", tmp_path, cache_dir=None)
+        assert (tmp_path / "elsewhere" / "pictures").is_dir()
+        (tmp_path / "file").write_text("")
+        with pytest.raises(EnvironmentFailure, match="could not be kept in .*file"):
+            load(tmp_path / "set", tmp_path, cache_dir=tmp_path / "file")
+
+    def test_memory_is_one_chunk(self, tmp_path, monkeypatch):
+        fill(tmp_path / "set", 7)
+        monkeypatch.setattr(sources, "CHUNK_ROWS", 3)
+        opened = sources.open_source(tmp_path / "set", None)
+        assert [len(c.pictures) for c in opened.chunks()] == [3, 3, 1]
+        assert shades(load(tmp_path / "set", tmp_path)) == [shade(i) for i in range(7)]
+
+
+class TestPictures:
+    def test_split_keeps_the_last_rows_apart_as_views(self, tmp_path):
+        root = tmp_path / "set"
+        write_parquet(root / "0.parquet", [encoded(i) for i in range(3)], {"n": [0, 1, 2]})
+        write_parquet(
+            root / "1.parquet", [encoded(i) for i in range(3, 8)], {"n": [3, 4, 5, 6, 7]}
+        )
+        pictures = load(root, tmp_path)
+        train, validation = pictures.split(6)
+        assert (len(train), len(validation)) == (2, 6)
+        assert validation.labels["n"].tolist() == [2, 3, 4, 5, 6, 7]
+        assert train.part_starts == (0,)
+        assert validation.part_starts == (0, 1)
+        assert np.shares_memory(train.images, pictures.images)
+        assert len({train.identity, validation.identity, pictures.identity}) == 3
+        with pytest.raises(UserInputError, match="of 8 pictures it can be 0 to 7"):
+            pictures.split(8)
+
+    def test_batch(self, tmp_path):
+        (tmp_path / "set").mkdir()
+        image = Image.new("RGB", (SIZE, SIZE), (0, 0, 0))
+        image.paste((255, 255, 255), (0, 0, 1, SIZE))
+        for name in "ab":
+            image.save(tmp_path / "set" / f"{name}.png")
+        pictures = load(tmp_path / "set", tmp_path)
+        batch = pictures.batch(torch.tensor([0, 1]), torch.tensor([False, True]))
+        assert batch.shape == (2, 3, SIZE, SIZE)
+        assert batch.dtype == torch.float32
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        assert (batch[0, :, :, 0] == 1).all()
+        assert (batch[0, :, :, 1:] == -1).all()
+        assert torch.equal(batch[1], batch[0].flip(-1))
+
+    def test_to_float_is_the_inference_scale(self):
+        levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+        scaled = to_float(levels)
+        assert scaled.min() == -1
+        assert scaled.max() == 1
+        assert torch.equal(scaled, levels.float() / 127.5 - 1)
+
+    def test_global_rng_and_warnings_untouched(self, tmp_path):
+        fill(tmp_path / "set", 2)
+        before = torch.get_rng_state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load(tmp_path / "set", tmp_path)
+        sampler = StepSampler(10, 2, seed=0)
+        sampler.indices(3), sampler.flips(3)
+        assert torch.equal(before, torch.get_rng_state())
+
+
+class TestStepSampler:
+    @pytest.mark.parametrize("world", [1, 2, 3])
+    def test_an_epoch_is_a_permutation_shared_by_the_ranks(self, world):
+        samplers = [StepSampler(36, 4, seed=5, rank=r, world=world) for r in range(world)]
+        steps = samplers[0].steps_per_epoch
+        assert steps == 36 // (4 * world)
+        for epoch in range(3):
+            numbers = range(epoch * steps, (epoch + 1) * steps)
+            rows = torch.cat([s.indices(i) for i in numbers for s in samplers])
+            assert rows.sort().values.tolist() == list(range(36))
+            assert {s.epoch(i) for i in numbers for s in samplers} == {epoch}
+
+    def test_world_size_does_not_change_the_global_batch(self):
+        one = StepSampler(50, 8, seed=1)
+        two = [StepSampler(50, 4, seed=1, rank=r, world=2) for r in range(2)]
+        for step in (0, 3, 7, 100):
+            assert torch.equal(one.indices(step), torch.cat([s.indices(step) for s in two]))
+            assert torch.equal(one.flips(step), torch.cat([s.flips(step) for s in two]))
+
+    def test_position_follows_from_the_step_alone(self):
+        walked, jumped = StepSampler(30, 7, seed=2), StepSampler(30, 7, seed=2)
+        walk = [(walked.indices(i), walked.flips(i)) for i in range(20)]
+        for i in (13, 2, 19):
+            assert torch.equal(jumped.indices(i), walk[i][0])
+            assert torch.equal(jumped.flips(i), walk[i][1])
+
+    def test_epochs_and_seeds_differ(self):
+        a, b = StepSampler(100, 100, seed=0), StepSampler(100, 100, seed=1)
+        assert not torch.equal(a.indices(0), a.indices(1))
+        assert not torch.equal(a.indices(0), b.indices(0))
+        # Neighbouring (seed, epoch) must not coincide, as they would if they were summed.
+        assert not torch.equal(a.indices(1), b.indices(0))
+
+    def test_incomplete_last_batch_is_dropped(self):
+        sampler = StepSampler(11, 4, seed=0)
+        assert sampler.steps_per_epoch == 2
+        assert [sampler.epoch(i) for i in range(5)] == [0, 0, 1, 1, 2]
+
+    def test_fewer_rows_than_a_batch(self):
+        sampler = StepSampler(3, 8, seed=0)
+        rows = sampler.indices(4)
+        assert rows.shape == (8,)
+        assert sorted(rows[:3].tolist()) == sorted(rows[3:6].tolist()) == [0, 1, 2]
+        assert sampler.epoch(4) == 4
+
+    def test_flips_are_fair_coins(self):
+        sampler = StepSampler(64, 64, seed=0)
+        coins = torch.stack([sampler.flips(i) for i in range(200)]).float()
+        assert abs(coins.mean() - 0.5) < 4 * 0.5 / coins.numel() ** 0.5
+
+    def test_bad_arguments(self):
+        with pytest.raises(UserInputError, match=r"rank 2 in \[0, world\)"):
+            StepSampler(10, 2, seed=0, rank=2, world=2)
+        with pytest.raises(UserInputError, match="num_rows 0"):
+            StepSampler(0, 2, seed=0)
