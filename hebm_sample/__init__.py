@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # Importing torch takes seconds: the package and `--help` stay instant by importing it on first use (PEP 562).
+    # Importing torch takes seconds: the package and `--help` stay instant by importing it on first
+    # use (PEP 562).
     if name == "Pipeline":
         from hebm_sample.pipeline import Pipeline
 

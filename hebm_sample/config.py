@@ -1,7 +1,8 @@
 """A model's description: frozen dataclasses that round-trip through `config.json`.
 
-Everything a sampler needs to rebuild a model is here and is checked when it is built: shapes, noise levels
-as explicit numbers, the parametrisation of the energies, the sampler's defaults. Unknown keys are errors.
+Everything a sampler needs to rebuild a model is here and is checked when it is built: shapes,
+noise levels as explicit numbers, the parametrisation of the energies, the sampler's defaults.
+Unknown keys are errors.
 """
 
 import dataclasses
@@ -59,13 +60,20 @@ def require_choice(name: str, value: object, choices: Any) -> None:
 
 def require_range(name: str, value: float, low: float, high: float) -> None:
     """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    require(number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]")
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    require(
+        number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]"
+    )
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> None:
     """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
-    require(isinstance(value, int) and not isinstance(value, bool), f"{name} is {value!r}; it must be a whole number")
+    require(
+        isinstance(value, int) and not isinstance(value, bool),
+        f"{name} is {value!r}; it must be a whole number",
+    )
     require_range(name, typing.cast("int", value), low, high)
 
 
@@ -95,7 +103,9 @@ class ConfigBase:
 
     @classmethod
     def from_dict(cls: type[_C], data: Any, path: str = "config") -> _C:
-        """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed keys."""
+        """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed
+        keys.
+        """
         require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
         fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
         unknown = sorted(set(data) - set(fields))
@@ -163,7 +173,8 @@ class GeneratorConfig(ConfigBase):
         image_size: Side of the square pictures, in pixels.
         scales: Latent scales, coarse to fine; each resolution doubles the one before.
         decoder: Stages between the finest latent scale and the head, each doubling the resolution.
-        head_upsample: The head's pixel shuffle: last stage's resolution times this is the picture's side.
+        head_upsample: The head's pixel shuffle: last stage's resolution times this is the
+            picture's side.
         encoder_cells: Residual cells a scale and stage in the encoder.
         likelihood: p(x | h_{L+1}).
         log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
@@ -186,27 +197,36 @@ class GeneratorConfig(ConfigBase):
         require_integer("head_upsample", self.head_upsample, 1, 16)
         require_choice("likelihood", self.likelihood, Likelihood)
         require_range("log_sigma_bound", self.log_sigma_bound, 0.1, 20.0)
-        require(len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale")
+        require(
+            len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale"
+        )
         resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
         for low, high in zip(resolutions, resolutions[1:], strict=False):
-            require(high == 2 * low, f"resolutions {resolutions} must double from one scale to the next")
+            require(
+                high == 2 * low,
+                f"resolutions {resolutions} must double from one scale to the next",
+            )
         require(
             resolutions[-1] * self.head_upsample == self.image_size,
-            f"the last stage has {resolutions[-1]} positions and head_upsample is {self.head_upsample}; "
-            f"their product must be image_size = {self.image_size}",
+            f"the last stage has {resolutions[-1]} positions and head_upsample is "
+            f"{self.head_upsample}; their product must be image_size = {self.image_size}",
         )
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(C, H, W) of each group, top to bottom."""
         return tuple(
-            (s.latent_channels, s.resolution, s.resolution) for s in self.scales for _ in range(s.groups)
+            (s.latent_channels, s.resolution, s.resolution)
+            for s in self.scales
+            for _ in range(s.groups)
         )
 
     @property
     def state_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(C, H, W) of the top-down state h_i that meets each group, top to bottom."""
-        return tuple((s.width, s.resolution, s.resolution) for s in self.scales for _ in range(s.groups))
+        return tuple(
+            (s.width, s.resolution, s.resolution) for s in self.scales for _ in range(s.groups)
+        )
 
     @property
     def latent_dimensions(self) -> int:
@@ -223,9 +243,11 @@ class PriorConfig(ConfigBase):
         width: Channels of each group's energy net.
         cells: Residual cells of each group's energy net.
         max_resolution: Finer groups are folded (space to depth) to this side before the net.
-        parametrization: "log_snr": the net sees log SNR and F is its output over cum_sigma. "release": the
-            net sees the integer t and its output is s_t F, as in the authors' release.
-        step_size_0: s_0 of the release's schedule s_t = s_0 (cum_sigma[t] / cum_sigma[0]) sigma_{t+1}^2.
+        parametrization: "log_snr": the net sees log SNR and F is its output over cum_sigma.
+            "release": the net sees the integer t and its output is s_t F, as in the authors'
+            release.
+        step_size_0: s_0 of the release's schedule s_t = s_0 (cum_sigma[t] / cum_sigma[0])
+        sigma_{t+1}^2.
         sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
         sigma_max: Largest cum_sigma that training visits.
     """
@@ -240,7 +262,10 @@ class PriorConfig(ConfigBase):
     sigma_max: float = 0.999
 
     def __post_init__(self) -> None:
-        require(len(self.levels) >= 2, f"levels has {len(self.levels)} numbers; it needs at least 2 (T >= 1)")
+        require(
+            len(self.levels) >= 2,
+            f"levels has {len(self.levels)} numbers; it needs at least 2 (T >= 1)",
+        )
         for value in self.levels:
             require_range("levels", value, 1e-4, 1.0)
         rising = all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False))
@@ -266,12 +291,14 @@ class LangevinConfig(ConfigBase):
     Arguments:
         sampler: "recovery" (the paper's), "annealed" or "flow".
         steps: Gradient evaluations in all.
-        kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the release's.
-        start: Where a level's chain starts: "u_next", or one deterministic flow step from it ("flow").
-        reference_variance: C of the corrected kernel: "sigma_next", sigma_{t+1}^2 (1 for a marginal), or
-            "posterior", B_t below.
-        step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a marginal);
-            for the plain kernel on the release's parametrisation the factor on its s_t.
+        kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the
+            release's.
+        start: Where a level's chain starts: "u_next", or one deterministic flow step from it
+            ("flow").
+        reference_variance: C of the corrected kernel: "sigma_next", sigma_{t+1}^2 (1 for a
+            marginal), or "posterior", B_t below.
+        step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a
+            marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
         temperature: Factor on every noise draw's standard deviation.
         denoise: End with one flow step from the lowest level to noise 0.
     """
@@ -294,7 +321,8 @@ class LangevinConfig(ConfigBase):
         require_range("step_scale", self.step_scale, 0.0, 1e6)
         if self.kernel == "corrected":
             require(
-                self.step_scale <= 4, f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C"
+                self.step_scale <= 4,
+                f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
         require_range("temperature", self.temperature, 0.0, 10.0)
 
@@ -323,4 +351,6 @@ class ModelConfig(ConfigBase):
             f"format_version is {self.format_version!r}; this release reads {FORMAT_VERSION}: "
             "upgrade hebm_sample, or export the model again",
         )
-        require(0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters")
+        require(
+            0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters"
+        )

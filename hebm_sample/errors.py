@@ -1,7 +1,8 @@
 """What can go wrong, in words a user can act on.
 
-Every public error says what was asked, what exists and what to do, in one line. `exit_code` is what the
-commands leave with: 2 when what was typed is wrong, 1 when the surroundings fail (network, disk, corrupt file).
+Every public error says what was asked, what exists and what to do, in one line. `exit_code` is
+what the commands leave with: 2 when what was typed is wrong, 1 when the surroundings fail
+(network, disk, corrupt file).
 """
 
 __all__ = [
@@ -22,13 +23,17 @@ class HebmError(Exception):
 
 
 class UserInputError(HebmError, ValueError):
-    """What was asked for cannot be done as asked: an unknown name, a value out of range, a wrong shape."""
+    """What was asked for cannot be done as asked: an unknown name, a value out of range, a wrong
+    shape.
+    """
 
     exit_code = 2
 
 
 class EnvironmentFailure(HebmError):
-    """The surroundings failed: a missing extra, a disk that is full or read-only, a device that is absent."""
+    """The surroundings failed: a missing extra, a disk that is full or read-only, a device that is
+    absent.
+    """
 
 
 class WeightsError(EnvironmentFailure):

@@ -1,106 +1,46 @@
 """The way in: load a model, draw pictures, read pictures.
 
-    u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)   by the model's sampler;   picture = mean of p(x | h_{L+1}(u))
+    u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)   by the model's sampler;   picture = mean of p(x |
+    h_{L+1}(u))
 
-`Pipeline` chooses seeds, batches, device and precision; `sampling` does the walking and `generator` the pictures.
+`Pipeline` chooses seeds, batches, device and precision; `sampling` does the walking and
+`generator` the pictures.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from hebm_sample.config import LangevinConfig, ModelConfig
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.config import LangevinConfig, ModelConfig, require_choice
+from hebm_sample.device import pick_device
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents, check_latents
 from hebm_sample.hub.load import build_model, load_encoder
 from hebm_sample.hub.save import write_model_folder
-from hebm_sample.images import grid, prepare, to_pil
+from hebm_sample.images import prepare
 from hebm_sample.prior.conditional import net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.samples import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.sampling.driver import sample_prior
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.seeds import MAX_SEEDS
 
-__all__ = ["OutputType", "Pipeline", "Prior", "Samples", "pick_device"]
+__all__ = ["OutputType", "Pipeline", "Prior", "Samples"]
 
-OutputType = Literal["pil", "numpy", "torch"]
 EncodeMode = Literal["sample", "mean"]
 Prior = Literal["ebm", "gaussian"]
 Groups = slice | Sequence[int] | int
 Pictures = Tensor | Any
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a call returns.
-
-    Arguments:
-        images: N PIL pictures; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0, 1] ("torch").
-        latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
-        energies: -F_i at the level just done, (N, L); None where the model has no energies.
-        seeds: The seed of each picture.
-        level: Noise level just done; 0 for a finished picture.
-    """
-
-    images: Any
-    latents: Latents
-    energies: Tensor | None
-    seeds: tuple[int, ...]
-    level: int = 0
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.seeds)
-
-    def grid(self, columns: int | None = None) -> Image.Image:
-        """All pictures on one sheet, as near to a square as can be if `columns` is None."""
-        if isinstance(self.images, Tensor):
-            return grid(to_pil(self.images * 2 - 1), columns)
-        if isinstance(self.images, list):
-            return grid(self.images, columns)
-        return grid(to_pil(torch.from_numpy(self.images).permute(0, 3, 1, 2) * 2 - 1), columns)
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """The device named; "auto" is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserInputError(f"device {device!r} does not exist; use auto, cpu or cuda") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFailure(f"device {device!r} was asked for, but this torch sees no CUDA GPU; use cpu or auto")
-    return chosen
-
-
-def _require_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise UserInputError(f"{name} is {value!r}; it can be {', '.join(map(repr, get_args(choices)))}")
-
-
-def _resolve_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
-    """The seeds asked for; 0 ... n-1 where none were."""
-    if isinstance(seeds, int):
-        seeds = (seeds,)
-    chosen = tuple(seeds) if seeds is not None else tuple(range(1 if num_images is None else num_images))
-    if seeds is not None and num_images is not None and len(chosen) != num_images:
-        raise UserInputError(f"num_images is {num_images} but {len(chosen)} seeds were given; leave one of them out")
-    if not 1 <= len(chosen) <= MAX_SEEDS:
-        raise UserInputError(f"{len(chosen)} pictures were asked for; it can be 1 to {MAX_SEEDS} a call")
-    return chosen
-
-
-def _join(parts: Sequence[Latents]) -> Latents:
+def _concatenate(parts: Sequence[Latents]) -> Latents:
     return tuple(torch.cat(group) for group in zip(*parts, strict=True))
 
 
@@ -196,7 +136,9 @@ class Pipeline:
     def encoder(self) -> Encoder:
         """The encoder; loaded when first asked for."""
         if self._encoder is None:
-            raise UserInputError(f"{self.name} has no encoder, so it cannot read pictures; use a model that has one")
+            raise UserInputError(
+                f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
+            )
         if not isinstance(self._encoder, nn.Module):
             self._encoder = self._settle(self._encoder())
         return self._encoder
@@ -205,10 +147,14 @@ class Pipeline:
         module = module.to(self.device, memory_format=torch.channels_last)
         return module.requires_grad_(False).eval()
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
-        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the pipeline.
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "Pipeline":
+        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
+        pipeline.
 
-        With bfloat16 the networks compute under autocast; weights, latents and energies stay float32.
+        With bfloat16 the networks compute under autocast; weights, latents and energies stay
+        float32.
         """
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise UserInputError(f"dtype is {dtype}; it can be torch.float32 or torch.bfloat16")
@@ -226,9 +172,13 @@ class Pipeline:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def energy_terms(self, u: Latents, level: Tensor) -> Tensor:
-        """F_i at u and noise level, (B, L); differentiable in u. Level as in `prior.conditional.net_level`."""
+        """F_i at u and noise level, (B, L); differentiable in u. Level as in
+        `prior.conditional.net_level`.
+        """
         if self.prior is None:
-            raise UserInputError(f"{self.name} has no energy-based prior; sample with prior='gaussian'")
+            raise UserInputError(
+                f"{self.name} has no energy-based prior; sample with prior='gaussian'"
+            )
         with self._precision():
             return self.prior(self.generator.transform(u), level).float()
 
@@ -239,7 +189,9 @@ class Pipeline:
         given = {k: v for k, v in overrides.items() if v is not None}
         known = set(LangevinConfig.__dataclass_fields__)
         if set(given) - known:
-            raise UserInputError(f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}")
+            raise UserInputError(
+                f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
+            )
         return replace(self.config.sampling, **given)
 
     def total_steps(
@@ -250,7 +202,9 @@ class Pipeline:
         steps: int | None = None,
         prior: Prior = "ebm",
     ) -> int:
-        """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian prior."""
+        """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian
+        prior.
+        """
         if prior == "gaussian":
             return 0
         return self.sampling_config(steps=steps).steps * -(-num_images // batch_size)
@@ -275,14 +229,14 @@ class Pipeline:
             batch_size: Most pictures at a time.
             output_type: "pil", "numpy" or "torch"; see `Samples`.
             progress: Called with the number of gradients just evaluated.
-            settings: Fields of `LangevinConfig` (sampler, steps, temperature, ...); None means the model's own.
+            settings: Fields of `LangevinConfig` (sampler, steps, temperature, ...); None means the
+                model's own.
 
         Raises:
             UserInputError: A setting out of range, or an unknown one.
             NonFiniteSampleError: A chain left the finite numbers.
         """
-        last = None
-        for last in self.stream(
+        *_, last = self.stream(
             num_images,
             seeds,
             prior=prior,
@@ -291,9 +245,7 @@ class Pipeline:
             progress=progress,
             only_last=True,
             **settings,
-        ):
-            pass
-        assert last is not None
+        )
         return last
 
     def stream(
@@ -308,19 +260,21 @@ class Pipeline:
         only_last: bool = False,
         **settings: Any,
     ) -> Iterator[Samples]:
-        """As a call, but yields `Samples` after each noise level; the last one is what a call returns.
+        """As a call, but yields `Samples` after each noise level; the last one is what a call
+        returns.
 
         Arguments:
             only_last: Yield nothing but the result, and decode nothing else.
         """
-        _require_choice("prior", prior, Prior)
-        _require_choice("output_type", output_type, OutputType)
+        require_choice("prior", prior, Prior)
+        require_choice("output_type", output_type, OutputType)
         if batch_size < 1:
             raise UserInputError(f"batch_size is {batch_size}; it must be at least 1")
-        config, chosen = self.sampling_config(**settings), _resolve_seeds(num_images, seeds)
+        config, chosen = self.sampling_config(**settings), choose_seeds(num_images, seeds)
         chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
         walks = [self._walk(chunk, prior, config, progress, only_last) for chunk in chunks]
-        # Built eagerly: what is wrong with the request is said now, not when the first picture is asked for.
+        # Built eagerly: what is wrong with the request is said now, not when the first picture is
+        # asked for.
         return self._collect(walks, chosen, output_type)
 
     def _collect(
@@ -332,7 +286,13 @@ class Pipeline:
         for states in zip(*walks, strict=True):
             levels, latents, terms, pictures = zip(*states, strict=True)
             energies = None if terms[0] is None else -torch.cat(cast("tuple[Tensor, ...]", terms))
-            yield Samples(_output(torch.cat(pictures), output_type), _join(latents), energies, seeds, levels[0])
+            yield Samples(
+                to_output(torch.cat(pictures), output_type),
+                _concatenate(latents),
+                energies,
+                seeds,
+                levels[0],
+            )
 
     def _walk(
         self,
@@ -352,7 +312,9 @@ class Pipeline:
 
     def _levels(self, noise: NoiseStreams, config: LangevinConfig, progress: Any) -> Iterator[Any]:
         if self.config.prior is None or self._schedule is None:
-            raise UserInputError(f"{self.name} has no energy-based prior; sample with prior='gaussian'")
+            raise UserInputError(
+                f"{self.name} has no energy-based prior; sample with prior='gaussian'"
+            )
         return sample_prior(
             self.energy_terms,
             self._schedule,
@@ -372,7 +334,12 @@ class Pipeline:
             if terms is None and self.prior is not None:
                 terms = self._lowest_terms(u)
             on_cpu = tuple(g.detach().float().cpu() for g in u)
-            yield level, on_cpu, None if terms is None else terms.detach().float().cpu(), self._decode(u)
+            yield (
+                level,
+                on_cpu,
+                None if terms is None else terms.detach().float().cpu(),
+                self._decode(u),
+            )
 
     @torch.no_grad()
     def _lowest_terms(self, u: Latents) -> Tensor:
@@ -388,19 +355,21 @@ class Pipeline:
         with torch.inference_mode(False), self._precision():
             return self.generator(u).float().cpu()
 
-    def decode(self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16) -> Any:
+    def decode(
+        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
+    ) -> Any:
         """Mean pictures of u: N PIL pictures, or arrays as in `Samples`.
 
         Arguments:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes.
         """
-        _require_choice("output_type", output_type, OutputType)
+        require_choice("output_type", output_type, OutputType)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
             self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
             for i in range(0, count, batch_size)
         ]
-        return _output(torch.cat(parts), output_type)
+        return to_output(torch.cat(parts), output_type)
 
     @torch.no_grad()
     def encode(
@@ -414,24 +383,26 @@ class Pipeline:
         """u of pictures, on the CPU: a draw of q(u | x), or its mean.
 
         Arguments:
-            images: PIL pictures or paths (cropped to the middle square and resized), or floats (N, 3, S, S) in
-                [0, 1], as "torch" output is.
+            images: PIL pictures or paths (cropped to the middle square and resized), or floats (N,
+                3, S, S) in [0, 1], as "torch" output is.
             mode: "sample" or "mean".
             seeds: Of the draw, one a picture; 0 ... N-1 if None.
         """
-        _require_choice("mode", mode, EncodeMode)
+        require_choice("mode", mode, EncodeMode)
         x = self._read(images)
-        chosen = _resolve_seeds(len(x), seeds)
+        chosen = choose_seeds(len(x), seeds)
         shapes, parts = self.generator.latent_shapes, []
         for i in range(0, len(x), batch_size):
             rows = x[i : i + batch_size].to(self.device)
             noise = None
             if mode == "sample":
-                noise = NoiseStreams(chosen[i : i + batch_size], shapes, device=self.device).normal()
+                noise = NoiseStreams(
+                    chosen[i : i + batch_size], shapes, device=self.device
+                ).normal()
             with self._precision():
                 u = encode(self.generator, self.encoder, rows, noise).u
             parts.append(tuple(g.float().cpu() for g in u))
-        return _join(parts)
+        return _concatenate(parts)
 
     def _read(self, images: Pictures) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
@@ -439,13 +410,20 @@ class Pipeline:
         if not isinstance(images, Tensor):
             return prepare(images, size)
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
-            raise UserInputError(f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})")
+            raise UserInputError(
+                f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
+            )
         if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
             raise UserInputError("images must be floats in [0, 1]")
         return images.float() * 2 - 1
 
     def reconstruct(
-        self, images: Pictures, *, output_type: OutputType = "pil", mode: EncodeMode = "sample", batch_size: int = 16
+        self,
+        images: Pictures,
+        *,
+        output_type: OutputType = "pil",
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
     ) -> Any:
         """decode(encode(images)): what the generator can say about a picture."""
         u = self.encode(images, mode=mode, batch_size=batch_size)
@@ -460,7 +438,8 @@ class Pipeline:
         mode: EncodeMode = "sample",
         batch_size: int = 16,
     ) -> Tensor:
-        """The energy -F_G at the lowest noise level, (N,): low for pictures like the training data.
+        """The energy -F_G at the lowest noise level, (N,): low for pictures like the training
+        data.
 
         Arguments:
             images: Pictures, as for `encode`; or give `latents`.
@@ -491,13 +470,19 @@ class Pipeline:
             chosen = [int(i) for i in groups]
         wrong = [i for i in chosen if not -count <= i < count]
         if wrong or not chosen:
-            raise UserInputError(f"groups {groups} asked for; this model has {count}, numbered 0 (top) to {count - 1}")
+            raise UserInputError(
+                f"groups {groups} asked for; this model has {count}, "
+                f"numbered 0 (top) to {count - 1}"
+            )
         return chosen
 
     # Saving
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16) -> None:
-        """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half precision.
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16
+    ) -> None:
+        """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
+        precision.
 
         Raises:
             EnvironmentFailure: The folder cannot be written.
@@ -505,19 +490,17 @@ class Pipeline:
         """
         encoder = self.encoder if self._encoder is not None else None
         write_model_folder(
-            Path(folder), self.config, self.generator, self.prior, encoder, dtype=dtype, card=self._card
+            Path(folder),
+            self.config,
+            self.generator,
+            self.prior,
+            encoder,
+            dtype=dtype,
+            card=self._card,
         )
 
     def __reduce__(self) -> Any:
         """Refused: a pipeline's weights live in safetensors, not in pickles."""
-        raise UserInputError("a Pipeline cannot be pickled; use save_pretrained and from_pretrained")
-
-
-def _output(pictures: Tensor, output_type: OutputType) -> Any:
-    """Float pictures (N, 3, S, S), about [-1, 1], as the caller asked for them."""
-    if output_type == "pil":
-        return to_pil(pictures)
-    unit = (pictures.clamp(-1, 1) + 1) / 2
-    return unit if output_type == "torch" else unit.permute(0, 2, 3, 1).contiguous().numpy()
-
-
+        raise UserInputError(
+            "a Pipeline cannot be pickled; use save_pretrained and from_pretrained"
+        )

@@ -2,7 +2,8 @@
 
     cell(h) = h + W4 s(W3 s(W2 s(W1 s(h))))        s = SiLU; 1x1, 3x3, 3x3, 1x1 at half width
 
-Dense 3x3 convolutions inside a narrow bottleneck are several times faster on a CPU than depthwise ones. No
+Dense 3x3 convolutions inside a narrow bottleneck are several times faster on a CPU than depthwise
+ones. No
 normalisation: a picture must not depend on the others in its batch, and the maps are small.
 """
 
@@ -15,7 +16,9 @@ RESIDUAL_START = 0.1
 
 
 def narrow_start(layer: nn.Conv2d, factor: float) -> nn.Conv2d:
-    """Shrink a layer's initial weights, so that the branch it ends starts small; returns the layer."""
+    """Shrink a layer's initial weights, so that the branch it ends starts small; returns the
+    layer.
+    """
     nn.init.zeros_(layer.bias) if layer.bias is not None else None
     layer.weight.data.mul_(factor)
     return layer
@@ -46,7 +49,9 @@ def cells(width: int, count: int) -> nn.Sequential:
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) to (B, C', 2H, 2W): channels first, where maps are small, then nearest neighbours."""
+    """(B, C, H, W) to (B, C', 2H, 2W): channels first, where maps are small, then nearest
+    neighbours.
+    """
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The encoder, a posterior directly in u space.
 
-    q(u_i | x, u_<i) = N(m_i, s_i^2),    m_i, s_i of (h_i, e_i);  e = bottom-up features of x
-    KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the group's positions
+q(u_i | x, u_<i) = N(m_i, s_i^2),    m_i, s_i of (h_i, e_i);  e = bottom-up features of x
+KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the group's positions
 """
 
 from typing import NamedTuple
@@ -48,7 +48,9 @@ class Encoder(nn.Module):
             Downsample(a.width, b.width) for a, b in zip(stages, stages[1:], strict=False)
         )
         self.stages = nn.ModuleList(cells(s.width, config.encoder_cells) for s in stages)
-        self.heads = nn.ModuleList(PosteriorHead(s) for s in config.scales for _ in range(s.groups))
+        self.heads = nn.ModuleList(
+            PosteriorHead(s) for s in config.scales for _ in range(s.groups)
+        )
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
         """Bottom-up maps by resolution.
@@ -59,7 +61,8 @@ class Encoder(nn.Module):
         size, channels = self.config.image_size, self.config.image_channels
         if images.ndim != 4 or images.shape[1:] != (channels, size, size):
             raise UserInputError(
-                f"images have shape {tuple(images.shape)}; this model needs (B, {channels}, {size}, {size})"
+                f"images have shape {tuple(images.shape)}; "
+                f"this model needs (B, {channels}, {size}, {size})"
             )
         x = self.stem(F.pixel_unshuffle(images, self.config.head_upsample))
         maps: dict[int, Tensor] = {}
@@ -79,7 +82,10 @@ class Posterior(NamedTuple):
 
 
 def encode(
-    generator: HierarchicalGenerator, encoder: Encoder, images: Tensor | dict[int, Tensor], noise: Latents | None
+    generator: HierarchicalGenerator,
+    encoder: Encoder,
+    images: Tensor | dict[int, Tensor],
+    noise: Latents | None,
 ) -> Posterior:
     """Draw u ~ q(u | x), top to bottom.
 

@@ -1,8 +1,8 @@
 """The multi-layer top-down generator.
 
     h_1 = learned constant
-    z_i = mu_i(h_i) + sigma_i(h_i) * u_i          u_i ~ N(0, I) under the plain generator's own prior
-    h_{i+1} = block_i(h_i, z_i)                   upsampled between scales
+    z_i = mu_i(h_i) + sigma_i(h_i) * u_i          u_i ~ N(0, I) under the plain generator's own
+    prior h_{i+1} = block_i(h_i, z_i)                   upsampled between scales
     x ~ p(x | h_{L+1})                            a picture is its mean
 
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
@@ -20,14 +20,23 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.blocks import Upsample, cells, narrow_start
 from hebm_sample.generator.likelihood import DiscretizedLogistic
 
-__all__ = ["HierarchicalGenerator", "ImageDecoder", "Latents", "TopDown", "check_latents", "soft_bound"]
+__all__ = [
+    "HierarchicalGenerator",
+    "ImageDecoder",
+    "Latents",
+    "TopDown",
+    "check_latents",
+    "soft_bound",
+]
 
 Latents = tuple[Tensor, ...]
 """One (B, C_i, H_i, W_i) tensor a group, top (coarse) to bottom (fine)."""
 
 
 class TopDown(NamedTuple):
-    """What T returns: per group z_i, u_i and the state h_i that met them; `features` is h_{L+1}."""
+    """What T returns: per group z_i, u_i and the state h_i that met them; `features` is
+    h_{L+1}.
+    """
 
     z: Latents
     u: Latents
@@ -46,8 +55,8 @@ def check_latents(latents: Latents, shapes: tuple[tuple[int, int, int], ...]) ->
     batches = {int(x.shape[0]) for x in latents}
     if found != list(shapes) or len(batches) != 1:
         raise UserInputError(
-            f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs (B, C, H, W) = "
-            f"{[('B', *s) for s in shapes]} with one B"
+            f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs "
+            f"(B, C, H, W) = {[('B', *s) for s in shapes]} with one B"
         )
     return batches.pop()
 
@@ -76,7 +85,9 @@ class Group(nn.Module):
 class ImageDecoder(nn.Module):
     """h_{L+1} to the mean picture: upsampling stages, then one convolution and a pixel shuffle."""
 
-    def __init__(self, width: int, stages: tuple[StageConfig, ...], head_upsample: int, channels: int) -> None:
+    def __init__(
+        self, width: int, stages: tuple[StageConfig, ...], head_upsample: int, channels: int
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for stage in stages:
@@ -101,14 +112,19 @@ class HierarchicalGenerator(nn.Module):
         super().__init__()
         self.config = config
         top = config.scales[0]
-        self.constant = nn.Parameter(0.1 * torch.randn(1, top.width, top.resolution, top.resolution))
+        self.constant = nn.Parameter(
+            0.1 * torch.randn(1, top.width, top.resolution, top.resolution)
+        )
         self.groups = nn.ModuleList(
             Group(s, config.log_sigma_bound) for s in config.scales for _ in range(s.groups)
         )
         self.upsamples = nn.ModuleList(
-            Upsample(a.width, b.width) for a, b in zip(config.scales, config.scales[1:], strict=False)
+            Upsample(a.width, b.width)
+            for a, b in zip(config.scales, config.scales[1:], strict=False)
         )
-        ends = [sum(s.groups for s in config.scales[: i + 1]) - 1 for i in range(len(config.scales))]
+        ends = [
+            sum(s.groups for s in config.scales[: i + 1]) - 1 for i in range(len(config.scales))
+        ]
         self._upsample_after = {end: i for i, end in enumerate(ends[:-1])}
         self.decoder = ImageDecoder(
             config.scales[-1].width, config.decoder, config.head_upsample, config.image_channels
@@ -147,7 +163,8 @@ class HierarchicalGenerator(nn.Module):
             u: Latents of `latent_shapes`; raises `UserInputError` if they are not.
         """
         return self.descend(
-            check_latents(u, self.latent_shapes), lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i])
+            check_latents(u, self.latent_shapes),
+            lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i]),
         )
 
     def inverse(self, z: Latents) -> Latents:

@@ -45,7 +45,8 @@ class DiscretizedLogistic(nn.Module):
         inverse = torch.exp(-log_scale)
         upper = (images + HALF_BIN - mean) * inverse
         lower = (images - HALF_BIN - mean) * inverse
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of close numbers.
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): no difference of close
+        # numbers.
         width = 2 * HALF_BIN * inverse
         inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
         darkest, brightest = F.logsigmoid(upper), F.logsigmoid(-lower)
@@ -54,7 +55,9 @@ class DiscretizedLogistic(nn.Module):
         return log_p.flatten(1).sum(1)
 
     def draw(self, mean: Tensor, uniform: Tensor) -> Tensor:
-        """A draw x ~ p(x | mean) from uniform numbers in (0, 1), both (B, C, H, W); on the 256 levels."""
+        """A draw x ~ p(x | mean) from uniform numbers in (0, 1), both (B, C, H, W); on the 256
+        levels.
+        """
         log_scale = self.log_scale.clamp(min=LOWEST_LOG_SCALE).view(1, -1, 1, 1)
         x = mean + torch.exp(log_scale) * torch.logit(uniform, eps=1e-6)
         return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1

@@ -30,7 +30,9 @@ class LoadedModel:
 
 
 def read_config(resolved: ResolvedModel) -> ModelConfig:
-    """The model's `config.json`, checked; `WeightsError` names the file and what is wrong with it."""
+    """The model's `config.json`, checked; `WeightsError` names the file and what is wrong with
+    it.
+    """
     path = resolved.path("config.json")
     try:
         return ModelConfig.from_dict(parse_json(read_capped(path, MAX_CONFIG_BYTES)))
@@ -63,7 +65,8 @@ def build_model(
         token=token,
     )
     config = read_config(resolved)
-    # Initial weights are drawn before they are overwritten: the caller's random state must not notice.
+    # Initial weights are drawn before they are overwritten: the caller's random state must not
+    # notice.
     with torch.random.fork_rng(devices=[]):
         generator = HierarchicalGenerator(config.generator)
         prior = new_prior(config) if config.prior is not None else None

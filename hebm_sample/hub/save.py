@@ -34,7 +34,8 @@ def write_model_folder(
 ) -> ModelRow:
     """Write config, weights, card and, last, the manifest row; returns the row.
 
-    The row is written last, so a folder that was interrupted half-way is refused by `from_pretrained`.
+    The row is written last, so a folder that was interrupted half-way is refused by
+    `from_pretrained`.
 
     Arguments:
         card: An existing card's path, or its text; a plain one is written if None.

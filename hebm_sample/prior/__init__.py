@@ -1,1 +1,1 @@
-
+"""Densities of the energy-based prior: no loops, no randomness."""

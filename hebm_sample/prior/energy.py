@@ -1,11 +1,14 @@
-"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a noise level to one number.
+"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a noise level to one
+number.
 
-    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)          F_i = f_i / cum_sigma   or   f_i / s_t
+    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)          F_i = f_i / cum_sigma   or
+    f_i / s_t
 
-v_i is a residual network's map of u_i's shape. The inner product lets the gradient in u_i be read off the
-output, as a score network's is, while F_i stays a scalar; the pooled term adds what is not local. A net that
-reads the top-down state h_i sees the dependence between the layers above and its own, which one of z_i alone
-cannot. Both heads start at zero, so an untrained prior is exactly N(0, I).
+v_i is a residual network's map of u_i's shape. The inner product lets the gradient in u_i be read
+off the output, as a score network's is, while F_i stays a scalar; the pooled term adds what is not
+local. A net that reads the top-down state h_i sees the dependence between the layers above and its
+own, which one of z_i alone cannot. Both heads start at zero, so an untrained prior is exactly N(0,
+I).
 """
 
 import math
@@ -21,14 +24,18 @@ LOWEST_FREQUENCY, HIGHEST_FREQUENCY = 0.1, 3.0
 
 
 class LevelEmbedding(nn.Module):
-    """Noise levels (B,), log SNR or integers, to features (B, width): sinusoids, then one hidden layer."""
+    """Noise levels (B,), log SNR or integers, to features (B, width): sinusoids, then one hidden
+    layer.
+    """
 
     frequencies: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         log_ends = (math.log(LOWEST_FREQUENCY), math.log(HIGHEST_FREQUENCY))
-        self.register_buffer("frequencies", torch.exp(torch.linspace(*log_ends, FREQUENCIES)), persistent=False)
+        self.register_buffer(
+            "frequencies", torch.exp(torch.linspace(*log_ends, FREQUENCIES)), persistent=False
+        )
         self.hidden = nn.Linear(2 * FREQUENCIES, width)
 
     def forward(self, level: Tensor) -> Tensor:
@@ -66,7 +73,12 @@ class EnergyNet(nn.Module):
     """
 
     def __init__(
-        self, latent_shape: tuple[int, int, int], state_channels: int, width: int, cells: int, max_resolution: int
+        self,
+        latent_shape: tuple[int, int, int],
+        state_channels: int,
+        width: int,
+        cells: int,
+        max_resolution: int,
     ) -> None:
         super().__init__()
         channels, side, _ = latent_shape

@@ -1,1 +1,3 @@
-"""Training: the generator, the prior, and the way from pictures to a folder that `Pipeline` loads."""
+"""Training: the generator, the prior, and the way from pictures to a folder that `Pipeline`
+loads.
+"""

@@ -259,7 +259,7 @@ def _decode_all(
         _write_header(file, source.total, size)
         for part, seen, results, labels in _decoded(source, size):
             starts.setdefault(part, rows)
-            good = [i for i, r in enumerate(results) if isinstance(r, np.ndarray)]
+            good = {i: r for i, r in enumerate(results) if isinstance(r, np.ndarray)}
             bad = (f"; row {seen + i}: {r}" for i, r in enumerate(results) if isinstance(r, str))
             first_broken = first_broken or next(bad, "")
             for name in labels:
@@ -267,8 +267,8 @@ def _decode_all(
             for name, values in columns.items():
                 found = labels.get(name)
                 values.extend(found[i] if found else None for i in good)
-            for i in good:
-                data = results[i].tobytes()  # type: ignore[union-attr]
+            for picture in good.values():
+                data = picture.tobytes()
                 digest.update(data)
                 file.write(data)
             rows += len(good)

@@ -1,10 +1,12 @@
 """The generator's objective: the evidence lower bound with KL balancing.
 
-    loss = [ -log p(x | h_{L+1}) + beta sum_i c_i KL_i ] / (dimensions log 2)        in bits a dimension
+    loss = [ -log p(x | h_{L+1}) + beta sum_i c_i KL_i ] / (dimensions log 2)        in bits a
+    dimension
 
-During the warm-up (the first third) beta rises to 1 and c_i is proportional to (mean KL_i + 0.01) / alpha_i,
-alpha_i = positions of its scale / groups at its scale, detached and of mean 1: a group with little KL is charged
-little, so that none dies. Afterwards beta = c_i = 1 and the loss is the ELBO.
+During the warm-up (the first third) beta rises to 1 and c_i is proportional to (mean KL_i + 0.01)
+/ alpha_i, alpha_i = positions of its scale / groups at its scale, detached and of mean 1: a group
+with little KL is charged little, so that none dies. Afterwards beta = c_i = 1 and the loss is the
+ELBO.
 """
 
 from typing import Any
@@ -22,7 +24,9 @@ __all__ = ["GeneratorObjective", "balance", "elbo", "standard_normal"]
 WARM_UP = 1 / 3
 
 
-def standard_normal(shapes: tuple[tuple[int, int, int], ...], batch: int, device: torch.device) -> Latents:
+def standard_normal(
+    shapes: tuple[tuple[int, int, int], ...], batch: int, device: torch.device
+) -> Latents:
     """u ~ N(0, I) from torch's global stream."""
     return tuple(torch.randn(batch, *s, device=device) for s in shapes)
 
@@ -30,7 +34,8 @@ def standard_normal(shapes: tuple[tuple[int, int, int], ...], batch: int, device
 def balance(kl: Tensor, config: GeneratorConfig) -> Tensor:
     """c_i of mean 1 from KL (B, L): proportional to (mean KL_i + 0.01) / alpha_i, detached."""
     alpha = torch.tensor(
-        [s.resolution**2 / s.groups for s in config.scales for _ in range(s.groups)], device=kl.device
+        [s.resolution**2 / s.groups for s in config.scales for _ in range(s.groups)],
+        device=kl.device,
     )
     c = (kl.detach().mean(0) + 0.01) / alpha
     return c / c.mean()

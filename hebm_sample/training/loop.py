@@ -1,10 +1,11 @@
 """The training loop, the same for generator and prior.
 
-    for step in resume point ... total:  pictures(seed, step) -> objective -> AdamW -> moving average
+    for step in resume point ... total:  pictures(seed, step) -> objective -> AdamW -> moving
+    average
 
-Order, mirroring and noise are functions of (seed, step, process), so resuming from a checkpoint (weights,
-average, optimiser, counters) goes on exactly as if nothing had happened. Several processes and devices are the
-business of `accelerate`.
+Order, mirroring and noise are functions of (seed, step, process), so resuming from a checkpoint
+(weights, average, optimiser, counters) goes on exactly as if nothing had happened. Several
+processes and devices are the business of `accelerate`.
 """
 
 import dataclasses
@@ -22,7 +23,12 @@ from tqdm.auto import tqdm
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.images import grid, to_pil
-from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from hebm_sample.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
 from hebm_sample.training.data import Pictures, StepSampler
 from hebm_sample.training.logs import RunLog
 from hebm_sample.training.settings import TrainSettings
@@ -38,7 +44,9 @@ from hebm_sample.training.step import (
 __all__ = ["RunResult", "Task", "make_accelerator", "train"]
 
 PROBE_STEPS = 6
-BUDGET_SHARE = 0.93  # of a time budget goes to steps; checkpoints, grids and the export get the rest
+BUDGET_SHARE = (
+    0.93  # of a time budget goes to steps; checkpoints, grids and the export get the rest
+)
 
 
 @dataclass
@@ -50,7 +58,8 @@ class Task:
         objective: (pictures, fraction done) to (loss, statistics).
         learner: The part of it that learns, is averaged and is saved.
         config: The model's description, part of what must agree on resuming.
-        preview: The averaged learner to pictures (N, 3, S, S) for the grid that is written now and then.
+        preview: The averaged learner to pictures (N, 3, S, S) for the grid that is written now and
+            then.
         identity: Of what else must agree on resuming: the data, the frozen generator.
     """
 
@@ -73,7 +82,9 @@ class RunResult:
 
 
 def make_accelerator(device: str = "auto") -> Any:
-    """accelerate's engine; `EnvironmentFailure` names the pip command where it is not installed."""
+    """accelerate's engine; `EnvironmentFailure` names the pip command where it is not
+    installed.
+    """
     try:
         from accelerate import Accelerator
     except ImportError as error:
@@ -103,9 +114,19 @@ class Run:
     """One training run in one folder. `train` is the way in."""
 
     def __init__(
-        self, task: Task, pictures: Pictures, settings: TrainSettings, folder: Path, accelerator: Any
+        self,
+        task: Task,
+        pictures: Pictures,
+        settings: TrainSettings,
+        folder: Path,
+        accelerator: Any,
     ) -> None:
-        self.task, self.settings, self.folder, self.accelerator = task, settings, folder, accelerator
+        self.task, self.settings, self.folder, self.accelerator = (
+            task,
+            settings,
+            folder,
+            accelerator,
+        )
         self.pictures = pictures
         self.ema = averaged(task.learner, settings.ema_decay).to(accelerator.device)
         optimizer = make_optimizer(task.learner, settings)
@@ -167,7 +188,9 @@ class Run:
             return
         budget = self.settings.time_budget
         if budget is None:
-            raise UserInputError("neither steps nor a time budget is set; give --max-steps or --time-budget")
+            raise UserInputError(
+                "neither steps nor a time budget is set; give --max-steps or --time-budget"
+            )
         before = {k: v.clone() for k, v in self.task.learner.state_dict().items()}
         clean = self.optimizer.state_dict()
         clean = {"state": {}, "param_groups": clean["param_groups"]}
@@ -177,8 +200,12 @@ class Run:
             self.optimizer.load_state_dict(clean)
 
         cuda = self.accelerator.device.type == "cuda"
-        seconds = _time_a_step(self.one_step, torch.cuda.synchronize if cuda else lambda: None, rewind)
-        steps = torch.tensor(max(1, int(BUDGET_SHARE * budget / seconds)), device=self.accelerator.device)
+        seconds = _time_a_step(
+            self.one_step, torch.cuda.synchronize if cuda else lambda: None, rewind
+        )
+        steps = torch.tensor(
+            max(1, int(BUDGET_SHARE * budget / seconds)), device=self.accelerator.device
+        )
         self.total = int(self.accelerator.reduce(steps.float(), "mean"))
 
     def save(self) -> None:
@@ -198,11 +225,16 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> None:
-        """Take up the newest whole checkpoint; `UserInputError` if there is none or it is another run's."""
+        """Take up the newest whole checkpoint; `UserInputError` if there is none or it is another
+        run's.
+        """
         path = latest_checkpoint(self.folder)
         if path is None:
-            raise UserInputError(f"nothing to resume in {self.folder}: it holds no whole checkpoint; start without --resume")
-        state = load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
+            raise UserInputError(
+                f"nothing to resume in {self.folder}: it holds no whole checkpoint; "
+                "start without --resume"
+            )
+        state = read_state(path)
         found, wanted = state["identity"], json.loads(json.dumps(self.identity()))
         differing = sorted(k for k in wanted if found.get(k) != wanted[k])
         if differing:
@@ -210,8 +242,11 @@ class Run:
                 f"the checkpoint in {self.folder} was made with other {', '.join(differing)}; "
                 "resume with the same options, or start in another folder"
             )
+        load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
-        self.guard = NanGuard(self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"])
+        self.guard = NanGuard(
+            self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"]
+        )
 
     def preview(self) -> Tensor:
         """Pictures of the averaged learner, with the random stream left as it was."""
@@ -221,7 +256,9 @@ class Run:
 
 
 class _Window:
-    """Means of the statistics since the last log line, kept on the device until they are asked for."""
+    """Means of the statistics since the last log line, kept on the device until they are asked
+    for.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -244,7 +281,13 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
     settings, window = run.settings, _Window()
     started, last_save, last_grid = time.monotonic(), time.monotonic(), time.monotonic()
     seconds_before = run.seconds
-    bar = tqdm(total=run.total, initial=run.step, desc=run.task.kind, unit="step", disable=not show_progress)
+    bar = tqdm(
+        total=run.total,
+        initial=run.step,
+        desc=run.task.kind,
+        unit="step",
+        disable=not show_progress,
+    )
     while run.step < run.total:
         finite, stats = run.one_step(run.step)
         run.guard.record(finite, run.step)
@@ -259,8 +302,12 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         if log is not None:
             means = window.take()
             rate = run.optimizer.param_groups[0]["lr"]
-            log.log(run.step, **means, learning_rate=rate, skipped=run.guard.total, seconds=run.seconds)
-            bar.set_postfix({k: f"{v:.4g}" for k, v in means.items() if k in ("loss", "bits", "drop")})
+            log.log(
+                run.step, **means, learning_rate=rate, skipped=run.guard.total, seconds=run.seconds
+            )
+            bar.set_postfix(
+                {k: f"{v:.4g}" for k, v in means.items() if k in ("loss", "bits", "drop")}
+            )
         # The clock differs between processes: the first one decides for all.
         now = time.monotonic()
         due = torch.tensor(
@@ -290,20 +337,26 @@ def train(
     """Train `task` on `pictures` in `folder`.
 
     Arguments:
-        resume: Go on from the folder's newest whole checkpoint; without it a folder that has one is refused.
+        resume: Go on from the folder's newest whole checkpoint; without it a folder that has one
+            is refused.
         accelerator: accelerate's engine; made if None.
 
     Returns:
-        The averaged learner and counts. Raises `TrainingDivergedError` after too many non-finite steps in a row.
+        The averaged learner and counts. Raises `TrainingDivergedError` after too many non-finite
+        steps in a row.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     if not resume and latest_checkpoint(folder) is not None:
-        raise UserInputError(f"{folder} already holds a run; go on with --resume, or choose another folder")
+        raise UserInputError(
+            f"{folder} already holds a run; go on with --resume, or choose another folder"
+        )
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserInputError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+            raise UserInputError(
+                f"the run folder {folder} cannot be made: {error.strerror}"
+            ) from error
     accelerator.wait_for_everyone()
     run = Run(task, pictures, settings, folder, accelerator)
     if resume:

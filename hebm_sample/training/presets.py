@@ -1,11 +1,18 @@
 """Presets: what each of our models was trained with.
 
-A preset names a generator, a prior and the settings of both runs. Command-line options override single values.
+A preset names a generator, a prior and the settings of both runs. Command-line options override
+single values.
 """
 
 from dataclasses import dataclass
 
-from hebm_sample.config import GeneratorConfig, LangevinConfig, PriorConfig, ScaleConfig, StageConfig
+from hebm_sample.config import (
+    GeneratorConfig,
+    LangevinConfig,
+    PriorConfig,
+    ScaleConfig,
+    StageConfig,
+)
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.settings import TrainSettings
 
@@ -19,6 +26,7 @@ class Preset:
     Arguments:
         name: The model's name in its `config.json`.
         note: One line for `--help` and the docs.
+        chain_steps: K of the chains that objective "mle" trains with.
     """
 
     name: str
@@ -28,6 +36,7 @@ class Preset:
     sampling: LangevinConfig
     generator_settings: TrainSettings
     prior_settings: TrainSettings
+    chain_steps: int = 20
 
 
 # Lowest to highest noise; the last is pure noise, from which every chain starts.
@@ -80,9 +89,16 @@ PRESETS: dict[str, Preset] = {
             generator=_TINY,
             prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
             sampling=LangevinConfig(steps=12),
-            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10, validation=8),
+            generator_settings=TrainSettings(
+                steps=60, batch_size=8, warmup_steps=5, log_every=10, validation=8
+            ),
             prior_settings=TrainSettings(
-                steps=30, batch_size=8, learning_rate=1e-3, warmup_steps=5, log_every=10, validation=8
+                steps=30,
+                batch_size=8,
+                learning_rate=1e-3,
+                warmup_steps=5,
+                log_every=10,
+                validation=8,
             ),
         ),
     )
@@ -92,5 +108,7 @@ PRESETS: dict[str, Preset] = {
 def find_preset(name: str) -> Preset:
     """The preset called `name`; `UserInputError` lists those that exist."""
     if name not in PRESETS:
-        raise UserInputError(f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}")
+        raise UserInputError(
+            f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}"
+        )
     return PRESETS[name]

@@ -1,17 +1,19 @@
-"""The prior's objectives, with generator and encoder frozen. u_0 ~ q(u | x) is drawn afresh at every step.
+"""The prior's objectives, with generator and encoder frozen. u_0 ~ q(u | x) is drawn afresh at
+every step.
 
-`score`: the energies define log p_t(u) = F(T(u), t) - |u|^2 / 2 at every noise level, so they can be fitted by
-denoising score matching, without a chain:
+`score`: the energies define log p_t(u) = F(T(u), t) - |u|^2 / 2 at every noise level, so they can
+be fitted by denoising score matching, without a chain:
 
     loss = E | cum_sigma grad_u log p_t(u_t) + eps |^2 / D        u_t = cum_a u_0 + cum_sigma eps
 
-cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop` is how far below
-it the energies are.
+cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop`
+is how far below it the energies are.
 
-`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on log p(u_t | u_{t+1}) give
-u_t^-, and
+`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on log
+p(u_t | u_{t+1}) give u_t^-, and
 
-    loss = mean[ F(u_t^-, t) - F(u_t^+, t) ]      times s_t / s_t: the release's nets put out f = s_t F
+    loss = mean[ F(u_t^-, t) - F(u_t^+, t) ]      times s_t / s_t: the release's nets put out f =
+    s_t F
 """
 
 from typing import Any
@@ -32,15 +34,21 @@ __all__ = ["MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
 
 
 def stratified(count: int, device: torch.device) -> Tensor:
-    """(B,) numbers, each uniform in (0, 1), one in every B-th of it: less noise over the levels of a batch."""
+    """(B,) numbers, each uniform in (0, 1), one in every B-th of it: less noise over the levels of
+    a batch.
+    """
     slots = torch.arange(count, device=device) + torch.rand(count, device=device)
     return slots / count
 
 
 class PriorObjective(nn.Module):
-    """What both objectives share: the frozen generator and encoder, and the energies that learn."""
+    """What both objectives share: the frozen generator and encoder, and the energies that
+    learn.
+    """
 
-    def __init__(self, generator: HierarchicalGenerator, encoder: Encoder, energy: JointEnergy) -> None:
+    def __init__(
+        self, generator: HierarchicalGenerator, encoder: Encoder, energy: JointEnergy
+    ) -> None:
         super().__init__()
         self.generator = generator.requires_grad_(False)
         self.encoder = encoder.requires_grad_(False)
@@ -62,7 +70,9 @@ class ScoreObjective(PriorObjective):
     """Denoising score matching of the energies' gradient, at every noise level."""
 
     def residual(self, u_t: Latents, noise: Latents, cum_sigma: Tensor) -> Tensor:
-        """cum_sigma grad log p_t(u_t) + eps, (B, D); differentiable in the energies' parameters."""
+        """cum_sigma grad log p_t(u_t) + eps, (B, D); differentiable in the energies'
+        parameters.
+        """
         level = torch.log1p(-cum_sigma.square()) - 2 * cum_sigma.log()
         u_t = tuple(u.requires_grad_() for u in u_t)
         with torch.enable_grad():
@@ -71,7 +81,8 @@ class ScoreObjective(PriorObjective):
         return cum_sigma[:, None] * (flatten(gradient) - flatten(u_t)) + flatten(noise)
 
     def forward(self, images: Tensor, fraction: float) -> tuple[Tensor, dict[str, Any]]:
-        """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four bands of noise.
+        """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
+        bands of noise.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].
@@ -92,7 +103,8 @@ class ScoreObjective(PriorObjective):
             stats = {
                 "gaussian": gaussian.mean(),
                 "drop": drop.mean(),
-                # The levels are stratified, so equal parts of the batch are equal bands of log cum_sigma.
+                # The levels are stratified, so equal parts of the batch are equal bands of log
+                # cum_sigma.
                 "drop_by_noise": torch.stack([part.mean() for part in drop.chunk(4)]),
             }
         return square.mean(), stats
@@ -126,7 +138,8 @@ class MleObjective(PriorObjective):
         config, levels = self.energy.config, range(self.schedule.num_levels)
         last = self.schedule.num_levels - 1
         pairs = [
-            chain_variances(self.schedule, t, conditional=t < last, reference="posterior") for t in levels
+            chain_variances(self.schedule, t, conditional=t < last, reference="posterior")
+            for t in levels
         ]
         unit, reference = (torch.tensor(column) for column in zip(*pairs, strict=True))
         if config.parametrization == "release":
@@ -134,7 +147,8 @@ class MleObjective(PriorObjective):
         return self.step_scale * unit, reference
 
     def forward(self, images: Tensor, fraction: float) -> tuple[Tensor, dict[str, Any]]:
-        """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a dimension.
+        """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a
+        dimension.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].

@@ -1,45 +1,60 @@
-"""From pictures to a trained model: build the task, run the loop, write the folder that `Pipeline` loads."""
+"""From pictures to a trained model: build the task, run the loop, write the folder that `Pipeline`
+loads.
+"""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import LangevinConfig, ModelConfig
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.hub.load import new_prior
+from hebm_sample.pipeline import Pipeline
+from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.data import Pictures
 from hebm_sample.training.generator import GeneratorObjective, standard_normal
 from hebm_sample.training.loop import RunResult, Task, make_accelerator, train
 from hebm_sample.training.presets import Preset
+from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
 
-__all__ = ["generator_task", "train_generator"]
+__all__ = ["Objective", "train_generator", "train_prior"]
 
 PREVIEW = 16
+Objective = Literal["score", "mle"]
 
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """The module with its convolutions in channels-last memory, in which CPUs and GPUs run them fastest."""
-    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+def _channels_last(module: nn.Module) -> None:
+    """Put convolutions into channels-last memory, in which CPUs and GPUs run them fastest."""
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def generator_task(config: ModelConfig, validation: Pictures, identity: str, device: torch.device) -> Task:
-    """Generator and encoder to learn; the grid shows held-out pictures, their reconstructions and N(0, I) samples."""
-    objective = GeneratorObjective(HierarchicalGenerator(config.generator), Encoder(config.generator))
-    channels_last(objective.to(device))
+def _generator_task(
+    config: ModelConfig, validation: Pictures, identity: str, device: torch.device
+) -> Task:
+    """Generator and encoder. The grid shows held-out pictures, their reconstructions, N(0, I)
+    samples.
+    """
+    objective = GeneratorObjective(
+        HierarchicalGenerator(config.generator), Encoder(config.generator)
+    )
+    _channels_last(objective.to(device))
 
     @torch.no_grad()
     def preview(learner: nn.Module) -> Tensor:
         assert isinstance(learner, GeneratorObjective)
-        count = min(PREVIEW, len(validation))
-        images = validation.batch(torch.arange(count)).to(device)
         shapes = config.generator.latent_shapes
-        posterior = encode(learner.generator, learner.encoder, images, standard_normal(shapes, count, device))
-        recon = learner.generator.decode(posterior.top.features)
-        prior = learner.generator(standard_normal(shapes, 2 * PREVIEW, device))
-        return torch.cat([images, recon, prior])
+        parts = [learner.generator(standard_normal(shapes, PREVIEW, device))]
+        if count := min(PREVIEW, len(validation)):
+            images = validation.batch(torch.arange(count)).to(device)
+            noise = standard_normal(shapes, count, device)
+            posterior = encode(learner.generator, learner.encoder, images, noise)
+            parts = [images, learner.generator.decode(posterior.top.features), *parts]
+        return torch.cat(parts)
 
     return Task("generator", objective, objective, config, preview, identity)
 
@@ -50,26 +65,35 @@ def train_generator(
     folder: str | Path,
     *,
     resume: bool = False,
-    init: dict[str, nn.Module] | None = None,
+    init: Pipeline | None = None,
     accelerator: Any = None,
     show_progress: bool = True,
 ) -> RunResult:
-    """Train generator and encoder of `preset` in `folder`.
+    """Train generator and encoder in `folder`; ends with a loadable model in `folder/model`.
 
     Arguments:
+        preset: The architecture and the run's settings.
         pictures: All rows; the settings' last `validation` rows are kept apart.
-        init: "generator" and "encoder" to fine-tune from.
+        resume: Go on from the folder's newest whole checkpoint.
+        init: A model of the same architecture to fine-tune from.
+        accelerator: accelerate's engine; made if None.
     """
     accelerator = accelerator or make_accelerator()
     settings = preset.generator_settings
     training, validation = pictures.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(name=preset.name, generator=preset.generator, sampling=preset.sampling)
-    task = generator_task(config, validation, training.identity, accelerator.device)
+    task = _generator_task(config, validation, training.identity, accelerator.device)
     if init is not None:
-        for name, module in init.items():
-            getattr(task.learner, name).load_state_dict(module.state_dict())
-    return train(
+        if init.config.generator != preset.generator:
+            raise UserInputError(
+                f"{init.name} has another architecture than preset {preset.name}; "
+                "use its own preset"
+            )
+        assert isinstance(task.learner, GeneratorObjective)
+        task.learner.generator.load_state_dict(init.generator.state_dict())
+        task.learner.encoder.load_state_dict(init.encoder.state_dict())
+    result = train(
         task,
         training,
         settings,
@@ -78,3 +102,121 @@ def train_generator(
         accelerator=accelerator,
         show_progress=show_progress,
     )
+    if accelerator.is_main_process:
+        learner = cast("GeneratorObjective", result.learner)
+        Pipeline(config, learner.generator, None, learner.encoder).save_pretrained(
+            Path(folder) / "model"
+        )
+    return result
+
+
+def _prior_objective(
+    kind: Objective,
+    generator: HierarchicalGenerator,
+    encoder: Encoder,
+    energy: JointEnergy,
+    preset: Preset,
+) -> PriorObjective:
+    if kind == "score":
+        if energy.config.parametrization != "log_snr":
+            raise UserInputError(
+                "objective 'score' needs energies at every noise level; "
+                "use parametrization log_snr"
+            )
+        return ScoreObjective(generator, encoder, energy)
+    return MleObjective(generator, encoder, energy, chain_steps=preset.chain_steps)
+
+
+def train_prior(
+    preset: Preset,
+    model: Pipeline,
+    pictures: Pictures,
+    folder: str | Path,
+    *,
+    objective: Objective = "score",
+    resume: bool = False,
+    init: Pipeline | None = None,
+    accelerator: Any = None,
+    show_progress: bool = True,
+) -> RunResult:
+    """Train the energies of `model`'s frozen generator in `folder`; ends with a model in
+    `folder/model`.
+
+    The generator is copied to `folder/generator`, so that the run can be resumed and exported by
+    itself.
+
+    Arguments:
+        preset: The prior's architecture and the run's settings; the generator is `model`'s.
+        model: Generator and encoder.
+        pictures: All rows; the settings' last `validation` rows are kept apart.
+        objective: "score", or "mle", the paper's.
+        resume: Go on from the folder's newest whole checkpoint.
+        init: A model whose energies to start from: a warm start for "mle".
+        accelerator: accelerate's engine; made if None.
+    """
+    accelerator = accelerator or make_accelerator()
+    settings, device = preset.prior_settings, accelerator.device
+    training, _ = pictures.split(settings.validation)
+    generator, encoder = model.generator.to(device), model.encoder.to(device)
+    config = replace(
+        model.config, name=preset.name, prior=preset.prior, sampling=sampling_for(preset)
+    )
+    torch.manual_seed(settings.seed)
+    energy = new_prior(config)
+    if init is not None:
+        if init.prior is None or init.config.prior != config.prior:
+            raise UserInputError(
+                f"{init.name} has other energies than preset {preset.name}; "
+                "start from its own preset"
+            )
+        energy.load_state_dict(init.prior.state_dict())
+    _channels_last(energy.to(device))
+    learned = _prior_objective(objective, generator, encoder, energy, preset)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if (
+        accelerator.is_main_process
+        and not (Path(folder) / "generator" / "weights_manifest.json").exists()
+    ):
+        Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
+            Path(folder) / "generator"
+        )
+
+    def preview(learner: nn.Module) -> Tensor:
+        pipe = Pipeline(config, generator, cast("JointEnergy", learner), device=device)
+        return pipe(PREVIEW, output_type="torch").images * 2 - 1
+
+    identity = f"{training.identity} {objective} {_fingerprint(generator)}"
+    task = Task("prior", learned, energy, config, preview, identity)
+    result = train(
+        task,
+        training,
+        settings,
+        folder,
+        resume=resume,
+        accelerator=accelerator,
+        show_progress=show_progress,
+    )
+    if accelerator.is_main_process:
+        prior = cast("JointEnergy", result.learner)
+        Pipeline(config, generator, prior, encoder).save_pretrained(Path(folder) / "model")
+    return result
+
+
+def sampling_for(preset: Preset) -> LangevinConfig:
+    """The preset's sampler, with what the release's parametrisation cannot do switched off."""
+    if preset.prior.parametrization == "log_snr":
+        return preset.sampling
+    return replace(
+        preset.sampling,
+        sampler="recovery",
+        kernel="plain",
+        start="u_next",
+        denoise=False,
+        step_scale=1.0,
+    )
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """A short digest of a module's weights, to notice that a resumed run has another generator."""
+    total = sum(float(p.double().abs().sum()) for p in module.parameters())
+    return f"{total:.10e}"

@@ -20,7 +20,8 @@ class TrainSettings(ConfigBase):
         weight_decay: AdamW's.
         betas: AdamW's.
         ema_decay: Of the averaged weights that are exported.
-        gradient_clip: Largest gradient norm, after the loss is scaled to bits or squares a dimension.
+        gradient_clip: Largest gradient norm, after the loss is scaled to bits or squares a
+            dimension.
         max_skipped: Non-finite steps in a row after which training stops.
         flip: Mirror half of the pictures.
         validation: Rows at the end of the data that are never trained on.

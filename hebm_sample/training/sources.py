@@ -55,8 +55,7 @@ class Source(NamedTuple):
 def open_source(source: str | Path, split: str | None) -> Source:
     """Find the files of `source`.
 
-    Raises `UserInputError` if there are none, `HubError` if the Hub fails, `EnvironmentFailure` if
-    a parquet file is damaged or the [train] extra is missing.
+    Raises `UserInputError` if there are none, `HubError` or `EnvironmentFailure` if reading fails.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -95,24 +94,23 @@ def _stamp(path: Path, root: Path) -> list[Any]:
 def encode_labels(
     columns: dict[str, list[Any]], known_names: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-    """Columns that are labels, as int64 with -1 where unknown, and the names of values that have some.
+    """Columns that are labels, as int64 with -1 where unknown, and their values' names.
 
-    Texts are numbered in alphabetical order; columns of many texts, numbers with fractions and nested
-    values are no labels and are left out.
+    Texts are numbered in alphabetical order. Many texts, fractions and nested values are no
+    labels.
     """
     labels, names = {}, {}
     for column, values in columns.items():
         known = [v for v in values if v is not None]
         if known and all(isinstance(v, str) for v in known):
-            if all(re.fullmatch(r"\s*-?[0-9]+\s*", v) for v in known):
-                values = [None if v is None else int(v) for v in values]
-            else:
+            number = {v: int(v) for v in known if re.fullmatch(r"\s*-?[0-9]+\s*", v)}
+            if len(number) < len(set(known)):
                 distinct = sorted(set(known))
                 if len(distinct) > MAX_NAMED_VALUES:  # captions or file names, not labels
                     continue
                 names[column] = tuple(distinct)
                 number = {name: i for i, name in enumerate(distinct)}
-                values = [None if v is None else number[v] for v in values]
+            values = [None if v is None else number[v] for v in values]
         elif not all(isinstance(v, int) for v in known):
             continue
         if any(v is not None and abs(v) >= 2**31 for v in values):
@@ -161,8 +159,7 @@ def _folder_source(folder: Path, split: str | None) -> Source:
 
 def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]]:
     """`label` from a picture's folder, if all lie one folder deep in several folders."""
-    nested = all(f.parent.parent == folder for f in files)
-    if not nested or len({f.parent for f in files}) < 2:
+    if any(f.parent.parent != folder for f in files) or len({f.parent for f in files}) < 2:
         return {}
     return {f: {"label": f.parent.name} for f in files}
 

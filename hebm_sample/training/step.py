@@ -1,8 +1,10 @@
-"""One optimiser step with a NaN guard, an average of the weights, and draws that depend on the step alone.
+"""One optimiser step with a NaN guard, an average of the weights, and draws that depend on the
+step alone.
 
     theta <- AdamW(clip(grad)),    ema <- d ema + (1 - d) theta
 
-A step's randomness is a function of (seed, step, rank): a resumed run draws what the uninterrupted one would.
+A step's randomness is a function of (seed, step, rank): a resumed run draws what the uninterrupted
+one would.
 """
 
 import math
@@ -42,8 +44,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of `model` whose parameters and buffers follow it by an exponential moving average.
 
-    The decay is ramped up as min(decay, (1 + n) / (10 + n)) over the first updates, so that short runs do not
-    export their initial weights.
+    The decay is ramped up as min(decay, (1 + n) / (10 + n)) over the first updates, so that short
+    runs do not export their initial weights.
     """
     ema = AveragedModel(model, use_buffers=True)
 
@@ -57,7 +59,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's global stream from (seed, step, rank) through splitmix64, so that neighbours differ in all bits."""
+    """Seed torch's global stream from (seed, step, rank) through splitmix64, so that neighbours
+    differ in all bits.
+    """
     x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -76,8 +80,8 @@ class NanGuard:
         self.total += not finite
         if self.in_a_row >= self.limit:
             raise TrainingDivergedError(
-                f"{self.in_a_row} steps in a row had non-finite gradients (step {step}); the last good checkpoint is "
-                "kept: resume with a lower learning rate or another seed"
+                f"{self.in_a_row} steps in a row had non-finite gradients (step {step}); "
+                "the last good checkpoint is kept: resume with a lower learning rate or another seed"
             )
 
 
@@ -97,7 +101,8 @@ def train_step(
         backward: Takes the loss; `accelerator.backward` where several processes share the work.
 
     Returns:
-        Whether the update was made, and the objective's statistics with `loss` and `gradient_norm`.
+        Whether the update was made, and the objective's statistics with `loss` and
+        `gradient_norm`.
     """
     optimizer.zero_grad(set_to_none=True)
     loss, stats = objective(batch, fraction)

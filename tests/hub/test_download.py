@@ -1,5 +1,5 @@
 """What is cached is used without a request, what is corrupt is fetched again, and whatever a
-server does becomes one line without the token in it. The real client talks to a loopback server."""
+server does becomes one line without the token. The real client talks to a loopback server."""
 
 import logging
 import os
@@ -161,7 +161,7 @@ def test_not_cached_and_offline(published):
         (404, "EntryNotFound", "the server answered 404|lacks a file"),
         (401, None, "the server answered 401; log in with"),
         (403, None, "the server answered 403; the token may not read it"),
-        (500, None, "the Hub did not deliver: the server answered 500"),
+        (500, None, "the server answered 500; try again later"),
         (503, None, "the server answered 503; try again later"),
         (400, None, "the server answered 400"),
         (429, None, "the server answered 429; too many requests"),

@@ -1,17 +1,14 @@
 """Whatever happens while a checkpoint is written, the latest whole one is the old or the new one.
 
-Without this a kill or a full disk at the wrong moment loses a run, a flipped bit goes on training from
-garbage, and a resumed optimiser quietly differs from the one that was never interrupted.
+Without this a kill or a full disk at the wrong moment loses a run, a flipped bit goes on training
+from garbage, and a resumed optimiser quietly differs from the one that was never interrupted.
 """
 
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
 
 import pytest
 import torch
@@ -30,7 +27,7 @@ from hebm_sample.training.checkpoint import (
 def make(seed=0, foreach=None):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 1))
-    net = net.to(memory_format=torch.channels_last)
+    net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     groups = [
         {"params": net[0].parameters()},
         {"params": net[3].parameters(), "weight_decay": 0.0},
@@ -91,16 +88,17 @@ class TestResume:
         assert not optimizer.state_dict()["state"]
 
     def test_shared_tensors_and_low_precision_state(self, tmp_path):
-        net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).to(torch.bfloat16)
-        net[1].weight = net[0].weight
+        first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+        net = nn.Sequential(first, second).to(torch.bfloat16)
+        second.weight = first.weight
         optimizer = torch.optim.AdamW(net.parameters())
         net(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
         optimizer.step()
-        optimizer.state[net[0].bias]["exp_avg"] = torch.full((3,), 1 / 3)  # float32 beside bf16
+        optimizer.state[first.bias]["exp_avg"] = torch.full((3,), 1 / 3)  # float32 beside bf16
         path = save(tmp_path, 1, net, optimizer)
         load_checkpoint(path, modules={"net": net}, optimizer=optimizer)
-        assert torch.equal(optimizer.state[net[0].bias]["exp_avg"], torch.full((3,), 1 / 3))
-        assert optimizer.state[net[0].weight]["exp_avg"].dtype == torch.bfloat16
+        assert torch.equal(optimizer.state[first.bias]["exp_avg"], torch.full((3,), 1 / 3))
+        assert optimizer.state[first.weight]["exp_avg"].dtype == torch.bfloat16
 
     def test_nothing_is_pickled(self, tmp_path, monkeypatch):
         def refuse(*args, **kwargs):
@@ -129,7 +127,7 @@ class TestStrictness:
             WeightsError, match=r"missing \['bias', 'weight'\], unexpected \['0.bias"
         ):
             load_checkpoint(path, modules={"net": nn.Linear(2, 2)}, optimizer=None)
-        with pytest.raises(WeightsError, match=r"0.bias is \(4,\) torch.float32 instead of"):
+        with pytest.raises(WeightsError, match=r"weight is \(4, 2, 3, 3\) torch.float32 instead"):
             load_checkpoint(path, modules={"net": make()[0].double()}, optimizer=None)
 
     def test_optimizer_must_fit_before_anything_changes(self, tmp_path):
@@ -216,7 +214,7 @@ class TestLatest:
 
 
 class FullDisk:
-    """Lets `budget` bytes through, then says ENOSPC: at open, in the middle of a write, or at fsync."""
+    """Lets `budget` bytes through, then says ENOSPC, mostly in the middle of a write."""
 
     def __init__(self, monkeypatch, budget):
         self.left = budget
@@ -252,7 +250,7 @@ class TestFailures:
                 save(tmp_path, 2, net, optimizer)
         assert latest_checkpoint(tmp_path) == old
         assert names(tmp_path) == [old.name]
-        assert latest_checkpoint(tmp_path) != save(tmp_path, 2, net, optimizer).parent
+        assert save(tmp_path, 2, net, optimizer) == latest_checkpoint(tmp_path)
 
     def test_run_folder_is_a_file(self, tmp_path):
         (tmp_path / "run").write_text("")
@@ -260,38 +258,21 @@ class TestFailures:
         with pytest.raises(EnvironmentFailure, match="step 1 could not be written"):
             save(tmp_path / "run", 1, net, optimizer)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_killed_at_every_call(self, tmp_path):
-        """A child dies at its n-th call that touches the disk, for every n, without any cleaning up."""
+        """Children die at their n-th call that touches the disk, for every n, and at any time."""
         report = json.loads(run_python(KILLING, tmp_path).splitlines()[-1])
         assert report["calls"] > 20
         assert report["broken"] == []
         assert set(report["latest"]) == {"checkpoint-00000002", "checkpoint-00000003"}
         # Old first, then new: once it is there it stays.
         assert report["latest"] == sorted(report["latest"])
-
-    @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-    def test_sigkill_at_random_times(self, tmp_path):
-        for delay in (0.02, 0.05, 0.11):
-            child = subprocess.Popen(
-                [sys.executable, "-c", program(SAVING), str(tmp_path)],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            assert child.stdout is not None
-            child.stdout.readline()  # the first checkpoint of this child is there
-            time.sleep(delay)
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            child.stdout.close()
-            path = latest_checkpoint(tmp_path)
-            assert path is not None
-            net, optimizer = make(seed=1)
-            state = load_checkpoint(path, modules={"net": net}, optimizer=optimizer)
-            assert torch.equal(net[0].bias, torch.full((4,), float(state["step"])))
+        assert len(report["timed"]) == 5
+        assert all(later >= earlier for earlier, later in report["timed"])
 
 
-COMMON = """
+KILLING = """
 import json, os, pathlib, signal, sys
 import torch
 from torch import nn
@@ -305,19 +286,8 @@ def save(step):
     checkpoint.save_checkpoint(
         run_dir, step, modules={"net": net}, optimizer=optimizer, state={"step": step}
     )
-"""
 
-SAVING = """
-found = checkpoint.latest_checkpoint(run_dir)
-step = checkpoint.read_state(found)["step"] if found else 0
-while True:
-    step += 1
-    save(step)
-    print(step, flush=True)
-"""
-
-KILLING = """
-import shutil, warnings
+import shutil, time, warnings
 def child(deadline):
     count = 0
     def tick():
@@ -349,7 +319,7 @@ def child(deadline):
     save(3)
     os._exit(0)
 
-report = {"calls": 0, "latest": [], "broken": []}
+report = {"calls": 0, "latest": [], "broken": [], "timed": []}
 save(1)
 save(2)
 base = run_dir.rename(run_dir.with_name("base"))
@@ -370,17 +340,27 @@ while True:
     shutil.rmtree(run_dir)
     if status == 0:
         break
+for delay in (0.01, 0.02, 0.035, 0.05, 0.08):
+    shutil.copytree(base, run_dir)
+    pid = os.fork()
+    if pid == 0:
+        for step in range(3, 10**6):
+            save(step)
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    path = checkpoint.latest_checkpoint(run_dir)
+    step = checkpoint.load_checkpoint(path, modules={"net": net}, optimizer=optimizer)["step"]
+    assert bool((net[0].bias == step).all())
+    report["timed"].append((2, step))
+    shutil.rmtree(run_dir)
 print(json.dumps(report))
 """
 
 
-def program(body):
-    return textwrap.dedent(COMMON) + textwrap.dedent(body)
-
-
 def run_python(body, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", program(body), str(tmp_path / "run")],
+        [sys.executable, "-c", body, str(tmp_path / "run")],
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,11 +1,12 @@
 """Pictures are decoded once and drawn in an order that follows from (seed, step).
 
-Without this a resumed run would see other pictures than an uninterrupted one, labels would slide against
-their pictures when one cannot be read, and validation rows could leak into training.
+Without this a resumed run would see other pictures than an uninterrupted one, labels would slide
+against their pictures when one cannot be read, and validation rows could leak into training.
 """
 
 import io
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -174,7 +175,7 @@ class TestParquet:
 
     def test_missing_extra_names_the_command(self, tmp_path, monkeypatch):
         write_parquet(tmp_path / "a.parquet", [encoded(0)])
-        monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(EnvironmentFailure, match=r'pip install "hebm-sample\[train\]"'):
             load(tmp_path / "a.parquet", tmp_path)
 
@@ -304,20 +305,21 @@ class TestPictures:
             warnings.simplefilter("error")
             load(tmp_path / "set", tmp_path)
         sampler = StepSampler(10, 2, seed=0)
-        sampler.indices(3), sampler.flips(3)
+        sampler.indices(3)
+        sampler.flips(3)
         assert torch.equal(before, torch.get_rng_state())
 
 
 class TestStepSampler:
     @pytest.mark.parametrize("world", [1, 2, 3])
     def test_an_epoch_is_a_permutation_shared_by_the_ranks(self, world):
-        samplers = [StepSampler(36, 4, seed=5, rank=r, world=world) for r in range(world)]
+        samplers = [StepSampler(48, 4, seed=5, rank=r, world=world) for r in range(world)]
         steps = samplers[0].steps_per_epoch
-        assert steps == 36 // (4 * world)
+        assert steps == 48 // (4 * world)
         for epoch in range(3):
             numbers = range(epoch * steps, (epoch + 1) * steps)
             rows = torch.cat([s.indices(i) for i in numbers for s in samplers])
-            assert rows.sort().values.tolist() == list(range(36))
+            assert rows.sort().values.tolist() == list(range(48))
             assert {s.epoch(i) for i in numbers for s in samplers} == {epoch}
 
     def test_world_size_does_not_change_the_global_batch(self):

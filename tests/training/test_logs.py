@@ -1,6 +1,7 @@
-"""A resumed run's log reads as if it had never been interrupted, and every line of it is JSON.
+"""A resumed run's log reads as if it had never been interrupted, and every line is JSON.
 
-Without this, plots double back after a resume and one NaN makes a log unreadable to strict parsers.
+Without this, plots double back after a resume and one NaN makes a log unreadable to strict
+parsers.
 """
 
 import json

@@ -1,0 +1,295 @@
+"""The command `hebm-train`: generator, prior, export, evaluate.
+
+Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
+from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
+commands on several devices.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample import __version__
+from hebm_sample.console import OneLineErrors
+from hebm_sample.errors import UserInputError
+
+__all__ = ["main"]
+
+_PATH = click.Path(path_type=Path)
+_DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
+
+class _OneLineGroup(OneLineErrors, click.Group):
+    """A group of commands whose every error is one line."""
+
+
+class _Duration(click.ParamType):
+    """90s, 3m, 1.5h or seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        from hebm_sample.training.settings import parse_duration
+
+        return parse_duration(value) if isinstance(value, str) else value
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that both kinds of training take."""
+    for option in reversed(
+        [
+            click.option(
+                "--preset",
+                default="celebahq",
+                show_default=True,
+                metavar="NAME",
+                help="See --list-presets.",
+            ),
+            click.option(
+                "--data",
+                required=True,
+                metavar="SOURCE",
+                help="Folder of pictures, parquet file, folder of parquet files, or Hub data set.",
+            ),
+            click.option(
+                "--out", required=True, type=_PATH, metavar="DIR", help="The run's folder."
+            ),
+            click.option(
+                "--time-budget",
+                type=_Duration(),
+                metavar="TIME",
+                help="90s, 3m, 1.5h: turned into steps once.",
+            ),
+            click.option(
+                "--max-steps",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Steps, instead of a time.",
+            ),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(1),
+                metavar="N",
+                help="Pictures a step and process.",
+            ),
+            click.option(
+                "--learning-rate",
+                type=click.FloatRange(0),
+                metavar="X",
+                help="Peak of the cosine.",
+            ),
+            click.option(
+                "--seed", type=click.IntRange(0), metavar="N", help="Of weights, order and noise."
+            ),
+            click.option(
+                "--validation",
+                type=click.IntRange(0),
+                metavar="N",
+                help="Rows kept apart, at the end.",
+            ),
+            click.option(
+                "--checkpoint-every", type=_Duration(), metavar="TIME", help="Between checkpoints."
+            ),
+            click.option(
+                "--log-every", type=click.IntRange(1), metavar="N", help="Steps between log lines."
+            ),
+            click.option("--init", metavar="MODEL", help="Fine-tune from this model."),
+            click.option(
+                "--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out."
+            ),
+            click.option(
+                "--device",
+                type=_DEVICES,
+                default="auto",
+                show_default=True,
+                help="Where to compute.",
+            ),
+            click.option("--quiet", is_flag=True, help="No progress bar."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _overridden(settings: Any, options: dict[str, Any]) -> Any:
+    """`settings` with the options that were typed; steps and a time budget replace each other."""
+    names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
+    changes = {k: options[k] for k in names if options[k] is not None}
+    steps, budget = options["max_steps"], options["time_budget"]
+    if steps is not None and budget is not None:
+        raise UserInputError(
+            "--max-steps and --time-budget were both given; leave one of them out"
+        )
+    if steps is not None or budget is not None:
+        changes |= {"steps": steps, "time_budget": budget}
+    return replace(settings, **changes)
+
+
+def _pictures(options: dict[str, Any], size: int) -> Any:
+    from hebm_sample.training.data import load_pictures
+
+    return load_pictures(options["data"], size=size, progress=not options["quiet"])
+
+
+def _model(name: str | Path) -> Any:
+    """A model's pipeline: a training run's newest checkpoint, or whatever `Pipeline` loads."""
+    from hebm_sample.pipeline import Pipeline
+    from hebm_sample.training.checkpoint import latest_checkpoint
+    from hebm_sample.training.export import load_run
+
+    if Path(name).is_dir() and latest_checkpoint(name) is not None:
+        return load_run(name)
+    return Pipeline.from_pretrained(name, device="cpu")
+
+
+def _announce(kind: str, folder: Path, result: Any) -> None:
+    skipped = f", {result.skipped} skipped" if result.skipped else ""
+    click.echo(
+        f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}; "
+        f"model in {folder / 'model'}"
+    )
+
+
+def _list_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if not value:
+        return
+    from hebm_sample.training.presets import PRESETS
+
+    for name, preset in sorted(PRESETS.items()):
+        click.echo(f"{name:12} {preset.note}")
+    ctx.exit()
+
+
+@click.group(
+    cls=_OneLineGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--list-presets",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_presets,
+    help="And leave.",
+)
+@click.version_option(__version__, message="hebm-train %(version)s")
+def main() -> None:
+    """Train, export and measure models."""
+
+
+@main.command(cls=OneLineErrors)
+@_run_options
+def generator(**options: Any) -> None:
+    """Train a generator and its encoder; ends with a model folder in DIR/model."""
+    from hebm_sample.training.loop import make_accelerator
+    from hebm_sample.training.presets import find_preset
+    from hebm_sample.training.runs import train_generator
+
+    preset = find_preset(options["preset"])
+    preset = replace(preset, generator_settings=_overridden(preset.generator_settings, options))
+    accelerator = make_accelerator(options["device"])
+    result = train_generator(
+        preset,
+        _pictures(options, preset.generator.image_size),
+        options["out"],
+        resume=options["resume"],
+        init=_model(options["init"]) if options["init"] else None,
+        accelerator=accelerator,
+        show_progress=not options["quiet"],
+    )
+    if accelerator.is_main_process:
+        _announce("generator", options["out"], result)
+
+
+@main.command(cls=OneLineErrors)
+@click.option(
+    "--generator", required=True, metavar="MODEL", help="Generator: its run's folder, or a model."
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["score", "mle"]),
+    default="score",
+    show_default=True,
+    help="Score matching, or the paper's maximum likelihood.",
+)
+@_run_options
+def prior(**options: Any) -> None:
+    """Train the energy-based prior of a frozen generator; ends with a model folder in
+    DIR/model.
+    """
+    from hebm_sample.training.loop import make_accelerator
+    from hebm_sample.training.presets import find_preset
+    from hebm_sample.training.runs import train_prior
+
+    preset = find_preset(options["preset"])
+    preset = replace(preset, prior_settings=_overridden(preset.prior_settings, options))
+    model = _model(options["generator"])
+    accelerator = make_accelerator(options["device"])
+    result = train_prior(
+        preset,
+        model,
+        _pictures(options, model.config.generator.image_size),
+        options["out"],
+        objective=options["objective"],
+        resume=options["resume"],
+        init=_model(options["init"]) if options["init"] else None,
+        accelerator=accelerator,
+        show_progress=not options["quiet"],
+    )
+    if accelerator.is_main_process:
+        _announce("prior", options["out"], result)
+
+
+@main.command(cls=OneLineErrors)
+@click.option(
+    "--run",
+    required=True,
+    type=_PATH,
+    metavar="DIR",
+    help="Folder of a training run, finished or not.",
+)
+@click.option("--out", required=True, type=_PATH, metavar="DIR", help="The model's folder.")
+@click.option("--name", metavar="NAME", help="The model's name.  [default: the preset's]")
+@click.option("--licence", metavar="TEXT", help="Of the weights, in one line.")
+@click.option(
+    "--notes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Markdown for the card: data, training, limits.",
+)
+@click.option("--sampler", metavar="NAME", help="Becomes the model's default.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Becomes the model's default.")
+@click.option(
+    "--step-scale", type=click.FloatRange(0), metavar="C", help="Becomes the model's default."
+)
+def export(
+    run: Path,
+    out: Path,
+    name: str | None,
+    licence: str | None,
+    notes: Path | None,
+    **sampling: Any,
+) -> None:
+    """Write a run's averaged weights as a model folder, in half precision."""
+    from hebm_sample.training.export import UNSTATED_LICENCE
+    from hebm_sample.training.export import export as export_run
+
+    text = notes.read_text(encoding="utf-8") if notes else ""
+    row = export_run(
+        run, out, name=name, licence=licence or UNSTATED_LICENCE, notes=text, **sampling
+    )
+    size = sum(file.size for file in row.files.values()) / 2**20
+    click.echo(
+        f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "
+        f"hebm-sample --dataset {out}"
+    )
+
+
+if __name__ == "__main__":
+    main()

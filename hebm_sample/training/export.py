@@ -1,0 +1,98 @@
+"""From a checkpoint to a model folder: the only bridge between training and inference.
+
+The averaged weights of the newest whole checkpoint, in half precision, with config, card and
+manifest row.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hebm_sample.config import ModelConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.hub.card import model_card
+from hebm_sample.hub.load import new_prior
+from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
+from hebm_sample.pipeline import Pipeline
+from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
+from hebm_sample.training.generator import GeneratorObjective
+from hebm_sample.training.step import averaged
+
+__all__ = ["UNSTATED_LICENCE", "export", "load_run"]
+
+
+def load_run(run: str | Path) -> Pipeline:
+    """The averaged weights of a run's newest whole checkpoint, as a pipeline on the CPU.
+
+    Raises:
+        UserInputError: The folder holds no whole checkpoint.
+    """
+    run = Path(run)
+    checkpoint = latest_checkpoint(run) if run.is_dir() else None
+    if checkpoint is None:
+        raise UserInputError(
+            f"{run} holds no whole checkpoint; give the --out folder of a training run"
+        )
+    identity = read_state(checkpoint)["identity"]
+    config = ModelConfig.from_dict(identity["config"])
+    if identity["kind"] == "generator":
+        learner = GeneratorObjective(
+            HierarchicalGenerator(config.generator), Encoder(config.generator)
+        )
+        _load_average(checkpoint, learner)
+        return Pipeline(config, learner.generator, None, learner.encoder)
+    base = Pipeline.from_pretrained(run / "generator", device="cpu")
+    energy = new_prior(config)
+    _load_average(checkpoint, energy)
+    return Pipeline(config, base.generator, energy, base.encoder)
+
+
+def _load_average(checkpoint: Path, learner: nn.Module) -> None:
+    ema = averaged(learner, 0.0)
+    load_checkpoint(checkpoint, modules={"ema": ema}, optimizer=None)
+    learner.load_state_dict(ema.module.state_dict())
+
+
+def export(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    licence: str = UNSTATED_LICENCE,
+    figures: dict[str, Any] | None = None,
+    notes: str = "",
+    dtype: torch.dtype = torch.float16,
+    **sampling: Any,
+) -> ModelRow:
+    """Write a run's model to `folder`; returns its manifest row.
+
+    Arguments:
+        run: Folder of a training run, finished or not.
+        name: The model's name; the preset's if None.
+        licence: Of the weights, in words.
+        figures: Name to measured value, for card and manifest.
+        notes: Markdown on data, training and limits, for the card.
+        dtype: On disk.
+        sampling: Fields of `LangevinConfig` that become the model's defaults.
+    """
+    pipe = load_run(run)
+    config = replace(
+        pipe.config, name=name or pipe.name, sampling=pipe.sampling_config(**sampling)
+    )
+    return write_model_folder(
+        Path(folder),
+        config,
+        pipe.generator,
+        pipe.prior,
+        pipe.encoder,
+        dtype=dtype,
+        licence=licence,
+        figures=figures,
+        card=model_card(config, licence=licence, figures=figures or {}, notes=notes),
+    )
