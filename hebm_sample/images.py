@@ -106,10 +106,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if side != size:
-        whole = side % size == 0
-        image = image.resize(
-            (size, size), Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-        )
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 

@@ -1,4 +1,6 @@
-"""What sampling is asked for and what it returns: seeds in, pictures with their latents and energies out."""
+"""What sampling is asked for and what it returns: seeds in, pictures with their latents and
+energies out.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
 """The joint energy-based prior: one term a latent group.
 
-    p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i F_i          F large = likely; the energy of the
-    API is -F
+    p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i F_i
 
-The networks' outputs f_i are scaled in one place, by the config's `parametrization`:
+F large = likely; the energy of the API is -F. The networks' outputs f_i are scaled in one place,
+by the config's `parametrization`:
 
-    "log_snr"   F_i = f_i / cum_sigma,  cum_sigma^2 = 1 / (1 + exp(log SNR)); defined between the
-    levels "release"   F_i = f_i / s_t,        t an integer: the authors' networks put out s_t F
+    "log_snr"   F_i = f_i / cum_sigma,  cum_sigma^2 = 1 / (1 + exp(log SNR)); defined at any noise
+    "release"   F_i = f_i / s_t,        t an integer: the authors' networks put out s_t F
 """
 
 from typing import Protocol

@@ -5,6 +5,7 @@ from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...
 commands on several devices.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import click
 from hebm_sample import __version__
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.files import write_atomically
 
 __all__ = ["main"]
 
@@ -289,6 +291,97 @@ def export(
         f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "
         f"hebm-sample --dataset {out}"
     )
+
+
+@main.command(cls=OneLineErrors)
+@click.argument("model")
+@click.option(
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    help="The data it was trained on, validation rows last.",
+)
+@click.option(
+    "-n",
+    "--num-images",
+    type=click.IntRange(10),
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Pictures in each set.",
+)
+@click.option(
+    "--validation",
+    type=click.IntRange(20),
+    default=4000,
+    show_default=True,
+    metavar="N",
+    help="Rows at the end that training kept apart.",
+)
+@click.option(
+    "--feature-steps",
+    type=click.IntRange(2),
+    default=1200,
+    show_default=True,
+    metavar="N",
+    help="Steps of the classifier whose features are used.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["recovery", "annealed", "flow"]),
+    help="In place of the model's own.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), metavar="N", help="Gradients, in place of the model's own."
+)
+@click.option(
+    "--step-scale", type=click.FloatRange(0), metavar="C", help="In place of the model's own."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Pictures at a time.",
+)
+@click.option(
+    "--device", type=_DEVICES, default="auto", show_default=True, help="Where to compute."
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the figures there too.",
+)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def evaluate(
+    model: str, data: str, json_path: Path | None, device: str, quiet: bool, **options: Any
+) -> None:
+    """Measure a model on held-out pictures: bits, KL, Fréchet distances, gap closed."""
+    from hebm_sample.training.data import load_pictures
+    from hebm_sample.training.evaluate import evaluate as evaluate_model
+
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise UserInputError(f"--json {json_path}: the folder {json_path.parent} does not exist")
+    pipe = _model(model).to(device)
+    result = evaluate_model(
+        pipe,
+        load_pictures(data, size=pipe.config.generator.image_size, progress=not quiet),
+        num_pictures=options["num_images"],
+        validation=options["validation"],
+        feature_steps=options["feature_steps"],
+        batch_size=options["batch"],
+        progress=not quiet,
+        announce=lambda text: None if quiet else click.echo(text, err=True),
+        sampler=options["sampler"],
+        steps=options["steps"],
+        step_scale=options["step_scale"],
+    )
+    click.echo(result.table())
+    if json_path is not None:
+        write_atomically(json_path, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

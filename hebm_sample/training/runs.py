@@ -34,13 +34,17 @@ def _channels_last(module: nn.Module) -> None:
 
 
 def _generator_task(
-    config: ModelConfig, validation: Pictures, identity: str, device: torch.device
+    config: ModelConfig,
+    kl_weight: float,
+    validation: Pictures,
+    identity: str,
+    device: torch.device,
 ) -> Task:
     """Generator and encoder. The grid shows held-out pictures, their reconstructions, N(0, I)
     samples.
     """
     objective = GeneratorObjective(
-        HierarchicalGenerator(config.generator), Encoder(config.generator)
+        HierarchicalGenerator(config.generator), Encoder(config.generator), kl_weight
     )
     _channels_last(objective.to(device))
 
@@ -83,7 +87,8 @@ def train_generator(
     training, validation = pictures.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(name=preset.name, generator=preset.generator, sampling=preset.sampling)
-    task = _generator_task(config, validation, training.identity, accelerator.device)
+    identity = f"{training.identity} kl_weight={preset.kl_weight}"
+    task = _generator_task(config, preset.kl_weight, validation, identity, accelerator.device)
     if init is not None:
         if init.config.generator != preset.generator:
             raise UserInputError(

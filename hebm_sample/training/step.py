@@ -80,8 +80,8 @@ class NanGuard:
         self.total += not finite
         if self.in_a_row >= self.limit:
             raise TrainingDivergedError(
-                f"{self.in_a_row} steps in a row had non-finite gradients (step {step}); "
-                "the last good checkpoint is kept: resume with a lower learning rate or another seed"
+                f"{self.in_a_row} steps in a row had non-finite gradients (step {step}); the last "
+                "good checkpoint is kept: resume with a lower learning rate or another seed"
             )
 
 

@@ -1,0 +1,280 @@
+"""The first measurement of a model, on pictures it was not trained on.
+
+    gap closed = (FD_gauss - FD_ebm) / (FD_gauss - FD_recon)
+
+Fréchet distances to one half of the held-out pictures; reconstructions come from the other half,
+so nothing is compared with itself, and all four sets have the same size. Distances are taken in
+the features of a small classifier trained here on the training rows' labels, and in principal
+components of the pixels beside it; without labels in the components only. Bits a dimension are the
+ELBO under the generator's own N(0, I).
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hebm_sample import __version__
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.images import to_uint8
+from hebm_sample.metrics import (
+    GapMeasurement,
+    PcaFeatures,
+    extract,
+    load_extractor,
+    measure_gap,
+    save_extractor,
+    train_feature_net,
+)
+from hebm_sample.pipeline import Pipeline
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.data import Pictures
+from hebm_sample.training.generator import elbo
+
+__all__ = ["Evaluation", "evaluate", "feature_spaces"]
+
+FEATURE_RECIPE = 1
+DEFAULT_FEATURE_STEPS = 1200
+PCA_ROWS = 8000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Arguments:
+        model: The model's name.
+        sampling: Its sampler's settings in this measurement.
+        held_out: Held-out pictures: reference and reconstructed halves together.
+        bits: ELBO under N(0, I) in bits a dimension, on all held-out pictures.
+        distortion_bits: Its first part, -log p(x | h_{L+1}).
+        kl: KL a group in nats.
+        u_square: Mean square of the sampler's u a group; q(u)'s is beside it.
+        gaps: Distances and gap closed by name of the feature space; the first is the headline.
+        feature_reports: What is known of each space, such as its classifier's accuracy.
+        seconds: The whole measurement.
+        sampling_seconds: Of that, sampling the energy-based prior.
+    """
+
+    model: str
+    sampling: dict[str, Any]
+    held_out: int
+    bits: float
+    distortion_bits: float
+    kl: list[float]
+    u_square: list[float]
+    u_square_posterior: list[float]
+    gaps: dict[str, GapMeasurement]
+    feature_reports: dict[str, Any]
+    seconds: float
+    sampling_seconds: float
+    version: str = __version__
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The figures as text."""
+        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
+        lines = [
+            f"{self.model}: {self.held_out} held-out pictures; {how}, {self.sampling_seconds:.0f} s",
+            f"bits a dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "
+            f"(of which distortion {self.distortion_bits:.3f})",
+            "group                 " + "".join(f"{i:>9}" for i in range(len(self.kl))),
+            "KL in nats            " + "".join(f"{v:9.1f}" for v in self.kl),
+            "mean square of q(u)   " + "".join(f"{v:9.3f}" for v in self.u_square_posterior),
+            "mean square of samples" + "".join(f"{v:9.3f}" for v in self.u_square),
+        ]
+        for name, gap in self.gaps.items():
+            lines += [
+                f"Fréchet distances in {name}, {gap.num_pictures} pictures a side:",
+                f"  reconstructions {gap.fd_recon:.3f} ± {gap.fd_recon_error:.3f}",
+                f"  N(0, I)         {gap.fd_gauss:.3f} ± {gap.fd_gauss_error:.3f}",
+                f"  EBM prior       {gap.fd_model:.3f} ± {gap.fd_model_error:.3f}",
+                f"  gap closed      {gap.gap_closed:.3f} ± {gap.gap_closed_error:.3f}",
+            ]
+        return "\n".join(lines)
+
+
+def feature_spaces(
+    training: Pictures, *, steps: int, cache_dir: Path | None = None, progress: bool = True
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Name to (extractor, report): a classifier on the training rows' labels if they have any, and
+    PCA.
+
+    The classifier is kept in the cache folder, under a key of data, recipe and steps.
+    """
+    spaces: dict[str, tuple[Any, dict[str, Any]]] = {}
+    labels = {k: v for k, v in training.labels.items() if (v >= 0).any()}
+    if labels:
+        key = json.dumps([FEATURE_RECIPE, steps, training.identity])
+        home = cache_dir or Path(
+            os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample"
+        )
+        path = (
+            home.expanduser()
+            / "features"
+            / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        )
+        if path.is_file():
+            net, report = load_extractor(path)
+        else:
+            net, report = train_feature_net(
+                training.images, labels, steps=steps, progress=progress
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_extractor(net, path, report)
+        spaces[net.name] = (net, report)
+    rows = training.images[:PCA_ROWS]
+    pca = PcaFeatures(min(100, len(rows) - 1))
+    pca.fit(rows)
+    spaces[pca.name] = (pca, {})
+    return spaces
+
+
+def _as_bytes(images: Tensor) -> np.ndarray:
+    """What a user would save: float pictures in [-1, 1] to uint8 (N, 3, S, S)."""
+    return np.ascontiguousarray(to_uint8(images).transpose(0, 3, 1, 2))
+
+
+@torch.no_grad()
+def _held_out_figures(
+    pipe: Pipeline, pictures: Pictures, batch_size: int, progress: bool
+) -> tuple[dict[str, Any], np.ndarray]:
+    """ELBO and KL over all held-out pictures, q(u)'s mean square, and reconstructions of the first
+    half.
+    """
+    half, shape = len(pictures) // 2, tuple(pictures.images.shape[1:])
+    shapes = pipe.generator.latent_shapes
+    nats, kls, squares, recon = [], [], [], []
+    starts = range(0, len(pictures), batch_size)
+    for i in tqdm(starts, desc="held-out", unit="batch", disable=not progress):
+        rows = torch.arange(i, min(i + batch_size, len(pictures)))
+        x = pictures.batch(rows).to(pipe.device)
+        noise = NoiseStreams(rows.tolist(), shapes, device=pipe.device).normal()
+        distortion, kl, posterior, mean = elbo(pipe.generator, pipe.encoder, x, noise)
+        nats.append(distortion.double().cpu())
+        kls.append(kl.double().cpu())
+        squares.append(
+            torch.stack([u.square().flatten(1).mean(1) for u in posterior.u], 1).double().cpu()
+        )
+        if i < half:
+            recon.append(_as_bytes(mean[: max(0, half - i)]))
+    kl, distortion = torch.cat(kls), torch.cat(nats)
+    figures = {
+        "bits": float(bits_per_dimension((distortion + kl.sum(1)).mean(), shape)),
+        "distortion_bits": float(bits_per_dimension(distortion.mean(), shape)),
+        "kl": kl.mean(0).tolist(),
+        "u_square_posterior": torch.cat(squares).mean(0).tolist(),
+    }
+    return figures, np.concatenate(recon)
+
+
+def _drawn(
+    pipe: Pipeline, count: int, batch_size: int, progress: bool, **settings: Any
+) -> tuple[np.ndarray, list[float]]:
+    """Pictures of seeds 0 ... count - 1 as bytes, and the mean square of their u a group."""
+    total = pipe.total_steps(
+        num_images=count,
+        batch_size=batch_size,
+        steps=settings.get("steps"),
+        prior=settings["prior"],
+    )
+    pictures, squares = [], []
+    with tqdm(total=total, desc="sampling", unit="grad", disable=not (progress and total)) as bar:
+        for i in range(0, count, batch_size):
+            seeds = range(i, min(i + batch_size, count))
+            out = pipe(
+                seeds=seeds,
+                batch_size=batch_size,
+                output_type="torch",
+                progress=bar.update,
+                **settings,
+            )
+            pictures.append(_as_bytes(out.images * 2 - 1))
+            squares.append(torch.stack([u.square().flatten(1).mean(1) for u in out.latents], 1))
+    return np.concatenate(pictures), torch.cat(squares).mean(0).tolist()
+
+
+def evaluate(
+    pipe: Pipeline,
+    pictures: Pictures,
+    *,
+    num_pictures: int = 2000,
+    validation: int = 4000,
+    feature_steps: int = DEFAULT_FEATURE_STEPS,
+    batch_size: int = 50,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    announce: Callable[[str], object] = lambda _: None,
+    **sampling: Any,
+) -> Evaluation:
+    """Measure a model with an energy-based prior.
+
+    Arguments:
+        pipe: The model.
+        pictures: All rows of its data; the last `validation` are the held-out ones.
+        num_pictures: In each of the four sets; at most half of `validation`.
+        validation: Rows at the end that training kept apart.
+        feature_steps: Optimiser steps of the classifier whose features are used.
+        batch_size: Pictures at a time.
+        cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
+        progress: Show bars.
+        announce: Told what begins.
+        sampling: Fields of `LangevinConfig` in place of the model's own.
+
+    Raises:
+        UserInputError: Too few held-out pictures, or a model without a prior.
+    """
+    start = time.perf_counter()
+    if pipe.prior is None:
+        raise UserInputError(
+            f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
+        )
+    if not 10 <= num_pictures <= validation // 2:
+        raise UserInputError(
+            f"{num_pictures} pictures a side were asked for; with {validation} held-out pictures "
+            f"it can be 10 to {validation // 2}"
+        )
+    training, held_out = pictures.split(validation)
+    held_out = held_out.rows(0, 2 * num_pictures)
+    announce("feature spaces")
+    spaces = feature_spaces(training, steps=feature_steps, cache_dir=cache_dir, progress=progress)
+    announce("held-out pictures and reconstructions")
+    figures, recon = _held_out_figures(pipe, held_out, batch_size, progress)
+    announce("samples of N(0, I) and of the energy-based prior")
+    gauss, _ = _drawn(pipe, num_pictures, batch_size, progress, prior="gaussian")
+    sampling_start = time.perf_counter()
+    drawn, u_square = _drawn(pipe, num_pictures, batch_size, progress, prior="ebm", **sampling)
+    sampling_seconds = time.perf_counter() - sampling_start
+    reference = held_out.images[num_pictures:]
+    groups = min(20, num_pictures // 2)
+    gaps = {
+        name: measure_gap(
+            *(extract(space, np.asarray(images)) for images in (gauss, drawn, recon, reference)),
+            num_groups=groups,
+        )
+        for name, (space, _) in spaces.items()
+    }
+    return Evaluation(
+        model=pipe.name,
+        sampling=pipe.sampling_config(**sampling).to_dict(),
+        held_out=len(held_out),
+        u_square=u_square,
+        gaps=gaps,
+        feature_reports={name: report for name, (_, report) in spaces.items()},
+        seconds=time.perf_counter() - start,
+        sampling_seconds=sampling_seconds,
+        **figures,
+    )

@@ -1,0 +1,424 @@
+"""What is minimised is what the formulas say, and one bad batch does not spoil a run.
+
+A sign or a factor wrong here trains for hours to a model that is merely worse; a NaN that reaches
+the optimiser's moments ends a run some steps after the batch that caused it.
+"""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from analytic import gaussian_energy
+from tiny import release_config, tiny_config, tiny_images, tiny_modules
+from torch import nn
+
+from hebm_sample.config import PriorConfig
+from hebm_sample.errors import TrainingDivergedError
+from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.hub.load import new_prior
+from hebm_sample.prior.conditional import flatten
+from hebm_sample.training.generator import (
+    WARM_UP,
+    GeneratorObjective,
+    balance,
+    elbo,
+    standard_normal,
+)
+from hebm_sample.training.prior import MleObjective, ScoreObjective, stratified
+from hebm_sample.training.settings import TrainSettings
+from hebm_sample.training.step import (
+    NanGuard,
+    averaged,
+    learning_rate,
+    make_optimizer,
+    seed_step,
+    train_step,
+)
+
+CONFIG = tiny_config()
+SHAPES = CONFIG.generator.latent_shapes
+IMAGES = tiny_images(CONFIG, 8)
+
+
+# ---- the generator's objective
+
+
+def test_balance_is_the_formula_with_mean_one_and_no_gradient():
+    kl = torch.tensor([[1.0, 0.0, 4.0], [3.0, 0.0, 2.0]], requires_grad=True)
+    c = balance(kl, CONFIG.generator)
+    # Positions over groups of each scale: 4 / 1, and 16 / 2 twice.
+    raw = torch.tensor([2.01 / 4, 0.01 / 8, 3.01 / 8])
+    assert torch.allclose(c, raw / raw.mean()) and float(c.mean()) == pytest.approx(1.0)
+    assert not c.requires_grad
+
+
+@pytest.fixture(scope="module")
+def generator_objective():
+    generator, encoder, _ = tiny_modules()
+    return GeneratorObjective(generator, encoder)
+
+
+def pieces(objective, seed):
+    torch.manual_seed(seed)
+    noise = standard_normal(SHAPES, len(IMAGES), torch.device("cpu"))
+    found = elbo(objective.generator, objective.encoder, IMAGES, noise)
+    return found.distortion, found.kl
+
+
+@pytest.mark.parametrize("fraction", [WARM_UP, 0.5, 1.0])
+def test_after_the_warm_up_the_loss_is_the_bound_in_bits(generator_objective, fraction):
+    distortion, kl = pieces(generator_objective, 3)
+    torch.manual_seed(3)
+    loss, stats = generator_objective(IMAGES, fraction)
+    bits = bits_per_dimension((distortion + kl.sum(1)).mean(), (3, 16, 16))
+    assert loss.item() == pytest.approx(bits.item(), rel=1e-6)
+    assert stats["bits"].item() == pytest.approx(bits.item(), rel=1e-6)
+    assert torch.allclose(stats["kl"], kl.mean(0), rtol=1e-5)
+    assert stats["distortion_bits"] < stats["bits"] and not stats["bits"].requires_grad
+
+
+def test_during_the_warm_up_kl_is_balanced_and_charged_in_part(generator_objective):
+    distortion, kl = pieces(generator_objective, 4)
+    torch.manual_seed(4)
+    loss, stats = generator_objective(IMAGES, WARM_UP / 4)
+    charged = 0.25 * (balance(kl, CONFIG.generator) * kl).sum(1)
+    expected = bits_per_dimension((distortion + charged).mean(), (3, 16, 16))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.item() < stats["bits"].item()
+    torch.manual_seed(4)
+    free, stats = generator_objective(IMAGES, 0.0)
+    assert free.item() == pytest.approx(stats["distortion_bits"].item(), rel=1e-6)
+
+
+def test_kl_weight_charges_more_and_leaves_the_statistics_alone():
+    generator, encoder, _ = tiny_modules()
+    found = []
+    for weight in (1.0, 3.0):
+        for fraction in (WARM_UP / 2, 1.0):
+            torch.manual_seed(5)
+            found.append(GeneratorObjective(generator, encoder, weight)(IMAGES, fraction))
+    once, whole, thrice_once, thrice = (loss.item() for loss, _ in found)
+    distortion = found[0][1]["distortion_bits"].item()
+    assert thrice - distortion == pytest.approx(3 * (whole - distortion), rel=1e-3)
+    assert thrice_once - distortion == pytest.approx(3 * (once - distortion), rel=1e-3)
+    assert len({stats["bits"].item() for _, stats in found}) == 1
+
+
+# ---- score matching
+
+
+def score_objective(prior=None):
+    generator, encoder, energies = tiny_modules()
+    return ScoreObjective(generator, encoder, prior if prior is not None else energies)
+
+
+def test_stratified_numbers_fall_in_every_part():
+    parts = stratified(64, torch.device("cpu")) * 64
+    assert torch.equal(parts.floor(), torch.arange(64.0))
+
+
+def test_at_zero_energies_the_score_loss_is_the_gaussians(monkeypatch):
+    objective, seen = score_objective(new_prior(CONFIG)), {}
+    plain = objective.residual
+
+    def record(u_t, noise, cum_sigma):
+        seen.update(u=flatten(u_t).detach(), noise=flatten(noise), sigma=cum_sigma)
+        return plain(u_t, noise, cum_sigma)
+
+    monkeypatch.setattr(objective, "residual", record)
+    loss, stats = objective(IMAGES, 0.0)
+    expected = (seen["noise"] - seen["sigma"][:, None] * seen["u"]).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stats["gaussian"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stats["drop"].abs() < 1e-6 and stats["drop_by_noise"].abs().max() < 1e-6
+    low, high = CONFIG.prior.sigma_min, CONFIG.prior.sigma_max
+    assert low <= seen["sigma"].min() < 2 * low and high / 2 < seen["sigma"].max() <= high
+
+
+def test_the_residual_is_the_score_of_the_marginal():
+    objective = score_objective()
+    stream = torch.Generator().manual_seed(0)
+    u = tuple(torch.randn(3, *s, generator=stream) for s in SHAPES)
+    noise = tuple(torch.randn(3, *s, generator=stream) for s in SHAPES)
+    sigma = torch.tensor([0.1, 0.5, 0.9])
+    leaves = tuple(x.clone().requires_grad_() for x in u)
+    level = ((1 - sigma**2) / sigma**2).log()
+    log_p = objective.terms(leaves, level).sum() - 0.5 * flatten(leaves).square().sum()
+    score = flatten(torch.autograd.grad(log_p, leaves))
+    found = objective.residual(u, noise, sigma)
+    assert torch.allclose(found, sigma[:, None] * score + flatten(noise), atol=1e-5)
+    assert score.std() > 0.1
+
+
+class Toy(nn.Module):
+    """Latents of known law in place of a generator, an encoder or a prior."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.config, self.latent_shapes = config, ((1, 32, 32),)
+
+
+def toy_loss(variance, believed):
+    """The loss of Gaussian data of one variance under the exact energies of another, (mean, se)."""
+    config = PriorConfig(levels=(0.05, 1.0), sigma_min=0.05, sigma_max=0.95)
+    objective = ScoreObjective(Toy(), Toy(), Toy(config))
+    objective.posterior_draw = lambda images: (
+        math.sqrt(variance) * torch.randn(len(images), 1, 32, 32),
+    )
+    objective.terms = gaussian_energy(believed)
+    torch.manual_seed(0)
+    losses = torch.stack([objective(torch.zeros(256, 1), 0.0)[0].detach() for _ in range(4)])
+    return losses.mean().item()
+
+
+@pytest.mark.parametrize("variance", [0.1, 3.0])
+def test_exact_energies_reach_the_least_loss(variance):
+    log_sigma = torch.linspace(math.log(0.05), math.log(0.95), 20_001, dtype=torch.float64)
+    a = 1 - (2 * log_sigma).exp()
+    least = torch.trapezoid(a * variance / (a * variance + 1 - a), dx=1 / 20_000).item()
+    # A million squares of Gaussians, each of a variance below 1.
+    error = math.sqrt(2 / (4 * 256 * 1024))
+    assert abs(toy_loss(variance, variance) - least) < 4 * error
+    for wrong in (0.5 * variance, 2 * variance):
+        assert toy_loss(variance, wrong) > least + 4 * error
+
+
+def test_score_matching_moves_the_energies_and_nothing_else():
+    objective = score_objective()
+    objective(IMAGES, 0.0)[0].backward()
+    for net in objective.energy.nets:
+        assert net.out.weight.grad.abs().max() > 0
+    frozen = [*objective.generator.parameters(), *objective.encoder.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+
+
+def test_the_score_loss_can_be_measured_without_gradients():
+    objective = score_objective()
+    seed_step(0, 0, 0)
+    learning = objective(IMAGES, 0.0)[0]
+    seed_step(0, 0, 0)
+    with torch.no_grad():
+        measured = objective(IMAGES, 0.0)[0]
+    assert (
+        measured.item() == pytest.approx(learning.item(), rel=1e-5) and not measured.requires_grad
+    )
+
+
+# ---- maximum likelihood
+
+
+def mle(config=CONFIG, **options):
+    options = {"chain_steps": 3, **options}
+    return MleObjective(*tiny_modules(config), **options)
+
+
+@pytest.mark.parametrize("config", [CONFIG, release_config()], ids=["log_snr", "release"])
+def test_mle_pushes_data_up_and_chains_down(config, monkeypatch):
+    objective, calls = mle(config), []
+    plain = objective.terms
+
+    def record(u, level):
+        frozen = not any(p.requires_grad for p in objective.energy.parameters())
+        calls.append((tuple(g.detach() for g in u), level, frozen))
+        return plain(u, level)
+
+    monkeypatch.setattr(objective, "terms", record)
+    seed_step(0, 0, 0)
+    loss, stats = objective(IMAGES, 0.0)
+    loss.backward()
+    assert [frozen for *_, frozen in calls] == [True] * 3 + [False] * 2
+    grads = {name: p.grad.clone() for name, p in objective.energy.named_parameters()}
+    objective.energy.zero_grad()
+    (positive, level, _), (negative, again, _) = calls[-2:]
+    assert torch.equal(level, again)
+    up, down = plain(positive, level).sum(1), plain(negative, level).sum(1)
+    dimensions = CONFIG.generator.latent_dimensions
+    assert loss.item() == pytest.approx((down - up).mean().item() / dimensions, rel=1e-4)
+    ((down.mean() - up.mean()) / dimensions).backward()
+    for name, p in objective.energy.named_parameters():
+        scale = p.grad.abs().max().clamp(min=1e-8)
+        assert torch.allclose(grads[name] / scale, p.grad / scale, atol=1e-3), name
+    assert stats["displacement"] > 0 and stats["energy_positive"].shape == (len(SHAPES),)
+    assert torch.allclose(stats["energy_positive"].sum(), -up.mean(), rtol=1e-4)
+
+
+def test_a_gradient_step_of_mle_lowers_the_loss_on_its_own_pairs():
+    """The sign: what the data have becomes likelier than what the chains have."""
+    objective, pairs = mle(), []
+    plain = objective.terms
+    objective.terms = lambda u, level: pairs.append((u, level)) or plain(u, level)
+    objective(IMAGES, 0.0)[0].backward()
+    (positive, level), (negative, _) = pairs[-2:]
+
+    def advantage():
+        with torch.no_grad():
+            return (plain(positive, level).sum(1) - plain(negative, level).sum(1)).mean().item()
+
+    before = advantage()
+    with torch.no_grad():
+        for p in objective.energy.parameters():
+            p -= 1e-3 * p.grad
+    assert advantage() > before
+
+
+def test_parameters_are_trainable_again_after_a_failed_chain(monkeypatch):
+    objective = mle()
+    kept = objective.energy.nets[0].pooled.weight.requires_grad_(False)
+
+    def fail(*_):
+        raise RuntimeError("the chain broke")
+
+    monkeypatch.setattr(objective, "terms", fail)
+    with pytest.raises(RuntimeError, match="the chain broke"):
+        objective(IMAGES, 0.0)
+    flags = {p.requires_grad for p in objective.energy.parameters() if p is not kept}
+    assert flags == {True} and not kept.requires_grad
+
+
+def test_mle_chains_of_the_release_use_its_step_sizes():
+    from hebm_sample.prior.schedule import release_step_sizes
+
+    objective = mle(release_config(), step_scale=2.0)
+    step, _ = objective.step_sizes()
+    s = release_step_sizes(objective.schedule, objective.energy.config.step_size_0)
+    assert torch.allclose(step, 2 * torch.tensor(s))
+    own, reference = mle(step_scale=2.0).step_sizes()
+    assert torch.allclose(own, 2 * reference) and (own > step).all()
+
+
+# ---- a step of the optimiser
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, batch, fraction):
+        return (batch @ self.weight).square().mean(), {"fraction": fraction}
+
+
+GOOD = torch.tensor([[1.0, 2.0], [0.5, -1.0]])
+BAD = torch.tensor([[1.0, math.nan], [0.5, -1.0]])
+SETTINGS = TrainSettings(steps=100, learning_rate=0.1, warmup_steps=10, weight_decay=0.0)
+
+
+def one_step(model, optimizer, batch, clip=1.0):
+    parameters = list(model.parameters())
+    return train_step(model, batch, 0.5, optimizer, parameters, clip, lambda x: x.backward())
+
+
+def test_a_nan_batch_leaves_weights_and_optimiser_as_they_were():
+    model = Line()
+    optimizer = make_optimizer(model, SETTINGS)
+    finite, stats = one_step(model, optimizer, GOOD)
+    assert finite and stats["fraction"] == 0.5 and not stats["loss"].requires_grad
+    weight, state = model.weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    for batch in (BAD, GOOD * math.inf):
+        finite, stats = one_step(model, optimizer, batch)
+        assert finite is False and not math.isfinite(stats["loss"])
+        assert torch.equal(model.weight.detach(), weight)
+        for key, value in optimizer.state_dict()["state"][0].items():
+            assert torch.equal(value, state["state"][0][key]), key
+    assert one_step(model, optimizer, GOOD)[0]
+    assert torch.isfinite(model.weight).all() and not torch.equal(model.weight.detach(), weight)
+
+
+def test_the_gradient_is_clipped_and_its_norm_is_reported_unclipped():
+    model = Line()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    before = model.weight.detach().clone()
+    _, stats = one_step(model, sgd, 100 * GOOD, clip=0.25)
+    assert stats["gradient_norm"] > 100
+    assert (model.weight.detach() - before).norm().item() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_only_what_trains_is_optimised():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    (group,) = make_optimizer(model, SETTINGS).param_groups
+    assert len(group["params"]) == 2 and group["betas"] == SETTINGS.betas
+
+
+def feed(guard, *steps):
+    for step, finite in enumerate(steps):
+        guard.record(finite, step)
+
+
+def test_the_guard_stops_after_so_many_in_a_row():
+    guard = NanGuard(3)
+    feed(guard, False, False, True, False, False, True)
+    assert (guard.total, guard.in_a_row) == (4, 0)
+    with pytest.raises(
+        TrainingDivergedError, match=r"3 steps in a row had non-finite .*\(step 2\)"
+    ):
+        feed(guard, False, False, False)
+    with pytest.raises(TrainingDivergedError, match="lower learning rate or another seed"):
+        feed(NanGuard(3, total=9, in_a_row=2), False)
+
+
+def test_the_average_is_the_ramped_formula():
+    model = Line()
+    ema, expected = averaged(model, 0.6), None
+    for n in range(20):
+        with torch.no_grad():
+            model.weight += torch.tensor([0.3, -0.1]) * n
+            model.seen += 1
+        now = torch.cat([model.weight.detach(), model.seen]).clone()
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+        ema.update_parameters(model)
+    found = torch.cat([ema.module.weight, ema.module.seen])
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert not found.requires_grad and model.weight.requires_grad
+
+
+def test_the_learning_rates_ends():
+    rates = [learning_rate(SETTINGS, step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.01) and rates[9] == rates[10] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.001)
+    assert rates[55] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert learning_rate(SETTINGS, 10_000, 100) == rates[-1]
+
+
+def test_a_run_shorter_than_its_warm_up():
+    rates = [learning_rate(SETTINGS, step, 5) for step in range(5)]
+    assert rates == sorted(rates) and rates[-1] <= 0.1
+
+
+# ---- randomness
+
+
+def test_a_steps_draws_depend_on_seed_step_and_rank_alone():
+    def draw(*key):
+        seed_step(*key)
+        return torch.randn(4)
+
+    assert torch.equal(draw(1, 2, 0), draw(1, 2, 0))
+    torch.manual_seed(99)
+    torch.randn(7)
+    first = draw(1, 2, 0)
+    keys = [(1, 2, 0), (2, 1, 0), (1, 3, 0), (1, 2, 1), (0, 2, 1), (2, 2, 0)]
+    draws = [draw(*key) for key in keys]
+    assert torch.equal(draws[0], first)
+    assert len({tuple(x.tolist()) for x in draws}) == len(keys)
+
+
+@pytest.mark.parametrize("make", [score_objective, mle])
+def test_an_objective_draws_from_the_seeded_stream_alone(make):
+    objective, results = make(), []
+    for salt in (0, 1):
+        random.seed(salt), np.random.seed(salt)
+        seed_step(5, 7, 0)
+        loss, _ = objective(IMAGES, 0.0)
+        objective.energy.zero_grad()
+        loss.backward()
+        results.append((loss.item(), objective.energy.nets[0].out.weight.grad.clone()))
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
+    seed_step(5, 8, 0)
+    assert objective(IMAGES, 0.0)[0].item() != results[0][0]
