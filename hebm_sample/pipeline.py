@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import LangevinConfig, ModelConfig, require_choice
+from hebm_sample.config import LangevinConfig, ModelConfig, require_choice, require_integer
 from hebm_sample.device import pick_device
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
@@ -31,6 +31,7 @@ from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.samples import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.sampling.driver import sample_prior
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.seeds import MAX_SEEDS
 
 __all__ = ["OutputType", "Pipeline", "Prior", "Samples"]
 
@@ -143,6 +144,7 @@ class Pipeline:
             self._encoder = self._settle(self._encoder())
         return self._encoder
 
+    @torch.inference_mode(False)
     def _settle(self, module: Any) -> Any:
         module = module.to(self.device, memory_format=torch.channels_last)
         return module.requires_grad_(False).eval()
@@ -205,6 +207,7 @@ class Pipeline:
         """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian
         prior.
         """
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         if prior == "gaussian":
             return 0
         return self.sampling_config(steps=steps).steps * -(-num_images // batch_size)
@@ -268,8 +271,7 @@ class Pipeline:
         """
         require_choice("prior", prior, Prior)
         require_choice("output_type", output_type, OutputType)
-        if batch_size < 1:
-            raise UserInputError(f"batch_size is {batch_size}; it must be at least 1")
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         config, chosen = self.sampling_config(**settings), choose_seeds(num_images, seeds)
         chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
         walks = [self._walk(chunk, prior, config, progress, only_last) for chunk in chunks]
@@ -364,6 +366,7 @@ class Pipeline:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes.
         """
         require_choice("output_type", output_type, OutputType)
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
             self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
@@ -388,6 +391,7 @@ class Pipeline:
             mode: "sample" or "mean".
             seeds: Of the draw, one a picture; 0 ... N-1 if None.
         """
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
         x = self._read(images)
         chosen = choose_seeds(len(x), seeds)
@@ -449,6 +453,7 @@ class Pipeline:
         if (images is None) == (latents is None):
             raise UserInputError("give either images or latents, and not both")
         u = self.encode(images, mode=mode, batch_size=batch_size) if latents is None else latents
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(u, self.generator.latent_shapes)
         chosen = self._group_indices(groups)
         if self.prior is None:

@@ -1,6 +1,7 @@
 """A description that is accepted can be built and written; one that is wrong says what is wrong.
 
-Without this a typing error in a `config.json` becomes a default, or a shape error deep in a network.
+Without this a typing error in a `config.json` becomes a default, or a shape error deep in a
+network.
 """
 
 import json

@@ -1,7 +1,8 @@
 """A tiny model with random weights: the preset `tiny`, 16x16 pictures, 3 groups on 2 scales.
 
 The energies' heads start at zero, where nothing that reads them could be seen to be wrong, so they
-are given small values; so are the sigmas and mus of the generator, which start near 1 and 0.
+are given small values; so are the mus and sigmas of generator and encoder, which start near 0
+and 1.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ def release_config() -> ModelConfig:
 
 
 def tiny_modules(config: ModelConfig | None = None, seed: int = 0, energy: float = 0.05):
-    """Generator, encoder and prior; the same for the same seed, without touching global streams."""
+    """Generator, encoder and prior; the same for the same seed; global streams are let be."""
     config = config or tiny_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,6 +41,8 @@ def tiny_modules(config: ModelConfig | None = None, seed: int = 0, energy: float
             nn.init.normal_(group.prior.weight, std=0.1)
             nn.init.normal_(group.prior.bias, std=0.1)
         nn.init.normal_(generator.decoder.head.weight, std=0.15)
+        for head in encoder.heads:
+            nn.init.normal_(head.out.weight, std=0.3)
         prior = new_prior(config)
         for net in prior.nets:
             for head in (net.out, net.gain, net.pooled):

@@ -46,6 +46,7 @@ def new_prior(config: ModelConfig) -> JointEnergy:
     return JointEnergy(config.prior, config.generator.latent_shapes, config.generator.state_shapes)
 
 
+@torch.inference_mode(False)  # else the weights could never be differentiated through
 def build_model(
     name: str | os.PathLike[str],
     *,
@@ -76,6 +77,7 @@ def build_model(
     return LoadedModel(resolved, config, generator, prior)
 
 
+@torch.inference_mode(False)  # else the weights could never be differentiated through
 def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
     """The model's encoder, its file checked now."""
     with torch.random.fork_rng(devices=[]):

@@ -61,6 +61,8 @@ def write_model_folder(
     for name, module in parts.items():
         if module is not None:
             save_weights(module, folder / f"{name}.safetensors", dtype)
+        else:  # of an older model, which the row would take for this one's
+            (folder / f"{name}.safetensors").unlink(missing_ok=True)
     text = text or model_card(config, licence=licence, figures=figures or {})
     write_atomically(folder / "README.md", text.encode())
     return write_row(

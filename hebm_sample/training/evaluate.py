@@ -11,6 +11,7 @@ ELBO under the generator's own N(0, I).
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -81,8 +82,13 @@ class Evaluation:
     version: str = __version__
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; None for a figure that is not a number, such as a gap closed where
+        N(0, I) is no worse than the reconstructions.
+        """
+        plain = asdict(self)
+        for gap in plain["gaps"].values():  # JSON has no nan
+            gap |= {k: v if math.isfinite(v) else None for k, v in gap.items()}
+        return plain
 
     def table(self) -> str:
         """The figures as text."""

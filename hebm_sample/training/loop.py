@@ -12,6 +12,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from hebm_sample.training.step import (
     train_step,
 )
 
-__all__ = ["RunResult", "Task", "make_accelerator", "train"]
+__all__ = ["RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
 
 PROBE_STEPS = 6
 BUDGET_SHARE = (
@@ -108,6 +109,14 @@ def _time_a_step(
     seconds = (time.perf_counter() - start) / (PROBE_STEPS - 2)
     rewind()
     return seconds
+
+
+def make_run_folder(folder: Path) -> None:
+    """Make the folder, or raise `UserInputError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserInputError(f"the run folder {folder} cannot be made: {error.strerror}") from error
 
 
 class Run:
@@ -237,6 +246,10 @@ class Run:
         state = read_state(path)
         found, wanted = state["identity"], json.loads(json.dumps(self.identity()))
         differing = sorted(k for k in wanted if found.get(k) != wanted[k])
+        if "settings" in differing:
+            old, new = found.get("settings", {}), wanted["settings"]
+            which = ", ".join(sorted(k for k in {*old, *new} if old.get(k) != new.get(k)))
+            differing[differing.index("settings")] = f"settings ({which})"
         if differing:
             raise UserInputError(
                 f"the checkpoint in {self.folder} was made with other {', '.join(differing)}; "
@@ -351,23 +364,21 @@ def train(
             f"{folder} already holds a run; go on with --resume, or choose another folder"
         )
     if accelerator.is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserInputError(
-                f"the run folder {folder} cannot be made: {error.strerror}"
-            ) from error
+        make_run_folder(folder)
     accelerator.wait_for_everyone()
     run = Run(task, pictures, settings, folder, accelerator)
     if resume:
         run.restore()
     else:
         run.plan_steps()
-        run.save()
     main = accelerator.is_main_process
+    # Before the first checkpoint: without tensorboard there is no run yet that could be in the way.
     log = RunLog(folder, resume_step=run.step) if main else None
     task.objective.train()
-    _loop(run, log, show_progress and main)
+    with log or nullcontext():
+        if not resume:
+            run.save()
+        _loop(run, log, show_progress and main)
     return RunResult(run.ema.module, run.step, run.guard.total, run.seconds)
 
 

@@ -9,16 +9,17 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import LangevinConfig, ModelConfig
+from hebm_sample.config import LangevinConfig, ModelConfig, require_choice
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.data import Pictures
 from hebm_sample.training.generator import GeneratorObjective, standard_normal
-from hebm_sample.training.loop import RunResult, Task, make_accelerator, train
+from hebm_sample.training.loop import RunResult, Task, make_accelerator, make_run_folder, train
 from hebm_sample.training.presets import Preset
 from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
 
@@ -159,6 +160,7 @@ def train_prior(
         init: A model whose energies to start from: a warm start for "mle".
         accelerator: accelerate's engine; made if None.
     """
+    require_choice("objective", objective, Objective)
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
     training, _ = pictures.split(settings.validation)
@@ -177,11 +179,9 @@ def train_prior(
         energy.load_state_dict(init.prior.state_dict())
     _channels_last(energy.to(device))
     learned = _prior_objective(objective, generator, encoder, energy, preset)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if (
-        accelerator.is_main_process
-        and not (Path(folder) / "generator" / "weights_manifest.json").exists()
-    ):
+    make_run_folder(Path(folder))
+    # Without a checkpoint, what lies there is an abandoned start's, maybe with another generator.
+    if accelerator.is_main_process and latest_checkpoint(folder) is None:
         Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
             Path(folder) / "generator"
         )

@@ -73,5 +73,8 @@ def parse_duration(text: str) -> float:
         seconds = float(body) * unit
     except ValueError:
         seconds = -1.0
-    require(1.0 <= seconds < 1e8, f"time budget is {text!r}; write for example 90s, 3m or 1.5h")
+    require(
+        1.0 <= seconds < 1e8,
+        f"{text!r} is no time of a second or more; write for example 90s, 3m or 1.5h",
+    )
     return seconds

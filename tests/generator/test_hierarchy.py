@@ -1,7 +1,8 @@
 """T: u -> (z, u, h) is exactly invertible, top-down, and needs no image decoder.
 
-A sampler differentiates through T at every step: were the decoder in it, sampling would cost several
-times as much; were a lower group to reach a higher one, kept groups would not stay what they are.
+A sampler differentiates through T at every step: were the decoder in it, sampling would cost
+several times as much; were a lower group to reach a higher one, kept groups would not stay what
+they are.
 """
 
 import pytest

@@ -162,7 +162,7 @@ class Toy(nn.Module):
 
 
 def toy_loss(variance, believed):
-    """The loss of Gaussian data of one variance under the exact energies of another, (mean, se)."""
+    """The loss of Gaussian data of one variance under the exact energies of another."""
     config = PriorConfig(levels=(0.05, 1.0), sigma_min=0.05, sigma_max=0.95)
     objective = ScoreObjective(Toy(), Toy(), Toy(config))
     objective.posterior_draw = lambda images: (

@@ -1,0 +1,60 @@
+"""How likely are these pictures? Their energy, by the number of top groups that count.
+
+    E_k(x) = -sum_{i <= k} F_i(u),    u ~ q(u | x),    at the lowest noise level
+
+Low is like the training data. The top groups hold the coarse content, so the columns say at which
+depth of the hierarchy a picture stands out.
+"""
+
+import csv
+from pathlib import Path
+
+import click
+import torch
+
+from hebm_sample import Pipeline
+
+NUM = 8
+
+
+def examples(pipe: Pipeline) -> dict[str, object]:
+    """Pictures to score where none were given: of the model, of N(0, I), and pure noise."""
+    size = pipe.config.generator.image_size
+    noise = torch.rand(NUM, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return {
+        "samples": pipe(NUM, output_type="torch").images,
+        "N(0, I)": pipe(NUM, prior="gaussian", output_type="torch").images,
+        "noise": noise,
+    }
+
+
+def scores(pipe: Pipeline, pictures: object) -> torch.Tensor:
+    """E_k of each picture for k = 1 ... L, (N, L)."""
+    u = pipe.encode(pictures)
+    columns = [pipe.energy(latents=u, groups=slice(0, k + 1)) for k in range(len(u))]
+    return torch.stack(columns, dim=1)
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
+@click.option("--out", default="energies.csv", show_default=True, help="A row a picture, as CSV.")
+def main(pictures: tuple[Path, ...], model: str, out: str) -> None:
+    """Score PICTURES; without any, samples of the model beside N(0, I) and noise."""
+    pipe = Pipeline.from_pretrained(model)
+    sets = {str(path): [path] for path in pictures} or examples(pipe)
+    found = {name: scores(pipe, images) for name, images in sets.items()}
+    depth = len(pipe.config.generator.latent_shapes)
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["pictures", *(f"top {k + 1}" for k in range(depth))])
+        for name, rows in found.items():
+            table.writerows([name, *map("{:.4f}".format, row)] for row in rows.tolist())
+    width = max(len(name) for name in found)
+    click.echo(" " * width + "".join(f"{f'top {k + 1}':>10}" for k in range(depth)))
+    for name, rows in found.items():
+        click.echo(name.ljust(width) + "".join(f"{v:10.2f}" for v in rows.mean(0).tolist()))
+
+
+if __name__ == "__main__":
+    main()

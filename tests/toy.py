@@ -1,0 +1,40 @@
+"""Toy data and short runs: coloured discs of 16x16 pixels, and the preset `tiny` cut to few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hebm_sample.training.presets import Preset, find_preset
+
+SHORT = {"steps": 10, "log_every": 4, "checkpoint_every": 0.0, "sample_every": 1e9}
+
+
+def draw_pictures(folder: Path, count: int = 40, seed: int = 0, labels: bool = False) -> Path:
+    """Discs on a background of the opposite colour; the label says which is the brighter one."""
+    folder.mkdir(parents=True)
+    random, lines = np.random.default_rng(seed), []
+    y, x = np.mgrid[:16, :16]
+    for i in range(count):
+        colour, (cx, cy) = random.integers(0, 256, 3), random.integers(4, 12, 2)
+        inside = (x - cx) ** 2 + (y - cy) ** 2 < random.integers(9, 25)
+        pixels = np.where(inside[..., None], colour, 255 - colour)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
+        lines.append({"file_name": f"{i:03}.png", "bright": int(colour.mean() > 127)})
+    if labels:
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return folder
+
+
+def short_preset(**settings) -> Preset:
+    """`tiny` with ten steps, a log line and a checkpoint every four, and these settings."""
+    preset = find_preset("tiny")
+    settings = SHORT | settings
+    return replace(
+        preset,
+        chain_steps=3,
+        generator_settings=replace(preset.generator_settings, **settings),
+        prior_settings=replace(preset.prior_settings, **settings),
+    )

@@ -1,0 +1,151 @@
+"""The first measurement gives the same finite figures twice, and its arithmetic is what it says.
+
+Without this a gap closed could be computed from other distances than those in the table, or change
+from one call to the next, and nobody could compare two models.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import release_config, tiny_config, tiny_modules, tiny_pipeline
+from toy import draw_pictures
+
+from hebm_sample import Pipeline
+from hebm_sample.errors import UserInputError
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.evaluate import evaluate
+
+SHORT = {"num_pictures": 12, "validation": 25, "steps": 4, "batch_size": 7, "progress": False}
+FIGURES = ("bits", "distortion_bits", "kl", "u_square", "u_square_posterior")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+def drawn(home, name, **options):
+    folder = draw_pictures(home / name, **options)
+    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(home):
+    return drawn(home, "plain", count=60)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def result(pipe, pictures):
+    return evaluate(pipe, pictures, **SHORT)
+
+
+def test_figures_are_finite_and_plain_json(result):
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    numbers = [x for name in FIGURES for x in np.ravel(plain[name])]
+    assert all(math.isfinite(x) for x in numbers)
+    assert len(result.kl) == len(result.u_square) == len(result.u_square_posterior) == 3
+    assert result.bits == pytest.approx(
+        result.distortion_bits + sum(result.kl) / (3 * 16 * 16 * math.log(2))
+    )
+    assert (result.model, result.held_out, result.sampling["steps"]) == ("tiny", 24, 4)
+    assert 0 < result.sampling_seconds < result.seconds
+
+
+def test_without_labels_the_space_is_of_pixels_and_the_gap_is_its_distances(result):
+    (gap,) = result.gaps.values()
+    (name,) = result.gaps
+    assert "pca" in name.lower()
+    assert (gap.num_pictures, gap.num_reference) == (12, 12)
+    assert min(gap.fd_gauss, gap.fd_model, gap.fd_recon) >= 0
+    expected = (gap.fd_gauss - gap.fd_model) / (gap.fd_gauss - gap.fd_recon)
+    if gap.fd_gauss > gap.fd_recon:
+        assert gap.gap_closed == pytest.approx(expected)
+    else:
+        assert math.isnan(gap.gap_closed)
+
+
+def test_the_table_shows_the_distances(result):
+    (gap,) = result.gaps.values()
+    table = result.table()
+    assert f"reconstructions {gap.fd_recon:.3f}" in table and f"{result.bits:.3f}" in table
+    assert "recovery, 4 gradients" in table and "12 pictures a side" in table
+
+
+def test_the_same_seeds_give_the_same_figures(pipe, pictures, result):
+    again = evaluate(pipe, pictures, **SHORT)
+    assert [getattr(again, f) for f in FIGURES] == [getattr(result, f) for f in FIGURES]
+    assert repr(again.gaps) == repr(result.gaps)  # nan is not equal to itself
+
+
+def test_the_batch_size_changes_them_by_rounding_at_most(pipe, pictures, result):
+    other = evaluate(pipe, pictures, **SHORT | {"batch_size": 24})
+    for name in FIGURES:
+        assert getattr(other, name) == pytest.approx(getattr(result, name), rel=1e-4)
+    (gap,), (before,) = other.gaps.values(), result.gaps.values()
+    assert gap.fd_model == pytest.approx(before.fd_model, rel=1e-2)
+
+
+def test_zero_energies_close_no_gap(pictures):
+    """Under F = 0 the energy-based prior is N(0, I): the chain must not bring its u elsewhere."""
+    generator, encoder, prior = tiny_modules(energy=0.0)
+    pipe = Pipeline(tiny_config(), generator, prior, encoder)
+    result = evaluate(pipe, pictures, **SHORT | {"steps": 12})
+    assert all(abs(x - 1) < 0.5 for x in result.u_square)
+
+
+def test_an_undefined_gap_is_null_in_json(result):
+    (name,) = result.gaps
+    gaps = {name: replace(result.gaps[name], gap_closed=float("nan"))}
+    plain = replace(result, gaps=gaps).to_dict()
+    assert plain["gaps"][name]["gap_closed"] is None
+    json.dumps(plain, allow_nan=False)
+
+
+def test_with_labels_a_classifier_comes_first_and_is_kept(home, pipe, monkeypatch):
+    labelled = drawn(home, "labelled", count=60, labels=True)
+    first = evaluate(pipe, labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
+    names = list(first.gaps)
+    assert len(names) == 2 and "pca" not in names[0].lower() and "pca" in names[1].lower()
+    assert "bright" in json.dumps(first.feature_reports[names[0]])
+    assert len(list((home / "features/features").iterdir())) == 1
+    monkeypatch.setattr(
+        "hebm_sample.training.evaluate.train_feature_net", lambda *a, **k: pytest.fail("again")
+    )
+    again = evaluate(pipe, labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
+    assert repr(again.gaps) == repr(first.gaps)
+    json.dumps(first.to_dict(), allow_nan=False)
+
+
+def test_the_release_parametrization_can_be_measured(pictures):
+    config = release_config()
+    result = evaluate(tiny_pipeline(config), pictures, **SHORT)
+    assert result.sampling["kernel"] == "plain" and math.isfinite(result.u_square[0])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_pictures": 13}, "13 pictures a side .* 25 held-out .* 10 to 12"),
+        ({"num_pictures": 9}, "9 pictures a side"),
+        ({"validation": 60}, "60 validation pictures .* 0 to 59"),
+        ({"sampler": "hmc"}, "sampler is 'hmc'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(pipe, pictures, changes, message):
+    with pytest.raises(UserInputError, match=message):
+        evaluate(pipe, pictures, **SHORT | changes)
+
+
+def test_a_model_without_a_prior_is_refused(pictures):
+    generator, encoder, _ = tiny_modules()
+    bare = Pipeline(replace(tiny_config(), prior=None), generator, None, encoder)
+    with pytest.raises(UserInputError, match="no energy-based prior yet.*hebm-train prior"):
+        evaluate(bare, pictures, **SHORT)

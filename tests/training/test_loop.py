@@ -1,0 +1,430 @@
+"""A run that was stopped and resumed is the run that was not, in every bit.
+
+Without this a kill costs more than the steps since the last checkpoint: a wrong position in the
+data, a lost moment of AdamW or an average that starts anew shows only as a slightly worse model.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_modules, tiny_pipeline
+from toy import draw_pictures, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
+from hebm_sample.training import loop
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.generator import GeneratorObjective
+from hebm_sample.training.logs import read_log
+from hebm_sample.training.loop import Run, make_accelerator
+from hebm_sample.training.prior import MleObjective, ScoreObjective
+from hebm_sample.training.runs import train_generator, train_prior
+
+KINDS = {"generator": GeneratorObjective, "score": ScoreObjective, "mle": MleObjective}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    home = tmp_path_factory.mktemp("toy")
+    return load_pictures(
+        draw_pictures(home / "pictures"), size=16, cache_dir=home / "cache", progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def run(pictures, model):
+    """Trains for a few steps on the CPU; `kind` is generator, score or mle."""
+
+    def train(folder, kind="generator", resume=False, pictures=pictures, model=model, **settings):
+        options = {"resume": resume, "show_progress": False}
+        options["accelerator"] = make_accelerator("cpu")
+        preset = short_preset(**settings)
+        if kind == "generator":
+            return train_generator(preset, pictures, folder, **options)
+        return train_prior(preset, model, pictures, folder, objective=kind, **options)
+
+    return train
+
+
+def stop_at(patch, kind, step):
+    """Ctrl-C in the middle of a step."""
+    forward, calls = KINDS[kind].forward, []
+
+    def interrupted(self, images, fraction):
+        calls.append(fraction)
+        if len(calls) == step + 1:
+            raise KeyboardInterrupt
+        return forward(self, images, fraction)
+
+    patch.setattr(KINDS[kind], "forward", interrupted)
+
+
+def logged(folder):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_log(folder)]
+
+
+def tensors(folder, step=None):
+    path = latest_checkpoint(folder) if step is None else folder / f"checkpoint-{step:08d}"
+    return {p.name: p.read_bytes() for p in sorted(path.glob("*.safetensors"))}
+
+
+def assert_same_run(folder, other):
+    """Weights, average and optimiser byte for byte, and every logged number."""
+    assert set(tensors(folder)) == {f"{k}.safetensors" for k in ("ema", "learner", "optimizer")}
+    assert tensors(folder) == tensors(other)
+    assert logged(folder) == logged(other)
+    states = [read_state(latest_checkpoint(f)) for f in (folder, other)]
+    for state in states:
+        state.pop("seconds")
+    assert states[0] == states[1]
+
+
+class TestResume:
+    @pytest.mark.parametrize("kind, stop", [("generator", 7), ("score", 6), ("mle", 5)])
+    def test_after_ctrl_c_is_exact(self, run, tmp_path, monkeypatch, kind, stop):
+        whole = run(tmp_path / "whole", kind)
+        with monkeypatch.context() as patch:
+            stop_at(patch, kind, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "cut", kind)
+        assert latest_checkpoint(tmp_path / "cut").name == "checkpoint-00000004"
+        torch.manual_seed(99)  # a new process has another global stream
+        resumed = run(tmp_path / "cut", kind, resume=True)
+        assert [x["step"] for x in logged(tmp_path / "whole")] == [4, 8, 10]
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+        assert (resumed.steps, resumed.skipped) == (10, 0)
+        for key, value in whole.learner.state_dict().items():
+            assert torch.equal(value, resumed.learner.state_dict()[key]), key
+        assert (tmp_path / "cut/model/weights_manifest.json").is_file()
+
+    def test_weights_depend_on_the_seed(self, run, tmp_path):
+        """Else the comparison above could not fail."""
+        run(tmp_path / "a", steps=2)
+        run(tmp_path / "b", steps=2, seed=1)
+        assert tensors(tmp_path / "a") != tensors(tmp_path / "b")
+
+    def test_after_a_full_disk_what_was_logged_too_far_is_cut_off(
+        self, run, tmp_path, monkeypatch
+    ):
+        run(tmp_path / "whole")
+        save = loop.save_checkpoint
+
+        def full(folder, step, **options):
+            if step == 8:
+                raise EnvironmentFailure("No space left on device")
+            return save(folder, step, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save_checkpoint", full)
+            with pytest.raises(EnvironmentFailure, match="No space"):
+                run(tmp_path / "cut")
+        assert [x["step"] for x in logged(tmp_path / "cut")] == [4, 8]
+        run(tmp_path / "cut", resume=True)
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+    def test_twice_stopped_and_then_finished_again(self, run, tmp_path, monkeypatch):
+        run(tmp_path / "whole")
+        for resume, step in ((False, 5), (True, 4)):
+            with monkeypatch.context() as patch:
+                stop_at(patch, "generator", step)
+                with pytest.raises(KeyboardInterrupt):
+                    run(tmp_path / "cut", resume=resume)
+        assert read_state(latest_checkpoint(tmp_path / "cut"))["step"] == 8
+        for _ in range(2):  # resuming a finished run writes its model again and changes nothing
+            assert run(tmp_path / "cut", resume=True).steps == 10
+            assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+    def test_the_grid_does_not_touch_the_random_stream(self, run, tmp_path):
+        run(tmp_path / "without")
+        run(tmp_path / "with", sample_every=0.0)
+        assert tensors(tmp_path / "with") == tensors(tmp_path / "without")
+        names = sorted(p.name for p in (tmp_path / "with/samples").iterdir())
+        assert names == [f"grid-{step:08d}.png" for step in (4, 8, 10)]
+
+
+@pytest.fixture(scope="module")
+def started(pictures, model, tmp_path_factory):
+    """Folders with a finished run of one step."""
+    home = tmp_path_factory.mktemp("started")
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    train_generator(short_preset(steps=1), pictures, home / "generator", **options)
+    train_prior(short_preset(steps=1), model, pictures, home / "score", **options)
+    return home
+
+
+class TestRefusals:
+    def test_settings_are_named(self, run, started):
+        with pytest.raises(UserInputError, match=r"other settings \(batch_size, seed\);"):
+            run(started / "generator", resume=True, batch_size=4, seed=3)
+
+    def test_other_pictures(self, run, started, tmp_path):
+        folder = draw_pictures(tmp_path / "other", seed=1)
+        other = load_pictures(folder, size=16, cache_dir=tmp_path / "cache", progress=False)
+        with pytest.raises(UserInputError, match="other data"):
+            run(started / "generator", resume=True, pictures=other)
+
+    def test_another_generator(self, run, started):
+        generator, encoder, _ = tiny_modules(seed=1)
+        other = Pipeline(tiny_config(), generator, None, encoder)
+        with pytest.raises(UserInputError, match="other data"):
+            run(started / "score", "score", resume=True, model=other)
+
+    def test_another_objective_or_kind(self, run, started):
+        with pytest.raises(UserInputError, match="other data"):
+            run(started / "score", "mle", resume=True)
+        with pytest.raises(UserInputError, match="other .*kind"):
+            run(started / "generator", "score", resume=True)
+
+    def test_nothing_to_resume(self, run, tmp_path):
+        with pytest.raises(UserInputError, match="nothing to resume in .*without --resume"):
+            run(tmp_path / "empty", resume=True)
+
+    @pytest.mark.parametrize("kind", ["generator", "score"])
+    def test_a_folder_that_holds_a_run(self, run, started, kind):
+        before = {p: p.stat().st_mtime_ns for p in started.rglob("*")}
+        with pytest.raises(UserInputError, match="already holds a run; go on with --resume"):
+            run(started / kind, kind)
+        assert {p: p.stat().st_mtime_ns for p in started.rglob("*")} == before
+
+    @pytest.mark.parametrize("kind", ["generator", "score"])
+    def test_a_file_in_the_way(self, run, tmp_path, kind):
+        (tmp_path / "file").write_text("")
+        for folder in (tmp_path / "file", tmp_path / "file/run"):
+            with pytest.raises(UserInputError, match="run folder .* cannot be made"):
+                run(folder, kind)
+
+
+class TestTimeBudget:
+    def test_is_a_number_of_steps_once_and_leaves_no_trace(self, run, tmp_path, monkeypatch):
+        run(tmp_path / "steps")
+        real = loop._time_a_step
+
+        def timed(*arguments):
+            assert real(*arguments) > 0
+            return loop.BUDGET_SHARE * 60 / 10.5
+
+        timeless = {"steps": None, "time_budget": 60.0}
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_time_a_step", timed)
+            # The trial steps use the objective too.
+            stop_at(patch, "generator", loop.PROBE_STEPS + 3)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "budget", **timeless)
+        # Before anything was learned the run is the one with ten steps, optimiser included.
+        assert read_state(tmp_path / "budget/checkpoint-00000000")["total"] == 10
+        monkeypatch.setattr(loop, "_time_a_step", lambda *_: pytest.fail("timed again"))
+        fresh = tensors(tmp_path / "budget", 0)
+        run(tmp_path / "again", steps=1)
+        assert fresh == tensors(tmp_path / "again", 0)
+        assert run(tmp_path / "budget", resume=True, **timeless).steps == 10
+        assert tensors(tmp_path / "budget") == tensors(tmp_path / "steps")
+        assert logged(tmp_path / "budget") == logged(tmp_path / "steps")
+
+    def test_of_the_prior_leaves_its_weights(self, run, tmp_path, monkeypatch):
+        run(tmp_path / "steps", "score", steps=2)
+        real = loop._time_a_step
+        monkeypatch.setattr(
+            loop, "_time_a_step", lambda *a: [real(*a), loop.BUDGET_SHARE * 60 / 2.5][1]
+        )
+        run(tmp_path / "budget", "score", steps=None, time_budget=60.0)
+        assert tensors(tmp_path / "budget") == tensors(tmp_path / "steps")
+
+    def test_neither_is_refused(self, run, tmp_path):
+        with pytest.raises(UserInputError, match="give --max-steps or --time-budget"):
+            run(tmp_path, steps=None)
+
+
+class TestNanGuard:
+    @pytest.fixture
+    def spoil(self, monkeypatch):
+        def spoil(*steps):
+            batch = Run.batch
+            monkeypatch.setattr(
+                Run, "batch", lambda self, s: batch(self, s) * (float("nan") if s in steps else 1)
+            )
+
+        return spoil
+
+    def test_one_bad_batch_is_skipped_and_counted(self, run, spoil, tmp_path):
+        spoil(3)
+        result = run(tmp_path / "run", steps=8)
+        assert (result.steps, result.skipped) == (8, 1)
+        assert all(torch.isfinite(v).all() for v in result.learner.state_dict().values())
+        lines = logged(tmp_path / "run")
+        assert [x["skipped"] for x in lines] == [1, 1]
+        assert all(isinstance(x["loss"], float) for x in lines)  # a NaN is logged as a text
+        assert read_state(latest_checkpoint(tmp_path / "run"))["skipped"] == 1
+
+    def test_a_skipped_step_changes_nothing(self, run, spoil, tmp_path):
+        spoil(0, 1, 2, 3)
+        run(tmp_path / "run", steps=4)
+        first, last = tensors(tmp_path / "run", 0), tensors(tmp_path / "run", 4)
+        assert first == last
+
+    def test_many_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(
+        self, run, spoil, tmp_path
+    ):
+        spoil(5, 6, 7, 8, 9)
+        with pytest.raises(TrainingDivergedError, match="3 steps in a row .*step 7"):
+            run(tmp_path / "run", max_skipped=3)
+        good = latest_checkpoint(tmp_path / "run")
+        assert read_state(good)["step"] == 4 and read_state(good)["skipped"] == 0
+        assert not (tmp_path / "run/model").exists()
+
+    def test_the_count_survives_resuming(self, run, spoil, tmp_path, monkeypatch):
+        spoil(2, 3, 4)
+        with monkeypatch.context() as patch:
+            stop_at(patch, "generator", 4)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "run", max_skipped=3)
+        with pytest.raises(TrainingDivergedError, match="3 steps in a row .*step 4"):
+            run(tmp_path / "run", resume=True, max_skipped=3)
+
+
+def test_accelerate_missing_is_one_line_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(EnvironmentFailure, match=r'pip install "hebm-sample\[train\]"') as caught:
+        make_accelerator()
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 1
+
+
+def test_tensorboard_missing_leaves_no_run_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(EnvironmentFailure, match="tensorboard"):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    run(tmp_path / "run", steps=1)
+
+
+# ---- whole processes
+
+
+def environment(tmp_path):
+    return {**os.environ, "HEBM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
+def test_sigkill_half_way_then_resume(tmp_path):
+    data = draw_pictures(tmp_path / "pictures")
+    command = [sys.executable, "-m", "hebm_sample.training", "generator", "--preset", "tiny"]
+    command += ["--data", str(data), "--max-steps", "240", "--log-every", "5", "--device", "cpu"]
+    command += ["--checkpoint-every", "1s", "--quiet", "--out"]
+    options = {"env": environment(tmp_path), "text": True, "stderr": subprocess.PIPE}
+
+    child = subprocess.Popen([*command, str(tmp_path / "cut")], **options)
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "cut").glob("checkpoint-*[1-9]*")):
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert 0 < read_state(latest_checkpoint(tmp_path / "cut"))["step"] < 240
+    assert not (tmp_path / "cut/model").exists()
+
+    for folder, more in (("cut", ["--resume"]), ("whole", [])):
+        subprocess.run([*command, str(tmp_path / folder), *more], check=True, **options)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    cut, whole = (Pipeline.from_pretrained(tmp_path / f / "model") for f in ("cut", "whole"))
+    for part in ("generator", "encoder"):
+        expected = getattr(whole, part).state_dict()
+        for key, value in getattr(cut, part).state_dict().items():
+            assert torch.equal(value, expected[key]), key
+    assert cut(2, prior="gaussian").images[0].size == (16, 16)
+
+
+TWO_PROCESSES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import safetensors.torch
+import torch
+from test_loop import KINDS, latest_checkpoint
+from toy import short_preset
+from hebm_sample import Pipeline
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.loop import make_accelerator
+from hebm_sample.training.runs import train_generator, train_prior
+
+home = Path(sys.argv[1])
+engine = make_accelerator("cpu")
+assert engine.num_processes == 2
+pictures = load_pictures(home / "pictures", size=16, progress=False)
+preset = short_preset(steps=6, batch_size=4)
+
+def keep(result, name):
+    weights = {k: v.clone(memory_format=torch.contiguous_format)
+               for k, v in result.learner.state_dict().items()}
+    safetensors.torch.save_file(weights, home / f"{name}-{engine.process_index}.safetensors")
+
+def run(folder, kind, **more):
+    more |= {"accelerator": engine, "show_progress": False}
+    if kind == "generator":
+        return train_generator(preset, pictures, home / folder, **more)
+    model = Pipeline.from_pretrained(home / "whole/model", device="cpu")
+    return train_prior(preset, model, pictures, home / folder, objective=kind, **more)
+
+keep(run("whole", "generator"), "generator")
+forward, calls = KINDS["generator"].forward, []
+def interrupted(self, images, fraction):
+    calls.append(1)
+    if len(calls) == 6:
+        raise KeyboardInterrupt
+    return forward(self, images, fraction)
+KINDS["generator"].forward = interrupted
+try:
+    run("cut", "generator")
+except KeyboardInterrupt:
+    KINDS["generator"].forward = forward
+run("cut", "generator", resume=True)
+for kind in ("score", "mle"):
+    keep(run(kind, kind), kind)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_and_resume_exactly(tmp_path):
+    draw_pictures(tmp_path / "pictures")
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    here = os.path.dirname(__file__)
+    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("generator", "score", "mle"):
+        first, second = ((tmp_path / f"{name}-{i}.safetensors").read_bytes() for i in (0, 1))
+        assert first == second, name
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert read_state(latest_checkpoint(tmp_path / "cut"))["identity"]["processes"] == 2
+    assert len(read_log(tmp_path / "whole")) == 2  # one process writes
+    pipe = Pipeline.from_pretrained(tmp_path / "score/model", device="cpu")
+    assert pipe(2).images[0].size == (16, 16)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_the_command(tmp_path):
+    data = draw_pictures(tmp_path / "pictures")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["-m", "hebm_sample.training", "generator", "--preset", "tiny", "--data", str(data)]
+    command += ["--max-steps", "3", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model in") == 1
+    pipe = Pipeline.from_pretrained(tmp_path / "run/model", device="cpu")
+    assert pipe(1, prior="gaussian").images[0].size == (16, 16)

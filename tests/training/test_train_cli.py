@@ -1,0 +1,314 @@
+"""`hebm-train` as it is typed: every command does its work, and every mistake is one line.
+
+Without this a wrong path ends in a traceback after minutes of decoding, an option is silently
+without effect, and `--help` waits for torch.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import tiny_pipeline
+from toy import draw_pictures
+
+from hebm_sample import Pipeline, __version__
+from hebm_sample.errors import UserInputError
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+from hebm_sample.training.cli import main
+from hebm_sample.training.logs import read_log
+from hebm_sample.training.loop import Run
+from hebm_sample.training.settings import parse_duration
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Pictures, an energy-based model, and a generator's run of two steps."""
+    home = tmp_path_factory.mktemp("command")
+    draw_pictures(home / "pictures")
+    tiny_pipeline().save_pretrained(home / "model")
+    result = invoke(home, *generator_command(home), "--out", home / "generator")
+    assert result.exit_code == 0, result.output
+    return home
+
+
+def invoke(home, *arguments):
+    env = {"HEBM_CACHE": str(home / "cache")}
+    return CliRunner().invoke(main, [str(a) for a in arguments], env=env)
+
+
+@pytest.fixture
+def run(home):
+    return lambda *arguments: invoke(home, *arguments)
+
+
+def generator_command(home):
+    where = ("--preset", "tiny", "--data", home / "pictures", "--device", "cpu", "--quiet")
+    return ("generator", *where, "--max-steps", 2)
+
+
+def prior_command(home):
+    return ("prior", "--generator", home / "generator", *generator_command(home)[1:])
+
+
+def evaluate_command(home):
+    sizes = ("-n", 10, "--validation", 20, "--steps", 3, "--device", "cpu", "--quiet")
+    return ("evaluate", home / "model", "--data", home / "pictures", *sizes)
+
+
+def assert_refused(result, code, *words):
+    """One line on stderr, the exit status, nothing else."""
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+class TestCommands:
+    def test_generator(self, home, tmp_path):
+        options = ("--batch-size", 4, "--learning-rate", 1e-3, "--seed", 3, "--validation", 5)
+        options += ("--checkpoint-every", "1h", "--log-every", 1, "--out", tmp_path / "run")
+        result = invoke(home, *generator_command(home), *options)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith("generator: 2 steps in ")
+        assert str(tmp_path / "run/model") in result.stdout and result.stderr == ""
+        identity = read_state(latest_checkpoint(tmp_path / "run"))["identity"]
+        settings = identity["settings"]
+        assert (settings["batch_size"], settings["seed"], settings["log_every"]) == (4, 3, 1)
+        assert (settings["learning_rate"], settings["validation"]) == (1e-3, 5)
+        assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2]
+        assert list((tmp_path / "run/tensorboard").iterdir())
+
+    def test_prior_resume_and_export(self, home, run, tmp_path):
+        command = (*prior_command(home), "--out", tmp_path / "run")
+        result = run(*command, "--objective", "score")
+        assert result.exit_code == 0 and result.stdout.startswith("prior: 2 steps"), result.output
+        assert run(*command, "--resume").exit_code == 0
+        export = ("export", "--run", tmp_path / "run", "--out", tmp_path / "model")
+        notes = tmp_path / "notes.md"
+        notes.write_text("Of a test.")
+        more = ("--name", "discs", "--licence", "CC0-1.0", "--notes", notes, "--sampler", "flow")
+        result = run(*export, *more, "--steps", 5, "--step-scale", 0.5)
+        assert result.exit_code == 0, result.output
+        assert "discs, 16x16" in result.stdout and "hebm-sample --dataset" in result.stdout
+        pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+        sampling = pipe.config.sampling
+        assert (sampling.sampler, sampling.steps, sampling.step_scale) == ("flow", 5, 0.5)
+        card = (tmp_path / "model/README.md").read_text()
+        assert "Of a test." in card and "CC0-1.0" in card
+
+    def test_prior_from_a_model_folder_with_init_and_mle(self, home, run, tmp_path, monkeypatch):
+        command = ("prior", "--generator", home / "model", *generator_command(home)[1:])
+        more = ("--objective", "mle", "--init", home / "model", "--out", tmp_path / "run")
+        result = run(*command, *more)
+        assert result.exit_code == 0, result.output
+        identity = read_state(latest_checkpoint(tmp_path / "run"))["identity"]
+        assert " mle " in identity["data"]
+
+    def test_evaluate(self, home, run, tmp_path):
+        result = run(*evaluate_command(home), "--json", tmp_path / "figures.json")
+        assert result.exit_code == 0, result.output
+        assert "gap closed" in result.stdout and result.stderr == ""
+
+        def no_constant(name):
+            raise AssertionError(f"{name} is not JSON")
+
+        text = (tmp_path / "figures.json").read_text()
+        figures = json.loads(text, parse_constant=no_constant)
+        assert figures["held_out"] == 20 and figures["version"] == __version__
+        (gap,) = figures["gaps"].values()
+        assert f"{gap['fd_model']:.3f}" in result.stdout
+
+    def test_evaluate_of_a_run_with_other_sampler_settings(self, home, run, tmp_path):
+        invoke(home, *prior_command(home), "--out", tmp_path / "run")
+        command = list(evaluate_command(home))
+        command[1] = tmp_path / "run"
+        result = run(*command, "--sampler", "annealed", "--step-scale", 0.5)
+        assert result.exit_code == 0, result.output
+        assert "annealed, 3 gradients" in result.stdout
+
+    def test_list_presets_and_version(self, run):
+        result = run("--list-presets")
+        assert result.exit_code == 0
+        names = [line.split()[0] for line in result.stdout.splitlines()]
+        assert names == sorted(names) and {"tiny", "celebahq"} <= set(names)
+        assert run("--version").stdout == f"hebm-train {__version__}\n"
+
+
+class TestMistakes:
+    def test_unknown_preset(self, home, run, tmp_path):
+        result = run(
+            "generator", "--preset", "cats", "--data", home / "pictures", "--out", tmp_path / "r"
+        )
+        assert_refused(result, 2, "'cats' does not exist", "tiny")
+        assert not (tmp_path / "r").exists()
+
+    @pytest.mark.parametrize("command", [generator_command, prior_command])
+    def test_data_that_is_not_there(self, home, run, tmp_path, command):
+        more = ("--data", tmp_path / "absent", "--out", tmp_path / "run")
+        assert_refused(run(*command(home), *more), 2, "no pictures at", "absent")
+
+    def test_data_without_a_picture(self, home, run, tmp_path):
+        (tmp_path / "empty").mkdir()
+        more = ("--data", tmp_path / "empty", "--out", tmp_path / "run")
+        assert_refused(run(*generator_command(home), *more), 2, "no pictures in")
+
+    @pytest.mark.parametrize("command", [generator_command, prior_command])
+    def test_out_that_cannot_be_made(self, home, run, tmp_path, command):
+        (tmp_path / "file").write_text("")
+        result = run(*command(home), "--out", tmp_path / "file/run")
+        assert_refused(result, 2, "run folder", "cannot be made")
+
+    @pytest.mark.parametrize("command", [generator_command, prior_command])
+    def test_out_that_holds_a_run(self, home, run, tmp_path, command):
+        result = run(*command(home), "--out", home / "generator")
+        assert_refused(result, 2, "already holds a run", "--resume")
+
+    @pytest.mark.parametrize("command", [generator_command, prior_command])
+    def test_nothing_to_resume(self, home, run, tmp_path, command):
+        result = run(*command(home), "--out", tmp_path / "run", "--resume")
+        assert_refused(result, 2, "nothing to resume")
+
+    def test_too_few_pictures(self, home, run, tmp_path):
+        result = run(*generator_command(home), "--validation", 40, "--out", tmp_path / "run")
+        assert_refused(result, 2, "40 validation pictures", "0 to 39")
+        assert not (tmp_path / "run").exists()
+
+    def test_missing_generator(self, home, run, tmp_path):
+        command = prior_command(home)
+        (tmp_path / "folder").mkdir()
+        for place in ("folder", "absent"):
+            result = run(
+                *command, "--generator", tmp_path / place, "--out", tmp_path / "run"
+            )
+            assert result.exit_code in (1, 2)
+            assert_refused(result, result.exit_code, place)
+        assert not (tmp_path / "run").exists()
+
+    def test_evaluate_without_a_prior(self, home, run):
+        command = list(evaluate_command(home))
+        command[1] = home / "generator"
+        assert_refused(run(*command), 2, "no energy-based prior", "hebm-train prior")
+
+    def test_evaluate_with_too_few_pictures(self, home, run):
+        command = evaluate_command(home)
+        assert_refused(run(*command, "-n", 11), 2, "10 to 10")
+        assert_refused(run(*command, "--validation", 40), 2, "0 to 39")
+
+    def test_evaluate_with_nowhere_to_write(self, home, run, tmp_path):
+        result = run(*evaluate_command(home), "--json", tmp_path / "absent/figures.json")
+        assert_refused(result, 2, "absent does not exist")
+
+    def test_export_of_what_is_no_run_or_onto_a_file(self, home, run, tmp_path):
+        result = run("export", "--run", tmp_path / "absent", "--out", tmp_path / "model")
+        assert_refused(result, 2, "no whole checkpoint")
+        (tmp_path / "file").write_text("kept")
+        result = run("export", "--run", home / "generator", "--out", tmp_path / "file")
+        assert_refused(result, 2, "is a file")
+        assert (tmp_path / "file").read_text() == "kept"
+        result = run("export", "--run", home / "generator", "--out", tmp_path, "--sampler", "hmc")
+        assert_refused(result, 2, "sampler is 'hmc'", "'flow'")
+
+    def test_steps_and_a_time(self, home, run, tmp_path):
+        result = run(*generator_command(home), "--time-budget", "3m", "--out", tmp_path / "run")
+        assert_refused(result, 2, "--max-steps and --time-budget were both given")
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("option", ["--time-budget", "--checkpoint-every"])
+    @pytest.mark.parametrize("text", ["soon", "0s", "-3m", "nan"])
+    def test_no_duration(self, home, run, tmp_path, option, text):
+        command = ("generator", "--data", home / "pictures", "--out", tmp_path / "run")
+        assert_refused(run(*command, f"{option}={text}"), 2, repr(text), "90s, 3m or 1.5h")
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--max-steps", 0),
+            ("--batch-size", "many"),
+            ("--device", "tpu"),
+            ("--objective", "score"),  # the generator has one only
+            ("--learning-rate", 11),
+        ],
+    )
+    def test_option_values(self, home, run, tmp_path, options):
+        result = run(*generator_command(home), "--out", tmp_path / "run", *options)
+        assert_refused(result, 2, options[0].strip("-").replace("-", "_").split("_")[0])
+
+    def test_a_missing_option_and_an_unknown_command(self, home, run):
+        assert_refused(run("generator", "--data", home / "pictures"), 2, "--out")
+        assert_refused(run("train"), 2, "train")
+
+    def test_without_accelerate(self, home, run, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "accelerate", None)
+        result = run(*generator_command(home), "--out", tmp_path / "run")
+        assert_refused(result, 1, 'pip install "hebm-sample[train]"')
+        assert not (tmp_path / "run").exists()
+
+    def test_nothing_but_nan(self, home, run, tmp_path, monkeypatch):
+        batch = Run.batch
+        monkeypatch.setattr(Run, "batch", lambda self, step: batch(self, step) * float("nan"))
+        command = (*generator_command(home), "--max-steps", 40, "--out", tmp_path / "run")
+        assert_refused(run(*command), 1, "25 steps in a row had non-finite gradients")
+        assert read_state(latest_checkpoint(tmp_path / "run"))["step"] in (0, 10, 20)
+        assert not (tmp_path / "run/model").exists()
+
+    def test_ctrl_c(self, home, run, tmp_path, monkeypatch):
+        def interrupted(self, step):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Run, "batch", interrupted)
+        result = run(*generator_command(home), "--out", tmp_path / "run")
+        assert_refused(result, 130, "interrupted")
+
+
+@pytest.mark.parametrize(
+    "text, seconds", [("90s", 90), ("3m", 180), ("1.5h", 5400), ("2d", 172800), ("45", 45)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "m", "3 minutes", "0.5s", "inf", "nan", "1e9h", "3mm"])
+def test_no_durations(text):
+    with pytest.raises(UserInputError, match="write for example 90s, 3m or 1.5h"):
+        parse_duration(text)
+
+
+def test_help_does_not_wait_for_torch():
+    """Of the group and of each command."""
+    script = """
+import sys
+from hebm_sample.training.cli import main
+names = ("generator", "prior", "export", "evaluate")
+for arguments in ([], *([name] for name in names)):
+    try:
+        main([*arguments, "--help"])
+    except SystemExit as left:
+        assert left.code == 0
+heavy = {"torch", "numpy", "PIL", "accelerate", "safetensors"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("--list-presets", "--time-budget", "--resume", "--objective", "--json"):
+        assert word in done.stdout
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "hebm_sample.training", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"hebm-train {__version__}\n"
+
+
+def test_equal_commands_give_equal_weights(home, run, tmp_path):
+    """Whatever was drawn from the global stream before."""
+    found = []
+    for name, seed in (("a", 1), ("b", 2)):
+        torch.manual_seed(seed)
+        assert run(*generator_command(home), "--out", tmp_path / name).exit_code == 0
+        found.append((tmp_path / name / "model/generator.safetensors").read_bytes())
+    assert found[0] == found[1]
