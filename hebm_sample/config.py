@@ -7,6 +7,7 @@ Unknown keys are errors.
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -246,8 +247,8 @@ class PriorConfig(ConfigBase):
         parametrization: "log_snr": the net sees log SNR and F is its output over cum_sigma.
             "release": the net sees the integer t and its output is s_t F, as in the authors'
             release.
-        step_size_0: s_0 of the release's schedule s_t = s_0 (cum_sigma[t] / cum_sigma[0])
-        sigma_{t+1}^2.
+        step_size_0: s_0 of the release's schedule
+            s_t = s_0 (cum_sigma[t] / cum_sigma[0]) sigma_{t+1}^2.
         sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
         sigma_max: Largest cum_sigma that training visits.
     """
@@ -324,6 +325,9 @@ class LangevinConfig(ConfigBase):
                 self.step_scale <= 4,
                 f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
+        require(
+            isinstance(self.denoise, bool), f"denoise is {self.denoise!r}; it is true or false"
+        )
         require_range("temperature", self.temperature, 0.0, 10.0)
 
 
@@ -352,5 +356,6 @@ class ModelConfig(ConfigBase):
             "upgrade hebm_sample, or export the model again",
         )
         require(
-            0 < len(self.name) <= 100, f"name is {self.name!r}; it must have 1 to 100 characters"
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
         )

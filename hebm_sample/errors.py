@@ -57,7 +57,7 @@ class NonFiniteSampleError(HebmError):
         self.seeds, self.level, self.step = seeds, level, step
         shown = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
         super().__init__(
-            f"the chain of seed {shown} became non-finite at level {level}, step {step}; "
+            f"the sample of seed {shown} became non-finite at level {level}, step {step}; "
             "use float32, fewer or smaller steps (step_scale), or another model"
         )
 

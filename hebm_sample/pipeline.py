@@ -1,12 +1,13 @@
 """The way in: load a model, draw pictures, read pictures.
 
-    u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)   by the model's sampler;   picture = mean of p(x |
-    h_{L+1}(u))
+    u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)      by the model's sampler
+    picture = mean of p(x | h_{L+1}(u))
 
 `Pipeline` chooses seeds, batches, device and precision; `sampling` does the walking and
 `generator` the pictures.
 """
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from hebm_sample.config import LangevinConfig, ModelConfig, require_choice, require_integer
 from hebm_sample.device import pick_device
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents, check_latents
 from hebm_sample.hub.load import build_model, load_encoder
@@ -39,6 +40,8 @@ EncodeMode = Literal["sample", "mean"]
 Prior = Literal["ebm", "gaussian"]
 Groups = slice | Sequence[int] | int
 Pictures = Tensor | Any
+
+FLOW_START = 0.99  # cum_sigma where the probability flow begins
 
 
 def _concatenate(parts: Sequence[Latents]) -> Latents:
@@ -272,6 +275,11 @@ class Pipeline:
         require_choice("prior", prior, Prior)
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
+        if prior == "gaussian" and idle:
+            raise UserInputError(
+                f"prior='gaussian' draws u at once, without {', '.join(idle)}; leave them out"
+            )
         config, chosen = self.sampling_config(**settings), choose_seeds(num_images, seeds)
         chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
         walks = [self._walk(chunk, prior, config, progress, only_last) for chunk in chunks]
@@ -310,7 +318,7 @@ class Pipeline:
             states = iter([(0, noise.normal(config.temperature), None)])
         else:
             states = ((s.level, s.u, s.terms) for s in self._levels(noise, config, progress))
-        return self._pictures(states, only_last)
+        return self._pictures(states, seeds, only_last)
 
     def _levels(self, noise: NoiseStreams, config: LangevinConfig, progress: Any) -> Iterator[Any]:
         if self.config.prior is None or self._schedule is None:
@@ -324,24 +332,30 @@ class Pipeline:
             config,
             parametrization=self.config.prior.parametrization,
             step_size_0=self.config.prior.step_size_0,
+            sigma_high=min(FLOW_START, self.config.prior.sigma_max),
             progress=cast("Callable[[int], None] | None", progress),
         )
 
     def _pictures(
-        self, states: Iterator[tuple[int, Latents, Tensor | None]], only_last: bool
+        self,
+        states: Iterator[tuple[int, Latents, Tensor | None]],
+        seeds: tuple[int, ...],
+        only_last: bool,
     ) -> Iterator[tuple[int, Latents, Tensor | None, Tensor]]:
         for level, u, terms in states:
             if only_last and level > 0:
                 continue
             if terms is None and self.prior is not None:
                 terms = self._lowest_terms(u)
-            on_cpu = tuple(g.detach().float().cpu() for g in u)
-            yield (
-                level,
-                on_cpu,
-                None if terms is None else terms.detach().float().cpu(),
-                self._decode(u),
-            )
+            pictures = self._decode(u)
+            finite = torch.isfinite(pictures).flatten(1).all(1)
+            if terms is not None:
+                terms = terms.detach().float().cpu()
+                finite &= torch.isfinite(terms).all(1)
+            if not bool(finite.all()):
+                bad = [seed for seed, fine in zip(seeds, finite.tolist(), strict=True) if not fine]
+                raise NonFiniteSampleError(bad, level, 0)
+            yield level, tuple(g.detach().float().cpu() for g in u), terms, pictures
 
     @torch.no_grad()
     def _lowest_terms(self, u: Latents) -> Tensor:
@@ -459,7 +473,9 @@ class Pipeline:
         if self.prior is None:
             raise UserInputError(f"{self.name} has no energy-based prior, so no energy")
         terms = [
-            self._lowest_terms(tuple(g[i : i + batch_size].to(self.device) for g in u)).cpu()
+            self._lowest_terms(
+                tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
+            ).cpu()
             for i in range(0, count, batch_size)
         ]
         return -torch.cat(terms)[:, chosen].sum(1)
@@ -467,17 +483,18 @@ class Pipeline:
     def _group_indices(self, groups: Groups | None) -> list[int]:
         count = len(self.generator.latent_shapes)
         every = range(count)
-        if isinstance(groups, int):
-            groups = [groups]
-        if groups is None or isinstance(groups, slice):
-            chosen = list(every if groups is None else every[groups])
-        else:
-            chosen = [int(i) for i in groups]
-        wrong = [i for i in chosen if not -count <= i < count]
-        if wrong or not chosen:
+        try:
+            if groups is None or isinstance(groups, slice):
+                chosen = list(every if groups is None else every[groups])
+            else:
+                asked = [groups] if isinstance(groups, int) else groups
+                chosen = [every[operator.index(i)] for i in asked]
+        except (IndexError, TypeError, ValueError):
+            chosen = []
+        if not chosen or len(set(chosen)) < len(chosen):
             raise UserInputError(
                 f"groups {groups} asked for; this model has {count}, "
-                f"numbered 0 (top) to {count - 1}"
+                f"numbered 0 (top) to {count - 1}, each to be named once"
             )
         return chosen
 

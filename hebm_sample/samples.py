@@ -2,14 +2,16 @@
 energies out.
 """
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.images import grid, to_pil
@@ -54,8 +56,10 @@ class Samples:
 
 def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
     """The seeds asked for; 0 ... n-1 where none were."""
-    if isinstance(seeds, int):
-        seeds = (seeds,)
+    if num_images is not None:
+        require_integer("num_images", num_images, 1, MAX_SEEDS)
+    if isinstance(seeds, SupportsIndex):
+        seeds = (operator.index(seeds),)
     chosen = (
         tuple(seeds)
         if seeds is not None

@@ -109,7 +109,7 @@ def nested(path, value):
         (["prior", "levels"], 0.5, r"config\.prior\.levels is 0\.5; it must be a list"),
         (["prior", "levels", 0], "a", r"config\.prior\.levels\[0\] is 'a'"),
         (["name"], 7, r"config\.name is 7; it must be of type str"),
-        (["name"], "", r"name is ''; it must have 1 to 100 characters"),
+        (["name"], "", r"name is ''; it must have 1 to 100 letters"),
         (["generator"], [], r"config\.generator is list; it must be an object"),
         (
             ["prior", "parametrization"],

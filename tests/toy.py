@@ -1,4 +1,4 @@
-"""Toy data and short runs: coloured discs of 16x16 pixels, and the preset `tiny` cut to few steps."""
+"""Toy data and short runs: coloured discs of 16x16 pixels, and `tiny` cut to few steps."""
 
 import json
 from dataclasses import replace

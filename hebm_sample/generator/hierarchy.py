@@ -1,9 +1,9 @@
 """The multi-layer top-down generator.
 
     h_1 = learned constant
-    z_i = mu_i(h_i) + sigma_i(h_i) * u_i          u_i ~ N(0, I) under the plain generator's own
-    prior h_{i+1} = block_i(h_i, z_i)                   upsampled between scales
-    x ~ p(x | h_{L+1})                            a picture is its mean
+    z_i = mu_i(h_i) + sigma_i(h_i) * u_i      u_i ~ N(0, I) without an energy-based prior
+    h_{i+1} = block_i(h_i, z_i)               upsampled between scales
+    x ~ p(x | h_{L+1})                        a picture is its mean
 
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
 """
@@ -53,10 +53,10 @@ def check_latents(latents: Latents, shapes: tuple[tuple[int, int, int], ...]) ->
     """The batch size of `latents`; raises `UserInputError` where a shape differs."""
     found = [tuple(x.shape[1:]) for x in latents]
     batches = {int(x.shape[0]) for x in latents}
-    if found != list(shapes) or len(batches) != 1:
+    if found != list(shapes) or len(batches) != 1 or 0 in batches:
         raise UserInputError(
             f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs "
-            f"(B, C, H, W) = {[('B', *s) for s in shapes]} with one B"
+            f"(B, C, H, W) = {[('B', *s) for s in shapes]} with one B >= 1"
         )
     return batches.pop()
 

@@ -1,14 +1,12 @@
-"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a noise level to one
-number.
+"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a level to one number.
 
-    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)          F_i = f_i / cum_sigma   or
-    f_i / s_t
+    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)
+    F_i = f_i / cum_sigma   or   f_i / s_t                              (`prior/joint.py`)
 
 v_i is a residual network's map of u_i's shape. The inner product lets the gradient in u_i be read
 off the output, as a score network's is, while F_i stays a scalar; the pooled term adds what is not
 local. A net that reads the top-down state h_i sees the dependence between the layers above and its
-own, which one of z_i alone cannot. Both heads start at zero, so an untrained prior is exactly N(0,
-I).
+own, which one of z_i alone cannot. Both heads start at zero: an untrained prior is N(0, I).
 """
 
 import math

@@ -94,7 +94,8 @@ class Evaluation:
         """The figures as text."""
         how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
         lines = [
-            f"{self.model}: {self.held_out} held-out pictures; {how}, {self.sampling_seconds:.0f} s",
+            f"{self.model}: {self.held_out} held-out pictures; {how}, "
+            f"{self.sampling_seconds:.0f} s",
             f"bits a dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "
             f"(of which distortion {self.distortion_bits:.3f})",
             "group                 " + "".join(f"{i:>9}" for i in range(len(self.kl))),

@@ -116,7 +116,9 @@ def make_run_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserInputError(f"the run folder {folder} cannot be made: {error.strerror}") from error
+        raise UserInputError(
+            f"the run folder {folder} cannot be made: {error.strerror}"
+        ) from error
 
 
 class Run:
@@ -372,7 +374,7 @@ def train(
     else:
         run.plan_steps()
     main = accelerator.is_main_process
-    # Before the first checkpoint: without tensorboard there is no run yet that could be in the way.
+    # Before the first checkpoint: without tensorboard no run is left that would be in the way.
     log = RunLog(folder, resume_step=run.step) if main else None
     task.objective.train()
     with log or nullcontext():

@@ -76,12 +76,12 @@ PRESETS: dict[str, Preset] = {
             generator=_FACES_64,
             # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
             kl_weight=5.0,
-            # With kl_weight 5 the posterior is wide: below cum_sigma 0.1 there is nothing to learn.
+            # With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
             prior=PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1),
             sampling=LangevinConfig(),
             generator_settings=TrainSettings(steps=5200),
             prior_settings=TrainSettings(
-                time_budget=3600.0,
+                steps=4800,
                 batch_size=32,
                 learning_rate=7e-4,
                 warmup_steps=100,

@@ -1,5 +1,4 @@
-"""The prior's objectives, with generator and encoder frozen. u_0 ~ q(u | x) is drawn afresh at
-every step.
+"""The prior's objectives, with generator and encoder frozen and u_0 ~ q(u | x) drawn afresh.
 
 `score`: the energies define log p_t(u) = F(T(u), t) - |u|^2 / 2 at every noise level, so they can
 be fitted by denoising score matching, without a chain:
@@ -9,11 +8,13 @@ be fitted by denoising score matching, without a chain:
 cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop`
 is how far below it the energies are.
 
-`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on log
-p(u_t | u_{t+1}) give u_t^-, and
+`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on
+log p(u_t | u_{t+1}) give u_t^-, and
 
-    loss = mean[ F(u_t^-, t) - F(u_t^+, t) ]      times s_t / s_t: the release's nets put out f =
-    s_t F
+    loss = mean[ F(u_t^-, t) - F(u_t^+, t) ] / D
+
+The release writes (f(u^-) - f(u^+)) / s_t for F, because its nets put out f = s_t F. The division
+by D, the dimensions of u, keeps gradients at the size that the gradient clip is made for.
 """
 
 from typing import Any
@@ -172,7 +173,6 @@ class MleObjective(PriorObjective):
         assert isinstance(level, Tensor)
         f_plus, f_minus = self.terms(positive, level), self.terms(negative, level)
         loss = (f_minus.sum(1) - f_plus.sum(1)).mean()
-        # Nats of the whole picture would meet a gradient clip made for numbers of order one.
         dimensions = flatten(u_0).shape[1]
         stats = {
             "energy_positive": -f_plus.detach().mean(0),

@@ -214,9 +214,7 @@ class TestInit:
         preset = short_preset(steps=1)
         wide = replace(preset, prior=replace(preset.prior, width=20))
         with pytest.raises(UserInputError, match="tiny has other energies than preset tiny"):
-            train_prior(
-                wide, model, pictures, tmp_path / "run", init=tiny_pipeline(), **options
-            )
+            train_prior(wide, model, pictures, tmp_path / "run", init=tiny_pipeline(), **options)
         with pytest.raises(UserInputError, match="tiny has other energies"):  # it has none
             train_prior(preset, model, pictures, tmp_path / "run", init=model, **options)
         deep = replace(preset, generator=replace(preset.generator, encoder_cells=2))
@@ -238,7 +236,11 @@ class TestReleaseParametrization:
         assert pipe.config.prior.parametrization == "release"
         sampling = pipe.config.sampling
         assert sampling == sampling_for(preset)
-        assert (sampling.sampler, sampling.start, sampling.denoise) == ("recovery", "u_next", False)
+        assert (sampling.sampler, sampling.start, sampling.denoise) == (
+            "recovery",
+            "u_next",
+            False,
+        )
         assert np.isfinite(pipe(2, output_type="numpy").images).all()
         for sampler in ("annealed", "flow"):
             with pytest.raises(UserInputError):
@@ -252,9 +254,7 @@ class TestReleaseParametrization:
 
 def test_an_unknown_objective_is_refused(model, pictures, options, tmp_path):
     with pytest.raises(UserInputError, match="objective is 'vlb'; it can be 'score', 'mle'"):
-        train_prior(
-            short_preset(), model, pictures, tmp_path / "run", objective="vlb", **options
-        )
+        train_prior(short_preset(), model, pictures, tmp_path / "run", objective="vlb", **options)
 
 
 def test_objectives_refuse_to_touch_the_frozen_generator(model):

@@ -181,9 +181,7 @@ class TestMistakes:
         command = prior_command(home)
         (tmp_path / "folder").mkdir()
         for place in ("folder", "absent"):
-            result = run(
-                *command, "--generator", tmp_path / place, "--out", tmp_path / "run"
-            )
+            result = run(*command, "--generator", tmp_path / place, "--out", tmp_path / "run")
             assert result.exit_code in (1, 2)
             assert_refused(result, result.exit_code, place)
         assert not (tmp_path / "run").exists()
