@@ -47,6 +47,7 @@ __all__ = ["Evaluation", "evaluate", "feature_spaces"]
 FEATURE_RECIPE = 1
 DEFAULT_FEATURE_STEPS = 1200
 PCA_ROWS = 8000
+FEWEST_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def feature_spaces(
     The classifier is kept in the cache folder, under a key of data, recipe and steps.
     """
     spaces: dict[str, tuple[Any, dict[str, Any]]] = {}
-    labels = {k: v for k, v in training.labels.items() if (v >= 0).any()}
+    # Fewer labels than that teach a classifier nothing.
+    labels = {k: v for k, v in training.labels.items() if (v >= 0).sum() >= FEWEST_LABELS}
     if labels:
         key = json.dumps([FEATURE_RECIPE, steps, training.identity])
         home = cache_dir or Path(

@@ -8,7 +8,6 @@ Order, mirroring and noise are functions of (seed, step, process), so resuming f
 processes and devices are the business of `accelerate`.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -152,6 +151,8 @@ class Run:
         )
         self.guard = NanGuard(settings.max_skipped)
         self.total = settings.steps or 0
+        # A short budget is cut into at least six checkpoints, so that little of it can be lost.
+        self.checkpoint_every = min(settings.checkpoint_every, (settings.time_budget or 1e9) / 6)
         self.step = 0
         self.seconds = 0.0
 
@@ -326,7 +327,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         # The clock differs between processes: the first one decides for all.
         now = time.monotonic()
         due = torch.tensor(
-            [now - last_save > settings.checkpoint_every, now - last_grid > settings.sample_every],
+            [now - last_save > run.checkpoint_every, now - last_grid > settings.sample_every],
             device=run.accelerator.device,
         ).float()
         save, draw = (run.accelerator.reduce(due, "max") > 0).tolist()
@@ -382,8 +383,3 @@ def train(
             run.save()
         _loop(run, log, show_progress and main)
     return RunResult(run.ema.module, run.step, run.guard.total, run.seconds)
-
-
-def settings_for(settings: TrainSettings, **changes: Any) -> TrainSettings:
-    """`settings` with the options that were given (not None)."""
-    return dataclasses.replace(settings, **{k: v for k, v in changes.items() if v is not None})

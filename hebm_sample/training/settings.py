@@ -26,7 +26,7 @@ class TrainSettings(ConfigBase):
         flip: Mirror half of the pictures.
         validation: Rows at the end of the data that are never trained on.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
-        checkpoint_every: Seconds between checkpoints.
+        checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
         sample_every: Seconds between picture grids.
         seed: Of the weights, the order of the pictures and every draw.
     """
@@ -44,7 +44,7 @@ class TrainSettings(ConfigBase):
     flip: bool = True
     validation: int = 4000
     log_every: int = 25
-    checkpoint_every: float = 180.0
+    checkpoint_every: float = 120.0
     sample_every: float = 600.0
     seed: int = 0
 

@@ -8,7 +8,7 @@ one would.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def train_step(
     batch: Tensor,
     fraction: float,
     optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     clip: float,
     backward: Callable[[Tensor], None],
 ) -> tuple[bool, dict[str, Any]]:

