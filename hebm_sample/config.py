@@ -59,14 +59,10 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
 
 
-def require_range(name: str, value: float, low: float, high: float) -> None:
+def require_range(name: str, value: object, low: float, high: float) -> None:
     """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
-    number = (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
-    require(
-        number and low <= value <= high, f"{name} is {value!r}; it must lie in [{low}, {high}]"
-    )
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> None:
@@ -325,9 +321,8 @@ class LangevinConfig(ConfigBase):
                 self.step_scale <= 4,
                 f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
-        require(
-            isinstance(self.denoise, bool), f"denoise is {self.denoise!r}; it is true or false"
-        )
+        switch: object = self.denoise
+        require(isinstance(switch, bool), f"denoise is {self.denoise!r}; it is true or false")
         require_range("temperature", self.temperature, 0.0, 10.0)
 
 

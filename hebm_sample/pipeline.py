@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hebm_sample.config import LangevinConfig, ModelConfig, require_choice, require_integer
 from hebm_sample.device import pick_device
@@ -143,7 +143,7 @@ class Pipeline:
             raise UserInputError(
                 f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
             )
-        if not isinstance(self._encoder, nn.Module):
+        if not isinstance(self._encoder, Encoder):
             self._encoder = self._settle(self._encoder())
         return self._encoder
 
@@ -167,7 +167,7 @@ class Pipeline:
         self.dtype = dtype or self.dtype
         self.generator = self._settle(self.generator)
         self.prior = self._settle(self.prior) if self.prior is not None else None
-        if isinstance(self._encoder, nn.Module):
+        if isinstance(self._encoder, Encoder):
             self._encoder = self._settle(self._encoder)
         return self
 

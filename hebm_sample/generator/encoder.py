@@ -98,7 +98,8 @@ def encode(
 
     def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
         m, log_s = encoder.heads[i](h, maps[int(h.shape[-1])])
-        means.append(m), log_ss.append(log_s)
+        means.append(m)
+        log_ss.append(log_s)
         u = m if noise is None else m + log_s.exp() * noise[i]
         return u, mu + log_sigma.exp() * u
 

@@ -150,7 +150,9 @@ class HierarchicalGenerator(nn.Module):
         for i, group in enumerate(self.groups):
             assert isinstance(group, Group)
             u, z = choose(i, h, *group.prior_parameters(h))
-            zs.append(z), us.append(u), hs.append(h)
+            zs.append(z)
+            us.append(u)
+            hs.append(h)
             h = group(h, z)
             if i in self._upsample_after:
                 h = self.upsamples[self._upsample_after[i]](h)

@@ -1,7 +1,10 @@
 """From a verified model folder to modules."""
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -66,9 +69,7 @@ def build_model(
         token=token,
     )
     config = read_config(resolved)
-    # Initial weights are drawn before they are overwritten: the caller's random state must not
-    # notice.
-    with torch.random.fork_rng(devices=[]):
+    with _own_random_state():
         generator = HierarchicalGenerator(config.generator)
         prior = new_prior(config) if config.prior is not None else None
     load_weights(generator, resolved.path("generator.safetensors"))
@@ -77,10 +78,16 @@ def build_model(
     return LoadedModel(resolved, config, generator, prior)
 
 
+def _own_random_state() -> AbstractContextManager[object]:
+    """Initial weights are drawn and then overwritten: the caller's streams must not notice."""
+    fork = cast("Callable[..., AbstractContextManager[object]]", torch.random.fork_rng)
+    return fork(devices=[])
+
+
 @torch.inference_mode(False)  # else the weights could never be differentiated through
 def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
     """The model's encoder, its file checked now."""
-    with torch.random.fork_rng(devices=[]):
+    with _own_random_state():
         encoder = Encoder(config.generator)
     load_weights(encoder, resolved.path("encoder.safetensors"))
     return encoder

@@ -335,7 +335,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
             run.save()
             last_save = time.monotonic()
         if log is not None and (draw or run.step == run.total):
-            log.image(run.step, "grid", grid(to_pil(run.preview())))
+            log.image(run.step, "grid", grid(to_pil(run.preview()), columns=8))
         last_grid = time.monotonic() if draw else last_grid
     bar.close()
 

@@ -131,7 +131,8 @@ class MleObjective(PriorObjective):
         step_scale: float = 1.0,
     ) -> None:
         super().__init__(generator, encoder, energy)
-        self.chain_steps, self.kernel, self.step_scale = chain_steps, kernel, step_scale
+        self.chain_steps, self.step_scale = chain_steps, step_scale
+        self.kernel: Kernel = kernel
         self.schedule = DiffusionSchedule(energy.config.levels)
 
     def step_sizes(self) -> tuple[Tensor, Tensor]:
