@@ -321,8 +321,7 @@ class LangevinConfig(ConfigBase):
                 self.step_scale <= 4,
                 f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
-        switch: object = self.denoise
-        require(isinstance(switch, bool), f"denoise is {self.denoise!r}; it is true or false")
+        require_choice("denoise", self.denoise, Literal[True, False])
         require_range("temperature", self.temperature, 0.0, 10.0)
 
 

@@ -1,10 +1,8 @@
 """From a verified model folder to modules."""
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -80,8 +78,7 @@ def build_model(
 
 def _own_random_state() -> AbstractContextManager[object]:
     """Initial weights are drawn and then overwritten: the caller's streams must not notice."""
-    fork = cast("Callable[..., AbstractContextManager[object]]", torch.random.fork_rng)
-    return fork(devices=[])
+    return torch.random.fork_rng(devices=[])  # pyright: ignore
 
 
 @torch.inference_mode(False)  # else the weights could never be differentiated through
