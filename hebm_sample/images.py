@@ -96,8 +96,7 @@ def to_pil(images: "Tensor") -> list[Image.Image]:
 def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     """The picture's central square at `size` pixels a side: float (3, size, size) in [-1, 1].
 
-    A whole ratio is averaged (box filter: every pixel once, no ringing); any other goes through
-    Lanczos.
+    Reduced by Lanczos, as the training pictures are: the encoder sees what it has learned on.
     """
     import torch
 

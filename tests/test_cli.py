@@ -44,7 +44,7 @@ class FakePipeline:
     def __init__(self, name, revision):
         self.name, self.revision = name, revision
         self.config = ModelConfig(
-            name=name,
+            name=Path(name).name,
             generator=GeneratorConfig(SIZE, (ScaleConfig(4, 2, 1, 8),)),
             prior=PriorConfig((0.1, 0.5, 1.0)),
             sampling=LangevinConfig(steps=6, temperature=0.9),

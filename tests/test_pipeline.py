@@ -371,10 +371,10 @@ def test_energy_of_pictures_is_that_of_their_latents(pipe, images):
 
 BAD_CALLS = [
     ({"num_images": 3, "seeds": (1, 2)}, r"num_images is 3 but 2 seeds were given"),
-    ({"num_images": 0}, r"0 pictures were asked for; it can be 1 to"),
-    ({"num_images": -2}, r"0 pictures were asked for"),
-    ({"seeds": ()}, r"0 pictures were asked for"),
-    ({"num_images": 10**6}, r"1000000 pictures were asked for"),
+    ({"num_images": 0}, rr"num_images is 0; it must lie in \[1, "),
+    ({"num_images": -2}, rr"num_images is -2; it must lie in"),
+    ({"seeds": ()}, rr"num_images is -2; it must lie in"),
+    ({"num_images": 10**6}, rr"num_images is 1000000; it must lie in"),
     ({"seeds": (0, -1)}, r"seed is -1; it must lie in"),
     ({"seeds": (0.5,)}, r"seed is 0\.5; it must be a whole number"),
     ({"colour": "red"}, r"unknown sampler settings \['colour'\]; known are \['denoise'"),
@@ -427,7 +427,7 @@ def test_other_bad_arguments(pipe, images):
         (lambda: pipe.decode(u, output_type="jpg"), r"output_type is 'jpg'"),
         (lambda: pipe.energy(), r"give either images or latents, and not both"),
         (lambda: pipe.energy(images, latents=u), r"give either images or latents, and not both"),
-        (lambda: pipe.energy(latents=u, groups=3), r"groups \[3\] .* has 3, numbered 0"),
+        (lambda: pipe.energy(latents=u, groups=3), r"groups 3 .* has 3, numbered 0"),
         (lambda: pipe.energy(latents=u, groups=[0, -4]), r"groups \[0, -4\]"),
         (lambda: pipe.energy(latents=u, groups=[]), r"groups \[\]"),
         (lambda: pipe.energy(latents=u, groups=slice(5, 9)), r"groups slice\(5, 9, None\)"),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
+from hebm_sample.images import prepare
 from hebm_sample.training import sources
 from hebm_sample.training.data import StepSampler, load_pictures, to_float
 
@@ -365,3 +366,15 @@ class TestStepSampler:
             StepSampler(10, 2, seed=0, rank=2, world=2)
         with pytest.raises(UserInputError, match="num_rows 0"):
             StepSampler(0, 2, seed=0)
+
+
+def test_training_reads_a_picture_as_inference_does(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name, shape in (("a", (32, 32, 3)), ("b", (30, 41, 3))):
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(
+            tmp_path / "in" / f"{name}.png"
+        )
+    pictures = load(tmp_path / "in", tmp_path, size=16)
+    seen = prepare([tmp_path / "in" / "a.png", tmp_path / "in" / "b.png"], 16)
+    assert torch.allclose(pictures.batch(torch.arange(2)), seen, atol=1e-6)
