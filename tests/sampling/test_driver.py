@@ -265,7 +265,7 @@ def test_release_levels_and_steps():
         return torch.zeros(len(level), 1)
 
     config = LangevinConfig(
-        kernel="plain", start="u_next", denoise=False, steps=3, temperature=1.0
+        kernel="plain", start="u_next", denoise=False, steps=3, step_scale=1.0
     )
     noise = NoiseStreams([0], WIDE)
     states = list(
