@@ -264,9 +264,7 @@ def test_release_levels_and_steps():
         seen.update(level.tolist())
         return torch.zeros(len(level), 1)
 
-    config = LangevinConfig(
-        kernel="plain", start="u_next", denoise=False, steps=3, step_scale=1.0
-    )
+    config = LangevinConfig(kernel="plain", start="u_next", denoise=False, steps=3, step_scale=1.0)
     noise = NoiseStreams([0], WIDE)
     states = list(
         sample_prior(energy, schedule, noise, config, parametrization="release", step_size_0=1e-3)
