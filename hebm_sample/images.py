@@ -18,7 +18,6 @@ import os
 import secrets
 import stat
 import struct
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias, cast
@@ -329,15 +328,14 @@ def open_picture(source: Source) -> Image.Image:
     """
     name = _named(source)
     try:
-        # What Pillow warns of (size, odd EXIF) is an error below or of no consequence.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with _open(source, name) as image:
-                image.load()
-                rgb = to_rgb(image)
-                turn = _TRANSPOSITIONS.get(_orientation(image))
-                # A copy: the file behind the opened picture is about to close.
-                return rgb.copy() if turn is None else rgb.transpose(turn)
+        # Pillow's warnings are let through: silencing them is a switch of the whole process, and
+        # pictures are decoded in threads.
+        with _open(source, name) as image:
+            image.load()
+            rgb = to_rgb(image)
+            turn = _TRANSPOSITIONS.get(_orientation(image))
+            # A copy: the file behind the opened picture is about to close.
+            return rgb.copy() if turn is None else rgb.transpose(turn)
     except PermissionError as error:
         raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
     except UserInputError:
