@@ -29,6 +29,7 @@ __all__ = [
     "ScaleConfig",
     "StageConfig",
     "Start",
+    "SymbolConfig",
     "require",
     "require_choice",
     "require_integer",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+SYMBOL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]
@@ -80,8 +82,10 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        (kind,) = (k for k in get_args(kind) if k is not type(None))
-        return _decode(kind, value, path)
+        kinds = [k for k in get_args(kind) if k is not type(None)]
+        listed = isinstance(value, (list, tuple))
+        fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
+        return _decode((fitting or kinds)[0], value, path)
     if origin is tuple:
         require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
         item = get_args(kind)[0]
@@ -232,6 +236,32 @@ class GeneratorConfig(ConfigBase):
 
 
 @dataclass(frozen=True)
+class SymbolConfig(ConfigBase):
+    """A named variable that the prior is coupled to, and the names of its values.
+
+    Arguments:
+        name: The variable, such as "class" or "Smiling".
+        values: Its values in the order of the energies' outputs, such as "no", "yes".
+    """
+
+    name: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for text in (self.name, *self.values):
+            require(
+                isinstance(text, str) and re.fullmatch(SYMBOL_NAME, text) is not None,
+                f"symbol name {text!r}; it must have 1 to 64 letters, digits, '.', '_' or '-' "
+                "and begin with a letter or digit",
+            )
+        require(
+            2 <= len(self.values) <= 1000 and len(set(self.values)) == len(self.values),
+            f"symbol {self.name!r} has the values {list(self.values)[:9]}; "
+            "it needs 2 to 1000 different ones",
+        )
+
+
+@dataclass(frozen=True)
 class PriorConfig(ConfigBase):
     """The diffusion-learned energy-based prior.
 
@@ -247,6 +277,7 @@ class PriorConfig(ConfigBase):
             s_t = s_0 (cum_sigma[t] / cum_sigma[0]) sigma_{t+1}^2.
         sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
         sigma_max: Largest cum_sigma that training visits.
+        symbols: The symbol table: variables that samples can be asked to have.
     """
 
     levels: tuple[float, ...]
@@ -257,6 +288,7 @@ class PriorConfig(ConfigBase):
     step_size_0: float = 2e-5
     sigma_min: float = 0.03
     sigma_max: float = 0.999
+    symbols: tuple[SymbolConfig, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -274,6 +306,9 @@ class PriorConfig(ConfigBase):
         require_range("step_size_0", self.step_size_0, 1e-12, 1.0)
         require_range("sigma_min", self.sigma_min, 1e-4, 0.99)
         require_range("sigma_max", self.sigma_max, self.sigma_min, 1.0)
+        names = [symbol.name for symbol in self.symbols]
+        require(len(set(names)) == len(names), f"symbols {names} name a variable twice")
+        require(len(names) <= 256, f"symbols has {len(names)} variables; it can have 256")
 
     @property
     def num_levels(self) -> int:
@@ -296,7 +331,7 @@ class LangevinConfig(ConfigBase):
             marginal), or "posterior", B_t below.
         step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a
             marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
-        temperature: Factor on every noise draw's standard deviation.
+        temperature: Factor on every noise draw's standard deviation; a list gives one a group.
         denoise: End with one flow step from the lowest level to noise 0.
     """
 
@@ -306,7 +341,7 @@ class LangevinConfig(ConfigBase):
     start: Start = "flow"
     reference_variance: ReferenceVariance = "sigma_next"
     step_scale: float = 1.5
-    temperature: float = 1.0
+    temperature: float | tuple[float, ...] = 1.0
     denoise: bool = True
 
     def __post_init__(self) -> None:
@@ -322,7 +357,11 @@ class LangevinConfig(ConfigBase):
                 f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
         require_choice("denoise", self.denoise, Literal[True, False])
-        require_range("temperature", self.temperature, 0.0, 10.0)
+        several = isinstance(self.temperature, (tuple, list))
+        if several:  # a list from a caller becomes what a frozen dataclass should hold
+            object.__setattr__(self, "temperature", tuple(typing.cast("Any", self.temperature)))
+        for value in typing.cast("Any", self.temperature) if several else (self.temperature,):
+            require_range("temperature", value, 0.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ __all__ = [
     "grid_size",
     "open_picture",
     "prepare",
+    "prepare_masks",
     "save_png",
     "to_pil",
     "to_rgb",
@@ -132,6 +133,72 @@ def prepare(images: Picture | Sequence[Picture], size: int) -> "Tensor":
     if not pictures:
         raise UserInputError("images is empty; give at least one picture")
     return torch.stack([to_square_tensor(_picture(x), size) for x in pictures])
+
+
+def prepare_masks(
+    masks: "Picture | Sequence[Picture] | Tensor",
+    images: "Picture | Sequence[Picture] | Tensor",
+    size: int,
+    count: int,
+) -> "Tensor":
+    """Masks of `count` pictures, true where they are white: bool (B, 1, size, size).
+
+    Arguments:
+        masks: PIL pictures or paths, of their picture's own size or `size` x `size`; or booleans
+            (B, size, size). One of them goes for all pictures.
+        images: The pictures, as for `prepare`.
+        size: Side in pixels; masks are cropped to the centre as pictures are.
+        count: B.
+
+    Raises `UserInputError` for another size or number.
+    """
+    import torch
+
+    if isinstance(masks, torch.Tensor):
+        ready = masks if masks.ndim > 2 else masks[None]
+        ready = ready if ready.ndim == 4 else ready[:, None]
+        if ready.dtype != torch.bool or tuple(ready.shape[1:]) != (1, size, size):
+            raise UserInputError(
+                f"masks are {masks.dtype} {tuple(masks.shape)}; they must be booleans "
+                f"(N, {size}, {size})"
+            )
+    else:
+        listed = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+        sizes = [(size, size)] * count
+        if not isinstance(images, torch.Tensor):
+            pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+            sizes = [_picture(x).size for x in pictures]
+        if len(listed) == 1:
+            listed = listed * count
+        ready = torch.stack(
+            [_mask(m, s, size) for m, s in zip(listed, sizes, strict=False)]
+            or [torch.zeros(1, size, size, dtype=torch.bool)]
+        )
+        ready = ready if len(listed) == count else ready[:0]
+    if len(ready) not in (1, count):
+        raise UserInputError(
+            f"another number of masks than of pictures ({count}) was given; "
+            "give one for all, or one a picture"
+        )
+    return ready.expand(count, -1, -1, -1)
+
+
+def _mask(source: object, picture: tuple[int, int], size: int) -> "Tensor":
+    """One mask, bool (1, size, size)."""
+    import torch
+
+    mask = to_rgb(_picture(source)).convert("L")
+    if mask.size not in (picture, (size, size)):
+        raise UserInputError(
+            f"the mask has {mask.width} x {mask.height} pixels; the picture has "
+            f"{picture[0]} x {picture[1]}: give a mask of that size, or {size} x {size}"
+        )
+    side = min(mask.size)
+    left, top = (mask.width - side) // 2, (mask.height - side) // 2
+    square = mask.crop((left, top, left + side, top + side))
+    # Nearest: a pixel is known or not.
+    square = square.resize((size, size), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(square) >= 128)[None]
 
 
 # Grids

@@ -1,54 +1,51 @@
-"""The way in: load a model, draw pictures, read pictures.
+r"""The way in: load a model, draw pictures, steer them, read pictures.
 
-    u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)      by the model's sampler
-    picture = mean of p(x | h_{L+1}(u))
-
-`Pipeline` chooses seeds, batches, device and precision; `sampling` does the walking and
-`generator` the pictures.
+vary, layers      keep some groups of u_0, resample the others        (`sampling/given.py`)
+mix               the coarse groups of one picture with the fine ones of another
+interpolate       great circles in u, group by group
+edit              u_0 ~ q(u | x) diffused to a level, then the conditional chain on some groups
+inpaint           the prior times the likelihood of the known pixels
 """
 
-import operator
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hebm_sample.config import LangevinConfig, ModelConfig, require_choice, require_integer
-from hebm_sample.device import pick_device
-from hebm_sample.errors import NonFiniteSampleError, UserInputError
-from hebm_sample.generator.encoder import Encoder, encode
-from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents, check_latents
-from hebm_sample.hub.load import build_model, load_encoder
-from hebm_sample.hub.save import write_model_folder
-from hebm_sample.images import prepare
-from hebm_sample.prior.conditional import net_level
-from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.conditions import Guidance, Symbols
+from hebm_sample.config import require_choice, require_integer, require_range
+from hebm_sample.drawing import Drawer, Prior, Request
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.hierarchy import Latents, check_latents
+from hebm_sample.images import prepare_masks
+from hebm_sample.inpainting import KnownPixels
+from hebm_sample.model import EncodeMode, Groups, Pictures
 from hebm_sample.samples import OutputType, Samples, choose_seeds, to_output
-from hebm_sample.sampling.driver import sample_prior
-from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.seeds import MAX_SEEDS
+from hebm_sample.sampling.given import Given
+from hebm_sample.seeds import MAX_SEEDS, derived_seed
 
 __all__ = ["OutputType", "Pipeline", "Prior", "Samples"]
 
-EncodeMode = Literal["sample", "mean"]
-Prior = Literal["ebm", "gaussian"]
-Groups = slice | Sequence[int] | int
-Pictures = Tensor | Any
-
-FLOW_START = 0.99  # cum_sigma where the probability flow begins
+# Streams of a picture's seed that are not its chain's: for the posterior draw before an edit.
+ENCODE_STREAM = 0x656E63
+INPAINT_STEP = 0.5
 
 
-def _concatenate(parts: Sequence[Latents]) -> Latents:
-    return tuple(torch.cat(group) for group in zip(*parts, strict=True))
+def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """The great circle from a (C, H, W) to b at t in [0, 1]; its length goes evenly too."""
+    x, y = a.flatten().double(), b.flatten().double()
+    cosine = (x @ y / (x.norm() * y.norm()).clamp(min=1e-12)).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    if float(angle) < 1e-4 or math.pi - float(angle) < 1e-4:
+        return torch.lerp(a, b, t)
+    weights = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()
+    return (weights[0] * x + weights[1] * y).reshape(a.shape).to(a.dtype)
 
 
-class Pipeline:
+class Pipeline(Drawer):
     """A loaded model.
 
     Build it with `from_pretrained`; the constructor takes modules that exist already.
@@ -61,468 +58,286 @@ class Pipeline:
         revision: Commit on the Hub; None for embedded and local models.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        generator: HierarchicalGenerator,
-        prior: JointEnergy | None = None,
-        encoder: Encoder | Callable[[], Encoder] | None = None,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        card: Path | None = None,
-    ) -> None:
-        self.config, self.revision = config, revision
-        self.generator, self.prior = generator, prior
-        self._encoder, self._card = encoder, card
-        self._schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.to(pick_device(device), dtype or torch.float32)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        *,
-        resolution: int | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        device: str | torch.device = "auto",
-        dtype: torch.dtype | None = None,
-    ) -> "Pipeline":
-        """Load a model; every file is checked against its manifest's size and sha256 first.
-
-        Arguments:
-            name: A name of `hebm_sample.list_models()`, a Hub repository id, or a local folder.
-            resolution: Side in pixels, where a name comes in several.
-            revision: Branch, tag or commit of a Hub repository.
-            cache_dir: The Hub cache's folder.
-            local_files_only: Never use the network.
-            token: The Hub's access token.
-            device: "auto", "cpu", "cuda" or a torch device.
-            dtype: float32 (default), or bfloat16 for the networks.
-
-        Raises:
-            UserInputError: There is no such model, resolution or device name.
-            WeightsError: A file is missing or corrupt.
-            HubError: The Hub did not deliver.
-        """
-        chosen = pick_device(device)
-        model = build_model(
-            name,
-            resolution=resolution,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        card = model.resolved.folder / "README.md"
-        return cls(
-            model.config,
-            model.generator,
-            model.prior,
-            lambda: load_encoder(model.resolved, model.config),
-            device=chosen,
-            dtype=dtype,
-            revision=model.resolved.revision,
-            card=card if card.is_file() else None,
-        )
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.config.name
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder; loaded when first asked for."""
-        if self._encoder is None:
-            raise UserInputError(
-                f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
-            )
-        if not isinstance(self._encoder, Encoder):
-            self._encoder = self._settle(self._encoder())
-        return self._encoder
-
-    @torch.inference_mode(False)
-    def _settle(self, module: Any) -> Any:
-        module = module.to(self.device, memory_format=torch.channels_last)
-        return module.requires_grad_(False).eval()
-
-    def to(
-        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> "Pipeline":
-        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
-        pipeline.
-
-        With bfloat16 the networks compute under autocast; weights, latents and energies stay
-        float32.
-        """
-        if dtype not in (None, torch.float32, torch.bfloat16):
-            raise UserInputError(f"dtype is {dtype}; it can be torch.float32 or torch.bfloat16")
-        self.device = pick_device(device) if device is not None else self.device
-        self.dtype = dtype or self.dtype
-        self.generator = self._settle(self.generator)
-        self.prior = self._settle(self.prior) if self.prior is not None else None
-        if isinstance(self._encoder, Encoder):
-            self._encoder = self._settle(self._encoder)
-        return self
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def energy_terms(self, u: Latents, level: Tensor) -> Tensor:
-        """F_i at u and noise level, (B, L); differentiable in u. Level as in
-        `prior.conditional.net_level`.
-        """
-        if self.prior is None:
-            raise UserInputError(
-                f"{self.name} has no energy-based prior; sample with prior='gaussian'"
-            )
-        with self._precision():
-            return self.prior(self.generator.transform(u), level).float()
-
-    # Sampling
-
-    def sampling_config(self, **overrides: Any) -> LangevinConfig:
-        """The model's sampler settings with those that are given (not None) in their place."""
-        given = {k: v for k, v in overrides.items() if v is not None}
-        known = set(LangevinConfig.__dataclass_fields__)
-        if set(given) - known:
-            raise UserInputError(
-                f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
-            )
-        return replace(self.config.sampling, **given)
-
-    def total_steps(
-        self,
-        *,
-        num_images: int = 1,
-        batch_size: int = 16,
-        steps: int | None = None,
-        prior: Prior = "ebm",
-    ) -> int:
-        """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian
-        prior.
-        """
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        if prior == "gaussian":
-            return 0
-        return self.sampling_config(steps=steps).steps * -(-num_images // batch_size)
-
-    def __call__(
-        self,
-        num_images: int | None = None,
-        seeds: int | Iterable[int] | None = None,
-        *,
-        prior: Prior = "ebm",
-        batch_size: int = 16,
-        output_type: OutputType = "pil",
-        progress: Callable[[int], object] | None = None,
-        **settings: Any,
-    ) -> Samples:
-        """Draw pictures.
-
-        Arguments:
-            num_images: How many, with seeds 0 ... n-1 (default 1).
-            seeds: One a picture: the same seed is the same picture, in any batch.
-            prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
-            batch_size: Most pictures at a time.
-            output_type: "pil", "numpy" or "torch"; see `Samples`.
-            progress: Called with the number of gradients just evaluated.
-            settings: Fields of `LangevinConfig` (sampler, steps, temperature, ...); None means the
-                model's own.
-
-        Raises:
-            UserInputError: A setting out of range, or an unknown one.
-            NonFiniteSampleError: A chain left the finite numbers.
-        """
-        *_, last = self.stream(
-            num_images,
-            seeds,
-            prior=prior,
-            batch_size=batch_size,
-            output_type=output_type,
-            progress=progress,
-            only_last=True,
-            **settings,
-        )
-        return last
-
-    def stream(
-        self,
-        num_images: int | None = None,
-        seeds: int | Iterable[int] | None = None,
-        *,
-        prior: Prior = "ebm",
-        batch_size: int = 16,
-        output_type: OutputType = "pil",
-        progress: Callable[[int], object] | None = None,
-        only_last: bool = False,
-        **settings: Any,
-    ) -> Iterator[Samples]:
-        """As a call, but yields `Samples` after each noise level; the last one is what a call
-        returns.
-
-        Arguments:
-            only_last: Yield nothing but the result, and decode nothing else.
-        """
-        require_choice("prior", prior, Prior)
-        require_choice("output_type", output_type, OutputType)
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
-        if prior == "gaussian" and idle:
-            raise UserInputError(
-                f"prior='gaussian' draws u at once, without {', '.join(idle)}; leave them out"
-            )
-        config, chosen = self.sampling_config(**settings), choose_seeds(num_images, seeds)
-        chunks = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-        walks = [self._walk(chunk, prior, config, progress, only_last) for chunk in chunks]
-        # Built eagerly: what is wrong with the request is said now, not when the first picture is
-        # asked for.
-        return self._collect(walks, chosen, output_type)
-
-    def _collect(
-        self,
-        walks: list[Iterator[tuple[int, Latents, Tensor | None, Tensor]]],
-        seeds: tuple[int, ...],
-        output_type: OutputType,
-    ) -> Iterator[Samples]:
-        for states in zip(*walks, strict=True):
-            levels, latents, terms, pictures = zip(*states, strict=True)
-            energies = None if terms[0] is None else -torch.cat(cast("tuple[Tensor, ...]", terms))
-            yield Samples(
-                to_output(torch.cat(pictures), output_type),
-                _concatenate(latents),
-                energies,
-                seeds,
-                levels[0],
-            )
-
-    def _walk(
-        self,
-        seeds: tuple[int, ...],
-        prior: Prior,
-        config: LangevinConfig,
-        progress: Callable[[int], object] | None,
-        only_last: bool,
-    ) -> Iterator[tuple[int, Latents, Tensor | None, Tensor]]:
-        """(level, u, F_i, pictures) of one batch after each level, everything on the CPU."""
-        noise = NoiseStreams(seeds, self.generator.latent_shapes, device=self.device)
-        if prior == "gaussian":
-            states = iter([(0, noise.normal(config.temperature), None)])
-        else:
-            states = ((s.level, s.u, s.terms) for s in self._levels(noise, config, progress))
-        return self._pictures(states, seeds, only_last)
-
-    def _levels(self, noise: NoiseStreams, config: LangevinConfig, progress: Any) -> Iterator[Any]:
-        if self.config.prior is None or self._schedule is None:
-            raise UserInputError(
-                f"{self.name} has no energy-based prior; sample with prior='gaussian'"
-            )
-        return sample_prior(
-            self.energy_terms,
-            self._schedule,
-            noise,
-            config,
-            parametrization=self.config.prior.parametrization,
-            step_size_0=self.config.prior.step_size_0,
-            sigma_high=min(FLOW_START, self.config.prior.sigma_max),
-            progress=cast("Callable[[int], None] | None", progress),
-        )
-
-    def _pictures(
-        self,
-        states: Iterator[tuple[int, Latents, Tensor | None]],
-        seeds: tuple[int, ...],
-        only_last: bool,
-    ) -> Iterator[tuple[int, Latents, Tensor | None, Tensor]]:
-        for level, u, terms in states:
-            if only_last and level > 0:
-                continue
-            if terms is None and self.prior is not None:
-                terms = self._lowest_terms(u)
-            pictures = self._decode(u)
-            finite = torch.isfinite(pictures).flatten(1).all(1)
-            if terms is not None:
-                terms = terms.detach().float().cpu()
-                finite &= torch.isfinite(terms).all(1)
-            if not bool(finite.all()):
-                bad = [seed for seed, fine in zip(seeds, finite.tolist(), strict=True) if not fine]
-                raise NonFiniteSampleError(bad, level, 0)
-            yield level, tuple(g.detach().float().cpu() for g in u), terms, pictures
-
-    @torch.no_grad()
-    def _lowest_terms(self, u: Latents) -> Tensor:
-        """F_i at the lowest noise level, (B, L)."""
-        assert self._schedule is not None and self.config.prior is not None
-        level = net_level(self._schedule, 0, self.config.prior.parametrization)
-        return self.energy_terms(u, torch.full((len(u[0]),), float(level), device=self.device))
-
-    # Pictures and latents
-
-    @torch.no_grad()
-    def _decode(self, u: Latents) -> Tensor:
-        with torch.inference_mode(False), self._precision():
-            return self.generator(u).float().cpu()
-
-    def decode(
-        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
-    ) -> Any:
-        """Mean pictures of u: N PIL pictures, or arrays as in `Samples`.
-
-        Arguments:
-            latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes.
-        """
-        require_choice("output_type", output_type, OutputType)
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        count = check_latents(latents, self.generator.latent_shapes)
-        parts = [
-            self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
-            for i in range(0, count, batch_size)
-        ]
-        return to_output(torch.cat(parts), output_type)
-
-    @torch.no_grad()
-    def encode(
-        self,
-        images: Pictures,
-        *,
-        mode: EncodeMode = "sample",
-        seeds: int | Iterable[int] | None = None,
-        batch_size: int = 16,
+    def latents_of(
+        self, source: Samples | Latents | Pictures, *, mode: EncodeMode = "sample"
     ) -> Latents:
-        """u of pictures, on the CPU: a draw of q(u | x), or its mean.
+        """u of what the methods below take: `Samples`, latents, or pictures, which are encoded."""
+        if isinstance(source, Samples):
+            return source.latents
+        if isinstance(source, tuple) and source and isinstance(source[0], Tensor):
+            check_latents(source, self.generator.latent_shapes)
+            return source
+        return self.encode(source, mode=mode)
+
+    # Layers
+
+    def vary(
+        self,
+        source: Samples | Latents | Pictures,
+        keep: Groups,
+        num_variations: int = 8,
+        *,
+        seeds: int | Iterable[int] | None = None,
+        symbols: Symbols | None = None,
+        guidance: Guidance = 1.0,
+        batch_size: int = 16,
+        output_type: OutputType = "pil",
+        **options: Any,
+    ) -> Samples:
+        """Variations that keep some groups and resample the others.
+
+        The kept groups are returned bit by bit; in between they are held at their diffused values,
+        an approximation (`sampling/given.py`).
 
         Arguments:
-            images: PIL pictures or paths (cropped to the middle square and resized), or floats (N,
-                3, S, S) in [0, 1], as "torch" output is.
-            mode: "sample" or "mean".
-            seeds: Of the draw, one a picture; 0 ... N-1 if None.
+            source: What to vary: samples, latents or N pictures.
+            keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
+                none.
+            num_variations: V.
+            seeds: Of the variations, V of them, the same for each picture; 0 ... V-1 if None.
+            symbols, guidance: As of a call: one mapping, or one each of the N * V pictures.
+            options: `progress` and fields of `LangevinConfig`.
+
+        Returns:
+            N * V pictures, those of the first source first.
         """
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        require_choice("mode", mode, EncodeMode)
-        x = self._read(images)
-        chosen = choose_seeds(len(x), seeds)
-        shapes, parts = self.generator.latent_shapes, []
-        for i in range(0, len(x), batch_size):
-            rows = x[i : i + batch_size].to(self.device)
-            noise = None
-            if mode == "sample":
-                noise = NoiseStreams(
-                    chosen[i : i + batch_size], shapes, device=self.device
-                ).normal()
-            with self._precision():
-                u = encode(self.generator, self.encoder, rows, noise).u
-            parts.append(tuple(g.float().cpu() for g in u))
-        return _concatenate(parts)
+        require_integer("num_variations", num_variations, 1, MAX_SEEDS)
+        u, kept = self.latents_of(source), self._kept(keep)
+        count = check_latents(u, self.generator.latent_shapes)
+        chosen = choose_seeds(num_variations, seeds) * count
+        request, batch_size = self._request(
+            None,
+            chosen,
+            symbols=symbols,
+            guidance=guidance,
+            batch_size=batch_size,
+            **options,
+        )
+        rows = torch.arange(count).repeat_interleave(num_variations)
+        request = replace(request, given=Given(tuple(g[rows] for g in u), kept))
+        return self._finish(request, batch_size, output_type, num_variations)
 
-    def _read(self, images: Pictures) -> Tensor:
-        """Floats (N, 3, S, S) in [-1, 1]."""
-        size = self.config.generator.image_size
-        if not isinstance(images, Tensor):
-            return prepare(images, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
+    def _kept(self, keep: Groups) -> tuple[int, ...]:
+        count = len(self.generator.latent_shapes)
+        nothing = keep is not None and not isinstance(keep, int)
+        if nothing and (keep == slice(0, 0) or (not isinstance(keep, slice) and len(keep) == 0)):
+            return ()
+        kept = tuple(self._group_indices(keep))
+        if len(kept) == count:
             raise UserInputError(
-                f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
+                f"all {count} groups are kept, so nothing would change; keep at most {count - 1}"
             )
-        if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-            raise UserInputError("images must be floats in [0, 1]")
-        return images.float() * 2 - 1
+        return kept
 
-    def reconstruct(
+    def _finish(
+        self, request: Request, batch_size: int, output_type: OutputType, columns: int | None
+    ) -> Samples:
+        require_choice("output_type", output_type, OutputType)
+        drawn = self._best(request, 1, batch_size)
+        return replace(self._samples(drawn, request.seeds, output_type), columns=columns)
+
+    def layers(
         self,
-        images: Pictures,
+        seed: int = 0,
+        columns: int = 8,
+        *,
+        cuts: Sequence[int] | None = None,
+        output_type: OutputType = "pil",
+        **options: Any,
+    ) -> Samples:
+        """The paper's hierarchical figure: each row frees one more group, from the bottom up.
+
+        The first picture of every row is the seed's own; the others keep its top groups and
+        resample those below, so that rows go from changes of detail to other pictures.
+
+        Arguments:
+            seed: Of the picture, and of nothing else: the variations have seeds 0, 1, ...
+            columns: Pictures a row, at least 2.
+            cuts: How many top groups each row keeps; L-1 ... 0 if None.
+            options: As for `vary`.
+        """
+        require_integer("columns", columns, 2, MAX_SEEDS)
+        count = len(self.generator.latent_shapes)
+        cuts = range(count - 1, -1, -1) if cuts is None else cuts
+        for cut in cuts:
+            require_integer("cut", cut, 0, count - 1)
+        own = self(seeds=[seed], output_type="torch", **options)
+        rows = []
+        for cut in cuts:
+            kept = slice(0, cut)
+            drawn = self.vary(own, kept, columns - 1, output_type="torch", **options)
+            rows += [own, drawn]
+        if not rows:
+            raise UserInputError("cuts is empty; give how many top groups each row keeps")
+        return Samples(
+            to_output(torch.cat([r.images for r in rows]) * 2 - 1, output_type),
+            tuple(torch.cat(g) for g in zip(*(r.latents for r in rows), strict=True)),
+            torch.cat([r.energies for r in rows if r.energies is not None]),
+            tuple(s for r in rows for s in r.seeds),
+            columns=columns,
+        )
+
+    def mix(
+        self,
+        coarse: Samples | Latents | Pictures,
+        fine: Samples | Latents | Pictures,
+        cut: int,
         *,
         output_type: OutputType = "pil",
-        mode: EncodeMode = "sample",
         batch_size: int = 16,
     ) -> Any:
-        """decode(encode(images)): what the generator can say about a picture."""
-        u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, output_type=output_type, batch_size=batch_size)
-
-    def energy(
-        self,
-        images: Pictures | None = None,
-        *,
-        latents: Latents | None = None,
-        groups: Groups | None = None,
-        mode: EncodeMode = "sample",
-        batch_size: int = 16,
-    ) -> Tensor:
-        """The energy -F_G at the lowest noise level, (N,): low for pictures like the training
-        data.
+        """Pictures with the top `cut` groups of u from `coarse` and the others from `fine`.
 
         Arguments:
-            images: Pictures, as for `encode`; or give `latents`.
-            latents: u, as `encode` or a call returns it.
-            groups: The groups G that count: a slice, indices or one index; all if None.
-        """
-        if (images is None) == (latents is None):
-            raise UserInputError("give either images or latents, and not both")
-        u = self.encode(images, mode=mode, batch_size=batch_size) if latents is None else latents
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        count = check_latents(u, self.generator.latent_shapes)
-        chosen = self._group_indices(groups)
-        if self.prior is None:
-            raise UserInputError(f"{self.name} has no energy-based prior, so no energy")
-        terms = [
-            self._lowest_terms(
-                tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
-            ).cpu()
-            for i in range(0, count, batch_size)
-        ]
-        return -torch.cat(terms)[:, chosen].sum(1)
+            coarse, fine: Samples, latents or pictures, as many in both, or one in one of them.
+            cut: 0 is `fine` itself, L is `coarse`.
 
-    def _group_indices(self, groups: Groups | None) -> list[int]:
+        Returns:
+            Pictures as `decode` gives them.
+        """
         count = len(self.generator.latent_shapes)
-        every = range(count)
-        try:
-            if groups is None or isinstance(groups, slice):
-                chosen = list(every if groups is None else every[groups])
-            else:
-                asked = [groups] if isinstance(groups, int) else groups
-                chosen = [every[operator.index(i)] for i in asked]
-        except (IndexError, TypeError, ValueError):
-            chosen = []
-        if not chosen or len(set(chosen)) < len(chosen):
+        require_integer("cut", cut, 0, count)
+        a, b = self._paired(coarse, fine)
+        return self.decode((*a[:cut], *b[cut:]), output_type=output_type, batch_size=batch_size)
+
+    def _paired(self, a: Any, b: Any) -> tuple[Latents, Latents]:
+        """u of both, as many in both; one in one of them goes with all of the other's."""
+        u, v = self.latents_of(a), self.latents_of(b)
+        counts = len(u[0]), len(v[0])
+        if counts[0] != counts[1] and 1 not in counts:
             raise UserInputError(
-                f"groups {groups} asked for; this model has {count}, "
-                f"numbered 0 (top) to {count - 1}, each to be named once"
+                f"{counts[0]} pictures were given with {counts[1]}; give as many, or one"
             )
-        return chosen
+        most = max(counts)
+        u, v = (tuple(g.expand(most, -1, -1, -1) if len(g) == 1 else g for g in x) for x in (u, v))
+        return u, v
 
-    # Saving
+    def interpolate(
+        self,
+        a: Samples | Latents | Pictures,
+        b: Samples | Latents | Pictures,
+        num_images: int = 9,
+        *,
+        output_type: OutputType = "pil",
+        batch_size: int = 16,
+    ) -> Any:
+        """Pictures on the great circle between two, in u and group by group, ends included.
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16
-    ) -> None:
-        """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
-        precision.
+        Arguments:
+            a, b: Samples, latents or pictures, one or as many in both.
+            num_images: A pair, at least 2.
 
-        Raises:
-            EnvironmentFailure: The folder cannot be written.
-            WeightsError: A weight does not fit the precision; nothing is half-written.
+        Returns:
+            Pictures as `decode` gives them, those of the first pair first.
         """
-        encoder = self.encoder if self._encoder is not None else None
-        write_model_folder(
-            Path(folder),
-            self.config,
-            self.generator,
-            self.prior,
-            encoder,
-            dtype=dtype,
-            card=self._card,
+        require_integer("num_images", num_images, 2, MAX_SEEDS)
+        u, v = self._paired(a, b)
+        path = [i / (num_images - 1) for i in range(num_images)]
+        between = tuple(
+            torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
+            for g, h in zip(u, v, strict=True)
         )
+        return self.decode(between, output_type=output_type, batch_size=batch_size)
 
-    def __reduce__(self) -> Any:
-        """Refused: a pipeline's weights live in safetensors, not in pickles."""
-        raise UserInputError(
-            "a Pipeline cannot be pickled; use save_pretrained and from_pretrained"
+    # Real pictures
+
+    def edit(
+        self,
+        images: Pictures,
+        symbols: Symbols | None = None,
+        *,
+        groups: Groups | None = None,
+        strength: float = 0.6,
+        guidance: Guidance = 1.0,
+        seeds: int | Iterable[int] | None = None,
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+        output_type: OutputType = "pil",
+        **options: Any,
+    ) -> Samples:
+        """Change what is asked and keep the rest: u_0 ~ q(u | x), diffused to a noise level, from
+        which the conditional chain runs on some groups.
+
+        Arguments:
+            images: As for `encode`.
+            symbols, guidance: As of a call; None only redraws what the noise wiped out.
+            groups: The groups that may change; all if None. The others keep their u_0.
+            strength: cum_sigma of the level to start from, in (0, 1]; the model's nearest level is
+                taken. 1 keeps nothing of the groups but what the others say.
+            seeds: One a picture; 0 ... N-1 if None.
+            mode: "sample" or "mean" of q(u | x).
+            options: `progress` and fields of `LangevinConfig`.
+        """
+        require_range("strength", strength, 0.0, 1.0)
+        u, chosen = self._posterior(images, seeds, mode, batch_size)
+        free = self._group_indices(groups)
+        kept = tuple(i for i in range(len(u)) if i not in free)
+        request, batch_size = self._request(
+            None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
         )
+        given = Given(u, kept, self._level_near(strength))
+        return self._finish(replace(request, given=given), batch_size, output_type, None)
+
+    def _posterior(
+        self, images: Pictures, seeds: Any, mode: EncodeMode, batch_size: int
+    ) -> tuple[Latents, tuple[int, ...]]:
+        """u_0 of pictures, and their seeds; the draw's noise is not the chain's."""
+        x = (self._read(images) + 1) / 2
+        chosen = choose_seeds(len(x), seeds)
+        own = [derived_seed(seed, ENCODE_STREAM) for seed in chosen]
+        return self.encode(x, mode=mode, seeds=own, batch_size=batch_size), chosen
+
+    def _level_near(self, cum_sigma: float) -> int:
+        """The level 1 ... T whose noise is nearest."""
+        self._energies()
+        assert self._schedule is not None
+        levels = self._schedule.levels
+        return min(range(1, len(levels)), key=lambda t: abs(levels[t] - cum_sigma))
+
+    def inpaint(
+        self,
+        images: Pictures,
+        masks: Pictures,
+        *,
+        symbols: Symbols | None = None,
+        guidance: Guidance = 1.0,
+        weight: float = 1.0,
+        strength: float = 1.0,
+        seeds: int | Iterable[int] | None = None,
+        batch_size: int = 16,
+        output_type: OutputType = "pil",
+        **options: Any,
+    ) -> Samples:
+        """Fill in the masked pixels: Langevin on the prior times the likelihood of the known ones.
+
+        At noise level t the likelihood is taken at the Gaussian prior's guess cum_a_t u_t of u_0,
+        with a spread widened by what that guess does not know. The known pixels of the result are
+        the picture's own.
+
+        Arguments:
+            images: N, as for `encode`.
+            masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
+                picture's own size, or the model's. PIL pictures, paths, or booleans (N, S, S).
+            symbols, guidance: As of a call.
+            weight: Of the known pixels' log likelihood.
+            strength: Level to start from, as for `edit`; less than 1 keeps some of what the masked
+                region held.
+            seeds: One a picture; 0 ... N-1 if None.
+            options: `progress` and fields of `LangevinConfig`; `step_scale` is 0.5 if not given.
+        """
+        require_range("strength", strength, 0.0, 1.0)
+        require_range("weight", weight, 0.0, 1e3)
+        x = self._read(images)
+        unknown = prepare_masks(masks, images, self.config.generator.image_size, len(x))
+        filled = torch.where(unknown, torch.zeros(()), x)
+        u, chosen = self._posterior((filled + 1) / 2, seeds, "mean", batch_size)
+        options = {"step_scale": INPAINT_STEP} | options
+        request, batch_size = self._request(
+            None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
+        )
+        start = self._level_near(strength) if strength < 1 else None
+        known = KnownPixels(self.generator, self._cum_sigma_of, x, ~unknown, weight)
+        request = replace(request, given=Given(u, (), start), likelihood=known)
+        drawn = self._best(request, 1, batch_size)
+        pictures = torch.where(unknown, drawn.pictures, x)
+        return self._samples(replace(drawn, pictures=pictures), chosen, output_type)

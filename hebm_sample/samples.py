@@ -3,7 +3,7 @@ energies out.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex
 
@@ -17,7 +17,7 @@ from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.images import grid, to_pil
 from hebm_sample.seeds import MAX_SEEDS
 
-__all__ = ["OutputType", "Samples", "choose_seeds", "to_output"]
+__all__ = ["OutputType", "Samples", "choose_seeds", "concatenate", "to_output"]
 
 OutputType = Literal["pil", "numpy", "torch"]
 
@@ -30,9 +30,11 @@ class Samples:
         images: N PIL pictures; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
             1] ("torch").
         latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
-        energies: -F_i at the level just done, (N, L); None where the model has no energies.
+        energies: -F_{i}, of each group alone, at the level just done, with what was asked: (N, L).
+            Without symbols they sum to -F. None where the model has no energies.
         seeds: The seed of each picture.
         level: Noise level just done; 0 for a finished picture.
+        columns: Of the sheet that the pictures belong on; None if they are in no order.
     """
 
     images: Any
@@ -40,13 +42,17 @@ class Samples:
     energies: Tensor | None
     seeds: tuple[int, ...]
     level: int = 0
+    columns: int | None = None
 
     def __len__(self) -> int:
         """N."""
         return len(self.seeds)
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All pictures on one sheet, as near to a square as can be if `columns` is None."""
+        """All pictures on one sheet: `columns` a row, by default their own order's, or as near to
+        a square as can be.
+        """
+        columns = columns or self.columns
         if isinstance(self.images, Tensor):
             return grid(to_pil(self.images * 2 - 1), columns)
         if isinstance(self.images, list):
@@ -82,3 +88,8 @@ def to_output(pictures: Tensor, output_type: OutputType) -> Any:
         return to_pil(pictures)
     unit = (pictures.clamp(-1, 1) + 1) / 2
     return unit if output_type == "torch" else unit.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def concatenate(parts: Sequence[Latents]) -> Latents:
+    """Latents of several batches as those of one."""
+    return tuple(torch.cat(group) for group in zip(*parts, strict=True))

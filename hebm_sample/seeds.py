@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["MAX_SEED", "MAX_SEEDS", "format_seeds", "parse_seeds"]
+__all__ = ["MAX_SEED", "MAX_SEEDS", "derived_seed", "format_seeds", "parse_seeds"]
 
 MAX_SEEDS = 10_000
 MAX_SEED = 2**63 - 1
@@ -84,3 +84,16 @@ def format_seeds(seeds: Sequence[int]) -> str:
         values = [value for _, value in run]
         parts.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")
     return ",".join(parts)
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """A seed in [0, 2^32) for the `number`-th further stream of `seed`; 0 is the seed itself.
+
+    splitmix64's finaliser of the pair: neighbours are unrelated.
+    """
+    if number == 0:
+        return seed
+    x = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9) % 2**64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (x ^ (x >> 31)) >> 32

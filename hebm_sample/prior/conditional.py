@@ -23,6 +23,7 @@ __all__ = [
     "Energy",
     "MarginalEBM",
     "conditional_at",
+    "cum_sigma_of",
     "flatten",
     "marginal_at",
     "net_level",
@@ -48,6 +49,17 @@ def net_level(schedule: DiffusionSchedule, t: Level, parametrization: Parametriz
     if parametrization == "log_snr":
         return schedule.gather(schedule.log_snr, t)
     return t.to(torch.float32) if isinstance(t, Tensor) else float(t)
+
+
+def cum_sigma_of(
+    schedule: DiffusionSchedule, parametrization: Parametrization, level: Tensor
+) -> Tensor:
+    """cum_sigma (B,) of what `net_level` gave, (B,)."""
+    if parametrization == "log_snr":
+        return torch.sigmoid(-level).sqrt()
+    sigma = schedule.gather(schedule.cum_sigma, level.round().long(), level.dtype)
+    assert isinstance(sigma, Tensor)
+    return sigma
 
 
 class MarginalEBM:

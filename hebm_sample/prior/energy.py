@@ -1,12 +1,13 @@
-"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a level to one number.
+"""One latent group's term of the energy-based prior: (z_i, u_i, h_i) and a level to numbers.
 
-    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)
-    F_i = f_i / cum_sigma   or   f_i / s_t                              (`prior/joint.py`)
+    f_i = < v_i(z_i, u_i, h_i, t), u_i > + w^T pool(features)           the base
+    b_i = f_i / cum_sigma   or   f_i / s_t                              (`prior/joint.py`)
+    g_i^j = < v_i^j(features), u_i > + W_j pool(features) + c_j        one number a symbol's value
 
 v_i is a residual network's map of u_i's shape. The inner product lets the gradient in u_i be read
 off the output, as a score network's is, while F_i stays a scalar; the pooled term adds what is not
 local. A net that reads the top-down state h_i sees the dependence between the layers above and its
-own, which one of z_i alone cannot. Both heads start at zero: an untrained prior is N(0, I).
+own, which one of z_i alone cannot. All heads start at zero: an untrained prior is N(0, I).
 """
 
 import math
@@ -60,7 +61,7 @@ class EnergyCell(nn.Module):
 
 
 class EnergyNet(nn.Module):
-    """f_i of one group.
+    """f_i and g_i of one group.
 
     Arguments:
         latent_shape: (C, H, W) of z_i and u_i.
@@ -68,6 +69,7 @@ class EnergyNet(nn.Module):
         width: Channels of the features.
         cells: Residual cells.
         max_resolution: Maps with a longer side are folded, space to depth, to this side first.
+        symbol_values: V, the values of all symbols together.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class EnergyNet(nn.Module):
         width: int,
         cells: int,
         max_resolution: int,
+        symbol_values: int = 0,
     ) -> None:
         super().__init__()
         channels, side, _ = latent_shape
@@ -89,13 +92,19 @@ class EnergyNet(nn.Module):
         self.out = nn.Conv2d(width, latents, 1)
         self.gain = nn.Linear(width, latents)
         self.pooled = nn.Linear(width, 1, bias=False)
-        for head in (self.out, self.gain, self.pooled):
+        # Built last, so that the other weights do not depend on whether there are symbols.
+        self.symbol_values, heads = symbol_values, [self.out, self.gain, self.pooled]
+        if symbol_values:
+            self.symbol_out = nn.Conv2d(width, symbol_values * latents, 1)
+            self.symbol_pooled = nn.Linear(width, symbol_values)
+            heads += [self.symbol_out, self.symbol_pooled]
+        for head in heads:
             nn.init.zeros_(head.weight)
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
 
-    def forward(self, z: Tensor, u: Tensor, h: Tensor, level: Tensor) -> Tensor:
-        """f_i: (B,).
+    def forward(self, z: Tensor, u: Tensor, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """f_i (B,) and g_i (B, V).
 
         Arguments:
             z: (B, C, H, W).
@@ -112,4 +121,8 @@ class EnergyNet(nn.Module):
         x = F.silu(x)
         v = self.out(x) + self.gain(e)[:, :, None, None] * u
         pooled = x.sum((2, 3)) / math.sqrt(x.shape[2] * x.shape[3])
-        return (v * u).flatten(1).sum(1) + self.pooled(pooled).squeeze(1)
+        f = (v * u).flatten(1).sum(1) + self.pooled(pooled).squeeze(1)
+        if not self.symbol_values:
+            return f, u.new_zeros(len(u), 0)
+        maps = self.symbol_out(x).unflatten(1, (self.symbol_values, -1))  # (B, V, C, H, W)
+        return f, (maps * u[:, None]).flatten(2).sum(2) + self.symbol_pooled(pooled)

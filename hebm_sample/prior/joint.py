@@ -1,12 +1,14 @@
 """The joint energy-based prior: one term a latent group.
 
-    p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i F_i
+    p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i b_i + the symbols' part   (`prior/symbols.py`)
 
 F large = likely; the energy of the API is -F. The networks' outputs f_i are scaled in one place,
 by the config's `parametrization`:
 
-    "log_snr"   F_i = f_i / cum_sigma,  cum_sigma^2 = 1 / (1 + exp(log SNR)); defined at any noise
-    "release"   F_i = f_i / s_t,        t an integer: the authors' networks put out s_t F
+    "log_snr"   b_i = f_i / cum_sigma,  cum_sigma^2 = 1 / (1 + exp(log SNR)); defined at any noise
+    "release"   b_i = f_i / s_t,        t an integer: the authors' networks put out s_t F
+
+The outputs g_i of symbols are log odds and are not scaled.
 """
 
 from typing import Protocol
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from hebm_sample.config import PriorConfig
 from hebm_sample.prior.energy import EnergyNet
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.symbols import Condition, GroupOutputs, SymbolTable, symbol_part
 
 __all__ = ["GroupStates", "JointEnergy"]
 
@@ -59,8 +62,16 @@ class JointEnergy(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.table = SymbolTable(config.symbols)
         self.nets = nn.ModuleList(
-            EnergyNet(latent, state[0], config.width, config.cells, config.max_resolution)
+            EnergyNet(
+                latent,
+                state[0],
+                config.width,
+                config.cells,
+                config.max_resolution,
+                self.table.num_values,
+            )
             for latent, state in zip(latent_shapes, state_shapes, strict=True)
         )
         steps = release_step_sizes(DiffusionSchedule(config.levels), config.step_size_0)
@@ -72,16 +83,47 @@ class JointEnergy(nn.Module):
             return self.step_sizes[level.round().long()]
         return torch.sigmoid(-level).sqrt()
 
-    def forward(self, top: GroupStates, level: Tensor) -> Tensor:
-        """F_i: (B, L).
+    def outputs(self, top: GroupStates, level: Tensor) -> GroupOutputs:
+        """b_i (B, L) and g_i (B, L, V).
 
         Arguments:
             top: T(u).
             level: (B,), log SNR, or the integer t as a float, as the config's `parametrization`
                 says.
         """
-        terms = [
+        pairs = [
             net(z, u, h, level)
             for net, z, u, h in zip(self.nets, top.z, top.u, top.h, strict=True)
         ]
-        return torch.stack(terms, dim=1) / self.scale(level)[:, None]
+        base, logits = (torch.stack(column, dim=1) for column in zip(*pairs, strict=True))
+        return GroupOutputs(base / self.scale(level)[:, None], logits)
+
+    def forward(
+        self, top: GroupStates, level: Tensor, condition: Condition | None = None
+    ) -> Tensor:
+        """Terms that sum to F; the first L are F_{i}, each group alone.
+
+        A model without symbols has no others, (B, L). With symbols a column is added, (B, L + 1):
+        what F, whose logarithms mix the groups, is above the sum of the F_{i}.
+
+        Arguments:
+            top, level: As for `outputs`.
+            condition: What is asked of each example; None leaves all symbols open.
+        """
+        return self.join(self.outputs(top, level), condition)
+
+    def join(self, outputs: GroupOutputs, condition: Condition | None = None) -> Tensor:
+        """`forward` of what `outputs` gave."""
+        if not len(self.table):
+            return outputs.base
+        # Detached where it cancels in the sum: no gradient is computed twice.
+        alone = symbol_part(self.table, outputs.logits, condition).detach()
+        joint = symbol_part(self.table, outputs.logits.sum(1), condition)
+        rest = joint - alone.sum(1)
+        return torch.cat([outputs.base + alone, rest[:, None]], dim=1)
+
+    def select(self, outputs: GroupOutputs, groups: list[int]) -> Tensor:
+        """F_G (B,): only the groups in G, inside the logarithms too; all symbols open."""
+        return outputs.base[:, groups].sum(1) + symbol_part(
+            self.table, outputs.logits[:, groups].sum(1)
+        )

@@ -15,19 +15,21 @@ where they are ("u_next"). Their steps are s = c B_t and their reference varianc
 B_t is the variance of the chain's target if u_0 were known, the least a direction can have, so
 c < 4 is stable; the first C ("sigma_next") is its variance if u_0 were N(0, I). So B_t <= C <= 1.
 
-Every sampler evaluates exactly `config.steps` gradients.
+Every sampler evaluates exactly `config.steps` gradients. With latents given (`sampling/given.py`)
+the loop runs over the free groups, and over the levels below the one that they start at.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
 from hebm_sample.config import Kernel, LangevinConfig, Parametrization, ReferenceVariance
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import Energy, conditional_at, marginal_at
+from hebm_sample.prior.conditional import Energy, conditional_at, cum_sigma_of, marginal_at
 from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Scalar, release_step_sizes
 from hebm_sample.sampling.flow import flow_levels, flow_step, probability_flow
+from hebm_sample.sampling.given import FreeGroups, Given
 from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.state import GradientTally, LevelState
@@ -111,6 +113,7 @@ def sample_prior(
     parametrization: Parametrization = "log_snr",
     step_size_0: float = 2e-5,
     sigma_high: float = 0.99,
+    given: Given | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[LevelState]:
     """Sample the prior from noise, yielding after each noise level; the last state is the result.
@@ -124,6 +127,7 @@ def sample_prior(
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
             kernel.
         sigma_high: cum_sigma where the flow starts.
+        given: Latents to keep or to start from; None samples all groups from noise.
         progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
 
     Raises:
@@ -132,14 +136,32 @@ def sample_prior(
     """
     _check_parametrization(config, parametrization)
     tally = GradientTally(noise.seeds, progress)
+    top = schedule.num_levels
+    if given is not None and given.start_level is not None:
+        top = given.start_level
+        if not 1 <= top <= schedule.num_levels:
+            raise UserInputError(
+                f"start level is {top}; this model has levels 1 to {schedule.num_levels}"
+            )
+    groups = FreeGroups(given, noise.normal(config.temperature))
+    energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
+
+    def draw() -> Latents:
+        return groups.select(noise.normal(config.temperature))
+
     if config.sampler == "flow":
-        low = schedule.levels[0]
-        path = flow_levels(config.steps, low, sigma_high, denoise=config.denoise)
-        draw = partial(noise.normal, config.temperature)
-        return _without_autograd(probability_flow(energy, path, draw, tally))
-    budget = gradients_per_level(config.steps, schedule.num_levels)
-    chains = _Chains(energy, schedule, config, parametrization, step_size_0)
-    return _without_autograd(chains.run(noise, budget, tally))
+        high = min(sigma_high, schedule.levels[top])
+        path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
+        states = probability_flow(energy, path, partial(groups.start, high), tally)
+        sigmas = [0.0, *path[-3::-1]]
+    else:
+        # A start below the noisiest level first takes a flow step down from there.
+        descends = top < schedule.num_levels and config.start == "flow"
+        budget = gradients_per_level(config.steps - descends, top)
+        chains = _Chains(energy, schedule, config, parametrization, step_size_0)
+        states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
+        sigmas = [0.0, *schedule.levels[1:]]
+    return _without_autograd(_completed(states, groups, sigmas))
 
 
 def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
@@ -156,6 +178,14 @@ def _check_parametrization(config: LangevinConfig, parametrization: Parametrizat
                 f"{name}={value!r} needs energies conditioned on log SNR; this model has the "
                 f"release's parametrisation: use {name}={allowed!r}"
             )
+
+
+def _completed(
+    states: Iterator[LevelState], groups: FreeGroups, path: Sequence[float]
+) -> Iterator[LevelState]:
+    """States of the free groups as states of all; `path` is cum_sigma of each state's u."""
+    for state in states:
+        yield state._replace(u=groups.full(state.u, path[state.level]))
 
 
 @torch.inference_mode(False)
@@ -181,12 +211,23 @@ class _Chains:
         self.release_steps = release_step_sizes(schedule, step_size_0)
 
     def run(
-        self, noise: NoiseStreams, budget: list[int], tally: GradientTally
+        self,
+        start: Latents,
+        draw: Callable[[], Latents],
+        budget: list[int],
+        tally: GradientTally,
+        descends: bool,
     ) -> Iterator[LevelState]:
-        """Levels T-1 ... 0. If asked to, a level's last gradient carries its chains down."""
-        draw = partial(noise.normal, self.config.temperature)
-        u = u_next = draw()
-        for t in reversed(range(self.schedule.num_levels)):
+        """Levels len(budget) - 1 ... 0, from `start` one level above. If asked to, a level's last
+        gradient carries its chains down.
+        """
+        u, u_next, levels = start, start, self.schedule.levels
+        if descends:
+            top = len(budget)
+            marginal = marginal_at(self.energy, self.schedule, top, self.parametrization)
+            u, _, _ = flow_step(marginal, u_next, levels[top], levels[top - 1])
+            tally()
+        for t in reversed(range(len(budget))):
             carries = self.config.start == "flow" if t > 0 else self.config.denoise
             u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
             marginal = marginal_at(self.energy, self.schedule, t, self.parametrization)

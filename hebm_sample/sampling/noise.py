@@ -54,11 +54,17 @@ class NoiseStreams:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def normal(self, std: float = 1.0) -> Latents:
-        """The next draw of every stream times `std`: (B, C_i, H_i, W_i) a group.
+    def normal(self, std: float | tuple[float, ...] = 1.0) -> Latents:
+        """The next draw of every stream times `std`, one for all or one a group: (B, C_i, H_i,
+        W_i) a group.
 
-        A `std` of 0 advances the streams like any other.
+        A `std` of 0 advances the streams like any other. Raises `UserInputError` unless several
+        are as many as the groups.
         """
+        if isinstance(std, tuple) and len(std) != len(self.shapes):
+            raise UserInputError(
+                f"temperature has {len(std)} numbers; the model has {len(self.shapes)} groups"
+            )
         rows = torch.empty(
             len(self.seeds),
             sum(self._sizes),
@@ -68,7 +74,10 @@ class NoiseStreams:
         )
         for row, stream in zip(rows, self._streams, strict=True):
             row.normal_(generator=stream)
-        if std != 1.0:
+        if isinstance(std, tuple):
+            for part, factor in zip(torch.split(rows, self._sizes, dim=1), std, strict=True):
+                part *= factor
+        elif std != 1.0:
             rows *= std
         moved = rows.to(self.device, non_blocking=True).to(self.dtype)
         groups = torch.split(moved, self._sizes, dim=1)

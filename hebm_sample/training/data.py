@@ -100,6 +100,11 @@ class Pictures:
             rows = torch.where(flip[:, None, None, None], rows.flip(-1), rows)
         return to_float(rows if device is None else rows.to(device))
 
+    def label_rows(self, indices: Tensor, columns: tuple[str, ...]) -> Tensor:
+        """Labels of rows `indices`, (B, columns), -1 where unknown."""
+        rows = indices.numpy()
+        return torch.from_numpy(np.stack([self.labels[c][rows] for c in columns], axis=1))
+
 
 class StepSampler:
     """Which rows a step sees, from (seed, step) alone.

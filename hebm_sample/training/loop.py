@@ -61,6 +61,7 @@ class Task:
         preview: The averaged learner to pictures (N, 3, S, S) for the grid that is written now and
             then.
         identity: Of what else must agree on resuming: the data, the frozen generator.
+        columns: The label columns that the objective is given, in its order.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class Task:
     config: ModelConfig
     preview: Callable[[nn.Module], Tensor]
     identity: str
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,15 @@ class Run:
             "processes": self.accelerator.num_processes,
         }
 
-    def batch(self, step: int) -> Tensor:
-        """This process's pictures of a step, on its device."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """This process's pictures of a step and their labels, on its device."""
         flips = self.sampler.flips(step) if self.settings.flip else None
-        return self.pictures.batch(self.sampler.indices(step), flips).to(self.accelerator.device)
+        rows, device = self.sampler.indices(step), self.accelerator.device
+        labels = self.pictures.label_rows(rows, self.task.columns) if self.task.columns else None
+        return (
+            self.pictures.batch(rows, flips).to(device),
+            None if labels is None else labels.to(device),
+        )
 
     def one_step(self, step: int) -> tuple[bool, dict[str, Any]]:
         """Seed, draw, learn; without the average and the guard."""

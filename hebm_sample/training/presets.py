@@ -12,6 +12,7 @@ from hebm_sample.config import (
     PriorConfig,
     ScaleConfig,
     StageConfig,
+    SymbolConfig,
 )
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.settings import TrainSettings
@@ -28,6 +29,9 @@ class Preset:
         note: One line for `--help` and the docs.
         kl_weight: beta of the generator's loss after the warm-up; 1 is the ELBO.
         chain_steps: K of the chains that objective "mle" trains with.
+        label_columns: (symbol, column of the data) where the two have other names.
+        symbol_weight: Of the labels' cross-entropy in the prior's loss.
+        condition_share: Of the examples, those that score matching sees with labels set.
     """
 
     name: str
@@ -39,10 +43,39 @@ class Preset:
     prior_settings: TrainSettings
     kl_weight: float = 1.0
     chain_steps: int = 20
+    label_columns: tuple[tuple[str, str], ...] = ()
+    symbol_weight: float = 0.02
+    condition_share: float = 0.5
 
 
 # Lowest to highest noise; the last is pure noise, from which every chain starts.
 LEVELS = (0.2, 0.4, 0.6, 0.77, 0.89, 0.96, 1.0)
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+FACE_ATTRIBUTES = (
+    "Bangs",
+    "Black_Hair",
+    "Blond_Hair",
+    "Eyeglasses",
+    "Male",
+    "No_Beard",
+    "Smiling",
+    "Wavy_Hair",
+    "Wearing_Hat",
+    "Young",
+)
+_FACE_SYMBOLS = tuple(SymbolConfig(name, ("no", "yes")) for name in FACE_ATTRIBUTES)
 
 _FACES_64 = GeneratorConfig(
     image_size=64,
@@ -54,6 +87,17 @@ _FACES_64 = GeneratorConfig(
     decoder=(StageConfig(resolution=32, width=64, cells=3),),
     head_upsample=2,
     encoder_cells=2,
+)
+
+_OBJECTS_32 = GeneratorConfig(
+    image_size=32,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=128, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=8, width=144, cells=2),
+    ),
+    decoder=(StageConfig(resolution=16, width=80, cells=3),),
+    head_upsample=2,
+    encoder_cells=1,
 )
 
 _TINY = GeneratorConfig(
@@ -86,6 +130,49 @@ PRESETS: dict[str, Preset] = {
                 learning_rate=7e-4,
                 warmup_steps=100,
                 sample_every=900.0,
+            ),
+        ),
+        Preset(
+            name="celeba64",
+            note="64x64 CelebA frames, 6 groups on 4/8/16, for two CPU cores",
+            generator=_FACES_64,
+            kl_weight=5.0,
+            prior=PriorConfig(
+                levels=LEVELS, width=88, cells=2, sigma_min=0.1, symbols=_FACE_SYMBOLS
+            ),
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=TrainSettings(steps=5200),
+            prior_settings=TrainSettings(
+                steps=4800,
+                batch_size=32,
+                learning_rate=7e-4,
+                warmup_steps=100,
+                sample_every=900.0,
+            ),
+        ),
+        Preset(
+            name="cifar10",
+            note="32x32 objects in ten classes, 4 groups on 4/8, for two CPU cores",
+            generator=_OBJECTS_32,
+            kl_weight=5.0,
+            prior=PriorConfig(
+                levels=LEVELS,
+                width=112,
+                cells=2,
+                sigma_min=0.1,
+                symbols=(SymbolConfig("class", CIFAR10_CLASSES),),
+            ),
+            label_columns=(("class", "label"),),
+            sampling=LangevinConfig(step_scale=1.0),
+            # Held-out pictures are the data set's test file.
+            generator_settings=TrainSettings(steps=8000, validation=0),
+            prior_settings=TrainSettings(
+                steps=6000,
+                batch_size=64,
+                learning_rate=7e-4,
+                warmup_steps=100,
+                sample_every=900.0,
+                validation=0,
             ),
         ),
         Preset(

@@ -6,12 +6,19 @@ be fitted by denoising score matching, without a chain:
     loss = E | cum_sigma grad_u log p_t(u_t) + eps |^2 / D        u_t = cum_a u_0 + cum_sigma eps
 
 cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop`
-is how far below it the energies are.
+is how far below it the energies are (with all symbols open).
 
 `mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on
 log p(u_t | u_{t+1}) give u_t^-, and
 
     loss = mean[ F(u_t^-, t) - F(u_t^+, t) ] / D
+
+If the energies have symbols, both add `symbol_weight` times the cross-entropy of the known labels,
+at the noisy u_t and at every level. `mle` leaves all symbols open in F: with labels there too,
+p(y | u) would be counted twice. Score matching counts nothing twice, because the score of
+F(u, y) is that of p_t(u | y) whatever else is learned; so a share of the labelled examples are
+seen with some of their labels set, which teaches the gradient of log p(y | u_t) directly, where
+cross-entropy teaches its value.
 
 The release writes (f(u^-) - f(u^+)) / s_t for F, because its nets put out f = s_t F. The division
 by D, the dimensions of u, keeps gradients at the size that the gradient clip is made for.
@@ -21,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hebm_sample.config import Kernel
 from hebm_sample.generator.encoder import Encoder, encode
@@ -28,6 +36,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents
 from hebm_sample.prior.conditional import conditional_at, flatten, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.driver import chain_variances, run_chain
 from hebm_sample.training.generator import standard_normal
 
@@ -45,19 +54,43 @@ def stratified(count: int, device: torch.device) -> Tensor:
 class PriorObjective(nn.Module):
     """What both objectives share: the frozen generator and encoder, and the energies that
     learn.
+
+    Arguments:
+        symbol_weight: Of the labels' cross-entropy.
     """
 
     def __init__(
-        self, generator: HierarchicalGenerator, encoder: Encoder, energy: JointEnergy
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        energy: JointEnergy,
+        *,
+        symbol_weight: float = 0.02,
     ) -> None:
         super().__init__()
         self.generator = generator.requires_grad_(False)
         self.encoder = encoder.requires_grad_(False)
         self.energy = energy
+        self.symbol_weight = symbol_weight
+
+    def energies(
+        self, u: Latents, level: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Terms that sum to F at u and level, (B, L), or (B, L + 1) with symbols; and g (B, V)."""
+        outputs = self.energy.outputs(self.generator.transform(u), level)
+        return self.energy.join(outputs, condition), outputs.logits.sum(1)
 
     def terms(self, u: Latents, level: Tensor) -> Tensor:
-        """F_i at u and level: (B, L)."""
-        return self.energy(self.generator.transform(u), level)
+        """Terms that sum to F_open."""
+        return self.energies(u, level)[0]
+
+    def symbol_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropy of g (B, V), with statistics: itself, and the share of right
+        answers a variable.
+        """
+        entropy, right, known = self.energy.table.cross_entropy(logits, labels)
+        stats = {"cross_entropy": entropy.detach(), "accuracy": right / known.clamp(min=1)}
+        return self.symbol_weight * entropy, stats
 
     @torch.no_grad()
     def posterior_draw(self, images: Tensor) -> Latents:
@@ -68,26 +101,65 @@ class PriorObjective(nn.Module):
 
 
 class ScoreObjective(PriorObjective):
-    """Denoising score matching of the energies' gradient, at every noise level."""
+    """Denoising score matching of the energies' gradient, at every noise level.
 
-    def residual(self, u_t: Latents, noise: Latents, cum_sigma: Tensor) -> Tensor:
-        """cum_sigma grad log p_t(u_t) + eps, (B, D); differentiable in the energies'
-        parameters.
+    Arguments:
+        condition_share: Of the examples, those seen with labels set: a random share of the labels
+            that they have.
+    """
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        energy: JointEnergy,
+        *,
+        symbol_weight: float = 0.02,
+        condition_share: float = 0.5,
+    ) -> None:
+        super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
+        self.condition_share = condition_share
+
+    def reveal(self, labels: Tensor) -> Condition:
+        """Set some of the labels (B, variables) of some examples, with weight 1."""
+        batch, device = len(labels), labels.device
+        share = torch.rand(batch, 1, device=device)
+        seen = torch.rand(batch, 1, device=device) < self.condition_share
+        shown = (labels >= 0) & seen & (torch.rand(labels.shape, device=device) < share)
+        allowed = [
+            F.one_hot(y.clamp(min=0), size).bool() | ~known[:, None]
+            for y, known, size in zip(labels.T, shown.T, self.energy.table.sizes, strict=True)
+        ]
+        return Condition(torch.cat(allowed, 1), shown.float())
+
+    def residual(
+        self,
+        u_t: Latents,
+        noise: Latents,
+        cum_sigma: Tensor,
+        condition: Condition | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """cum_sigma grad log p_t(u_t) + eps, (B, D), differentiable in the energies' parameters,
+        and g (B, V).
         """
         level = torch.log1p(-cum_sigma.square()) - 2 * cum_sigma.log()
         u_t = tuple(u.requires_grad_() for u in u_t)
         with torch.enable_grad():
-            total = self.terms(u_t, level).sum()
-            gradient = torch.autograd.grad(total, u_t, create_graph=torch.is_grad_enabled())
-        return cum_sigma[:, None] * (flatten(gradient) - flatten(u_t)) + flatten(noise)
+            terms, logits = self.energies(u_t, level, condition)
+            gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=torch.is_grad_enabled())
+        score = flatten(gradient) - flatten(u_t)
+        return cum_sigma[:, None] * score + flatten(noise), logits
 
-    def forward(self, images: Tensor, fraction: float) -> tuple[Tensor, dict[str, Any]]:
+    def forward(
+        self, images: Tensor, fraction: float, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
         bands of noise.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].
             fraction: Unused here: every step sees every level.
+            labels: (B, variables), -1 where unknown.
         """
         u_0 = self.posterior_draw(images)
         config, batch = self.energy.config, images.shape[0]
@@ -97,18 +169,25 @@ class ScoreObjective(PriorObjective):
         noise = standard_normal(self.generator.latent_shapes, batch, images.device)
         a, s = cum_a[:, None, None, None], cum_sigma[:, None, None, None]
         u_t = tuple(a * u + s * eps for u, eps in zip(u_0, noise, strict=True))
-        square = self.residual(u_t, noise, cum_sigma).square().mean(1)
+        condition = None if labels is None else self.reveal(labels)
+        residual, logits = self.residual(u_t, noise, cum_sigma, condition)
+        square = residual.square().mean(1)
         with torch.no_grad():
             gaussian = (flatten(noise) - cum_sigma[:, None] * flatten(u_t)).square().mean(1)
             drop = gaussian - square
-            stats = {
+            unset = torch.ones_like(drop) if condition is None else (condition.weight == 0).all(1)
+            stats: dict[str, Any] = {
                 "gaussian": gaussian.mean(),
-                "drop": drop.mean(),
+                "drop": (drop * unset).sum() / unset.sum().clamp(min=1),
                 # The levels are stratified, so equal parts of the batch are equal bands of log
                 # cum_sigma.
                 "drop_by_noise": torch.stack([part.mean() for part in drop.chunk(4)]),
             }
-        return square.mean(), stats
+        loss = square.mean()
+        if labels is not None:
+            symbol_loss, symbol_stats = self.symbol_loss(logits, labels)
+            loss, stats = loss + symbol_loss, stats | symbol_stats
+        return loss, stats
 
 
 class MleObjective(PriorObjective):
@@ -129,8 +208,9 @@ class MleObjective(PriorObjective):
         chain_steps: int = 20,
         kernel: Kernel = "plain",
         step_scale: float = 1.0,
+        symbol_weight: float = 0.02,
     ) -> None:
-        super().__init__(generator, encoder, energy)
+        super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
         self.chain_steps, self.step_scale = chain_steps, step_scale
         self.kernel: Kernel = kernel
         self.schedule = DiffusionSchedule(energy.config.levels)
@@ -148,13 +228,16 @@ class MleObjective(PriorObjective):
             unit = torch.tensor(release_step_sizes(self.schedule, config.step_size_0))
         return self.step_scale * unit, reference
 
-    def forward(self, images: Tensor, fraction: float) -> tuple[Tensor, dict[str, Any]]:
+    def forward(
+        self, images: Tensor, fraction: float, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a
         dimension.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].
             fraction: Unused here.
+            labels: (B, variables), -1 where unknown.
         """
         u_0 = self.posterior_draw(images)
         batch, device = images.shape[0], images.device
@@ -172,15 +255,20 @@ class MleObjective(PriorObjective):
         negative, moved = self.negative(u_next, t)
         level = net_level(self.schedule, t, self.energy.config.parametrization)
         assert isinstance(level, Tensor)
-        f_plus, f_minus = self.terms(positive, level), self.terms(negative, level)
+        f_plus, logits = self.energies(positive, level)
+        f_minus = self.terms(negative, level)
         loss = (f_minus.sum(1) - f_plus.sum(1)).mean()
         dimensions = flatten(u_0).shape[1]
-        stats = {
+        stats: dict[str, Any] = {
             "energy_positive": -f_plus.detach().mean(0),
             "energy_negative": -f_minus.detach().mean(0),
             "displacement": moved.mean(),
         }
-        return loss / dimensions, stats
+        loss = loss / dimensions
+        if labels is not None:
+            symbol_loss, symbol_stats = self.symbol_loss(logits, labels)
+            loss, stats = loss + symbol_loss, stats | symbol_stats
+        return loss, stats
 
     def negative(self, u_next: Latents, t: Tensor) -> tuple[Latents, Tensor]:
         """u_t^- after K Langevin steps from u_{t+1}, and the root mean square it moved, (B,)."""

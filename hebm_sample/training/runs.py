@@ -129,8 +129,55 @@ def _prior_objective(
                 "objective 'score' needs energies at every noise level; "
                 "use parametrization log_snr"
             )
-        return ScoreObjective(generator, encoder, energy)
-    return MleObjective(generator, encoder, energy, chain_steps=preset.chain_steps)
+        return ScoreObjective(
+            generator,
+            encoder,
+            energy,
+            symbol_weight=preset.symbol_weight,
+            condition_share=preset.condition_share,
+        )
+    return MleObjective(
+        generator,
+        encoder,
+        energy,
+        chain_steps=preset.chain_steps,
+        symbol_weight=preset.symbol_weight,
+    )
+
+
+def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
+    """The data's columns of the preset's symbols; `UserInputError` where one is missing or holds
+    other values.
+    """
+    columns = []
+    for symbol in preset.prior.symbols:
+        column = dict(preset.label_columns).get(symbol.name, symbol.name)
+        if column not in pictures.labels:
+            raise UserInputError(
+                f"preset {preset.name} has the symbol {symbol.name!r}, but the data have no label "
+                f"column {column!r}; they have {sorted(pictures.labels) or 'none'}"
+            )
+        top = int(pictures.labels[column].max())
+        if top >= len(symbol.values):
+            raise UserInputError(
+                f"label column {column!r} holds {top}; symbol {symbol.name!r} has "
+                f"{len(symbol.values)} values, numbered from 0"
+            )
+        columns.append(column)
+    return tuple(columns)
+
+
+def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
+    """Take over the energies of `init`; symbols' outputs that it lacks stay at zero."""
+    prior = init.prior
+    if prior is None or replace(prior.config, symbols=()) != replace(energy.config, symbols=()):
+        raise UserInputError(
+            f"{init.name} has other energies than preset {preset.name}; start from its own preset"
+        )
+    known = prior.state_dict()
+    if prior.config.symbols != energy.config.symbols:
+        known = {k: v for k, v in known.items() if ".symbol_" not in k}
+    energy.load_state_dict(known, strict=False)
 
 
 def train_prior(
@@ -171,12 +218,7 @@ def train_prior(
     torch.manual_seed(settings.seed)
     energy = new_prior(config)
     if init is not None:
-        if init.prior is None or init.config.prior != config.prior:
-            raise UserInputError(
-                f"{init.name} has other energies than preset {preset.name}; "
-                "start from its own preset"
-            )
-        energy.load_state_dict(init.prior.state_dict())
+        _warm_start(energy, init, preset)
     _channels_last(energy.to(device))
     learned = _prior_objective(objective, generator, encoder, energy, preset)
     make_run_folder(Path(folder))
@@ -191,7 +233,10 @@ def train_prior(
         return pipe(PREVIEW, output_type="torch").images * 2 - 1
 
     identity = f"{training.identity} {objective} {_fingerprint(generator)}"
-    task = Task("prior", learned, energy, config, preview, identity)
+    columns = _label_columns(preset, training)
+    if columns:
+        identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"
+    task = Task("prior", learned, energy, config, preview, identity, columns)
     result = train(
         task,
         training,

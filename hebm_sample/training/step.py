@@ -87,7 +87,7 @@ class NanGuard:
 
 def train_step(
     objective: Callable[..., tuple[Tensor, dict[str, Any]]],
-    batch: Tensor,
+    batch: tuple[Tensor, Tensor | None],
     fraction: float,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
@@ -97,7 +97,8 @@ def train_step(
     """Forward, backward, clip, update unless a gradient is not finite.
 
     Arguments:
-        objective: (batch, fraction of the run done) to (loss, statistics).
+        objective: (pictures, fraction of the run done[, labels]) to (loss, statistics).
+        batch: Pictures, and their labels where the objective asks for them.
         backward: Takes the loss; `accelerator.backward` where several processes share the work.
 
     Returns:
@@ -105,7 +106,9 @@ def train_step(
         `gradient_norm`.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss, stats = objective(batch, fraction)
+    images, labels = batch
+    inputs = (images, fraction) if labels is None else (images, fraction, labels)
+    loss, stats = objective(*inputs)
     backward(loss)
     norm = nn.utils.clip_grad_norm_(parameters, clip)
     finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))

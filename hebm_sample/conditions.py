@@ -1,0 +1,157 @@
+"""What is asked of samples, from the words that users write to the arithmetic of `prior.symbols`.
+
+    {"class": "horse"}                  y in {horse}
+    {"class": ["cat", "dog"]}           OR: y in {cat, dog}
+    {"class": "~cat"}                   NOT: y in everything but cat
+    {"Smiling": "yes", "Male": "no"}    AND: several variables at once
+
+Several negations in a list exclude all of them; with positive values they cut those down. For
+variables with the values "no" and "yes", True and False are accepted too.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hebm_sample.config import SymbolConfig, require_range
+from hebm_sample.errors import UserInputError
+from hebm_sample.prior.symbols import Condition, SymbolTable
+
+__all__ = ["Guidance", "Symbols", "allowed_values", "find_symbol", "read_condition"]
+
+Wish = str | bool | Sequence[str]
+Symbols = Mapping[str, Wish] | Sequence[Mapping[str, Wish]]
+Guidance = float | Mapping[str, float]
+
+MAX_GUIDANCE = 100.0
+MOST_SHOWN = 24
+
+
+def _unknown(word: str, known: Iterable[str], what: str) -> UserInputError:
+    """An error that lists what is known, the nearest match first."""
+    names = list(known)
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    hint = f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+    shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
+    return UserInputError(f"{what} {word!r}{hint}; it has {shown}")
+
+
+def find_symbol(symbols: Sequence[SymbolConfig], name: str, model: str) -> SymbolConfig:
+    """The variable called `name`; `UserInputError` names those that there are."""
+    if not symbols:
+        raise UserInputError(
+            f"{model} has no symbols, so {name!r} cannot be asked for; "
+            "`hebm-sample --list` shows the models that have"
+        )
+    for symbol in symbols:
+        if symbol.name == name:
+            return symbol
+    raise _unknown(name, (s.name for s in symbols), f"{model} has no symbol")
+
+
+def _items(symbol: SymbolConfig, wish: Any) -> list[str]:
+    if isinstance(wish, bool):
+        wish = "yes" if wish else "no"
+    items = [wish] if isinstance(wish, str) else wish
+    if (
+        not isinstance(items, Sequence)
+        or not items
+        or not all(isinstance(item, str) for item in items)
+    ):
+        raise UserInputError(
+            f"symbol {symbol.name!r} is asked to be {wish!r}; write a value, ~value, or a list"
+        )
+    return list(items)
+
+
+def allowed_values(symbol: SymbolConfig, wish: Wish) -> frozenset[int]:
+    """S, the positions of the values that `wish` allows.
+
+    Raises `UserInputError` for an unknown value, and where nothing is left.
+    """
+    positive, negative = set(), set()
+    for item in _items(symbol, wish):
+        value = item.removeprefix("~")
+        if value not in symbol.values:
+            raise _unknown(value, symbol.values, f"symbol {symbol.name!r} has no value")
+        (negative if item.startswith("~") else positive).add(symbol.values.index(value))
+    both = sorted(positive & negative)
+    every = set(range(len(symbol.values)))
+    left = (positive or every) - negative
+    if both or not left:
+        which = symbol.values[both[0]] if both else "any value"
+        raise UserInputError(
+            f"symbol {symbol.name!r} is asked to be {which} and not to be; "
+            "leave one of the two out"
+        )
+    return frozenset(left)
+
+
+def _weights(
+    symbols: Sequence[SymbolConfig], guidance: Guidance, asked: set[str], model: str
+) -> dict[str, float]:
+    """w_v of every variable that is asked."""
+    if isinstance(guidance, Mapping):
+        for name in guidance:
+            find_symbol(symbols, name, model)
+            if name not in asked:
+                raise UserInputError(
+                    f"guidance is given for {name!r}, which is not asked for; "
+                    "name it in symbols, or leave its guidance out"
+                )
+    weights = {
+        name: guidance.get(name, 1.0) if isinstance(guidance, Mapping) else guidance
+        for name in asked
+    }
+    for name, value in weights.items():
+        require_range(f"guidance of {name}", value, 0.0, MAX_GUIDANCE)
+    return weights
+
+
+def read_condition(
+    table: SymbolTable, symbols: Symbols | None, guidance: Guidance, count: int, model: str
+) -> Condition | None:
+    """The condition of `count` pictures; None if nothing is asked.
+
+    Arguments:
+        symbols: One mapping for all, or one a picture.
+        guidance: w, for all variables or by name.
+        model: Its name, for messages.
+
+    Raises:
+        UserInputError: An unknown variable or value, a contradiction, a guidance out of range, or
+            another number of mappings than pictures.
+    """
+    if not isinstance(guidance, Mapping):
+        require_range("guidance", guidance, 0.0, MAX_GUIDANCE)
+    if symbols is None:
+        if guidance != 1.0:
+            raise UserInputError("guidance is given, but no symbols that it could weigh")
+        return None
+    rows = [symbols] * count if isinstance(symbols, Mapping) else list(symbols)
+    if len(rows) != count or not all(isinstance(row, Mapping) for row in rows):
+        raise UserInputError(
+            f"symbols is a list of {len(rows)} for {count} pictures; give one mapping a picture, "
+            "or one for all"
+        )
+    asked = {name for row in rows for name in row}
+    weights = _weights(table.symbols, guidance, asked, model)
+    offsets = dict(zip((s.name for s in table.symbols), _starts(table), strict=True))
+    allowed = torch.ones(count, table.num_values, dtype=torch.bool)
+    weight = torch.zeros(count, len(table))
+    for i, row in enumerate(rows):
+        for name, wish in row.items():
+            symbol = find_symbol(table.symbols, name, model)
+            values, first = allowed_values(symbol, wish), offsets[name]
+            for j in range(len(symbol.values)):
+                allowed[i, first + j] = j in values
+            weight[i, table.symbols.index(symbol)] = weights[name]
+    return Condition(allowed, weight)
+
+
+def _starts(table: SymbolTable) -> list[int]:
+    """Where each variable's values begin."""
+    return [sum(table.sizes[:v]) for v in range(len(table))]

@@ -1,0 +1,92 @@
+r"""Sampling that starts from, or holds on to, latents u_0 that are already there.
+
+    kept groups    u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
+    free groups    start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
+
+with one standard normal eps a picture. Holding the kept groups at their own diffused values is an
+approximation to conditioning on them: the free groups see a noisy version of what is kept, and
+from level to level the same noise. To the sampler only the free groups exist.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hebm_sample.prior.conditional import Energy
+from hebm_sample.prior.schedule import Latents, Scalar, per_example
+
+__all__ = ["FreeGroups", "Given"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Latents to keep or to start from.
+
+    Arguments:
+        u: u_0, (B, C_i, H_i, W_i) a group, on the chains' device.
+        kept: Indices of the groups that are held; the others are free, at least one of them.
+        start_level: k, at which the free groups start from their diffused values; None starts them
+            from noise.
+    """
+
+    u: Latents
+    kept: tuple[int, ...] = ()
+    start_level: int | None = None
+
+
+def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
+    """cum_a u + cum_sigma eps, (B, C, H, W), for one noise level or (B,)."""
+    sigma = torch.as_tensor(cum_sigma, device=u.device)
+    cum_a = ((1 - sigma) * (1 + sigma)).clamp(min=0).sqrt()
+    if sigma.dim():
+        return per_example(cum_a, u) * u + per_example(sigma, u) * eps
+    return float(cum_a) * u + float(sigma) * eps
+
+
+class FreeGroups:
+    """The free groups of `given`, with the kept ones put back where they are needed.
+
+    Arguments:
+        given: None if all groups are free and start from noise.
+        eps: One standard normal draw of all groups.
+    """
+
+    def __init__(self, given: Given | None, eps: Latents) -> None:
+        self.given, self.eps = given, eps
+        kept = set(given.kept) if given is not None else set()
+        self.free: Sequence[int] = [i for i in range(len(eps)) if i not in kept]
+
+    def select(self, u: Latents) -> Latents:
+        """The free ones of all groups."""
+        return tuple(u[i] for i in self.free)
+
+    def start(self, cum_sigma: float) -> Latents:
+        """Free groups where their chains begin, at the start level's `cum_sigma`."""
+        if self.given is None or self.given.start_level is None:
+            return self.select(self.eps)
+        return tuple(_diffused(self.given.u[i], self.eps[i], cum_sigma) for i in self.free)
+
+    def full(self, free: Latents, cum_sigma: Scalar) -> Latents:
+        """All groups: the free ones, and the kept ones diffused to `cum_sigma`; 0 gives them
+        exactly.
+        """
+        if self.given is None or len(self.free) == len(self.eps):
+            return free
+        found = dict(zip(self.free, free, strict=True))
+        exact = isinstance(cum_sigma, float) and cum_sigma == 0.0
+        for i in self.given.kept:
+            u = self.given.u[i]
+            found[i] = u if exact else _diffused(u, self.eps[i], cum_sigma)
+        return tuple(found[i] for i in range(len(self.eps)))
+
+    def energy(self, energy: Energy, cum_sigma_of: Callable[[Tensor], Tensor]) -> Energy:
+        """The same energy as a function of the free groups alone.
+
+        Arguments:
+            cum_sigma_of: What the nets are told about a level, (B,), to cum_sigma (B,).
+        """
+        if len(self.free) == len(self.eps):
+            return energy
+        return lambda free, level: energy(self.full(free, cum_sigma_of(level)), level)
