@@ -41,7 +41,7 @@ SYMBOL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]
-Start = Literal["flow", "u_next"]
+Start = Literal["ancestral", "flow", "u_next"]
 ReferenceVariance = Literal["sigma_next", "posterior"]
 Parametrization = Literal["log_snr", "release"]
 Likelihood = Literal["discretized_logistic"]
@@ -325,8 +325,8 @@ class LangevinConfig(ConfigBase):
         steps: Gradient evaluations in all.
         kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the
             release's.
-        start: Where a level's chain starts: "u_next", or one deterministic flow step from it
-            ("flow").
+        start: Where a level's chain starts: "u_next", one deterministic flow step from it
+            ("flow"), or one random ancestral step from it ("ancestral").
         reference_variance: C of the corrected kernel: "sigma_next", sigma_{t+1}^2 (1 for a
             marginal), or "posterior", B_t below.
         step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a

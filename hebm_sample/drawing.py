@@ -186,7 +186,8 @@ class Drawer(Model):
             options: As of a call, without `best_of`.
         """
         require_choice("output_type", output_type, OutputType)
-        request, batch_size = self._request(num_images, seeds, **{"only_last": False} | options)
+        given: dict[str, Any] = {"only_last": False} | options
+        request, batch_size = self._request(num_images, seeds, **given)
         # Built eagerly: what is wrong with the request is said now, not when the first picture is
         # asked for.
         states = self._run(request, batch_size)

@@ -118,11 +118,13 @@ class Pipeline(Drawer):
         return self._finish(request, batch_size, output_type, num_variations)
 
     def _kept(self, keep: Groups) -> tuple[int, ...]:
+        """Indices of the kept groups, fewer than all."""
+        if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
+            nothing = keep.stop is not None and keep.stop == (keep.start or 0)
+        else:
+            nothing = not isinstance(keep, int) and len(keep) == 0
+        kept = () if nothing else tuple(self._group_indices(keep))
         count = len(self.generator.latent_shapes)
-        nothing = keep is not None and not isinstance(keep, int)
-        if nothing and (keep == slice(0, 0) or (not isinstance(keep, slice) and len(keep) == 0)):
-            return ()
-        kept = tuple(self._group_indices(keep))
         if len(kept) == count:
             raise UserInputError(
                 f"all {count} groups are kept, so nothing would change; keep at most {count - 1}"

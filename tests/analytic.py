@@ -2,15 +2,18 @@
 
 For data N(m, v) in every dimension the diffused density is N(cum_a m, V), V = cum_a^2 v +
 cum_sigma^2, so F = u^2/2 - (u - cum_a m)^2 / (2 V). All samplers are then linear in u, and their
-variance follows by recursion.
+variance follows by recursion. A mixture of such Gaussians, its components being the values of a
+symbol, has exact conditional energies.
 """
 
 import math
 
 import torch
 
-from hebm_sample.config import LangevinConfig
+from hebm_sample.config import LangevinConfig, SymbolConfig
+from hebm_sample.prior.conditional import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.prior.symbols import Condition, SymbolTable, symbol_part
 
 
 def gaussian_energy(variance: float, mean: float = 0.0):
@@ -33,6 +36,48 @@ def gaussian_energy(variance: float, mean: float = 0.0):
 def flat_energy(u, level):
     """F = 0: the prior is N(0, I)."""
     return torch.zeros(len(level), len(u), dtype=u[0].dtype)
+
+
+class Mixture:
+    """Gaussians of one variance in every dimension; the component is the variable `part`.
+
+    Arguments:
+        means, weights: One a component.
+        variance: Of each.
+    """
+
+    def __init__(self, means, weights, variance: float) -> None:
+        self.means = torch.tensor(means, dtype=torch.float64)
+        self.log_weights = torch.tensor(weights, dtype=torch.float64).log()
+        self.variance = variance
+        self.table = SymbolTable((SymbolConfig("part", tuple("abcdefgh"[: len(means)])),))
+
+    def logits(self, u, level):
+        """g^j = log p(u_t, y = j) - log N(u_t; 0, I) of rows u (B, D) at log SNR (B,): (B, J)."""
+        cum_a_squared = torch.sigmoid(level.double())[:, None, None]
+        total = cum_a_squared * self.variance + 1 - cum_a_squared
+        x = u.double()[:, None, :]
+        deviation = (x - cum_a_squared.sqrt() * self.means[None, :, None]).square()
+        log_ratio = 0.5 * (x.square() - deviation / total - total.log())
+        return (self.log_weights + log_ratio.sum(2)).to(u.dtype)
+
+    def every_number(self, wish=None):
+        """Energies (B, 1) that take each number of u for a picture of its own, all with one wish:
+        (values allowed, weight).
+        """
+
+        def energy(u, level):
+            row = flatten(u)
+            numbers, levels = row.reshape(-1, 1), level.repeat_interleave(row.shape[1])
+            condition = None
+            if wish is not None:
+                allowed = torch.zeros(len(numbers), len(self.means), dtype=torch.bool)
+                allowed[:, list(wish[0])] = True
+                condition = Condition(allowed, torch.full((len(numbers), 1), float(wish[1])))
+            terms = symbol_part(self.table, self.logits(numbers, levels), condition)
+            return terms.reshape(len(row), -1).sum(1, keepdim=True)
+
+        return energy
 
 
 def standard_normal(u):

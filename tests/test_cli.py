@@ -2,9 +2,11 @@
 failure is one line with the promised exit status.
 
 Without it an option could be parsed and ignored, a typing slip could cost minutes of sampling, and
-an interrupted run could leave half a picture. The pipeline here is a stand-in.
+an interrupted run could leave half a picture. Below, the pipeline is a stand-in; where
+pictures are steered it is the real one, with a tiny model.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,10 +18,11 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageChops
+from tiny import symbolic_config, symbolic_pipeline
 
 import hebm_sample
-from hebm_sample import images
+from hebm_sample import cli, images, listing
 from hebm_sample.cli import main
 from hebm_sample.config import (
     GeneratorConfig,
@@ -30,6 +33,7 @@ from hebm_sample.config import (
 )
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
+from hebm_sample.parameters import SECTIONS
 
 SIZE = 8
 
@@ -71,6 +75,14 @@ class FakePipeline:
             energies=torch.tensor([[s, 0.5] for s in seeds]),
             seeds=list(seeds),
         )
+
+    def vary(self, source, keep, num_variations, *, seeds, **options):
+        return self(seeds=seeds, prior="ebm", **options)
+
+    def layers(self, seed, columns, **options):
+        rows = len(self.config.generator.latent_shapes)
+        drawn = self(seeds=list(range(rows * columns)), prior="ebm", **options)
+        return drawn
 
 
 @pytest.fixture
@@ -268,8 +280,50 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "-n", "many"], "'many' is not a valid integer"),
         (["--dataset", "a", "--steps", "0"], "'--steps': 0 is not in the range"),
         (["--dataset", "a", "--batch", "0"], "'--batch': 0 is not in the range"),
-        (["--dataset", "a", "--temperature", "-1"], "-1.0 is not in the range"),
-        (["--dataset", "a", "--temperature", "nan"], "nan is not a finite number"),
+        (["--dataset", "a", "--temperature", "-1"], "'-1' is no number from 0 to 10, or one a"),
+        (["--dataset", "a", "--temperature", "nan"], "'nan' is no number from 0 to 10"),
+        (["--dataset", "a", "--temperature", "1,,1"], "'1,,1' is no number from 0 to 10"),
+        (["--dataset", "a", "--class", ""], "'' asks for nothing; write cat, ~cat or cat,dog"),
+        (["--dataset", "a", "--class", "cat,~"], "'cat,~' asks for nothing"),
+        (["--dataset", "a", "--attr", "=yes"], "'=yes' asks for nothing; write NAME, NAME=value"),
+        (["--dataset", "a", "--attr", "Male="], "'Male=' asks for nothing"),
+        (["--dataset", "a", "--class", "x", "--class", "y"], "class is asked to be x and to be y"),
+        (["--dataset", "a", "--class", "x", "--attr", "class=y"], "to be x and to be y; ask once"),
+        (["--dataset", "a", "--attr", "M", "--attr", "M=no"], "M is asked to be yes and to be no"),
+        (["--dataset", "a", "--guidance", "2"], "add --class or --attr, or leave it out"),
+        (
+            ["--dataset", "a", "--attr", "M", "--guidance", "x"],
+            "'x' is no weight; write W or NAME=W",
+        ),
+        (["--dataset", "a", "--attr", "M", "--guidance", "nan"], "'nan' is no weight"),
+        (["--dataset", "a", "--attr", "M", "--guidance", "M=101"], "W from 0 to 100"),
+        (["--dataset", "a", "--attr", "M", "--guidance", "=2"], "'=2' is no weight"),
+        (
+            ["--dataset", "a", "--attr", "M", "--guidance", "2", "--guidance", "3"],
+            "--guidance is given as 2 and 3; give one",
+        ),
+        (
+            ["--dataset", "a", "--attr", "Male", "--guidance", "Mole=2"],
+            "names 'Mole' (did you mean 'Male'?), which is not asked for; asked are Male",
+        ),
+        (["--dataset", "a", "--keep-top", "2"], "--keep-top needs --from-seed, or --mix"),
+        (["--dataset", "a", "--from-seed", "2"], "--from-seed needs --keep-top"),
+        (["--dataset", "a", "--from-seed", "1,2", "--keep-top", "1"], "'1,2' is more than one"),
+        (["--dataset", "a", "--from-seed", "-1", "--keep-top", "1"], "'-1' is not a seed"),
+        (["--dataset", "a", "--keep-top", "-1"], "-1 is not in the range"),
+        (["--dataset", "a", "--mix", "1"], "'1' is not A:B, two different seeds such as 7:12"),
+        (["--dataset", "a", "--mix", "1:1"], "'1:1' is not A:B"),
+        (["--dataset", "a", "--mix", "1:x"], "'x' is not a seed"),
+        (["--dataset", "a", "--mix", "1:2", "-n", "3"], "leave --seeds and -n out"),
+        (["--dataset", "a", "--mix", "1:2", "--outdir", "c"], "--mix is one sheet"),
+        (["--dataset", "a", "--layers", "--trajectory"], "--layers and --trajectory do not go"),
+        (["--dataset", "a", "--layers", "--seeds", "1,2"], "--layers shows one seed; --seeds"),
+        (["--dataset", "a", "--layers", "-n", "1"], "give 2 or more"),
+        (["--dataset", "a", "--layers", "--best-of", "2"], "--best-of ranks whole pictures"),
+        (["--dataset", "a", "--best-of", "0"], "0 is not in the range"),
+        (["--dataset", "a", "--gaussian-prior", "--layers"], "draws all groups at once"),
+        (["--dataset", "a", "--gaussian-prior", "--attr", "M"], "without the energies"),
+        (["--dataset", "a", "--gaussian-prior", "--best-of", "2"], "without the energies"),
         (["--dataset", "a", "--sampler", "best"], "'recovery', 'annealed', 'flow'"),
         (["--dataset", "a", "--device", "tpu"], "'auto', 'cpu', 'cuda'"),
         (["--dataset", "a", "--dtype", "float16"], "'float32', 'bfloat16'"),
@@ -342,7 +396,12 @@ def test_a_full_disk_is_the_surroundings_fault(fake, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def models(monkeypatch):
+def models(monkeypatch, tmp_path):
+    (tmp_path / "celebahq-64").mkdir()
+    config = json.dumps(symbolic_config().to_dict())
+    (tmp_path / "celebahq-64" / "config.json").write_text(config)
+    monkeypatch.setattr(listing, "_EMBEDDED", tmp_path)
+
     def row(name, resolution, folder, repo_id, figures):
         return types.SimpleNamespace(
             name=name,
@@ -367,9 +426,9 @@ def test_list_is_a_table(models):
     result = hebm_sample_command("--list")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "name      resolution  where       licence       gap closed",
-        "celebahq  64          embedded    CC-BY-NC-4.0  0.85",
-        "cifar10   32          me/cifar10  CC-BY-NC-4.0  -",
+        "name      resolution  where       licence       gap closed  symbols",
+        "celebahq  64          embedded    CC-BY-NC-4.0  0.85        class (3), Smiling",
+        "cifar10   32          me/cifar10  CC-BY-NC-4.0  -           -",
     ]
 
 
@@ -378,9 +437,217 @@ def test_list_as_json(models):
     assert [row["name"] for row in listed] == ["celebahq", "cifar10"]
     assert [row["embedded"] for row in listed] == [True, False]
     assert listed[0]["figures"] == {"gap_closed": 0.8512}
+    symbols = {"class": ["a", "b", "c"], "Smiling": ["no", "yes"]}
+    assert [row["symbols"] for row in listed] == [symbols, None]
+
+
+def test_a_config_that_cannot_be_read_spoils_no_listing(models, tmp_path):
+    (tmp_path / "celebahq-64" / "config.json").write_text("{")
+    assert hebm_sample_command("--list").stdout.splitlines()[1].endswith("0.85        -")
+
+
+# What is steered: the real pipeline, a tiny model with the symbols `class` and `Smiling`
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    symbolic_pipeline(steps=6).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return hebm_sample.Pipeline.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def sample(folder, tmp_path, monkeypatch):
+    """Run on the tiny model; the sheet and what --json said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        common = ("--dataset", folder, "--device", "cpu", "--json")
+        result = hebm_sample_command(*arguments, *common)
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        with Image.open(answer["files"][0]) as sheet:
+            sheet.load()
+        return sheet, answer
+
+    return run
+
+
+def alike(a, b):
+    return a.size == b.size and ImageChops.difference(a, b.convert(a.mode)).getbbox() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "symbols", "guidance"),
+    [
+        (["--class", "b"], {"class": "b"}, 1.0),
+        (["--class", "a,b"], {"class": ["a", "b"]}, 1.0),
+        (["--class", "~b", "--guidance", "3"], {"class": "~b"}, 3.0),
+        (["--attr", "Smiling"], {"Smiling": "yes"}, 1.0),
+        (
+            ["--attr", "Smiling=~yes", "--attr", "class=a,c", "--attr", "class=c,a"]
+            + ["--guidance", "2", "--guidance", "class=0.5"],
+            {"Smiling": "no", "class": ["a", "c"]},
+            {"Smiling": 2.0, "class": 0.5},
+        ),
+    ],
+)
+def test_what_is_asked_is_what_the_pipeline_is_asked(sample, pipe, arguments, symbols, guidance):
+    sheet, answer = sample("-n", 2, *arguments)
+    expected = pipe(2, symbols=symbols, guidance=guidance)
+    assert alike(sheet, expected.grid())
+    assert answer["energies"] == expected.energies.tolist()
+    assert not alike(sheet, pipe(2).grid())
+
+
+def test_what_is_asked_is_written_down(sample):
+    sheet, answer = sample("-n", 1, "--class", "a,b", "--attr", "Smiling=no", "--guidance", "2")
+    assert answer["symbols"] == {"class": ["a", "b"], "Smiling": "no"}
+    assert answer["guidance"] == {"class": 2.0, "Smiling": 2.0}
+    assert sheet.text["symbols"] == "class=a,b Smiling=no"
+    assert sheet.text["guidance"] == "class=2.0 Smiling=2.0"
+
+
+def test_best_of_is_the_pipelines(sample, pipe):
+    sheet, answer = sample("-n", 2, "--best-of", 3)
+    assert alike(sheet, pipe(2, best_of=3).grid())
+    assert answer["best_of"] == 3
+
+
+def test_a_temperature_a_group(sample, pipe):
+    sheet, answer = sample("-n", 2, "--temperature", "0.5,1,0")
+    assert alike(sheet, pipe(2, temperature=(0.5, 1.0, 0.0)).grid())
+    assert answer["temperature"] == [0.5, 1.0, 0.0]
+    assert sheet.text["temperature"] == "0.5,1.0,0.0"
+
+
+def test_variations_keep_the_seeds_groups(sample, pipe):
+    sheet, answer = sample(
+        "--keep-top", 1, "--from-seed", 7, "--seeds", "3-6", "--attr", "Smiling"
+    )
+    wishes = {"symbols": {"Smiling": True}}
+    expected = pipe.vary(pipe(seeds=[7], **wishes), slice(0, 1), 4, seeds=range(3, 7), **wishes)
+    assert alike(sheet, expected.grid(2))
+    assert (answer["seeds"], answer["from_seed"], answer["keep_top"]) == ([3, 4, 5, 6], 7, 1)
+    first, answer = sample("--keep-top", 1, "--from-seed", 7, "--seeds", "3-6", "--outdir", "v")
+    assert answer["files"] == [f"v/seed000{s}.png" for s in range(3, 7)]
+    plain = pipe.vary(pipe(seeds=[7]), slice(0, 1), 4, seeds=range(3, 7))
+    assert alike(first, plain.images[0])
+    assert first.text["seed"] == "3" and first.text["from_seed"] == "7"
+
+
+def test_layers_are_the_papers_figure(sample, pipe):
+    sheet, answer = sample("--layers", "--seeds", 7, "-n", 3, "--class", "c")
+    assert alike(sheet, pipe.layers(7, 3, symbols={"class": "c"}).grid())
+    assert sheet.size == (3 * 18 - 2, 3 * 18 - 2)
+    assert (answer["seeds"], answer["sheet"]) == ([7], "layers")
+
+
+def test_mix_goes_from_the_fine_seed_to_the_coarse_one(sample, pipe):
+    sheet, answer = sample("--mix", "4:9")
+    coarse, fine = pipe(seeds=[4, 9]).images
+    assert sheet.size == (4 * 18 - 2, 16)
+    assert alike(sheet.crop((0, 0, 16, 16)), fine)
+    assert alike(sheet.crop((54, 0, 70, 16)), coarse)
+    assert answer["seeds"] == [4, 9]
+    one, _ = sample("--mix", "4:9", "--keep-top", 2)
+    assert alike(one, sheet.crop((36, 0, 52, 16)))
+    assert alike(one, pipe.mix(pipe(seeds=[4]), pipe(seeds=[9]), 2)[0])
+
+
+def test_trajectories_are_rows_of_levels(sample, pipe):
+    sheet, answer = sample("--trajectory", "-n", 3, "--batch", 2)
+    levels = list(pipe.stream(3, batch_size=2))
+    rows = [image for row in zip(*(s.images for s in levels), strict=True) for image in row]
+    assert alike(sheet, images.grid(rows, len(levels)))
+    assert answer["energies"] == levels[-1].energies.tolist()
+    flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4)
+    assert flow.size == (4 * 18 - 2, 16)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--keep-top", "1", "--from-seed", "7", "-n", "5"],
+        ["--layers", "-n", "4"],
+        ["--mix", "4:9"],
+        ["--trajectory", "-n", "3"],
+        ["--best-of", "3", "-n", "3"],
+    ],
+)
+def test_the_bar_ends_where_it_said(sample, arguments, monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(total, name, quiet):
+        seen.append([total, 0])
+
+        def update(count):
+            seen[0][1] += count
+
+        yield update
+
+    monkeypatch.setattr(cli, "progress_bar", bar)
+    sample("--batch", 2, "--steps", 3, *arguments)
+    total, done = seen[0]
+    assert total == done > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--class", "d"], "symbol 'class' has no value 'd'; it has a, b, c"),
+        (["--attr", "Smilling"], "(did you mean 'Smiling'?); it has class, Smiling"),
+        (["--attr", "Smiling=yess"], "(did you mean 'yes'?); it has no, yes"),
+        (["--attr", "Smiling=yes,~yes"], "asked to be yes and not to be"),
+        (["--class", "~a,~b,~c"], "'class' is asked to be any value and not to be"),
+        (
+            ["--keep-top", "3", "--from-seed", "7"],
+            "--keep-top is 3; tiny has 3 groups, of which 0",
+        ),
+        (["--keep-top", "4", "--mix", "1:2"], "of which 0 to 3 can be kept"),
+        (["--temperature", "1,1"], "temperature has 2 numbers; the model has 3 groups"),
+        (["--steps", "2"], "needs at least 3"),
+    ],
+)
+def test_what_the_model_has_not_is_refused(folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = hebm_sample_command("--dataset", folder, "--device", "cpu", *arguments)
+    refused(result, 2, message)
+    assert os.listdir(tmp_path) == []
+
+
+def test_sheets_that_no_viewer_opens_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    for arguments in (["--layers"], ["--mix", "1:2"], ["--trajectory", "-n", "3"]):
+        result = hebm_sample_command("--dataset", folder, *arguments)
+        refused(result, 2, "pixels; use --outdir, or ask for fewer")
 
 
 # --help
+
+
+def test_help_is_in_sections():
+    text = hebm_sample_command("--help").stdout
+    places = [text.index(f"\n{title}:\n") for title in (*SECTIONS, "Other")]
+    assert places == sorted(places)
+
+
+def test_model_names_are_completed(models, monkeypatch):
+    monkeypatch.setenv("_HEBM_SAMPLE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "hebm-sample --dataset c")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    result = CliRunner().invoke(main, [], prog_name="hebm-sample")
+    assert result.stdout.split() == ["plain,celebahq", "plain,cifar10"]
+    monkeypatch.setenv("COMP_WORDS", "hebm-sample --dataset ./my")
+    result = CliRunner().invoke(main, [], prog_name="hebm-sample")
+    assert result.stdout.split() == ["dir,./my"]
 
 
 def test_help_shows_examples_and_version():

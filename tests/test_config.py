@@ -9,7 +9,7 @@ import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from tiny import tiny_config
+from tiny import symbolic_config, tiny_config
 
 from hebm_sample.config import (
     FORMAT_VERSION,
@@ -19,6 +19,7 @@ from hebm_sample.config import (
     PriorConfig,
     ScaleConfig,
     StageConfig,
+    SymbolConfig,
 )
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.presets import PRESETS
@@ -51,6 +52,17 @@ def test_values_that_differ_from_the_defaults_survive():
     again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config and again.prior is None
     assert again.sampling.temperature == 0.7 and again.generator.scales[1].cells == 0
+
+
+def test_symbols_and_a_temperature_a_group_survive():
+    config = symbolic_config(temperature=(1.0, 0.5, 0.0))
+    data = json.loads(json.dumps(config.to_dict()))
+    assert data["prior"]["symbols"][1] == {"name": "Smiling", "values": ["no", "yes"]}
+    again = ModelConfig.from_dict(data)
+    assert again == config and again.sampling.temperature == (1.0, 0.5, 0.0)
+    assert LangevinConfig(temperature=[1, 0.5]) == LangevinConfig(temperature=(1, 0.5))
+    del data["prior"]["symbols"]
+    assert ModelConfig.from_dict(data).prior.symbols == ()
 
 
 def test_missing_optional_keys_take_the_defaults():
@@ -104,7 +116,7 @@ def nested(path, value):
         (["sampling", "steps"], 12.0, r"config\.sampling\.steps is 12\.0; it must be of type int"),
         (["sampling", "steps"], True, r"config\.sampling\.steps is True; it must be of type int"),
         (["sampling", "denoise"], 1, r"config\.sampling\.denoise is 1; it must be of type bool"),
-        (["sampling", "temperature"], None, r"temperature is None; it must be of type float"),
+        (["sampling", "temperature"], None, r"temperature is None; it must lie in"),
         (["sampling", "temperature"], math.nan, r"temperature is nan; it must lie in"),
         (["prior", "levels"], 0.5, r"config\.prior\.levels is 0\.5; it must be a list"),
         (["prior", "levels", 0], "a", r"config\.prior\.levels\[0\] is 'a'"),
@@ -216,3 +228,43 @@ def test_the_plain_kernel_takes_larger_steps():
 def test_prior_settings_out_of_range(change, match):
     with pytest.raises(UserInputError, match=match):
         PriorConfig(levels=(0.1, 1.0), **change)
+
+
+NO_YES = {"name": "Smiling", "values": ["no", "yes"]}
+
+
+@pytest.mark.parametrize(
+    ("symbols", "match"),
+    [
+        ([NO_YES, NO_YES], r"symbols \['Smiling', 'Smiling'\] name a variable twice"),
+        ([NO_YES | {"values": ["yes"]}], r"'Smiling' has the values \['yes'\]; it needs 2 to"),
+        ([NO_YES | {"values": []}], r"it needs 2 to 1000 different ones"),
+        ([NO_YES | {"values": ["no", "no"]}], r"it needs 2 to 1000 different ones"),
+        ([NO_YES | {"values": [str(i) for i in range(1001)]}], r"it needs 2 to 1000"),
+        ([NO_YES | {"values": ["no", "~yes"]}], r"symbol name '~yes'; it must have 1 to 64"),
+        ([NO_YES | {"values": "yes"}], r"symbols\[0\]\.values is 'yes'; it must be a list"),
+        ([NO_YES | {"values": [0, 1]}], r"symbols\[0\]\.values\[0\] is 0; it must be of type str"),
+        ([NO_YES | {"name": "a=b"}], r"symbol name 'a=b'"),
+        ([NO_YES | {"name": ""}], r"symbol name ''"),
+        ([{"name": "Smiling"}], r"symbols\[0\] lacks the keys \['values'\]"),
+        ([NO_YES | {"weight": 1}], r"symbols\[0\] has unknown keys \['weight'\]"),
+        (NO_YES, r"symbols is .*; it must be a list"),
+        ([NO_YES | {"name": f"v{i}"} for i in range(257)], r"257 variables; it can have 256"),
+    ],
+)
+def test_symbols_that_cannot_be(symbols, match):
+    with pytest.raises(UserInputError, match=match):
+        ModelConfig.from_dict(nested(["prior", "symbols"], symbols))
+
+
+def test_symbols_made_in_python_are_checked_too():
+    with pytest.raises(UserInputError, match="it needs 2 to 1000 different ones"):
+        SymbolConfig("class", ("a", "b", "a"))
+
+
+@pytest.mark.parametrize(
+    "temperature", [-0.1, 11.0, (1.0, -1.0), [1.0, math.inf], ("a",), (None,)]
+)
+def test_temperatures_out_of_range(temperature):
+    with pytest.raises(UserInputError, match="temperature is .* must lie in"):
+        LangevinConfig(temperature=temperature)

@@ -5,16 +5,18 @@ argument.
 """
 
 import csv
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tiny import tiny_config, tiny_pipeline
+from tiny import SYMBOLS, symbolic_pipeline, tiny_config, tiny_pipeline
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 GROUPS = len(tiny_config().generator.latent_shapes)
+SIZE, GUTTER = tiny_config().generator.image_size, 2
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     tiny_pipeline().save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def symbolic(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of a model with the variables `class` and `Smiling`."""
+    folder = tmp_path_factory.mktemp("symbolic")
+    symbolic_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three pictures, none of the model's size or square."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40 + i, 30), (60 * i, 90, 120)).save(path)
+    return paths
 
 
 def run(name: str, *arguments: object) -> str:
@@ -35,11 +55,20 @@ def run(name: str, *arguments: object) -> str:
 def is_picture(path: Path) -> bool:
     with Image.open(path) as picture:
         picture.load()
-        return picture.format == "PNG" and min(picture.size) >= 2 * 16
+        return picture.format == "PNG" and min(picture.size) >= 2 * SIZE
+
+
+def sheet(path: Path) -> tuple[int, int]:
+    """(columns, rows) of a sheet of the tiny model's pictures."""
+    assert is_picture(path)
+    with Image.open(path) as picture:
+        columns, rows = ((side + GUTTER) / (SIZE + GUTTER) for side in picture.size)
+    assert columns.is_integer() and rows.is_integer()
+    return int(columns), int(rows)
 
 
 def test_no_example_is_left_out() -> None:
-    tested = {"sample.py", "compare_priors.py", "energy_score.py", "train_your_own.py"}
+    tested = set(re.findall(r'"(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -83,6 +112,82 @@ def test_energy_score_of_files(model: str, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (200, 30, 90)).save(picture)
     assert str(picture) in run("energy_score.py", picture, "--model", model, "--out", out)
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_class_conditional(symbolic: str, tmp_path: Path) -> None:
+    out = tmp_path / "classes.png"
+    printed = run("class_conditional.py", "--dataset", symbolic, "-n", 2, "--out", out)
+    assert sheet(out) == (2, len(SYMBOLS[0].values))
+    assert printed.count("named in") == len(SYMBOLS[0].values)
+    chosen = ("--dataset", symbolic, "--symbol", "Smiling", "--out", out)
+    assert "yes: named in" in run("class_conditional.py", *chosen)
+    assert sheet(out) == (8, 2)
+
+
+def test_class_conditional_of_a_model_without_symbols(model: str) -> None:
+    command = runpy.run_path(str(EXAMPLES / "class_conditional.py"))["main"]
+    refused = CliRunner().invoke(command, ["--dataset", model])
+    assert refused.exit_code == 2 and "has the symbols [], not 'class'" in refused.output
+
+
+def test_attributes(symbolic: str, tmp_path: Path) -> None:
+    out = tmp_path / "attributes.png"
+    assert "Smiling=yes" in run("attributes.py", "--dataset", symbolic, "--out", out)
+    assert sheet(out) == (8, 2)
+    asked = ("--attr", "class=~a", "--attr", "Smiling")
+    printed = run("attributes.py", "--dataset", symbolic, *asked, "-n", 2, "--out", out)
+    assert printed.splitlines()[1:] == ["class=~a", "class=~a, Smiling=yes"]
+    assert sheet(out) == (2, 3)
+
+
+def test_vary_layers(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "layers.png"
+    printed = run("vary_layers.py", "--dataset", model, "--columns", 3, "--out", out)
+    assert sheet(out) == (3, GROUPS)
+    kept = [line.split()[1] for line in printed.splitlines()[1:]]
+    assert kept == [str(k) for k in reversed(range(GROUPS))]
+
+
+def test_mix_interpolate(model: str, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "between.png"
+    run("mix_interpolate.py", "--dataset", model, "--out", out)
+    assert sheet(out) == (GROUPS + 1, 2)
+    with Image.open(out) as picture:  # both rows begin and end with the same two pictures
+        last = picture.width - SIZE
+        for x in (0, last):
+            top = picture.crop((x, 0, x + SIZE, SIZE))
+            below = picture.crop((x, SIZE + GUTTER, x + SIZE, 2 * SIZE + GUTTER))
+            assert top.tobytes() == below.tobytes()
+    run("mix_interpolate.py", "--dataset", model, "--pictures", *photos[:2], "--out", out)
+    assert sheet(out) == (GROUPS + 1, 2)
+
+
+def test_edit_face(symbolic: str, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "edits.png"
+    assert "{'Smiling': 'yes'}" in run("edit_face.py", "--dataset", symbolic, "--out", out)
+    assert sheet(out) == (8, 3)
+    asked = ("--dataset", symbolic, "--attr", "class=b", "--top", 2, "--out", out)
+    assert "{'class': 'b'}" in run("edit_face.py", *photos, *asked)
+    assert sheet(out) == (3, 3)
+
+
+def test_inpaint(model: str, photos: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "inpainted.png"
+    run("inpaint.py", "--dataset", model, "--out", out)
+    assert sheet(out) == (8, 4)
+    mask = tmp_path / "mask.png"
+    Image.new("L", (40, 30), 255).save(mask)
+    run("inpaint.py", *photos, "--dataset", model, "--mask", mask, "--out", out)
+    assert sheet(out) == (3, 4)
+
+
+def test_trajectory(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "trajectory.png"
+    printed = run("trajectory.py", "--dataset", model, "-n", 3, "--out", out)
+    prior = tiny_config().prior
+    assert prior is not None
+    assert sheet(out) == (3, prior.num_levels)
+    assert printed.count("mean energy") == prior.num_levels
 
 
 def test_train_your_own(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Parts of the package and the parts they may import: the picture in docs/architecture.md.
 _BASE = {"errors", "config"}
 _TOOLS = _BASE | {"images", "seeds", "generator", "prior", "sampling", "hub"}
+_COMMANDS = {"console", "parameters", "options", "machine", "listing"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
@@ -51,8 +52,14 @@ ALLOWED = {
     "drawing": _TOOLS | {"samples", "conditions", "inpainting", "model"},
     "pipeline": _TOOLS | {"samples", "conditions", "inpainting", "model", "drawing"},
     "console": _BASE,
+    "parameters": _BASE | {"seeds", "hub", "console"},
     "options": _BASE | {"seeds"},
-    "cli": _TOOLS | {"pipeline", "samples", "console", "options"},
+    "machine": _TOOLS | {"pipeline", "options"},
+    "listing": _BASE | {"hub"},
+    "cli": _TOOLS | _COMMANDS | {"pipeline", "samples"},
+    "edit_options": _BASE | {"options"},
+    "scoring": {"listing", "pipeline"},
+    "edit_cli": _TOOLS | _COMMANDS | {"pipeline", "samples", "edit_options", "scoring"},
     "metrics": _TOOLS | {"pipeline"},
     "training": _TOOLS | {"pipeline", "console", "metrics"},
 }

@@ -460,10 +460,10 @@ def test_a_generator_alone(images):
     bare = Pipeline(type(config)("bare", config.generator), generator, None, encoder)
     out = bare(num_images=2, prior="gaussian")
     assert out.energies is None and len(out.images) == 2
-    refusal = r"^bare has no energy-based prior; sample with prior='gaussian'$"
+    refusal = r"^bare has no energy-based prior, so no energies; sample it with prior='gaussian'$"
     with pytest.raises(UserInputError, match=refusal):
         bare()
-    with pytest.raises(UserInputError, match=r"bare has no energy-based prior, so no energy"):
+    with pytest.raises(UserInputError, match=r"bare has no energy-based prior, so no energies"):
         bare.energy(images)
 
 

@@ -1,4 +1,4 @@
-"""What the README tells people to type exists, and what it links to is there.
+"""What the README and the docs tell people to type exists, and what they link to is there.
 
 A renamed option would otherwise break the first thing that a newcomer tries, with all other tests
 passing.
@@ -13,17 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = ("hebm-sample", "hebm-train")
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+PROGRAMS = ("hebm-sample", "hebm-edit", "hebm-train")
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def _commands() -> list[list[str]]:
+def _commands(text: str = README) -> list[list[str]]:
     """Words of each simple command in the shell blocks, split at `&&`, comments dropped."""
     commands = []
-    for line in "".join(_blocks("bash")).replace("\\\n", " ").splitlines():
+    for line in "".join(_blocks("bash", text)).replace("\\\n", " ").splitlines():
         for words in re.split(r"\s&&\s", line):
             if found := shlex.split(words, comments=True):
                 commands.append([Path(found[0]).name, *found[1:]])
@@ -31,12 +32,20 @@ def _commands() -> list[list[str]]:
 
 
 OURS = [command for command in _commands() if command[0] in PROGRAMS]
+IN_DOCS = [
+    command
+    for page in PAGES
+    for command in _commands(page.read_text(encoding="utf-8"))
+    if command[0] in PROGRAMS and command not in OURS
+]
 
 
 def _resolve(words: list[str]) -> tuple[click.Command, list[str]]:
     """The click command that these words run, and the words that follow its name."""
     if words[0] == "hebm-sample":
         from hebm_sample.cli import main
+    elif words[0] == "hebm-edit":
+        from hebm_sample.edit_cli import main
     else:
         from hebm_sample.training.cli import main
     command, rest = main, words[1:]
@@ -46,13 +55,13 @@ def _resolve(words: list[str]) -> tuple[click.Command, list[str]]:
     return command, rest
 
 
-def test_the_readme_shows_both_programs() -> None:
+def test_the_readme_shows_all_programs() -> None:
     assert {command[0] for command in OURS} == set(PROGRAMS)
     verbs = {command[1] for command in OURS if command[0] == "hebm-train"}
     assert verbs == {"generator", "prior", "export", "evaluate"}
 
 
-@pytest.mark.parametrize("words", OURS, ids=" ".join)
+@pytest.mark.parametrize("words", OURS + IN_DOCS, ids=" ".join)
 def test_options_exist(words: list[str]) -> None:
     command, rest = _resolve(words)
     known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
@@ -60,7 +69,7 @@ def test_options_exist(words: list[str]) -> None:
     assert asked <= known
 
 
-@pytest.mark.parametrize("words", OURS, ids=" ".join)
+@pytest.mark.parametrize("words", OURS + IN_DOCS, ids=" ".join)
 def test_the_words_can_be_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # Values too: choices and ranges. The reader's folders are not here, so none is looked for.
     command, rest = _resolve(words)
@@ -84,6 +93,19 @@ def test_links_lead_to_files() -> None:
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_docs_lead_to_files(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_of_the_docs_are_python(page: Path) -> None:
+    for block in _blocks("python", page.read_text(encoding="utf-8")):
+        compile(block, page.name, "exec")
+
+
 def test_paths_named_in_the_text_exist() -> None:
     paths = re.findall(r"`(hebm_sample/[\w./]+)`", README)
     assert paths
@@ -91,9 +113,11 @@ def test_paths_named_in_the_text_exist() -> None:
     assert not missing
 
 
-def test_python_block_is_python() -> None:
-    (block,) = _blocks("python")
-    compile(block, "README.md", "exec")
+def test_python_blocks_are_python() -> None:
+    blocks = _blocks("python")
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
 
 
 def test_ci_installs_and_tests_as_the_readme_says() -> None:

@@ -2,7 +2,7 @@
 
 The energies' heads start at zero, where nothing that reads them could be seen to be wrong, so they
 are given small values; so are the mus and sigmas of generator and encoder, which start near 0
-and 1.
+and 1. `symbolic_pipeline` is the same with two symbols, whose heads get values too.
 """
 
 from dataclasses import replace
@@ -10,18 +10,27 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import ModelConfig, SymbolConfig
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.training.presets import find_preset
 
+SYMBOLS = (SymbolConfig("class", ("a", "b", "c")), SymbolConfig("Smiling", ("no", "yes")))
+
 
 def tiny_config(**sampling) -> ModelConfig:
     preset = find_preset("tiny")
     defaults = replace(preset.sampling, **sampling)
     return ModelConfig("tiny", preset.generator, preset.prior, defaults)
+
+
+def symbolic_config(**sampling) -> ModelConfig:
+    """The tiny model with the variables `class` (a, b, c) and `Smiling` (no, yes)."""
+    config = tiny_config(**sampling)
+    assert config.prior is not None
+    return replace(config, prior=replace(config.prior, symbols=SYMBOLS))
 
 
 def release_config() -> ModelConfig:
@@ -47,6 +56,9 @@ def tiny_modules(config: ModelConfig | None = None, seed: int = 0, energy: float
         for net in prior.nets:
             for head in (net.out, net.gain, net.pooled):
                 nn.init.normal_(head.weight, std=energy)
+            if net.symbol_values:
+                nn.init.normal_(net.symbol_out.weight, std=energy)
+                nn.init.normal_(net.symbol_pooled.weight, std=6 * energy)
     return generator, encoder, prior
 
 
@@ -54,6 +66,11 @@ def tiny_pipeline(config: ModelConfig | None = None, **options) -> Pipeline:
     config = config or tiny_config()
     generator, encoder, prior = tiny_modules(config)
     return Pipeline(config, generator, prior, encoder, **options)
+
+
+def symbolic_pipeline(**sampling) -> Pipeline:
+    """`tiny_pipeline` of `symbolic_config`; with other sampler defaults if given."""
+    return tiny_pipeline(symbolic_config(**sampling))
 
 
 def tiny_latents(config: ModelConfig, batch: int = 2, seed: int = 0, dtype=torch.float32):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hebm_sample.config import SymbolConfig
 from hebm_sample.training.presets import Preset, find_preset
 
 SHORT = {"steps": 10, "log_every": 4, "checkpoint_every": 0.0, "sample_every": 1e9}
@@ -38,3 +39,11 @@ def short_preset(**settings) -> Preset:
         generator_settings=replace(preset.generator_settings, **settings),
         prior_settings=replace(preset.prior_settings, **settings),
     )
+
+
+def labelled_preset(**settings) -> Preset:
+    """`short_preset` with the symbol `Bright` (no, yes), the column `bright` of the labels."""
+    preset = short_preset(**settings)
+    symbols = (SymbolConfig("Bright", ("no", "yes")),)
+    prior = replace(preset.prior, symbols=symbols)
+    return replace(preset, prior=prior, label_columns=(("Bright", "bright"),))

@@ -28,6 +28,8 @@ def model_card(
     generator, prior = config.generator, config.prior
     shapes = ", ".join("x".join(map(str, s)) for s in generator.latent_shapes)
     levels = "none" if prior is None else ", ".join(f"{s:g}" for s in prior.levels)
+    table = prior.symbols if prior is not None else ()
+    symbols = "; ".join(f"{s.name} ({', '.join(s.values)})" for s in table) or "none"
     return f"""---
 license: other
 license_name: {licence.split(":")[0].split(",")[0].strip().lower().replace(" ", "-")}
@@ -43,6 +45,7 @@ A hierarchical latent-variable generator with a diffusion-learned energy-based p
 
 - Latent groups, top to bottom: {shapes} ({generator.latent_dimensions} dimensions).
 - Noise levels of the prior (cum_sigma): {levels}.
+- Symbols: {symbols}.
 - Sampler: {config.sampling.sampler}, {config.sampling.steps} gradients.
 - Licence of these weights: {licence}.
 

@@ -1,4 +1,6 @@
-"""How good are the pictures: Fréchet distances, their errors, and spaces to take them in."""
+"""How good are the pictures, and do they show what was asked: Fréchet distances, their errors,
+spaces to take them in; and judges.
+"""
 
 from hebm_sample.metrics.classifier import train_feature_net
 from hebm_sample.metrics.features import (
@@ -17,19 +19,33 @@ from hebm_sample.metrics.frechet import (
     jackknife_standard_error,
     measure_gap,
 )
+from hebm_sample.metrics.judge import (
+    JudgeNet,
+    Verdict,
+    accuracies,
+    load_judge,
+    save_judge,
+    train_judge,
+)
 
 __all__ = [
     "FeatureNet",
     "FeatureStatistics",
     "GapMeasurement",
+    "JudgeNet",
     "PcaFeatures",
+    "Verdict",
+    "accuracies",
     "extract",
     "frechet_distance",
     "frechet_standard_error",
     "gap_closed",
     "jackknife_standard_error",
     "load_extractor",
+    "load_judge",
     "measure_gap",
     "save_extractor",
+    "save_judge",
     "train_feature_net",
+    "train_judge",
 ]

@@ -55,7 +55,7 @@ class SymbolTable:
 
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """(..., V) to one (..., values) a variable."""
-        return outputs.split(self.sizes, dim=-1)
+        return torch.split(outputs, self.sizes, dim=-1)
 
     def probabilities(self, logits: Tensor) -> dict[str, Tensor]:
         """p(y_v = j | u) of g (..., V): (..., values) a variable."""
@@ -69,7 +69,9 @@ class SymbolTable:
             The mean over the known labels (0 if none is known), and the number of right answers
             and of known labels a variable, (variables,) each.
         """
-        total, right, known = logits.new_zeros(()), [], []
+        total = logits.new_zeros(())
+        right: list[Tensor] = []
+        known: list[Tensor] = []
         for v, g in enumerate(self.split(logits)):
             y = labels[:, v]
             total = total + F.cross_entropy(g, y, ignore_index=-1, reduction="sum")

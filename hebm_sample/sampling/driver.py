@@ -5,8 +5,16 @@ r"""From noise to latents: a chain at one level, and the loops over levels.
 - `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t.
 - `flow`: no chains, the probability flow of `sampling/flow.py`.
 
-The first two start from N(0, I), and between levels take one flow step (start "flow") or stay
-where they are ("u_next"). Their steps are s = c B_t and their reference variances C, with
+The first two start from N(0, I), and between levels they
+
+    stay where they are                                            start "u_next"
+    take one step of the flow                                      start "flow"
+    u_t = a u + (sigma^2 / a) grad F(u, t+1) + sigma eps           start "ancestral"
+
+with a, sigma of level t+1. The last is the draw of u_t given u_{t+1} = u that Tweedie's guess of
+u_0 suggests, and exact for F = 0. From the other two a chain must still forget that it starts in
+step with u_{t+1}, or every level hands on too much variance. Their steps are s = c B_t and their
+reference variances C, with
 
     chain on               B_t                                                C
     log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
@@ -23,14 +31,21 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from hebm_sample.config import Kernel, LangevinConfig, Parametrization, ReferenceVariance
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import Energy, conditional_at, cum_sigma_of, marginal_at
+from hebm_sample.prior.conditional import (
+    Energy,
+    MarginalEBM,
+    conditional_at,
+    cum_sigma_of,
+    marginal_at,
+)
 from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Scalar, release_step_sizes
 from hebm_sample.sampling.flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.given import FreeGroups, Given
-from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step
+from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step, value_and_grad
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.state import GradientTally, LevelState
 
@@ -155,8 +170,8 @@ def sample_prior(
         states = probability_flow(energy, path, partial(groups.start, high), tally)
         sigmas = [0.0, *path[-3::-1]]
     else:
-        # A start below the noisiest level first takes a flow step down from there.
-        descends = top < schedule.num_levels and config.start == "flow"
+        # A start below the noisiest level first takes a step down from there.
+        descends = top < schedule.num_levels and config.start != "u_next"
         budget = gradients_per_level(config.steps - descends, top)
         chains = _Chains(energy, schedule, config, parametrization, step_size_0)
         states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
@@ -221,20 +236,19 @@ class _Chains:
         """Levels len(budget) - 1 ... 0, from `start` one level above. If asked to, a level's last
         gradient carries its chains down.
         """
-        u, u_next, levels = start, start, self.schedule.levels
+        u = u_next = start
         if descends:
             top = len(budget)
             marginal = marginal_at(self.energy, self.schedule, top, self.parametrization)
-            u, _, _ = flow_step(marginal, u_next, levels[top], levels[top - 1])
+            u, _ = self._descend(marginal, u_next, top, draw)
             tally()
         for t in reversed(range(len(budget))):
-            carries = self.config.start == "flow" if t > 0 else self.config.denoise
+            carries = self.config.start != "u_next" if t > 0 else self.config.denoise
             u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
             marginal = marginal_at(self.energy, self.schedule, t, self.parametrization)
             moved, terms = u, None
             if carries:
-                sigma_to = self.schedule.levels[t - 1] if t > 0 else 0.0
-                moved, terms, _ = flow_step(marginal, u, self.schedule.levels[t], sigma_to)
+                moved, terms = self._descend(marginal, u, t, draw)
                 tally()
             if t == 0:
                 u, terms = moved, None
@@ -242,6 +256,21 @@ class _Chains:
             tally.check(t, u, terms)
             yield LevelState(t, u, terms, info)
             u_next, u = u, moved
+
+    def _descend(
+        self, marginal: MarginalEBM, u: Latents, t: int, draw: Callable[[], Latents]
+    ) -> tuple[Latents, Tensor]:
+        """From level t to where the chain of level t - 1 starts, or from level 0 to no noise, with
+        one gradient; and the terms F_i at `u`.
+        """
+        if t == 0 or self.config.start == "flow":
+            sigma_to = self.schedule.levels[t - 1] if t > 0 else 0.0
+            moved, terms, _ = flow_step(marginal, u, self.schedule.levels[t], sigma_to)
+            return moved, terms
+        terms, grads = value_and_grad(marginal.terms, u)
+        a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
+        rows = zip(u, grads, draw(), strict=True)
+        return tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows), terms
 
     def _chain(
         self,

@@ -55,7 +55,7 @@ class FreeGroups:
 
     def __init__(self, given: Given | None, eps: Latents) -> None:
         self.given, self.eps = given, eps
-        kept = set(given.kept) if given is not None else set()
+        kept = given.kept if given is not None else ()
         self.free: Sequence[int] = [i for i in range(len(eps)) if i not in kept]
 
     def select(self, u: Latents) -> Latents:

@@ -1,11 +1,10 @@
-"""The command `hebm-train`: generator, prior, export, evaluate.
+"""The command `hebm-train`: generator, prior, export, evaluate, judge.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
 commands on several devices.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,11 @@ import click
 from hebm_sample import __version__
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.files import write_atomically
+from hebm_sample.training.cli_measure import DEVICES, evaluate, judge, load_model
 
 __all__ = ["main"]
 
 _PATH = click.Path(path_type=Path)
-_DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 
 class _OneLineGroup(OneLineErrors, click.Group):
@@ -107,7 +105,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option(
                 "--device",
-                type=_DEVICES,
+                type=DEVICES,
                 default="auto",
                 show_default=True,
                 help="Where to compute.",
@@ -137,17 +135,6 @@ def _pictures(options: dict[str, Any], size: int) -> Any:
     from hebm_sample.training.data import load_pictures
 
     return load_pictures(options["data"], size=size, progress=not options["quiet"])
-
-
-def _model(name: str | Path) -> Any:
-    """A model's pipeline: a training run's newest checkpoint, or whatever `Pipeline` loads."""
-    from hebm_sample.pipeline import Pipeline
-    from hebm_sample.training.checkpoint import latest_checkpoint
-    from hebm_sample.training.export import load_run
-
-    if Path(name).is_dir() and latest_checkpoint(name) is not None:
-        return load_run(name)
-    return Pipeline.from_pretrained(name, device="cpu")
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -201,7 +188,7 @@ def generator(**options: Any) -> None:
         _pictures(options, preset.generator.image_size),
         options["out"],
         resume=options["resume"],
-        init=_model(options["init"]) if options["init"] else None,
+        init=load_model(options["init"]) if options["init"] else None,
         accelerator=accelerator,
         show_progress=not options["quiet"],
     )
@@ -231,7 +218,7 @@ def prior(**options: Any) -> None:
 
     preset = find_preset(options["preset"])
     preset = replace(preset, prior_settings=_overridden(preset.prior_settings, options))
-    model = _model(options["generator"])
+    model = load_model(options["generator"])
     accelerator = make_accelerator(options["device"])
     result = train_prior(
         preset,
@@ -240,7 +227,7 @@ def prior(**options: Any) -> None:
         options["out"],
         objective=options["objective"],
         resume=options["resume"],
-        init=_model(options["init"]) if options["init"] else None,
+        init=load_model(options["init"]) if options["init"] else None,
         accelerator=accelerator,
         show_progress=not options["quiet"],
     )
@@ -293,95 +280,8 @@ def export(
     )
 
 
-@main.command(cls=OneLineErrors)
-@click.argument("model")
-@click.option(
-    "--data",
-    required=True,
-    metavar="SOURCE",
-    help="The data it was trained on, validation rows last.",
-)
-@click.option(
-    "-n",
-    "--num-images",
-    type=click.IntRange(10),
-    default=2000,
-    show_default=True,
-    metavar="N",
-    help="Pictures in each set.",
-)
-@click.option(
-    "--validation",
-    type=click.IntRange(20),
-    default=4000,
-    show_default=True,
-    metavar="N",
-    help="Rows at the end that training kept apart.",
-)
-@click.option(
-    "--feature-steps",
-    type=click.IntRange(2),
-    default=1200,
-    show_default=True,
-    metavar="N",
-    help="Steps of the classifier whose features are used.",
-)
-@click.option(
-    "--sampler",
-    type=click.Choice(["recovery", "annealed", "flow"]),
-    help="In place of the model's own.",
-)
-@click.option(
-    "--steps", type=click.IntRange(1), metavar="N", help="Gradients, in place of the model's own."
-)
-@click.option(
-    "--step-scale", type=click.FloatRange(0), metavar="C", help="In place of the model's own."
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    metavar="N",
-    help="Pictures at a time.",
-)
-@click.option(
-    "--device", type=_DEVICES, default="auto", show_default=True, help="Where to compute."
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write the figures there too.",
-)
-@click.option("--quiet", is_flag=True, help="No progress bars.")
-def evaluate(
-    model: str, data: str, json_path: Path | None, device: str, quiet: bool, **options: Any
-) -> None:
-    """Measure a model on held-out pictures: bits, KL, Fréchet distances, gap closed."""
-    from hebm_sample.training.data import load_pictures
-    from hebm_sample.training.evaluate import evaluate as evaluate_model
-
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise UserInputError(f"--json {json_path}: the folder {json_path.parent} does not exist")
-    pipe = _model(model).to(device)
-    result = evaluate_model(
-        pipe,
-        load_pictures(data, size=pipe.config.generator.image_size, progress=not quiet),
-        num_pictures=options["num_images"],
-        validation=options["validation"],
-        feature_steps=options["feature_steps"],
-        batch_size=options["batch"],
-        progress=not quiet,
-        announce=lambda text: None if quiet else click.echo(text, err=True),
-        sampler=options["sampler"],
-        steps=options["steps"],
-        step_scale=options["step_scale"],
-    )
-    click.echo(result.table())
-    if json_path is not None:
-        write_atomically(json_path, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+main.add_command(evaluate)
+main.add_command(judge)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     gap closed = (FD_gauss - FD_ebm) / (FD_gauss - FD_recon)
 
 Fréchet distances to one half of the held-out pictures; reconstructions come from the other half,
-so nothing is compared with itself, and all four sets have the same size. Distances are taken in
+so nothing is compared with itself, and all four sets have the same size. Held-out pictures are the
+last rows of the data, or another split of it where training used all rows. Distances are taken in
 the features of a small classifier trained here on the training rows' labels, and in principal
 components of the pixels beside it; without labels in the components only. Bits a dimension are the
 ELBO under the generator's own N(0, I).
@@ -39,12 +40,15 @@ from hebm_sample.metrics import (
 )
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.training.data import Pictures
+from hebm_sample.training.data import Pictures, load_pictures
 from hebm_sample.training.generator import elbo
+from hebm_sample.training.presets import PRESETS
 
-__all__ = ["Evaluation", "evaluate", "feature_spaces"]
+__all__ = ["Evaluation", "as_bytes", "cache_path", "evaluate", "feature_spaces", "open_held_out"]
 
 FEATURE_RECIPE = 1
+DEFAULT_VALIDATION = 4000
+TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
 PCA_ROWS = 8000
 FEWEST_LABELS = 20
@@ -115,6 +119,61 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def open_held_out(
+    source: str | Path,
+    *,
+    size: int,
+    model: str | None = None,
+    validation: int | None = None,
+    split: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> tuple[Pictures, Pictures]:
+    """The rows that a model was trained on, and those that it was not.
+
+    Arguments:
+        source: As for `load_pictures`.
+        size: Side of the pictures.
+        model: A preset of that name says how many rows at the end were kept apart.
+        validation: How many, in the preset's place; 0 means none, and the split `test` is
+            held out. 4,000 if neither says.
+        split: Of the source, that is held out; then no rows at the end are.
+        cache_dir: Of `load_pictures`.
+        progress: Show a bar while decoding.
+
+    Raises:
+        UserInputError: There are no such rows or split, or the split is the training rows.
+    """
+    if split is not None and validation:
+        raise UserInputError(
+            f"{validation} validation rows and the split {split!r} were both given; "
+            "leave one of them out"
+        )
+    if validation is None:
+        preset = PRESETS.get(model or "")
+        validation = preset.prior_settings.validation if preset else DEFAULT_VALIDATION
+    options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
+    training = load_pictures(source, **options)
+    if split is None and validation:
+        return training.split(validation)
+    held_out = load_pictures(source, split=split or TEST_SPLIT, **options)
+    if held_out.identity == training.identity:
+        raise UserInputError(
+            f"the split {split or TEST_SPLIT!r} of {source} is what the model is trained on; "
+            "name another with --split, or keep rows apart with --validation"
+        )
+    return training, held_out
+
+
+def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Path:
+    """Where a trained network is kept: a safetensors file named by its key's hash, in a folder of
+    `cache_dir`, $HEBM_CACHE or ~/.cache/hebm_sample.
+    """
+    home = cache_dir or Path(os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample")
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return home.expanduser() / folder / f"{name}.safetensors"
+
+
 def feature_spaces(
     training: Pictures, *, steps: int, cache_dir: Path | None = None, progress: bool = True
 ) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -127,15 +186,7 @@ def feature_spaces(
     # Fewer labels than that teach a classifier nothing.
     labels = {k: v for k, v in training.labels.items() if (v >= 0).sum() >= FEWEST_LABELS}
     if labels:
-        key = json.dumps([FEATURE_RECIPE, steps, training.identity])
-        home = cache_dir or Path(
-            os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample"
-        )
-        path = (
-            home.expanduser()
-            / "features"
-            / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-        )
+        path = cache_path("features", [FEATURE_RECIPE, steps, training.identity], cache_dir)
         if path.is_file():
             net, report = load_extractor(path)
         else:
@@ -152,7 +203,7 @@ def feature_spaces(
     return spaces
 
 
-def _as_bytes(images: Tensor) -> np.ndarray:
+def as_bytes(images: Tensor) -> np.ndarray:
     """What a user would save: float pictures in [-1, 1] to uint8 (N, 3, S, S)."""
     return np.ascontiguousarray(to_uint8(images).transpose(0, 3, 1, 2))
 
@@ -179,7 +230,7 @@ def _held_out_figures(
             torch.stack([u.square().flatten(1).mean(1) for u in posterior.u], 1).double().cpu()
         )
         if i < half:
-            recon.append(_as_bytes(mean[: max(0, half - i)]))
+            recon.append(as_bytes(mean[: max(0, half - i)]))
     kl, distortion = torch.cat(kls), torch.cat(nats)
     figures = {
         "bits": float(bits_per_dimension((distortion + kl.sum(1)).mean(), shape)),
@@ -211,17 +262,17 @@ def _drawn(
                 progress=bar.update,
                 **settings,
             )
-            pictures.append(_as_bytes(out.images * 2 - 1))
+            pictures.append(as_bytes(out.images * 2 - 1))
             squares.append(torch.stack([u.square().flatten(1).mean(1) for u in out.latents], 1))
     return np.concatenate(pictures), torch.cat(squares).mean(0).tolist()
 
 
 def evaluate(
     pipe: Pipeline,
-    pictures: Pictures,
+    training: Pictures,
+    held_out: Pictures,
     *,
     num_pictures: int = 2000,
-    validation: int = 4000,
     feature_steps: int = DEFAULT_FEATURE_STEPS,
     batch_size: int = 50,
     cache_dir: Path | None = None,
@@ -233,9 +284,9 @@ def evaluate(
 
     Arguments:
         pipe: The model.
-        pictures: All rows of its data; the last `validation` are the held-out ones.
-        num_pictures: In each of the four sets; at most half of `validation`.
-        validation: Rows at the end that training kept apart.
+        training: What it was trained on; the feature spaces are too.
+        held_out: What it was not.
+        num_pictures: In each of the four sets; at most half of the held-out ones.
         feature_steps: Optimiser steps of the classifier whose features are used.
         batch_size: Pictures at a time.
         cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
@@ -251,12 +302,11 @@ def evaluate(
         raise UserInputError(
             f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
         )
-    if not 10 <= num_pictures <= validation // 2:
+    if not 10 <= num_pictures <= len(held_out) // 2:
         raise UserInputError(
-            f"{num_pictures} pictures a side were asked for; with {validation} held-out pictures "
-            f"it can be 10 to {validation // 2}"
+            f"{num_pictures} pictures a side were asked for; with {len(held_out)} held-out "
+            f"pictures it can be 10 to {len(held_out) // 2}"
         )
-    training, held_out = pictures.split(validation)
     held_out = held_out.rows(0, 2 * num_pictures)
     announce("feature spaces")
     spaces = feature_spaces(training, steps=feature_steps, cache_dir=cache_dir, progress=progress)

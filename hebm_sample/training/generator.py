@@ -65,14 +65,24 @@ def elbo(
 
 
 class GeneratorObjective(nn.Module):
-    """Generator and encoder with the loss above."""
+    """Generator and encoder with the loss above.
+
+    Arguments:
+        kl_weight: beta after the warm-up.
+        warm_up: Share of the run that the warm-up takes; 0 for a generator that is trained
+            already.
+    """
 
     def __init__(
-        self, generator: HierarchicalGenerator, encoder: Encoder, kl_weight: float = 1.0
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        kl_weight: float = 1.0,
+        warm_up: float = WARM_UP,
     ) -> None:
         super().__init__()
         self.generator, self.encoder = generator, encoder
-        self.kl_weight = kl_weight
+        self.kl_weight, self.warm_up = kl_weight, warm_up
 
     def forward(self, images: Tensor, fraction: float) -> tuple[Tensor, dict[str, Any]]:
         """Loss in bits a dimension, and statistics: bits, reconstruction bits, KL a group in nats.
@@ -85,8 +95,8 @@ class GeneratorObjective(nn.Module):
         noise = standard_normal(config.latent_shapes, images.shape[0], images.device)
         distortion, kl, _, _ = elbo(self.generator, self.encoder, images, noise)
         charged = self.kl_weight * kl.sum(1)
-        if fraction < WARM_UP:
-            beta = self.kl_weight * fraction / WARM_UP
+        if fraction < self.warm_up:
+            beta = self.kl_weight * fraction / self.warm_up
             charged = beta * (balance(kl, config) * kl).sum(1)
         shape = tuple(images.shape[1:])
         loss = bits_per_dimension((distortion + charged).mean(), shape)

@@ -44,7 +44,7 @@ class Preset:
     kl_weight: float = 1.0
     chain_steps: int = 20
     label_columns: tuple[tuple[str, str], ...] = ()
-    symbol_weight: float = 0.02
+    symbol_weight: float = 0.002
     condition_share: float = 0.5
 
 
@@ -157,7 +157,7 @@ PRESETS: dict[str, Preset] = {
             kl_weight=5.0,
             prior=PriorConfig(
                 levels=LEVELS,
-                width=112,
+                width=108,
                 cells=2,
                 sigma_min=0.1,
                 symbols=(SymbolConfig("class", CIFAR10_CLASSES),),

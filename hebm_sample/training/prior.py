@@ -65,7 +65,7 @@ class PriorObjective(nn.Module):
         encoder: Encoder,
         energy: JointEnergy,
         *,
-        symbol_weight: float = 0.02,
+        symbol_weight: float = 0.002,
     ) -> None:
         super().__init__()
         self.generator = generator.requires_grad_(False)
@@ -114,7 +114,7 @@ class ScoreObjective(PriorObjective):
         encoder: Encoder,
         energy: JointEnergy,
         *,
-        symbol_weight: float = 0.02,
+        symbol_weight: float = 0.002,
         condition_share: float = 0.5,
     ) -> None:
         super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
@@ -208,7 +208,7 @@ class MleObjective(PriorObjective):
         chain_steps: int = 20,
         kernel: Kernel = "plain",
         step_scale: float = 1.0,
-        symbol_weight: float = 0.02,
+        symbol_weight: float = 0.002,
     ) -> None:
         super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
         self.chain_steps, self.step_scale = chain_steps, step_scale

@@ -97,6 +97,8 @@ def train_generator(
                 "use its own preset"
             )
         assert isinstance(task.learner, GeneratorObjective)
+        # Its groups are alive: a warm-up would only make them fill up and empty again.
+        task.learner.warm_up = 0.0
         task.learner.generator.load_state_dict(init.generator.state_dict())
         task.learner.encoder.load_state_dict(init.encoder.state_dict())
     result = train(

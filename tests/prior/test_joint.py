@@ -28,7 +28,7 @@ def model():
 def outputs(prior, top, level):
     """f_i as the networks put them out, (B, L)."""
     rows = zip(prior.nets, top.z, top.u, top.h, strict=True)
-    return torch.stack([net(z, u, h, level) for net, z, u, h in rows], dim=1)
+    return torch.stack([net(z, u, h, level)[0] for net, z, u, h in rows], dim=1)
 
 
 # ---- the untrained prior
@@ -106,8 +106,9 @@ def test_a_term_reads_the_state_above(model):
     """F_i of z_i alone could not see how its group depends on the ones above."""
     net = model[1].nets[1]
     top = model[0].transform(tiny_latents(CONFIG))
-    before = net(top.z[1], top.u[1], top.h[1], LEVEL)
-    assert not torch.allclose(before, net(top.z[1], top.u[1], top.h[1] + 1, LEVEL), rtol=1e-3)
+    before, _ = net(top.z[1], top.u[1], top.h[1], LEVEL)
+    after, _ = net(top.z[1], top.u[1], top.h[1] + 1, LEVEL)
+    assert not torch.allclose(before, after, rtol=1e-3)
 
 
 def test_rows_are_independent(model):
@@ -123,7 +124,8 @@ def test_fine_groups_are_folded():
     assert net.fold == 2 and net.out.weight.shape[0] == 8
     z, u, h = torch.randn(3, 2, 8, 8), torch.randn(3, 2, 8, 8), torch.randn(3, 6, 8, 8)
     torch.nn.init.normal_(net.out.weight)
-    assert net(z, u, h, torch.zeros(3)).shape == (3,)
+    f, g = net(z, u, h, torch.zeros(3))
+    assert f.shape == (3,) and g.shape == (3, 0)
     whole = EnergyNet((2, 8, 8), 6, width=8, cells=1, max_resolution=8)
     assert whole.fold == 1 and whole.out.weight.shape[0] == 2
 

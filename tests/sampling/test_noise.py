@@ -45,6 +45,21 @@ def test_zero_std_advances_the_stream():
     assert torch.equal(one.normal()[1], two.normal()[1])
 
 
+def test_a_std_a_group():
+    plain = NoiseStreams([4, 5], SHAPES).normal()
+    stds = tuple(0.5 * i for i in range(len(SHAPES)))
+    scaled, following = NoiseStreams([4, 5], SHAPES), NoiseStreams([4, 5], SHAPES)
+    for g, x, std in zip(scaled.normal(stds), plain, stds, strict=True):
+        assert torch.equal(g, std * x)
+    following.normal()
+    assert torch.equal(scaled.normal()[0], following.normal()[0])
+    for wrong in ((), (1.0,) * (len(SHAPES) + 1)):
+        with pytest.raises(
+            UserInputError, match=rf"temperature has {len(wrong)} numbers; .*{len(SHAPES)} groups"
+        ):
+            scaled.normal(wrong)
+
+
 def test_global_random_state_is_untouched():
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -260,6 +260,20 @@ class TestCache:
 
 
 class TestPictures:
+    def test_labels_of_rows_go_with_their_pictures(self, tmp_path):
+        labels = {"n": [5, None, 7, 8], "m": [0, 1, 0, None]}
+        write_parquet(tmp_path / "set/0.parquet", [encoded(i) for i in range(4)], labels)
+        pictures = load(tmp_path / "set", tmp_path)
+        rows = torch.tensor([3, 0, 1, 0])
+        found = pictures.label_rows(rows, ("m", "n"))
+        assert found.dtype == torch.int64
+        assert found.tolist() == [[-1, 8], [0, 5], [1, -1], [0, 5]]
+        assert pictures.label_rows(rows, ("n",)).tolist() == [[8], [5], [-1], [5]]
+        _, last = pictures.split(2)
+        assert last.label_rows(torch.tensor([0]), ("n",)).tolist() == [[7]]
+        whole = pictures.batch(rows)
+        assert torch.equal(whole[1], whole[3]) and not torch.equal(whole[0], whole[1])
+
     def test_split_keeps_the_last_rows_apart_as_views(self, tmp_path):
         root = tmp_path / "set"
         write_parquet(root / "0.parquet", [encoded(i) for i in range(3)], {"n": [0, 1, 2]})

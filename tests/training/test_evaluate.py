@@ -16,9 +16,9 @@ from toy import draw_pictures
 from hebm_sample import Pipeline
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.data import load_pictures
-from hebm_sample.training.evaluate import evaluate
+from hebm_sample.training.evaluate import evaluate, open_held_out
 
-SHORT = {"num_pictures": 12, "validation": 25, "steps": 4, "batch_size": 7, "progress": False}
+SHORT = {"num_pictures": 12, "steps": 4, "batch_size": 7, "progress": False}
 FIGURES = ("bits", "distortion_bits", "kl", "u_square", "u_square_posterior")
 
 
@@ -29,7 +29,7 @@ def home(tmp_path_factory):
 
 def drawn(home, name, **options):
     folder = draw_pictures(home / name, **options)
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False).split(25)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def result(pipe, pictures):
-    return evaluate(pipe, pictures, **SHORT)
+    return evaluate(pipe, *pictures, **SHORT)
 
 
 def test_figures_are_finite_and_plain_json(result):
@@ -80,13 +80,13 @@ def test_the_table_shows_the_distances(result):
 
 
 def test_the_same_seeds_give_the_same_figures(pipe, pictures, result):
-    again = evaluate(pipe, pictures, **SHORT)
+    again = evaluate(pipe, *pictures, **SHORT)
     assert [getattr(again, f) for f in FIGURES] == [getattr(result, f) for f in FIGURES]
     assert repr(again.gaps) == repr(result.gaps)  # nan is not equal to itself
 
 
 def test_the_batch_size_changes_them_by_rounding_at_most(pipe, pictures, result):
-    other = evaluate(pipe, pictures, **SHORT | {"batch_size": 24})
+    other = evaluate(pipe, *pictures, **SHORT | {"batch_size": 24})
     for name in FIGURES:
         assert getattr(other, name) == pytest.approx(getattr(result, name), rel=1e-4)
     (gap,), (before,) = other.gaps.values(), result.gaps.values()
@@ -97,7 +97,7 @@ def test_zero_energies_close_no_gap(pictures):
     """Under F = 0 the energy-based prior is N(0, I): the chain must not bring its u elsewhere."""
     generator, encoder, prior = tiny_modules(energy=0.0)
     pipe = Pipeline(tiny_config(), generator, prior, encoder)
-    result = evaluate(pipe, pictures, **SHORT | {"steps": 12})
+    result = evaluate(pipe, *pictures, **SHORT | {"steps": 12})
     assert all(abs(x - 1) < 0.5 for x in result.u_square)
 
 
@@ -111,7 +111,7 @@ def test_an_undefined_gap_is_null_in_json(result):
 
 def test_with_labels_a_classifier_comes_first_and_is_kept(home, pipe, monkeypatch):
     labelled = drawn(home, "labelled", count=60, labels=True)
-    first = evaluate(pipe, labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
+    first = evaluate(pipe, *labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
     names = list(first.gaps)
     assert ["classifier" in n for n in names] == [True, False]
     assert "principal components" in names[1]
@@ -120,14 +120,14 @@ def test_with_labels_a_classifier_comes_first_and_is_kept(home, pipe, monkeypatc
     monkeypatch.setattr(
         "hebm_sample.training.evaluate.train_feature_net", lambda *a, **k: pytest.fail("again")
     )
-    again = evaluate(pipe, labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
+    again = evaluate(pipe, *labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
     assert repr(again.gaps) == repr(first.gaps)
     json.dumps(first.to_dict(), allow_nan=False)
 
 
 def test_the_release_parametrization_can_be_measured(pictures):
     config = release_config()
-    result = evaluate(tiny_pipeline(config), pictures, **SHORT)
+    result = evaluate(tiny_pipeline(config), *pictures, **SHORT)
     assert result.sampling["kernel"] == "plain" and math.isfinite(result.u_square[0])
 
 
@@ -136,17 +136,75 @@ def test_the_release_parametrization_can_be_measured(pictures):
     [
         ({"num_pictures": 13}, "13 pictures a side .* 25 held-out .* 10 to 12"),
         ({"num_pictures": 9}, "9 pictures a side"),
-        ({"validation": 60}, "60 validation pictures .* 0 to 59"),
         ({"sampler": "hmc"}, "sampler is 'hmc'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(pipe, pictures, changes, message):
     with pytest.raises(UserInputError, match=message):
-        evaluate(pipe, pictures, **SHORT | changes)
+        evaluate(pipe, *pictures, **SHORT | changes)
 
 
 def test_a_model_without_a_prior_is_refused(pictures):
     generator, encoder, _ = tiny_modules()
     bare = Pipeline(replace(tiny_config(), prior=None), generator, None, encoder)
     with pytest.raises(UserInputError, match="no energy-based prior yet.*hebm-train prior"):
-        evaluate(bare, pictures, **SHORT)
+        evaluate(bare, *pictures, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("split")
+    draw_pictures(folder / "train", count=30)
+    draw_pictures(folder / "test", count=20, seed=1)
+    draw_pictures(folder / "other", count=15, seed=2)
+    return folder
+
+
+class TestHeldOut:
+    """Which pictures a model is measured on: those that its training never saw."""
+
+    @pytest.fixture
+    def opened(self, folder):
+        def open_(**options):
+            where = {"size": 16, "cache_dir": folder / "cache", "progress": False}
+            return open_held_out(folder, **where | options)
+
+        return open_
+
+    @pytest.mark.parametrize(
+        "options, counts",
+        [
+            ({"validation": 7}, (23, 7)),
+            ({"model": "tiny"}, (22, 8)),
+            ({"model": "tiny", "validation": 7}, (23, 7)),
+            ({"model": "cifar10"}, (30, 20)),
+            ({"model": "cifar10", "validation": 7}, (23, 7)),
+            ({"validation": 0}, (30, 20)),
+            ({"split": "other"}, (30, 15)),
+            ({"split": "other", "validation": 0}, (30, 15)),
+            ({"model": "tiny", "split": "test"}, (30, 20)),
+        ],
+    )
+    def test_by_option_or_else_by_preset(self, opened, options, counts):
+        training, held_out = opened(**options)
+        assert (len(training), len(held_out)) == counts
+        assert training.identity != held_out.identity
+
+    def test_no_row_is_on_both_sides(self, opened):
+        for options in ({"validation": 7}, {"validation": 0}):
+            a, b = ({x.tobytes() for x in part.images} for part in opened(**options))
+            assert not a & b
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ({}, "4000 validation pictures .* 0 to 29"),  # 4,000 where nobody says
+            ({"validation": 30}, "30 validation pictures .* 0 to 29"),
+            ({"split": "absent"}, "no folder 'absent'"),
+            ({"split": "train"}, "the split 'train' .* is what the model is trained on"),
+            ({"split": "test", "validation": 7}, "7 validation rows and the split 'test'"),
+        ],
+    )
+    def test_what_cannot_be_held_out_is_refused(self, opened, options, message):
+        with pytest.raises(UserInputError, match=message):
+            opened(**options)

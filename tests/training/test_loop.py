@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures, short_preset
+from toy import draw_pictures, labelled_preset, short_preset
 
 import hebm_sample
 from hebm_sample import Pipeline
@@ -37,6 +38,13 @@ def pictures(tmp_path_factory):
     return load_pictures(
         draw_pictures(home / "pictures"), size=16, cache_dir=home / "cache", progress=False
     )
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    home = tmp_path_factory.mktemp("labelled")
+    folder = draw_pictures(home / "pictures", labels=True)
+    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +71,11 @@ def stop_at(patch, kind, step):
     """Ctrl-C in the middle of a step."""
     forward, calls = KINDS[kind].forward, []
 
-    def interrupted(self, images, fraction):
+    def interrupted(self, images, fraction, *labels):
         calls.append(fraction)
         if len(calls) == step + 1:
             raise KeyboardInterrupt
-        return forward(self, images, fraction)
+        return forward(self, images, fraction, *labels)
 
     patch.setattr(KINDS[kind], "forward", interrupted)
 
@@ -109,6 +117,24 @@ class TestResume:
         for key, value in whole.learner.state_dict().items():
             assert torch.equal(value, resumed.learner.state_dict()[key]), key
         assert (tmp_path / "cut/model/weights_manifest.json").is_file()
+
+    @pytest.mark.parametrize("kind, stop", [("score", 6), ("mle", 5)])
+    def test_with_labels_is_exact(self, labelled, model, tmp_path, monkeypatch, kind, stop):
+        options = {"objective": kind, "accelerator": make_accelerator("cpu")}
+        options["show_progress"] = False
+        train_prior(labelled_preset(), model, labelled, tmp_path / "whole", **options)
+        with monkeypatch.context() as patch:
+            stop_at(patch, kind, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train_prior(labelled_preset(), model, labelled, tmp_path / "cut", **options)
+        torch.manual_seed(99)
+        options["resume"] = True
+        train_prior(labelled_preset(), model, labelled, tmp_path / "cut", **options)
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+        assert all(len(line["accuracy"]) == 1 for line in logged(tmp_path / "cut"))
+        pipe = Pipeline.from_pretrained(tmp_path / "cut/model", device="cpu")
+        assert pipe.symbols == {"Bright": ("no", "yes")}
+        assert len(pipe(2, symbols={"Bright": True})) == 2
 
     def test_weights_depend_on_the_seed(self, run, tmp_path):
         """Else the comparison above could not fail."""
@@ -182,6 +208,15 @@ class TestRefusals:
         with pytest.raises(UserInputError, match="other data"):
             run(started / "score", "score", resume=True, model=other)
 
+    def test_another_weight_of_the_labels(self, labelled, model, tmp_path):
+        options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+        preset = labelled_preset(steps=1)
+        train_prior(preset, model, labelled, tmp_path, **options)
+        for name in ("symbol_weight", "condition_share"):
+            other = replace(preset, **{name: 0.7})
+            with pytest.raises(UserInputError, match="other data"):
+                train_prior(other, model, labelled, tmp_path, resume=True, **options)
+
     def test_another_objective_or_kind(self, run, started):
         with pytest.raises(UserInputError, match="other data"):
             run(started / "score", "mle", resume=True)
@@ -252,9 +287,12 @@ class TestNanGuard:
     def spoil(self, monkeypatch):
         def spoil(*steps):
             batch = Run.batch
-            monkeypatch.setattr(
-                Run, "batch", lambda self, s: batch(self, s) * (float("nan") if s in steps else 1)
-            )
+
+            def spoilt(self, step):
+                images, labels = batch(self, step)
+                return images * (float("nan") if step in steps else 1), labels
+
+            monkeypatch.setattr(Run, "batch", spoilt)
 
         return spoil
 

@@ -11,15 +11,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from analytic import gaussian_energy
-from tiny import release_config, tiny_config, tiny_images, tiny_modules
+from analytic import Mixture, gaussian_energy
+from tiny import release_config, symbolic_config, tiny_config, tiny_images, tiny_modules
 from torch import nn
+from torch.nn import functional as F
 
 from hebm_sample.config import PriorConfig
 from hebm_sample.errors import TrainingDivergedError
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.hub.load import new_prior
 from hebm_sample.prior.conditional import flatten
+from hebm_sample.prior.symbols import Condition, symbol_part
 from hebm_sample.training.generator import (
     WARM_UP,
     GeneratorObjective,
@@ -124,9 +126,10 @@ def test_at_zero_energies_the_score_loss_is_the_gaussians(monkeypatch):
     objective, seen = score_objective(new_prior(CONFIG)), {}
     plain = objective.residual
 
-    def record(u_t, noise, cum_sigma):
+    def record(u_t, noise, cum_sigma, condition):
+        assert condition is None
         seen.update(u=flatten(u_t).detach(), noise=flatten(noise), sigma=cum_sigma)
-        return plain(u_t, noise, cum_sigma)
+        return plain(u_t, noise, cum_sigma, condition)
 
     monkeypatch.setattr(objective, "residual", record)
     loss, stats = objective(IMAGES, 0.0)
@@ -148,7 +151,8 @@ def test_the_residual_is_the_score_of_the_marginal():
     level = ((1 - sigma**2) / sigma**2).log()
     log_p = objective.terms(leaves, level).sum() - 0.5 * flatten(leaves).square().sum()
     score = flatten(torch.autograd.grad(log_p, leaves))
-    found = objective.residual(u, noise, sigma)
+    found, logits = objective.residual(u, noise, sigma)
+    assert logits.shape == (3, 0)
     assert torch.allclose(found, sigma[:, None] * score + flatten(noise), atol=1e-5)
     assert score.std() > 0.1
 
@@ -168,7 +172,8 @@ def toy_loss(variance, believed):
     objective.posterior_draw = lambda images: (
         math.sqrt(variance) * torch.randn(len(images), 1, 32, 32),
     )
-    objective.terms = gaussian_energy(believed)
+    exact = gaussian_energy(believed)
+    objective.energies = lambda u, level, condition: (exact(u, level), torch.zeros(len(level), 0))
     torch.manual_seed(0)
     losses = torch.stack([objective(torch.zeros(256, 1), 0.0)[0].detach() for _ in range(4)])
     return losses.mean().item()
@@ -218,14 +223,14 @@ def mle(config=CONFIG, **options):
 @pytest.mark.parametrize("config", [CONFIG, release_config()], ids=["log_snr", "release"])
 def test_mle_pushes_data_up_and_chains_down(config, monkeypatch):
     objective, calls = mle(config), []
-    plain = objective.terms
+    plain, energies = objective.terms, objective.energies
 
-    def record(u, level):
+    def record(u, level, condition=None):
         frozen = not any(p.requires_grad for p in objective.energy.parameters())
         calls.append((tuple(g.detach() for g in u), level, frozen))
-        return plain(u, level)
+        return energies(u, level, condition)
 
-    monkeypatch.setattr(objective, "terms", record)
+    monkeypatch.setattr(objective, "energies", record)
     seed_step(0, 0, 0)
     loss, stats = objective(IMAGES, 0.0)
     loss.backward()
@@ -249,9 +254,11 @@ def test_a_gradient_step_of_mle_lowers_the_loss_on_its_own_pairs():
     """The sign: what the data have becomes likelier than what the chains have."""
     objective, pairs = mle(), []
     plain = objective.terms
-    objective.terms = lambda u, level: pairs.append((u, level)) or plain(u, level)
+    energies = objective.energies
+    objective.energies = lambda u, level, *rest: pairs.append((u, level)) or energies(u, level)
     objective(IMAGES, 0.0)[0].backward()
     (positive, level), (negative, _) = pairs[-2:]
+    objective.energies = energies
 
     def advantage():
         with torch.no_grad():
@@ -309,7 +316,9 @@ SETTINGS = TrainSettings(steps=100, learning_rate=0.1, warmup_steps=10, weight_d
 
 def one_step(model, optimizer, batch, clip=1.0):
     parameters = list(model.parameters())
-    return train_step(model, batch, 0.5, optimizer, parameters, clip, lambda x: x.backward())
+    return train_step(
+        model, (batch, None), 0.5, optimizer, parameters, clip, lambda x: x.backward()
+    )
 
 
 def test_a_nan_batch_leaves_weights_and_optimiser_as_they_were():
@@ -422,3 +431,182 @@ def test_an_objective_draws_from_the_seeded_stream_alone(make):
     assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
     seed_step(5, 8, 0)
     assert objective(IMAGES, 0.0)[0].item() != results[0][0]
+
+
+# ---- symbols
+
+
+SYMBOLIC = symbolic_config()
+LABELS = torch.tensor([[0, 1], [2, -1], [-1, 0], [-1, -1], [1, 1], [0, 0], [2, 1], [1, -1]])
+MIXTURE = Mixture((-1.0, 0.5), (0.3, 0.7), 0.1)
+COUNT = 20_000
+
+
+def symbolic_objective(kind=ScoreObjective, **options):
+    return kind(*tiny_modules(SYMBOLIC), **options)
+
+
+def mixture_loss(reveal, energies=None):
+    """The score loss of labelled numbers, one an example, under their exact energies."""
+    config = PriorConfig(levels=(0.05, 1.0), sigma_min=0.05, sigma_max=0.95)
+    toy = Toy(config)
+    toy.latent_shapes, toy.table = ((1, 1, 1),), MIXTURE.table
+    objective = ScoreObjective(toy, Toy(), toy, symbol_weight=0.0)
+    torch.manual_seed(0)
+    y = (torch.rand(COUNT) < 0.7).long()
+    u_0 = MIXTURE.means[y] + math.sqrt(MIXTURE.variance) * torch.randn(COUNT).double()
+
+    def exact(u, level, condition):
+        logits = MIXTURE.logits(flatten(u), level)
+        return symbol_part(MIXTURE.table, logits, condition)[:, None], logits
+
+    objective.posterior_draw = lambda images: (u_0.float().reshape(-1, 1, 1, 1),)
+    objective.energies = energies or exact
+    objective.reveal = lambda labels: reveal(labels, y)
+    loss, stats = objective(torch.zeros(COUNT, 1), 0.0, y[:, None])
+    return loss.item(), stats
+
+
+def revealed(labels, y):
+    return Condition(F.one_hot(y, 2).bool(), torch.ones(COUNT, 1))
+
+
+def hidden(labels, y):
+    return Condition(torch.ones(COUNT, 2, dtype=torch.bool), torch.zeros(COUNT, 1))
+
+
+def least_loss(means, weights):
+    """1 - sigma^2 E(score^2), log sigma uniform, by quadrature."""
+    sigma = torch.linspace(math.log(0.05), math.log(0.95), 201, dtype=torch.float64).exp()
+    u = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None, None]
+    a = (1 - sigma**2).sqrt()[:, None]
+    total = a**2 * MIXTURE.variance + 1 - a**2
+    log_p = weights.log() - 0.5 * (u - a * means).square() / total - 0.5 * total.log()
+    log_p = log_p - 0.5 * math.log(2 * math.pi)
+    pull = -(u - a * means) / total
+    score = (log_p.softmax(2) * pull).sum(2)
+    density = log_p.logsumexp(2).exp()
+    fisher = torch.trapezoid(density * score.square(), dx=12 / 4000, dim=0)
+    return torch.trapezoid(1 - sigma**2 * fisher, dx=1 / 200).item()
+
+
+def test_exact_conditional_energies_reach_the_least_loss():
+    """Of the whole density with the label open, of its component with the label set."""
+    error = math.sqrt(2 / COUNT)
+    openly, stats = mixture_loss(hidden)
+    weights = MIXTURE.log_weights.exp()
+    expected = least_loss(MIXTURE.means, weights)
+    assert abs(openly - expected) < 4 * error
+    shown, _ = mixture_loss(revealed)
+    component = least_loss(MIXTURE.means[:1], torch.ones(1, dtype=torch.float64))
+    assert abs(shown - component) < 4 * error
+    assert component < expected - 4 * error  # else a label would have nothing to tell
+    wrong, _ = mixture_loss(lambda labels, y: revealed(labels, 1 - y))
+    assert wrong > openly + 4 * error
+    assert stats["accuracy"].item() > 0.75
+
+
+def test_reveal_sets_known_labels_alone():
+    objective = symbolic_objective(condition_share=1.0)
+    labels, set_before = LABELS.repeat(50, 1), torch.zeros(400, 2, dtype=torch.bool)
+    seed_step(0, 0, 0)
+    for _ in range(20):
+        condition = objective.reveal(labels)
+        shown = condition.weight == 1
+        assert ((condition.weight == 0) | shown).all() and not shown[labels < 0].any()
+        set_before |= shown
+        for allowed, y, seen in zip(
+            objective.energy.table.split(condition.allowed), labels.T, shown.T, strict=True
+        ):
+            assert allowed[~seen].all()
+            assert torch.equal(allowed[seen], F.one_hot(y[seen], allowed.shape[1]).bool())
+    assert torch.equal(set_before, labels >= 0)
+    assert 0.3 < shown[(labels >= 0).all(1)].float().mean() < 0.7
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_share_of_examples_with_labels_set(share):
+    objective = symbolic_objective(condition_share=share)
+    seed_step(1, 0, 0)
+    labels = torch.zeros(20_000, 2, dtype=torch.long)
+    found = objective.reveal(labels)
+    # Of the chosen examples a share s ~ U(0, 1) of both labels: none with E(1 - s)^2 = 1/3.
+    assert found.weight.any(1).float().mean().item() == pytest.approx(share * 2 / 3, abs=0.015)
+    assert share > 0 or found.allowed.all()
+
+
+def test_share_zero_and_no_labels_see_the_same_density():
+    objective = symbolic_objective(condition_share=0.0, symbol_weight=0.0)
+    results = []
+    for labels in (None, LABELS):
+        objective.reveal = lambda labels: None
+        seed_step(0, 0, 0)
+        results.append(objective(*(IMAGES, 0.0) + ((labels,) if labels is not None else ())))
+    assert results[0][0].item() == results[1][0].item()
+    assert set(results[1][1]) - set(results[0][1]) == {"cross_entropy", "accuracy"}
+    assert results[1][1]["accuracy"].shape == (2,)
+
+
+@pytest.mark.parametrize("kind", [ScoreObjective, MleObjective])
+def test_cross_entropy_is_added_with_its_weight(kind):
+    found = []
+    for weight in (0.0, 0.5, 1.0):
+        objective = symbolic_objective(kind, symbol_weight=weight)
+        seed_step(0, 0, 0)
+        loss, stats = objective(IMAGES, 0.0, LABELS)
+        found.append(loss.item())
+        entropy = stats["cross_entropy"].item()
+    assert found[1] - found[0] == pytest.approx(0.5 * entropy, rel=1e-3)
+    assert found[2] - found[0] == pytest.approx(entropy, rel=1e-3)
+    assert entropy > 0.3
+
+
+@pytest.mark.parametrize("kind", [ScoreObjective, MleObjective])
+def test_unknown_labels_change_nothing_but_the_draws(kind):
+    """All unknown: no cross-entropy, and every symbol open."""
+    results = []
+    for labels in (torch.full_like(LABELS, -1), torch.full_like(LABELS, -1)):
+        objective = symbolic_objective(kind, symbol_weight=1.0)
+        seed_step(0, 0, 0)
+        loss, stats = objective(IMAGES, 0.0, labels)
+        loss.backward()
+        assert stats["cross_entropy"] == 0 and torch.equal(stats["accuracy"], torch.zeros(2))
+        results.append(loss.item())
+    assert results[0] == results[1] and math.isfinite(results[0])
+
+
+def test_mle_leaves_all_symbols_open():
+    """Both phases: else p(y | u) would be counted twice."""
+    objective, seen = symbolic_objective(MleObjective, chain_steps=2), []
+    energies = objective.energies
+
+    def record(u, level, condition=None):
+        seen.append(condition)
+        return energies(u, level, condition)
+
+    objective.energies = record
+    objective(IMAGES, 0.0, LABELS)[0].backward()
+    assert seen == [None] * 4
+    for net in objective.energy.nets:
+        assert net.symbol_out.weight.grad.abs().max() > 0
+
+
+def test_labels_are_learned_in_a_few_steps():
+    """Latents whose mean tells the label."""
+    objective = symbolic_objective(symbol_weight=1.0)
+    optimizer = torch.optim.Adam(objective.energy.parameters(), lr=5e-3)
+    accuracy = []
+    for step in range(18):
+        seed_step(0, step, 0)
+        labels = torch.stack([torch.randint(3, (16,)), torch.randint(2, (16,))], dim=1)
+        u_0 = standard_normal(SHAPES, 16, torch.device("cpu"))
+        signs = (labels * torch.tensor([1.0, 2.0]) - 1).T[:, :, None, None, None]
+        u_0 = (u_0[0] + 2 * signs[0], u_0[1] + 2 * signs[1], u_0[2])
+        objective.posterior_draw = lambda images, u_0=u_0: u_0
+        loss, stats = objective(IMAGES.repeat(2, 1, 1, 1), 0.0, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        accuracy.append(stats["accuracy"])
+    first, last = torch.stack(accuracy[:4]).mean(0), torch.stack(accuracy[-6:]).mean(0)
+    assert first[0] < 0.75 and (last > 0.8).all()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures, short_preset
+from toy import draw_pictures, labelled_preset, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.errors import UserInputError
@@ -263,3 +263,51 @@ def test_objectives_refuse_to_touch_the_frozen_generator(model):
     objective = ScoreObjective(model.generator, model.encoder, tiny_pipeline().prior)
     trainable = [k for k, p in objective.named_parameters() if p.requires_grad]
     assert not [k for k in trainable if not k.startswith("energy.")]
+
+
+# ---- symbols
+
+
+@pytest.fixture(scope="module")
+def labelled(home):
+    folder = draw_pictures(home / "labelled", labels=True)
+    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+
+
+@pytest.mark.parametrize("objective", ["score", "mle"])
+def test_symbols_start_from_energies_without_them(labelled, options, tmp_path, objective):
+    """Nothing is learned in one step at rate 0: what is left is where it began."""
+    model, init = tiny_pipeline(), tiny_pipeline()
+    preset = labelled_preset(steps=1, learning_rate=0.0)
+    options = options | {"objective": objective, "init": init}
+    result = train_prior(preset, model, labelled, tmp_path, **options)
+    found, before = result.learner.state_dict(), init.prior.state_dict()
+    heads = {key for key in found if ".symbol_" in key}
+    assert set(found) - set(before) == heads and len(heads) == 4 * len(init.prior.nets)
+    for key, value in found.items():
+        assert torch.equal(value, torch.zeros_like(value) if key in heads else before[key]), key
+
+
+def test_symbols_start_from_their_own(labelled, options, tmp_path):
+    preset = labelled_preset(steps=3)
+    train_prior(preset, tiny_pipeline(), labelled, tmp_path / "first", **options)
+    init = load(tmp_path / "first/model")
+    still = labelled_preset(steps=1, learning_rate=0.0)
+    result = train_prior(still, tiny_pipeline(), labelled, tmp_path / "next", init=init, **options)
+    for key, value in result.learner.state_dict().items():
+        assert torch.equal(value, init.prior.state_dict()[key]), key
+    assert init.prior.nets[0].symbol_out.weight.abs().max() > 0
+
+
+def test_data_without_the_symbols_labels_are_refused(pictures, labelled, options, tmp_path):
+    preset, model = labelled_preset(steps=1), tiny_pipeline()
+    with pytest.raises(
+        UserInputError, match=r"has the symbol 'Bright', but .* no label column 'bright'; .*none"
+    ):
+        train_prior(preset, model, pictures, tmp_path / "a", **options)
+    other = replace(preset, label_columns=())
+    with pytest.raises(UserInputError, match=r"no label column 'Bright'; they have \['bright'\]"):
+        train_prior(other, model, labelled, tmp_path / "b", **options)
+    labels = {"bright": labelled.labels["bright"] + 1}
+    with pytest.raises(UserInputError, match=r"'bright' holds 2; symbol 'Bright' has 2 values"):
+        train_prior(preset, model, replace(labelled, labels=labels), tmp_path / "c", **options)

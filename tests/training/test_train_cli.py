@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import tiny_pipeline
+from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_pictures
 
 from hebm_sample import Pipeline, __version__
@@ -28,7 +28,10 @@ def home(tmp_path_factory):
     """Pictures, an energy-based model, and a generator's run of two steps."""
     home = tmp_path_factory.mktemp("command")
     draw_pictures(home / "pictures")
+    for part, seed in (("train", 0), ("test", 1)):
+        draw_pictures(home / "labelled" / part, seed=seed, labels=True)
     tiny_pipeline().save_pretrained(home / "model")
+    symbolic_pipeline().save_pretrained(home / "symbolic")
     result = invoke(home, *generator_command(home), "--out", home / "generator")
     assert result.exit_code == 0, result.output
     return home
@@ -56,6 +59,17 @@ def prior_command(home):
 def evaluate_command(home):
     sizes = ("-n", 10, "--validation", 20, "--steps", 3, "--device", "cpu", "--quiet")
     return ("evaluate", home / "model", "--data", home / "pictures", *sizes)
+
+
+def control_command(home):
+    where = ("--data", home / "labelled", "--validation", 0, "--label-column", "Smiling=bright")
+    sizes = ("-n", 4, "--steps", 3, "--layer-images", 1, "--held-out", 10)
+    return ("evaluate", home / "symbolic", *where, *sizes, "--device", "cpu", "--quiet")
+
+
+def judge_command(home):
+    where = ("--data", home / "labelled", "--size", 16, "--column", "bright")
+    return ("judge", *where, "--steps", 2, "--validation", 0, "--device", "cpu", "--quiet")
 
 
 def assert_refused(result, code, *words):
@@ -130,6 +144,38 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         assert "annealed, 3 gradients" in result.stdout
 
+    def test_evaluate_on_another_split(self, home, run):
+        command = list(evaluate_command(home))
+        command[3] = home / "labelled"
+        result = run(*command[:6], "--split", "test", *command[8:], "--feature-steps", 2)
+        assert result.exit_code == 0, result.output
+        assert "20 held-out pictures" in result.stdout and "classifier of bright" in result.stdout
+
+    def test_judge_and_control(self, home, run, tmp_path):
+        result = run(*judge_command(home), "--out", tmp_path / "judge")
+        assert result.exit_code == 0, result.output
+        assert "on 40 held-out pictures" in result.stdout and result.stderr == ""
+        more = ("--judge", tmp_path / "judge", "--guidance", "0,1.5", "--edit", "Smiling")
+        more += ("--combine", "Smiling=yes", "--json", tmp_path / "figures.json")
+        result = run(*control_command(home), "--control", *more)
+        assert result.exit_code == 0, result.output
+        assert "guidance 1.5" in result.stdout and "Edit Smiling=yes" in result.stdout
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        assert list(figures["variables"]["Smiling"]["found"]) == ["0", "1.5"]
+        assert (figures["num_images"], figures["held_out"]) == (4, 10)
+        assert figures["edit"]["strength"] == 0.6 and len(figures["layers"]["distances"]) == 3
+        assert figures["judge"]["columns"]["bright"]["count"] == 40
+
+    def test_control_trains_a_judge_and_keeps_it(self, home, run):
+        options = ("--control", "--judge-steps", 2, "--attributes", "Smiling", "--guidance", 1)
+        first = run(*control_command(home), *options)
+        assert first.exit_code == 0, first.output
+        (kept,) = (home / "cache/judges").iterdir()
+        stamp = kept.stat().st_mtime_ns
+        again = run(*control_command(home), *options)
+        assert kept.stat().st_mtime_ns == stamp
+        assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]  # not the seconds
+
     def test_list_presets_and_version(self, run):
         result = run("--list-presets")
         assert result.exit_code == 0
@@ -200,6 +246,44 @@ class TestMistakes:
         result = run(*evaluate_command(home), "--json", tmp_path / "absent/figures.json")
         assert_refused(result, 2, "absent does not exist")
 
+    @pytest.mark.parametrize(
+        "options, words",
+        [
+            (("--guidance", "1"), ("--guidance", "--control only")),
+            (("--combine", "Smiling", "--judge", "x"), ("--judge, --combine", "--control only")),
+            (("--control", "--feature-steps", 2), ("--feature-steps", "not go with --control")),
+            (("--control", "--judge", "x", "--judge-steps", 2), ("leave one out",)),
+            (("--control", "--judge", "absent"), ("no judge absent", "hebm-train judge")),
+            (("--control", "--guidance", "1,much"), ("--guidance is '1,much'",)),
+            (("--control", "--guidance", "-1"), ("guidance is -1",)),
+            (("--control", "--attributes", "Smilin"), ("'Smiling'?",)),
+            (("--control", "--combine", "Smiling=perhaps"), ("no value 'perhaps'",)),
+            (("--control", "--edit", "Hat"), ("no symbol 'Hat'",)),
+            (("--control", "--label-column", "Smiling"), ("write SYMBOL=COLUMN",)),
+            (("--control", "--label-column", "class=kind"), ("no label column 'kind'",)),
+            (("--control", "--json", "absent/x"), ("folder absent does not exist",)),
+            (("--split", "test", "--validation", 3), ("both given",)),
+        ],
+    )
+    def test_control_options(self, home, run, options, words):
+        command = control_command(home)
+        if "--control" not in options:  # whose own options would be refused first
+            command = tuple(x for x in command if x != "Smiling=bright" and x != "--label-column")
+            command = command[: command.index("--layer-images")] + ("--device", "cpu", "--quiet")
+        assert_refused(run(*command, *options), 2, *words)
+
+    def test_control_of_a_model_without_symbols(self, home, run):
+        command = list(control_command(home))
+        command[1] = home / "model"
+        assert_refused(run(*command, "--control"), 2, "has no symbols")
+
+    def test_judge_of_what_is_not_there(self, home, run, tmp_path):
+        command = judge_command(home)
+        out = ("--out", tmp_path / "judge")
+        assert_refused(run(*command, *out, "--column", "kind"), 2, "no label column 'kind'")
+        assert_refused(run(*command, "--out", tmp_path / "absent/judge"), 2, "absent does not")
+        assert not (tmp_path / "judge").exists()
+
     def test_export_of_what_is_no_run_or_onto_a_file(self, home, run, tmp_path):
         result = run("export", "--run", tmp_path / "absent", "--out", tmp_path / "model")
         assert_refused(result, 2, "no whole checkpoint")
@@ -247,7 +331,12 @@ class TestMistakes:
 
     def test_nothing_but_nan(self, home, run, tmp_path, monkeypatch):
         batch = Run.batch
-        monkeypatch.setattr(Run, "batch", lambda self, step: batch(self, step) * float("nan"))
+
+        def spoilt(self, step):
+            images, labels = batch(self, step)
+            return images * float("nan"), labels
+
+        monkeypatch.setattr(Run, "batch", spoilt)
         command = (*generator_command(home), "--max-steps", 40, "--out", tmp_path / "run")
         assert_refused(run(*command), 1, "25 steps in a row had non-finite gradients")
         assert read_state(latest_checkpoint(tmp_path / "run"))["step"] in (0, 10, 20)
@@ -280,7 +369,7 @@ def test_help_does_not_wait_for_torch():
     script = """
 import sys
 from hebm_sample.training.cli import main
-names = ("generator", "prior", "export", "evaluate")
+names = ("generator", "prior", "export", "evaluate", "judge")
 for arguments in ([], *([name] for name in names)):
     try:
         main([*arguments, "--help"])
@@ -291,7 +380,14 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for word in ("--list-presets", "--time-budget", "--resume", "--objective", "--json"):
+    for word in (
+        "--list-presets",
+        "--time-budget",
+        "--resume",
+        "--objective",
+        "--json",
+        "--control",
+    ):
         assert word in done.stdout
 
 

@@ -1,0 +1,39 @@
+"""Give faces another attribute and keep the rest.
+
+    u_0 ~ q(u | x), diffused to cum_sigma = strength, then the conditional chain on the top groups
+
+Rows of the sheet: pictures, their reconstructions, the edits.
+"""
+
+import click
+
+from hebm_sample import Pipeline
+from hebm_sample.images import grid, prepare, to_pil
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
+@click.option("--attr", metavar="NAME=VALUE", help="[default: Smiling=yes, or what there is]")
+@click.option("--top", default=4, show_default=True, help="How many groups may change.")
+@click.option("--strength", default=0.6, show_default=True, help="Noise to start from.")
+@click.option("--guidance", default=2.0, show_default=True, help="w.")
+@click.option("--out", default="edits.png", show_default=True, help="The sheet, a PNG.")
+def main(pictures: tuple[str, ...], dataset: str, attr: str | None, out: str, **options) -> None:
+    """Edit PICTURES; without any, eight samples of the model."""
+    pipe = Pipeline.from_pretrained(dataset)
+    symbols = {"Smiling": "yes"} if "Smiling" in pipe.symbols else {}
+    symbols = symbols or {name: values[-1] for name, values in list(pipe.symbols.items())[:1]}
+    if attr:
+        name, _, value = attr.partition("=")
+        symbols = {name: value or "yes"}
+    size = pipe.config.generator.image_size
+    images = to_pil(prepare(pictures, size)) if pictures else pipe(8).images
+    top = slice(0, options.pop("top"))
+    edited = pipe.edit(images, symbols, groups=top, **options)
+    grid([*images, *pipe.reconstruct(images), *edited.images], len(images)).save(out)
+    click.echo(f"{out}: pictures, reconstructions, {symbols}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Known pixels stay what they are, masks mean what is documented, and only the rest is drawn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import symbolic_config, symbolic_pipeline, tiny_images, tiny_latents, tiny_modules
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.images import prepare, prepare_masks, to_pil
+from hebm_sample.inpainting import PIXEL_VARIANCE, KnownPixels
+
+CONFIG = symbolic_config()
+SIZE = CONFIG.generator.image_size
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return symbolic_pipeline()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return to_pil(tiny_images(CONFIG, 2))
+
+
+def box(size=SIZE):
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[size // 4 : size // 2, size // 4 :] = True
+    return mask
+
+
+def as_picture(mask, mode="L"):
+    return Image.fromarray(mask.numpy().astype(np.uint8) * 255).convert(mode)
+
+
+# ---- the likelihood
+
+
+def test_the_likelihood_is_the_formula():
+    generator, _, _ = tiny_modules(CONFIG)
+    images, u = tiny_images(CONFIG, 2), tiny_latents(CONFIG)
+    known = torch.stack([box(), ~box()])[:, None]
+    sigma = torch.tensor([0.3, 0.9])
+    term = KnownPixels(generator, lambda level: level, images, known, weight=0.7)
+    found = term(u, sigma)
+    for i in range(2):
+        a = math.sqrt(1 - float(sigma[i]) ** 2)
+        mean = generator(tuple(a * g[i : i + 1] for g in u))[0]
+        scale = generator.likelihood.log_scale.exp().reshape(-1, 1, 1)
+        variance = scale**2 * math.pi**2 / 3 + float(sigma[i]) ** 2 * PIXEL_VARIANCE
+        square = (images[i] - mean) ** 2 / (2 * variance)
+        expected = -0.7 * (square * known[i]).sum()
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_unknown_pixels_have_no_say():
+    generator, _, _ = tiny_modules(CONFIG)
+    images, u = tiny_images(CONFIG, 2), tiny_latents(CONFIG)
+    known = (~box()).expand(2, 1, -1, -1)
+    level = torch.tensor([0.5, 0.5])
+    plain = KnownPixels(generator, lambda x: x, images, known)
+    other = KnownPixels(generator, lambda x: x, torch.where(known, images, -images), known)
+    assert torch.equal(plain(u, level), other(u, level))
+    half = KnownPixels(generator, lambda x: x, images, known, weight=0.5)
+    assert torch.allclose(half(u, level), 0.5 * plain(u, level))
+    nothing = KnownPixels(generator, lambda x: x, images, torch.zeros_like(known))
+    assert torch.equal(nothing(u, level), torch.zeros(2))
+    assert torch.allclose(
+        plain.rows(1, 2)(tuple(g[1:] for g in u), level[1:]), plain(u, level)[1:]
+    )
+
+
+# ---- masks
+
+
+def test_masks_in_every_form(pictures):
+    expected = box()[None, None].expand(2, 1, -1, -1)
+    for masks in (
+        box(),
+        box()[None],
+        torch.stack([box()] * 2),
+        expected,
+        as_picture(box()),
+        [as_picture(box())],
+        (as_picture(box(), "RGB"), as_picture(box(), "1")),
+    ):
+        assert torch.equal(prepare_masks(masks, pictures, SIZE, 2), expected)
+    grey = Image.fromarray(np.array([[127, 128]], dtype=np.uint8)).resize((SIZE, SIZE), 0)
+    assert prepare_masks(grey, pictures, SIZE, 2).float().mean() == 0.5
+
+
+def test_masks_of_the_pictures_own_size_are_cropped_as_they_are(tmp_path):
+    wide = np.zeros((40, 64, 3), dtype=np.uint8)
+    wide[10:30, 20:50] = 255
+    picture = Image.fromarray(wide)
+    square = prepare(picture, SIZE)[0, 0] > 0
+    for mask in (picture, picture.convert("L")):
+        found = prepare_masks(mask, picture, SIZE, 1)[0, 0]
+        assert (found != square).float().mean() < 0.1 and 0.2 < found.float().mean() < 0.6
+    picture.save(tmp_path / "mask.png")
+    again = prepare_masks(tmp_path / "mask.png", [picture], SIZE, 1)[0, 0]
+    assert torch.equal(again, found)
+    small = picture.crop((12, 0, 52, 40)).resize((SIZE, SIZE), 0)
+    assert torch.equal(prepare_masks(small, picture, SIZE, 1)[0, 0], found)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.zeros(8, 8, dtype=torch.bool), r"masks are torch.bool .*booleans \(N, 16, 16\)"),
+        (torch.zeros(16, 16), r"masks are torch.float32"),
+        (torch.zeros(3, 16, 16, dtype=torch.bool), r"another number of masks than of pictures"),
+        (torch.zeros(0, 16, 16, dtype=torch.bool), r"another number of masks"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.bool), r"booleans"),
+        (Image.new("L", (8, 8)), r"the mask has 8 x 8 pixels; the picture has 16 x 16"),
+        (Image.new("L", (16, 17)), r"the mask has 16 x 17"),
+        ([Image.new("L", (16, 16))] * 3, r"another number of masks"),
+        ([], r"another number of masks"),
+        (3, r"of type int"),
+        ("no-such-mask.png", r"no-such-mask.png"),
+    ],
+)
+def test_masks_that_do_not_fit(pipe, pictures, masks, message):
+    with pytest.raises(UserInputError, match=message) as caught:
+        pipe.inpaint(pictures, masks)
+    assert "\n" not in str(caught.value)
+
+
+# ---- filling in
+
+
+@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+def test_known_pixels_are_left_byte_by_byte(pipe, pictures, sampler):
+    found = pipe.inpaint(pictures, box(), sampler=sampler, symbols={"class": "a"})
+    assert found.energies.shape == (2, 3)
+    for before, after in zip(pictures, found.images, strict=True):
+        a, b = np.asarray(before), np.asarray(after)
+        assert np.array_equal(a[~box()], b[~box()]) and (a != b)[box()].mean() > 0.5
+
+
+def test_known_pixels_of_pictures_of_any_size(pipe):
+    random = np.random.default_rng(0)
+    large = Image.fromarray(random.integers(0, 256, (37, 50, 3), dtype=np.uint8))
+    found = pipe.inpaint(large, box())
+    prepared = np.asarray(to_pil(prepare(large, SIZE))[0])
+    assert np.array_equal(np.asarray(found.images[0])[~box()], prepared[~box()])
+
+
+def test_what_lies_under_the_mask_does_not_matter(pipe):
+    x = (tiny_images(CONFIG, 2) + 1) / 2
+    first = pipe.inpaint(x, box(), output_type="torch")
+    other = pipe.inpaint(torch.where(box(), 1 - x, x), box(), output_type="torch")
+    assert torch.equal(first.images, other.images)
+
+
+def test_nothing_known_is_a_new_picture(pipe, pictures):
+    everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    found = pipe.inpaint(pictures, everything, output_type="torch", symbols={"class": "a"})
+    fresh = pipe(2, output_type="torch", symbols={"class": "a"}, step_scale=0.5)
+    assert (found.images - fresh.images).abs().max() <= 2.01 / 255
+    assert all(
+        torch.allclose(a, b, atol=1e-3) for a, b in zip(found.latents, fresh.latents, strict=True)
+    )
+
+
+def test_everything_known_is_the_picture(pipe, pictures):
+    found = pipe.inpaint(pictures, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+    for before, after in zip(pictures, found.images, strict=True):
+        assert np.array_equal(np.asarray(before), np.asarray(after))
+
+
+def test_the_likelihood_pulls_towards_the_known_pixels(pipe):
+    """A picture that the generator can make: the decoded result comes nearer to it."""
+    u = tiny_latents(CONFIG, 4, seed=3)
+    x = pipe.decode(u, output_type="torch")
+    errors = []
+    for weight in (0.0, 1.0):
+        found = pipe.inpaint(x, box(), weight=weight, steps=24)
+        decoded = pipe.decode(found.latents, output_type="torch")
+        errors.append(float(((decoded - x) * ~box()).square().mean()))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_settings_out_of_range(pipe, pictures):
+    for options, message in (
+        ({"weight": -1.0}, "weight is -1.0"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"symbols": {"class": "d"}}, "no value 'd'"),
+        ({"guidance": 2.0}, "guidance is given"),
+    ):
+        with pytest.raises(UserInputError, match=message):
+            pipe.inpaint(pictures, box(), **options)
