@@ -5,8 +5,8 @@
     {"class": "~cat"}                   NOT: y in everything but cat
     {"Smiling": "yes", "Male": "no"}    AND: several variables at once
 
-Several negations in a list exclude all of them; with positive values they cut those down. For
-variables with the values "no" and "yes", True and False are accepted too.
+Several negations in a list exclude all of them. For variables with the values "no" and "yes", True
+and False are accepted too.
 """
 
 import difflib
@@ -29,11 +29,11 @@ MAX_GUIDANCE = 100.0
 MOST_SHOWN = 24
 
 
-def _unknown(word: str, known: Iterable[str], what: str) -> UserInputError:
+def _unknown(word: Any, known: Iterable[str], what: str) -> UserInputError:
     """An error that lists what is known, the nearest match first."""
     names = list(known)
     lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
     hint = f" (did you mean {lowered[close[0]]!r}?)" if close else ""
     shown = ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
     return UserInputError(f"{what} {word!r}{hint}; it has {shown}")
@@ -131,6 +131,8 @@ def read_condition(
         if guidance != 1.0:
             raise UserInputError("guidance is given, but no symbols that it could weigh")
         return None
+    if not isinstance(symbols, (Mapping, list, tuple)):
+        raise UserInputError(f"symbols is {symbols!r}; give one mapping a picture, or one for all")
     rows = [symbols] * count if isinstance(symbols, Mapping) else list(symbols)
     if len(rows) != count or not all(isinstance(row, Mapping) for row in rows):
         raise UserInputError(

@@ -64,7 +64,7 @@ class Request:
             self,
             seeds=self.seeds[start:stop],
             condition=condition and condition.rows(start, stop),
-            given=given and replace(given, u=tuple(g[start:stop] for g in given.u)),
+            given=given and given.rows(start, stop),
             likelihood=self.likelihood and self.likelihood.rows(start, stop),
         )
 
@@ -248,6 +248,10 @@ class Drawer(Model):
         """One batch."""
         noise = NoiseStreams(request.seeds, self.generator.latent_shapes, device=self.device)
         if request.prior == "gaussian":
+            if request.given is not None:
+                raise UserInputError(
+                    "prior='gaussian' draws all groups at once and keeps none; leave it out"
+                )
             u = noise.normal(request.config.temperature)
             terms = None
             if self.prior is not None:
@@ -262,7 +266,7 @@ class Drawer(Model):
         assert self.config.prior is not None and self._schedule is not None
         given = request.given
         if given is not None:
-            given = replace(given, u=tuple(g.to(self.device, torch.float32) for g in given.u))
+            given = given.to(self.device)
         return sample_prior(
             self._energy_of(request),
             self._schedule,

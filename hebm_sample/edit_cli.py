@@ -381,7 +381,7 @@ def interpolate(**options: Any) -> None:
     option(
         "Pictures", "--seeds", type=_SEEDS, metavar="LIST", help="One result a seed.  [default: 0]"
     ),
-    _strength(1.0, "Less than 1 keeps some of what the masked region held."),
+    _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
         "Pictures",
         "--weight",

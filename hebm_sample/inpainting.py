@@ -1,25 +1,29 @@
-r"""The likelihood of known pixels, as a term that sampling adds to F.
+r"""Known pixels: the latents that see nothing else are held, and a likelihood pulls on the others.
 
-At noise level t, with the Gaussian prior's guess of u_0, whose variance is cum_sigma_t^2,
+A cell of group i whose patch of the picture is known altogether keeps u_0 ~ q(u | x) there, as
+kept groups do (`sampling/given.py`). The others move under F plus the log likelihood
 
-    mean = x(cum_a_t u_t),    log p(known | u_t) ~ - w sum_known (x - mean)^2 / (2 v_t)
-    v_t  = b^2 pi^2 / 3 + cum_sigma_t^2 V
+    log p(known | u_t) = - w Z sqrt( sum_known (x - mean)^2 + n b^2 pi^2 / 3 )
+    mean = x(cum_a_t u_t)
 
-b is the scale of the generator's logistic likelihood, and V the variance of a pixel under the
-generator's prior: what a guess without any information would be off by.
+n is the number of known values, b the scale of the generator's logistic likelihood and cum_a_t u_t
+the Gaussian prior's guess of u_0. The errors of neighbouring pixels are one error: with their
+squares simply summed, the density is so stiff along the coarse latents that chains of this length
+leave the finite numbers. A norm, whose pull does not grow with the error, stays stable.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents
+from hebm_sample.prior.conditional import CumSigma
 
-__all__ = ["KnownPixels"]
+__all__ = ["KnownPixels", "fill_smoothly", "known_cells"]
 
-PIXEL_VARIANCE = 0.25
+PULL = 3.0  # Z
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class KnownPixels:
     """
 
     generator: HierarchicalGenerator
-    cum_sigma_of: Callable[[Tensor], Tensor]
+    cum_sigma_of: CumSigma
     images: Tensor
     known: Tensor
     weight: float = 1.0
@@ -53,7 +57,44 @@ class KnownPixels:
         sigma = self.cum_sigma_of(level)[:, None, None, None]
         cum_a = (1 - sigma.square()).clamp(min=0).sqrt()
         mean = self.generator(tuple(cum_a * g for g in u)).float()
-        scale = self.generator.likelihood.log_scale.exp().view(1, -1, 1, 1)
-        variance = scale.square() * (torch.pi**2 / 3) + sigma.square() * PIXEL_VARIANCE
-        square = (self.images - mean).square() / (2 * variance)
-        return -self.weight * (square * self.known).flatten(1).sum(1)
+        variance = self.generator.likelihood.log_scale.exp().square() * (torch.pi**2 / 3)
+        square = (self.images - mean).square() + variance.view(1, -1, 1, 1)
+        # The tiny number keeps the root's slope finite where no pixel is known.
+        total = (square * self.known).flatten(1).sum(1) + 1e-12
+        return -self.weight * PULL * total.sqrt()
+
+
+def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:
+    """The pictures with unknown pixels replaced by means of the known ones around them.
+
+    Means over squares of 2, 4, 8, ... pixels; a pixel takes the smallest square that has a known
+    one.
+
+    Arguments:
+        images: (B, C, S, S).
+        known: (B, 1, S, S) bool.
+    """
+    side = images.shape[-1]
+    values, weights = images * known, known.float()
+    filled, done, size = images * known, known, 2
+    while size < 2 * side and not bool(done.all()):
+        # Stride 1, so that what is filled in has no seams of its own.
+        pad = (size - 1 - (size - 1) // 2, (size - 1) // 2)
+        window = (*pad, *pad)
+        share = F.avg_pool2d(F.pad(weights, window), size, 1)
+        mean = F.avg_pool2d(F.pad(values, window), size, 1) / share.clamp(min=1e-9)
+        found = share > 1e-9
+        filled = torch.where(done, filled, torch.where(found, mean, filled))
+        done, size = done | found, 2 * size
+    return filled
+
+
+def known_cells(known: Tensor, shapes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, ...]:
+    """Cells whose patch of the picture is known altogether: (B, 1, H_i, W_i) bool a group.
+
+    Arguments:
+        known: (B, 1, S, S) bool.
+        shapes: (C, H, W) a group.
+    """
+    side = known.shape[-1]
+    return tuple(-F.max_pool2d(-known.float(), side // s[1]) > 0.5 for s in shapes)

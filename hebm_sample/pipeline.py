@@ -8,7 +8,7 @@ inpaint           the prior times the likelihood of the known pixels
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from hebm_sample.drawing import Drawer, Prior, Request
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents, check_latents
 from hebm_sample.images import prepare_masks
-from hebm_sample.inpainting import KnownPixels
+from hebm_sample.inpainting import KnownPixels, fill_smoothly, known_cells
 from hebm_sample.model import EncodeMode, Groups, Pictures
 from hebm_sample.samples import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.sampling.given import Given
@@ -31,7 +31,6 @@ __all__ = ["OutputType", "Pipeline", "Prior", "Samples"]
 
 # Streams of a picture's seed that are not its chain's: for the posterior draw before an edit.
 ENCODE_STREAM = 0x656E63
-INPAINT_STEP = 0.5
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -94,7 +93,8 @@ class Pipeline(Drawer):
             keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
                 none.
             num_variations: V.
-            seeds: Of the variations, V of them, the same for each picture; 0 ... V-1 if None.
+            seeds: Of the variations, V of them, the same for each picture. If None, 0 ... V-1, or
+                for samples the V that follow their largest seed: new noise.
             symbols, guidance: As of a call: one mapping, or one each of the N * V pictures.
             options: `progress` and fields of `LangevinConfig`.
 
@@ -104,6 +104,9 @@ class Pipeline(Drawer):
         require_integer("num_variations", num_variations, 1, MAX_SEEDS)
         u, kept = self.latents_of(source), self._kept(keep)
         count = check_latents(u, self.generator.latent_shapes)
+        if seeds is None and isinstance(source, Samples):
+            first = max(source.seeds) + 1
+            seeds = range(first, first + num_variations)
         chosen = choose_seeds(num_variations, seeds) * count
         request, batch_size = self._request(
             None,
@@ -122,7 +125,7 @@ class Pipeline(Drawer):
         if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
             nothing = keep.stop is not None and keep.stop == (keep.start or 0)
         else:
-            nothing = not isinstance(keep, int) and len(keep) == 0
+            nothing = isinstance(keep, Sized) and len(keep) == 0
         kept = () if nothing else tuple(self._group_indices(keep))
         count = len(self.generator.latent_shapes)
         if len(kept) == count:
@@ -164,10 +167,11 @@ class Pipeline(Drawer):
         for cut in cuts:
             require_integer("cut", cut, 0, count - 1)
         own = self(seeds=[seed], output_type="torch", **options)
+        others = [s for s in range(columns) if s != seed][: columns - 1]
         rows = []
         for cut in cuts:
             kept = slice(0, cut)
-            drawn = self.vary(own, kept, columns - 1, output_type="torch", **options)
+            drawn = self.vary(own, kept, columns - 1, seeds=others, output_type="torch", **options)
             rows += [own, drawn]
         if not rows:
             raise UserInputError("cuts is empty; give how many top groups each row keeps")
@@ -271,23 +275,31 @@ class Pipeline(Drawer):
             options: `progress` and fields of `LangevinConfig`.
         """
         require_range("strength", strength, 0.0, 1.0)
-        u, chosen = self._posterior(images, seeds, mode, batch_size)
-        free = self._group_indices(groups)
-        kept = tuple(i for i in range(len(u)) if i not in free)
+        free, level = self._group_indices(groups), self._level_near(strength)
+        x, chosen = self._seeded(images, seeds)
         request, batch_size = self._request(
             None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
         )
-        given = Given(u, kept, self._level_near(strength))
+        u = self._posterior(x, chosen, mode, batch_size)
+        given = Given(u, tuple(i for i in range(len(u)) if i not in free), level)
         return self._finish(replace(request, given=given), batch_size, output_type, None)
 
+    def _seeded(self, images: Pictures, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
+        """Pictures (N, 3, S, S) in [-1, 1], and one seed each."""
+        x = self._read(images)
+        chosen = choose_seeds(None, range(len(x)) if seeds is None else seeds)
+        if len(chosen) != len(x):
+            raise UserInputError(
+                f"{len(chosen)} seeds were given for {len(x)} pictures; give one a picture"
+            )
+        return x, chosen
+
     def _posterior(
-        self, images: Pictures, seeds: Any, mode: EncodeMode, batch_size: int
-    ) -> tuple[Latents, tuple[int, ...]]:
-        """u_0 of pictures, and their seeds; the draw's noise is not the chain's."""
-        x = (self._read(images) + 1) / 2
-        chosen = choose_seeds(len(x), seeds)
-        own = [derived_seed(seed, ENCODE_STREAM) for seed in chosen]
-        return self.encode(x, mode=mode, seeds=own, batch_size=batch_size), chosen
+        self, x: Tensor, seeds: tuple[int, ...], mode: EncodeMode, batch_size: int
+    ) -> Latents:
+        """u_0 of pictures in [-1, 1]; the draw's noise is not the chain's."""
+        own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
+        return self.encode((x + 1) / 2, mode=mode, seeds=own, batch_size=batch_size)
 
     def _level_near(self, cum_sigma: float) -> int:
         """The level 1 ... T whose noise is nearest."""
@@ -304,17 +316,16 @@ class Pipeline(Drawer):
         symbols: Symbols | None = None,
         guidance: Guidance = 1.0,
         weight: float = 1.0,
-        strength: float = 1.0,
+        strength: float = 0.9,
         seeds: int | Iterable[int] | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         **options: Any,
     ) -> Samples:
-        """Fill in the masked pixels: Langevin on the prior times the likelihood of the known ones.
+        """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
 
-        At noise level t the likelihood is taken at the Gaussian prior's guess cum_a_t u_t of u_0,
-        with a spread widened by what that guess does not know. The known pixels of the result are
-        the picture's own.
+        Latents that see only known pixels are held (`inpainting.py`). The known pixels of the
+        result are the picture's own.
 
         Arguments:
             images: N, as for `encode`.
@@ -322,24 +333,25 @@ class Pipeline(Drawer):
                 picture's own size, or the model's. PIL pictures, paths, or booleans (N, S, S).
             symbols, guidance: As of a call.
             weight: Of the known pixels' log likelihood.
-            strength: Level to start from, as for `edit`; less than 1 keeps some of what the masked
-                region held.
+            strength: Level to start from, as for `edit`. The masked region begins as a smooth
+                filling from what is known around it; less than 1 keeps some of its colours.
             seeds: One a picture; 0 ... N-1 if None.
-            options: `progress` and fields of `LangevinConfig`; `step_scale` is 0.5 if not given.
+            options: `progress` and fields of `LangevinConfig`.
         """
         require_range("strength", strength, 0.0, 1.0)
         require_range("weight", weight, 0.0, 1e3)
-        x = self._read(images)
+        x, chosen = self._seeded(images, seeds)
         unknown = prepare_masks(masks, images, self.config.generator.image_size, len(x))
-        filled = torch.where(unknown, torch.zeros(()), x)
-        u, chosen = self._posterior((filled + 1) / 2, seeds, "mean", batch_size)
-        options = {"step_scale": INPAINT_STEP} | options
+        filled = fill_smoothly(x, ~unknown)
         request, batch_size = self._request(
             None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
         )
+        u = self._posterior(filled, chosen, "sample", batch_size)
         start = self._level_near(strength) if strength < 1 else None
         known = KnownPixels(self.generator, self._cum_sigma_of, x, ~unknown, weight)
-        request = replace(request, given=Given(u, (), start), likelihood=known)
+        cells = known_cells(~unknown, self.generator.latent_shapes)
+        given = Given(u, (), start, cells)
+        request = replace(request, given=given, likelihood=known)
         drawn = self._best(request, 1, batch_size)
         pictures = torch.where(unknown, drawn.pictures, x)
         return self._samples(replace(drawn, pictures=pictures), chosen, output_type)

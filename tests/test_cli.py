@@ -49,7 +49,7 @@ class FakePipeline:
         self.name, self.revision = name, revision
         self.config = ModelConfig(
             name=Path(name).name,
-            generator=GeneratorConfig(SIZE, (ScaleConfig(4, 2, 1, 8),)),
+            generator=GeneratorConfig(SIZE, (ScaleConfig(4, 4, 1, 8),)),
             prior=PriorConfig((0.1, 0.5, 1.0)),
             sampling=LangevinConfig(steps=6, temperature=0.9),
         )
@@ -452,7 +452,7 @@ def test_a_config_that_cannot_be_read_spoils_no_listing(models, tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    symbolic_pipeline(steps=6).save_pretrained(folder)
+    symbolic_pipeline(steps=3).save_pretrained(folder)
     return folder
 
 

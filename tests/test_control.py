@@ -23,7 +23,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
 from hebm_sample.seeds import derived_seed
 
-CONFIG = symbolic_config()
+CONFIG = symbolic_config(steps=6)
 GROUPS = len(CONFIG.generator.latent_shapes)
 SAMPLERS = ("recovery", "annealed", "flow")
 TWO_LEVELS = 2.01 / 255
@@ -31,7 +31,7 @@ TWO_LEVELS = 2.01 / 255
 
 @pytest.fixture(scope="module")
 def pipe():
-    return symbolic_pipeline()
+    return tiny_pipeline(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_a_temperature_a_group(pipe, sampler):
 @pytest.mark.parametrize("keep, kept", [(slice(0, 1), [0]), ([0, 2], [0, 2]), (-1, [2])])
 def test_variations_keep_groups_bit_by_bit_picture_by_picture(pipe, three, sampler, keep, kept):
     found = pipe.vary(three, keep, 2, sampler=sampler, symbols={"class": "a"}, batch_size=4)
-    assert len(found) == 6 and found.columns == 2 and found.seeds == (0, 1) * 3
+    assert len(found) == 6 and found.columns == 2 and found.seeds == (3, 4) * 3
     for i in range(6):
         for g in range(GROUPS):
             same = torch.equal(found.latents[g][i], three.latents[g][i // 2])
@@ -266,8 +266,9 @@ def test_variations_keep_groups_bit_by_bit_picture_by_picture(pipe, three, sampl
 
 
 def test_variations_of_latents_and_pictures(pipe, three, images):
-    a, b = (pipe.vary(x, [0], 2) for x in (three, three.latents))
+    a, b = (pipe.vary(x, [0], 2, seeds=[4, 5]) for x in (three, three.latents))
     assert equal(a.latents, b.latents)
+    assert pipe.vary(three.latents, [0], 1).seeds == (0, 0, 0)
     u = pipe.encode(images)
     found = pipe.vary(images, [1], 1, seeds=[5])
     assert torch.equal(found.latents[1], u[1]) and found.seeds == (5, 5)
@@ -313,7 +314,7 @@ def test_variations_have_a_wish_each(pipe, three):
     found = pipe.vary(three, [0], 2, symbols=wishes, guidance=3.0)
     for i in (1, 4):
         one = tuple(g[i // 2 : i // 2 + 1] for g in three.latents)
-        alone = pipe.vary(one, [0], 1, seeds=[i % 2], symbols=wishes[i], guidance=3.0)
+        alone = pipe.vary(one, [0], 1, seeds=[3 + i % 2], symbols=wishes[i], guidance=3.0)
         row = tuple(g[i : i + 1] for g in found.latents)
         assert distance(row, alone.latents) < 1e-3
 
@@ -484,7 +485,7 @@ def test_edits_that_cannot_be(pipe, images):
 
 def test_wrong_numbers_of_seeds_are_refused_in_a_line_that_says_so(pipe, images):
     for call in (pipe.edit, lambda x, **o: pipe.inpaint(x, torch.ones(16, 16) > 0, **o)):
-        with pytest.raises(UserInputError, match="2 .*1 seed"):
+        with pytest.raises(UserInputError, match="1 seeds were given for 2 pictures"):
             call(images, seeds=[1])
 
 

@@ -47,7 +47,7 @@ ALLOWED = {
     "device": _BASE,
     "samples": _BASE | {"images", "seeds", "generator"},
     "conditions": _BASE | {"prior"},
-    "inpainting": _BASE | {"generator"},
+    "inpainting": _BASE | {"generator", "prior"},
     "model": _TOOLS | {"device", "samples"},
     "drawing": _TOOLS | {"samples", "conditions", "inpainting", "model"},
     "pipeline": _TOOLS | {"samples", "conditions", "inpainting", "model", "drawing"},
@@ -61,7 +61,7 @@ ALLOWED = {
     "scoring": {"listing", "pipeline"},
     "edit_cli": _TOOLS | _COMMANDS | {"pipeline", "samples", "edit_options", "scoring"},
     "metrics": _TOOLS | {"pipeline"},
-    "training": _TOOLS | {"pipeline", "console", "metrics"},
+    "training": _TOOLS | {"pipeline", "console", "metrics", "conditions", "device"},
 }
 
 HEAVY = ("torch", "numpy", "PIL", "huggingface_hub", "safetensors")

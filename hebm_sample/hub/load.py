@@ -83,7 +83,11 @@ def _own_random_state() -> AbstractContextManager[object]:
 
 @torch.inference_mode(False)  # else the weights could never be differentiated through
 def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
-    """The model's encoder, its file checked now."""
+    """The model's encoder, its file checked now; `UserInputError` for a model that has none."""
+    if "encoder.safetensors" not in resolved.row.files:
+        raise UserInputError(
+            f"{config.name} has no encoder, so it cannot read pictures; use a model that has one"
+        )
     with _own_random_state():
         encoder = Encoder(config.generator)
     load_weights(encoder, resolved.path("encoder.safetensors"))

@@ -28,7 +28,7 @@ UNKNOWN = -1
 CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
-def _label_matrix(
+def label_matrix(
     labels: Mapping[str, np.ndarray], count: int
 ) -> tuple[dict[str, int], np.ndarray]:
     """Columns with any known value (name to number of values) and their labels (N, V)."""
@@ -54,7 +54,7 @@ def _label_matrix(
     return columns, np.stack(known, axis=1)
 
 
-def _augment(images: np.ndarray, rng: np.random.Generator) -> Tensor:
+def augmented(images: np.ndarray, rng: np.random.Generator) -> Tensor:
     """Random mirror, shift, contrast and brightness of uint8 (B, 3, H, W), as floats.
 
     Shifts reach 1/16 of the side; the border is repeated where one uncovers nothing.
@@ -79,7 +79,7 @@ def masked_cross_entropy(net: FeatureNet, logits: Tensor, labels: Tensor) -> Ten
     return torch.stack(per_column).sum() / (labels != UNKNOWN).sum().clamp(min=1)
 
 
-def _row_stream(
+def row_stream(
     rows: np.ndarray, batch_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Endless batches of rows, each epoch in a new order; a batch may span two epochs."""
@@ -131,12 +131,12 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=steps, pct_start=0.15, cycle_momentum=False
     )
-    stream = _row_stream(rows, batch_size, rng)
+    stream = row_stream(rows, batch_size, rng)
     net.train()
     bar = tqdm(range(1, steps + 1), desc="feature net", unit="step", disable=not progress)
     for step in bar:
         batch = next(stream)
-        pictures = _augment(images[batch], rng) if augment else to_float(images[batch])
+        pictures = augmented(images[batch], rng) if augment else to_float(images[batch])
         target = torch.from_numpy(labels[batch]).to(device)
         loss = masked_cross_entropy(net, net(pictures.to(device)), target)
         optimiser.zero_grad(set_to_none=True)
@@ -199,7 +199,7 @@ def train_feature_net(
         )
     if not 0 < holdout <= 0.5:
         raise UserInputError(f"holdout is {holdout}; it must lie in (0, 0.5]")
-    columns, matrix = _label_matrix(labels, len(images))
+    columns, matrix = label_matrix(labels, len(images))
     labelled = np.flatnonzero((matrix != UNKNOWN).any(axis=1))
     if len(labelled) < 20:
         raise UserInputError(f"only {len(labelled)} pictures have labels; use PcaFeatures instead")

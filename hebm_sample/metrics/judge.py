@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError, WeightsError
-from hebm_sample.metrics.classifier import UNKNOWN, _augment, _label_matrix, _row_stream
+from hebm_sample.metrics.classifier import UNKNOWN, augmented, label_matrix, row_stream
 from hebm_sample.metrics.features import FORMAT_VERSION, batches, save_extractor
 
 __all__ = ["JudgeNet", "Verdict", "accuracies", "load_judge", "save_judge", "train_judge"]
@@ -198,12 +198,12 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
     )
-    stream = _row_stream(np.flatnonzero((labels != UNKNOWN).any(axis=1)), batch_size, rng)
+    stream = row_stream(np.flatnonzero((labels != UNKNOWN).any(axis=1)), batch_size, rng)
     net.train()
     bar = tqdm(range(1, steps + 1), desc="judge", unit="step", disable=not progress)
     for step in bar:
         rows = next(stream)
-        pictures = _augment(images[rows], rng).to(device)
+        pictures = augmented(images[rows], rng).to(device)
         loss = _loss(net, net(pictures), torch.from_numpy(labels[rows]).to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -257,7 +257,7 @@ def train_judge(
         raise UserInputError(
             f"steps is {steps} and batch_size {batch_size}; each must be at least 2"
         )
-    columns, matrix = _label_matrix(labels, len(images))
+    columns, matrix = label_matrix(labels, len(images))
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's stream alone
         torch.manual_seed(seed)

@@ -20,6 +20,7 @@ from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Level, Scalar
 
 __all__ = [
     "ConditionalEBM",
+    "CumSigma",
     "Energy",
     "MarginalEBM",
     "conditional_at",
@@ -32,6 +33,10 @@ __all__ = [
 
 Energy = Callable[[Latents, Tensor], Tensor]
 """(latents, level (B,)) to the terms F_i (B, L)."""
+
+
+CumSigma = Callable[[Tensor], Tensor]
+"""What the nets are told about a level, (B,), to cum_sigma (B,)."""
 
 
 def flatten(u: Latents) -> Tensor:

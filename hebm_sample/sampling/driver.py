@@ -28,6 +28,7 @@ the loop runs over the free groups, and over the levels below the one that they 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -104,18 +105,22 @@ def chain_variances(
     return unit, sigma_next**2 if reference == "sigma_next" else unit
 
 
-def gradients_per_level(steps: int, num_levels: int) -> list[int]:
+def gradients_per_level(steps: int, num_levels: int, before: int = 0) -> list[int]:
     """`steps` split evenly over the levels t = 0 ... T-1, the remainder to the lowest.
+
+    Arguments:
+        before: Of them, those spent before the first level.
 
     Raises:
         UserInputError: fewer steps than levels.
     """
-    if steps < num_levels:
+    least = num_levels + before
+    if steps < least:
         raise UserInputError(
             f"steps is {steps}; this sampler visits {num_levels} levels and needs at least "
-            f"{num_levels} steps (sampler='flow' takes any number)"
+            f"{least} steps (sampler='flow' takes any number)"
         )
-    each, rest = divmod(steps, num_levels)
+    each, rest = divmod(steps - before, num_levels)
     return [each + (t < rest) for t in range(num_levels)]
 
 
@@ -158,7 +163,10 @@ def sample_prior(
             raise UserInputError(
                 f"start level is {top}; this model has levels 1 to {schedule.num_levels}"
             )
+        if top == schedule.num_levels:  # the flow begins a little below, where u_0 still shows
+            given = replace(given, start_level=None)
     groups = FreeGroups(given, noise.normal(config.temperature))
+    lowest = marginal_at(energy, schedule, 0, parametrization)
     energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
 
     def draw() -> Latents:
@@ -172,11 +180,11 @@ def sample_prior(
     else:
         # A start below the noisiest level first takes a step down from there.
         descends = top < schedule.num_levels and config.start != "u_next"
-        budget = gradients_per_level(config.steps - descends, top)
+        budget = gradients_per_level(config.steps, top, before=descends)
         chains = _Chains(energy, schedule, config, parametrization, step_size_0)
         states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
         sigmas = [0.0, *schedule.levels[1:]]
-    return _without_autograd(_completed(states, groups, sigmas))
+    return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
 
 
 def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
@@ -196,11 +204,17 @@ def _check_parametrization(config: LangevinConfig, parametrization: Parametrizat
 
 
 def _completed(
-    states: Iterator[LevelState], groups: FreeGroups, path: Sequence[float]
+    states: Iterator[LevelState],
+    groups: FreeGroups,
+    path: Sequence[float],
+    lowest_terms: Callable[[Latents], torch.Tensor],
 ) -> Iterator[LevelState]:
     """States of the free groups as states of all; `path` is cum_sigma of each state's u."""
     for state in states:
-        yield state._replace(u=groups.full(state.u, path[state.level]))
+        full = state._replace(u=groups.full(state.u, path[state.level]))
+        if state.level == 0 and groups.keeps:  # the chain saw the kept groups with their noise
+            full = full._replace(terms=lowest_terms(full.u))
+        yield full
 
 
 @torch.inference_mode(False)

@@ -170,7 +170,7 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 def _plan(pipe: Any, options: dict[str, Any]) -> Any:
     """What the control options ask for; what was not typed is `ControlPlan`'s default."""
     from hebm_sample.conditions import find_symbol
-    from hebm_sample.training.control import ControlPlan
+    from hebm_sample.training.control_report import ControlPlan
     from hebm_sample.training.judging import parse_wish
 
     def wish(text: str) -> dict[str, str]:

@@ -18,57 +18,24 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hebm_sample.config import require_integer, require_range
 from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.judge import Verdict, accuracies
 from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
-from hebm_sample.seeds import MAX_SEEDS, derived_seed
-from hebm_sample.training.control_report import Asked, Control, Edit, Layers, Share, Variable
+from hebm_sample.seeds import derived_seed
+from hebm_sample.training.control_report import (
+    Asked,
+    Control,
+    ControlPlan,
+    Edit,
+    Layers,
+    Share,
+    Variable,
+)
 from hebm_sample.training.data import Pictures
 from hebm_sample.training.evaluate import as_bytes
 from hebm_sample.training.judging import Wish
 
-__all__ = ["ControlPlan", "control"]
-
-MAX_GUIDANCE = 100.0
-
-
-@dataclass(frozen=True)
-class ControlPlan:
-    """What to measure.
-
-    Arguments:
-        num_images: Samples a value and guidance.
-        guidance: Weights; 0 stands for samples of which nothing was asked, and is always drawn.
-        attributes: Variables to ask for; None for all that have labels.
-        combinations: Values to ask for together.
-        edit: What to change in held-out pictures that lack it; None for no edits.
-        edit_images: How many, at most.
-        strength, edit_guidance: Of `Pipeline.edit`.
-        held_out: Held-out pictures to judge and reconstruct, at most.
-        layer_images: Samples to vary layer by layer; 0 for none.
-        variations: Of each and each cut.
-    """
-
-    num_images: int = 100
-    guidance: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
-    attributes: tuple[str, ...] | None = None
-    combinations: tuple[Wish, ...] = ()
-    edit: Wish | None = None
-    edit_images: int = 200
-    strength: float = 0.6
-    edit_guidance: float = 1.0
-    held_out: int = 2000
-    layer_images: int = 4
-    variations: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("num_images", "edit_images", "held_out"):
-            require_integer(name, getattr(self, name), 1, MAX_SEEDS)
-        require_integer("layer_images", self.layer_images, 0, MAX_SEEDS)
-        require_integer("variations", self.variations, 2, MAX_SEEDS)
-        for weight in self.guidance:
-            require_range("guidance", weight, 0.0, MAX_GUIDANCE)
+__all__ = ["control"]
 
 
 @dataclass(frozen=True)
@@ -202,9 +169,10 @@ def _edit(bench: _Bench, pictures: Pictures, plan: ControlPlan) -> Edit:
     """Change held-out pictures that lack all that is asked for."""
     assert plan.edit is not None
     wish = plan.edit
-    lacking = [known & ~holds for known, holds in (
-        bench.labelled(pictures, {n: v}) for n, v in wish.items()
-    )]  # fmt: skip
+    lacking = []
+    for name, value in wish.items():
+        known, holds = bench.labelled(pictures, {name: value})
+        lacking.append(known & ~holds)
     rows = np.flatnonzero(np.all(lacking, axis=0))[: plan.edit_images]
     if not len(rows):
         raise UserInputError(f"no held-out picture is labelled as lacking {wish}")

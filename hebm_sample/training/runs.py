@@ -165,6 +165,12 @@ def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
                 f"label column {column!r} holds {top}; symbol {symbol.name!r} has "
                 f"{len(symbol.values)} values, numbered from 0"
             )
+        names = pictures.label_names.get(column)
+        if names is not None and names != symbol.values[: len(names)]:
+            raise UserInputError(
+                f"label column {column!r} has the values {', '.join(names[:12])}; symbol "
+                f"{symbol.name!r} has {', '.join(symbol.values[:12])}: they must agree in order"
+            )
         columns.append(column)
     return tuple(columns)
 

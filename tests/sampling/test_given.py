@@ -79,7 +79,7 @@ def test_in_between_kept_groups_are_at_the_noise_of_their_level(sampler):
         return coupled(groups, level)
 
     *before, _ = states(watched, config, Given(u, (0,)))
-    for value, log_snr in seen:
+    for value, log_snr in seen[:-1]:  # the last call is for the result's own terms
         sigma = math.sqrt(1 / (1 + math.exp(log_snr)))
         expected = math.sqrt(1 - sigma**2) * u[0] + sigma * eps[0]
         assert torch.allclose(value, expected, atol=1e-5)
@@ -233,12 +233,12 @@ def test_free_groups_by_themselves():
 # ---- conditionals
 
 
-NUMBERS = ((1, 100, 100),)
+NUMBERS = ((1, 70, 70),)
 # Far enough apart that every sample has one component's sign.
 MIXTURE = Mixture((-2.0, 0.0, 2.0), (0.2, 0.3, 0.5), 0.05)
 
 
-def draw(sampler, wish, steps=96):
+def draw(sampler, wish, steps=60):
     config = LangevinConfig(sampler=sampler, steps=steps)
     energy = MIXTURE.every_number(wish)
     # At 0.99 the flow would start from N(0, I) where the mean is still 0.14 of the data's.

@@ -20,8 +20,8 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.judge import JudgeNet, Verdict
 from hebm_sample.samples import Samples
 from hebm_sample.training import judging
-from hebm_sample.training.control import ControlPlan, _Bench, control
-from hebm_sample.training.control_report import Share
+from hebm_sample.training.control import _Bench, control
+from hebm_sample.training.control_report import ControlPlan, Share
 from hebm_sample.training.data import Pictures
 from hebm_sample.training.judging import find_judge, label_columns, parse_wish
 

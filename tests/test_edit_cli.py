@@ -1,0 +1,320 @@
+"""Guards: pictures that are read are changed, completed and scored as the pipeline does it, never
+overwritten, and every failure is one line with the promised exit status.
+
+The pipeline is the real one, with a tiny model that has the symbols `class` and `Smiling`.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageChops
+from tiny import symbolic_pipeline, tiny_config, tiny_modules
+
+import hebm_sample
+from hebm_sample import edit_cli, images
+from hebm_sample.edit_cli import main
+from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
+from hebm_sample.seeds import derived_seed
+
+SIZE = 16
+STEP = SIZE + 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    symbolic_pipeline(steps=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return hebm_sample.Pipeline.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """a.png and b.png of 24 x 20 pixels, and a mask of that size whose left half is white."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in "ab":
+        pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"{name}.png")
+    mask = Image.new("L", (24, 20))
+    mask.paste(255, (0, 0, 12, 20))
+    mask.save("mask.png")
+    return ["a.png", "b.png"]
+
+
+def hebm_edit(*arguments):
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+@pytest.fixture
+def run(folder):
+    """Run on the tiny model; the first file, if one was written, and what --json said."""
+
+    def run(*arguments):
+        result = hebm_edit(*arguments, "--dataset", folder, "--device", "cpu", "--json")
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        if "files" not in answer:
+            return answer
+        with Image.open(answer["files"][0]) as sheet:
+            sheet.load()
+        return sheet, answer
+
+    return run
+
+
+def refused(result, status, message):
+    """One line on stderr, nothing on stdout, the status."""
+    assert result.exit_code == status, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr, result.stderr
+
+
+def alike(a, b):
+    return a.size == b.size and ImageChops.difference(a, b.convert(a.mode)).getbbox() is None
+
+
+def squares(paths):
+    return images.to_pil(images.prepare(paths, SIZE))
+
+
+# What is drawn
+
+
+def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, pictures):
+    steering = ["--attr", "Smiling", "--guidance", 3, "--groups", "0-1", "--strength", 0.5]
+    sheet, answer = run("edit", *pictures, *steering, "--seeds", "5,3")
+    edited = pipe.edit(
+        pictures, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
+    )
+    seeds = [derived_seed(seed, ENCODE_STREAM) for seed in (5, 3)]
+    before = pipe.decode(pipe.encode(pictures, seeds=seeds))
+    rows = zip(squares(pictures), before, edited.images, strict=True)
+    assert alike(sheet, images.grid([x for row in rows for x in row], 3))
+    assert answer["files"] == ["a-edit.png"]
+    assert (answer["seeds"], answer["groups"], answer["strength"]) == ([5, 3], [0, 1], 0.5)
+    assert answer["energies"] == edited.energies.tolist()
+    assert sheet.text["symbols"] == "Smiling=yes" and sheet.text["seeds"] == "5,3"
+
+
+def test_edited_pictures_one_by_one(run, pipe, pictures):
+    _, answer = run("edit", *pictures, "--class", "b", "--outdir", "out/here")
+    assert answer["files"] == ["out/here/a.png", "out/here/b.png"]
+    edited = pipe.edit(pictures, {"class": "b"})
+    for path, image, seed in zip(answer["files"], edited.images, "01", strict=True):
+        with Image.open(path) as picture:
+            assert alike(picture, image)
+            assert picture.text["seed"] == seed
+
+
+def test_interpolate_is_a_row(run, pipe, pictures):
+    sheet, answer = run("interpolate", *pictures, "-n", 4, "--out", "row.png")
+    assert alike(sheet, images.grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
+    assert answer["files"] == ["row.png"]
+
+
+def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, pictures):
+    sheet, answer = run("inpaint", "a.png", "--mask", "mask.png", "--seeds", "2,7")
+    assert sheet.size == (4 * STEP - 2, SIZE)
+    (own,) = squares(["a.png"])
+    assert alike(sheet.crop((0, 0, SIZE, SIZE)), own)
+    right = (SIZE // 2, 0, SIZE, SIZE)
+    cells = [sheet.crop((i * STEP, 0, i * STEP + SIZE, SIZE)) for i in range(4)]
+    assert all(alike(cell.crop(right), own.crop(right)) for cell in cells)
+    assert cells[1].getpixel((2, 2)) == (128, 128, 128)
+    assert not alike(cells[2], cells[3])
+    expected = pipe.inpaint([Image.open("a.png")] * 2, "mask.png", seeds=[2, 7])
+    assert alike(cells[2], expected.images[0]) and alike(cells[3], expected.images[1])
+    first, answer = run("inpaint", "a.png", "--mask", "mask.png", "--seeds", 2, "--outdir", ".")
+    assert answer["files"] == ["a-seed0002.png"]
+    known = np.asarray(first)[:, SIZE // 2 :] == np.asarray(own)[:, SIZE // 2 :]
+    assert known.all()
+
+
+def test_scores_are_the_pipelines(run, pipe, pictures):
+    answer = run("score", *pictures, "--groups", "0,2")
+    energy, each = pipe.energy(pictures, groups=[0, 2]), pipe.energy(pictures, groups=2)
+    found = pipe.classify(pictures, groups=[0, 2])
+    for i, row in enumerate(answer["scores"]):
+        assert row["image"] == pictures[i]
+        assert row["energy"] == pytest.approx(float(energy[i]))
+        assert list(row["groups"]) == ["0", "2"]
+        assert row["groups"]["2"] == pytest.approx(float(each[i]))
+        assert list(row["symbols"]["class"]) == ["a", "b", "c"]
+        for name, p in found.items():
+            assert list(row["symbols"][name].values()) == pytest.approx(p[i].tolist())
+
+
+def test_scores_as_a_table(folder, pipe, pictures):
+    result = hebm_edit("score", *pictures, "--dataset", folder)
+    header, *rows = [line.split("  ") for line in result.stdout.splitlines()]
+    header, *rows = [[cell.strip() for cell in row if cell] for row in (header, *rows)]
+    groups = ["group 0", "group 1", "group 2"]
+    assert header == ["picture", "energy", *groups, "class", "Smiling=yes"]
+    found, energy = pipe.classify(pictures), pipe.energy(pictures)
+    for i, row in enumerate(rows):
+        best = int(found["class"][i].argmax())
+        assert row[:2] == [pictures[i], f"{float(energy[i]):.1f}"]
+        assert row[5] == f"{'abc'[best]} {float(found['class'][i, best]):.2f}"
+        assert row[6] == f"{float(found['Smiling'][i, 1]):.2f}"
+
+
+def test_the_closing_line(folder, pictures):
+    common = ["--dataset", folder, "--device", "cpu"]
+    result = hebm_edit("edit", "a.png", *common, "--class", "a")
+    assert result.stdout.startswith("a-edit.png: 1 picture in ")
+    assert hebm_edit("edit", "a.png", *common, "--quiet").output == ""
+
+
+@pytest.mark.parametrize("strength", ["0.3", "1"])
+@pytest.mark.parametrize("verb", ["edit", "inpaint"])
+def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
+    seen = []
+
+    @contextlib.contextmanager
+    def bar(total, name, quiet):
+        seen.append([total, 0])
+
+        def update(count):
+            seen[0][1] += count
+
+        yield update
+
+    monkeypatch.setattr(edit_cli, "progress_bar", bar)
+    more = pictures if verb == "edit" else ["a.png", "--mask", "mask.png", "--seeds", "0,1"]
+    run(verb, *more, "--batch", 1, "--steps", 4, "--strength", strength)
+    assert seen == [[8, 8]]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit"], "Missing argument 'IMAGE...'"),
+        (["edit", "a.png", "--seeds", "1,2"], "--seeds names 2 for 1 picture; give one a picture"),
+        (["edit", "a.png", "--strength", "0"], "0.0 is not in the range 0.0<x<=1.0"),
+        (["edit", "a.png", "--strength", "nan"], "nan is not a finite number"),
+        (["edit", "a.png", "--groups", "3-1"], "'3-1' names no groups; write numbers and ranges"),
+        (["edit", "a.png", "--guidance", "2"], "add --class or --attr"),
+        (["edit", "none.png"], "cannot read none.png: No such file"),
+        (["edit", "."], "cannot read .: Is a directory"),
+        (["edit", "text.png"], "it is not a PNG, JPEG or WEBP picture; convert it first"),
+        (["edit", "a.png", "sub/A.jpg", "--outdir", "o"], "a.png and sub/A.jpg would both become"),
+        (["edit", "a.png", "--outdir", "."], "a.png is a picture that is read"),
+        (["edit", "a.png", "--out", "a.png"], "a.png is a picture that is read"),
+        (["edit", "a.png", "--out", "x.png", "--outdir", "o"], "give one of the two"),
+        (["edit", "a.png", "--out", "no/x.png"], "the folder"),
+        (["interpolate", "a.png"], "Missing argument 'B'"),
+        (["interpolate", "a.png", "text.png"], "it is not a PNG"),
+        (["interpolate", "a.png", "b.png", "-n", "1"], "1 is not in the range"),
+        (["inpaint", "a.png"], "Missing option '--mask'"),
+        (["inpaint", "a.png", "--mask", "text.png"], "cannot read text.png"),
+        (["inpaint", "a.png", "--mask", "mask.png", "--weight", "-1"], "-1.0 is not in the range"),
+        (["score", "text.png"], "cannot read text.png"),
+        (["improve", "a.png"], "No such command 'improve'"),
+    ],
+)
+def test_what_is_wrongly_typed_is_refused_before_loading(pictures, tmp_path, arguments, message):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (8, 8)).save("sub/A.jpg")
+    before = sorted(os.listdir(tmp_path))
+    where = [] if arguments == ["improve", "a.png"] else ["--dataset", "./no-such-model"]
+    refused(hebm_edit(*arguments, *where), 2, message)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["edit", "a.png", "--attr", "Smilin"],
+            "(did you mean 'Smiling'?); it has class, Smiling",
+        ),
+        (["edit", "a.png", "--class", "d"], "symbol 'class' has no value 'd'; it has a, b, c"),
+        (["edit", "a.png", "--groups", "1-3"], "this model has 3, numbered 0 (top) to 2"),
+        (["score", "a.png", "--groups", "7"], "this model has 3, numbered 0 (top) to 2"),
+        (
+            ["inpaint", "a.png", "--mask", "small.png"],
+            "the mask has 9 x 9 pixels; the picture has",
+        ),
+    ],
+)
+def test_what_the_model_has_not_is_refused(folder, pictures, tmp_path, arguments, message):
+    Image.new("L", (9, 9)).save("small.png")
+    before = sorted(os.listdir(tmp_path))
+    where = [] if arguments[0] == "score" else ["--outdir", "out"]
+    refused(hebm_edit(*arguments, *where, "--dataset", folder), 2, message)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_model_without_symbols_scores_energies_only(pictures, tmp_path):
+    generator, encoder, prior = tiny_modules()
+    Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "plain")
+    result = hebm_edit("score", "a.png", "--dataset", "./plain")
+    assert "group 2" in result.stdout.splitlines()[0]
+    assert "=yes" not in result.stdout
+    asked = hebm_edit("edit", "a.png", "--dataset", "./plain", "--attr", "Smiling")
+    refused(asked, 2, "tiny has no symbols, so 'Smiling' cannot be asked for")
+
+
+def test_a_model_without_an_encoder_reads_no_pictures(pictures, tmp_path):
+    generator, _, prior = tiny_modules()
+    Pipeline(tiny_config(), generator, prior).save_pretrained(tmp_path / "blind")
+    result = hebm_edit("score", "a.png", "--dataset", "./blind")
+    refused(result, result.exit_code, "encoder")
+    assert result.exit_code in (1, 2)
+
+
+def test_a_model_without_a_prior_has_no_energies(pictures, tmp_path):
+    generator, encoder, _ = tiny_modules()
+    config = replace(tiny_config(), prior=None)
+    Pipeline(config, generator, None, encoder).save_pretrained(tmp_path / "bare")
+    refused(hebm_edit("score", "a.png", "--dataset", "./bare"), 2, "no energy-based prior")
+    refused(hebm_edit("edit", "a.png", "--dataset", "./bare"), 2, "no energy-based prior")
+    assert hebm_edit("interpolate", *pictures, "--dataset", "./bare").exit_code == 0
+
+
+# --help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["score", "none.png"]])
+def test_quick_answers_do_not_wait_for_torch(arguments):
+    script = (
+        "import sys\n"
+        "from hebm_sample.edit_cli import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'huggingface_hub', 'tqdm'} & set(sys.modules)\n"
+        "    print('loaded', sorted(heavy), file=sys.stderr)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert result.stderr.endswith("loaded []\n"), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_examples_of_the_help_parse(monkeypatch):
+    lines = hebm_edit("--help").stdout.splitlines()
+    examples = [line.split()[1:] for line in lines if line.strip().startswith("hebm-edit ")]
+    assert {words[0] for words in examples} == set(main.commands)
+    for words in examples:
+        command = main.commands[words[0]]
+        assert command.make_context(words[0], words[1:]).params["dataset"]
