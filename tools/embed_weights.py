@@ -2,9 +2,11 @@
 
     hebm-train export --run runs/prior --out model
     hebm-train evaluate model --data DATA --json figures.json
-    python tools/embed_weights.py model --figures figures.json --licence "..." --notes FILE
+    hebm-train evaluate model --data DATA --control --json control.json
+    python tools/embed_weights.py model --figures figures.json --control control.json \
+        --licence "..." --notes FILE
 
-The card's table of figures is made from the JSON file, so that no figure is typed by hand.
+The card's table of figures is made from the JSON files, so that no figure is typed by hand.
 """
 
 import json
@@ -39,12 +41,41 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def steering(measured: dict[str, Any]) -> dict[str, Any]:
+    """Of `hebm-train evaluate --control --json`: how often the judge finds what is asked, by
+    guidance, "0" without asking.
+    """
+    found, ceilings = {}, {}
+    for name, variable in measured["variables"].items():
+        if len(variable["asked"]) > 1:
+            found[name] = variable["found"]
+            accuracy = variable["reconstructed"]["accuracy"]
+            ceilings[f"judge's accuracy on reconstructions, {name}"] = round(accuracy, 2)
+            continue
+        (asked,) = variable["asked"]
+        found[_spelt(asked["symbols"])] = asked["found"]
+    for asked in measured["combinations"]:
+        found[_spelt(asked["symbols"])] = asked["found"]
+    shares = {
+        f"judge finds {name}, by guidance": ", ".join(
+            f"{g}: {s['share']:.2f}" for g, s in by_guidance.items()
+        )
+        for name, by_guidance in found.items()
+    }
+    return shares | ceilings
+
+
+def _spelt(symbols: dict[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in symbols.items())
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--figures", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--control", type=click.Path(exists=True, path_type=Path))
 @click.option("--licence", required=True)
 @click.option("--notes", required=True, type=click.Path(exists=True, path_type=Path))
-def main(model: Path, figures: Path, licence: str, notes: Path) -> None:
+def main(model: Path, figures: Path, control: Path | None, licence: str, notes: Path) -> None:
     """Embed MODEL in the package."""
     config = ModelConfig.from_dict(json.loads((model / "config.json").read_text()))
     measured = json.loads(figures.read_text())
@@ -53,6 +84,8 @@ def main(model: Path, figures: Path, licence: str, notes: Path) -> None:
             "the figures were measured with other settings than the model has"
         )
     size, chosen = config.generator.image_size, headline(measured)
+    if control is not None:
+        chosen |= steering(json.loads(control.read_text()))
     folder = ROOT / "hebm_sample" / "weights" / f"{config.name}-{size}"
     folder.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:

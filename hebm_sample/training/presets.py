@@ -165,11 +165,11 @@ PRESETS: dict[str, Preset] = {
             label_columns=(("class", "label"),),
             sampling=LangevinConfig(step_scale=1.0),
             # Held-out pictures are the data set's test file.
-            generator_settings=TrainSettings(steps=8000, validation=0),
+            generator_settings=TrainSettings(steps=10_000, validation=0),
             prior_settings=TrainSettings(
-                steps=6000,
+                steps=3800,
                 batch_size=64,
-                learning_rate=7e-4,
+                learning_rate=9e-4,
                 warmup_steps=100,
                 sample_every=900.0,
                 validation=0,
