@@ -250,7 +250,7 @@ class SymbolConfig(ConfigBase):
     def __post_init__(self) -> None:
         for text in (self.name, *self.values):
             require(
-                isinstance(text, str) and re.fullmatch(SYMBOL_NAME, text) is not None,
+                re.fullmatch(SYMBOL_NAME, text) is not None,
                 f"symbol name {text!r}; it must have 1 to 64 letters, digits, '.', '_' or '-' "
                 "and begin with a letter or digit",
             )

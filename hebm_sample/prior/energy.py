@@ -15,7 +15,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 __all__ = ["EnergyNet", "LevelEmbedding"]
 
@@ -93,11 +92,12 @@ class EnergyNet(nn.Module):
         self.out = nn.Conv2d(width, latents, 1)
         self.gain = nn.Linear(width, latents)
         self.pooled = nn.Linear(width, 1, bias=False)
-        # Without a draw, so that the other weights do not depend on whether there are symbols.
         self.symbol_values, heads = symbol_values, [self.out, self.gain, self.pooled]
         if symbol_values:
-            self.symbol_out = skip_init(nn.Conv2d, width, symbol_values * latents, 1)
-            self.symbol_pooled = skip_init(nn.Linear, width, symbol_values)
+            # The other nets' initial weights must not depend on whether there are symbols.
+            with torch.random.fork_rng(devices=[]):  # pyright: ignore
+                self.symbol_out = nn.Conv2d(width, symbol_values * latents, 1)
+                self.symbol_pooled = nn.Linear(width, symbol_values)
             heads += [self.symbol_out, self.symbol_pooled]
         for head in heads:
             nn.init.zeros_(head.weight)
