@@ -125,5 +125,18 @@ class EnergyNet(nn.Module):
         f = (v * u).flatten(1).sum(1) + self.pooled(pooled).squeeze(1)
         if not self.symbol_values:
             return f, u.new_zeros(len(u), 0)
-        maps = self.symbol_out(x).unflatten(1, (self.symbol_values, -1))  # (B, V, C, H, W)
-        return f, (maps * u[:, None]).flatten(2).sum(2) + self.symbol_pooled(pooled)
+        return f, self._symbol_maps(x, u) + self.symbol_pooled(pooled)
+
+    def _symbol_maps(self, x: Tensor, u: Tensor) -> Tensor:
+        """< v^j(x), u > with v^j(x) = `symbol_out`(x)^j, (B, V), from features (B, W, H, H).
+
+        Summed over positions first: the V maps themselves would be large and are not needed.
+        """
+        values, channels = self.symbol_values, u.shape[1]
+        products = torch.bmm(u.flatten(2), x.flatten(2).transpose(1, 2))  # (B, C, W)
+        weight = self.symbol_out.weight.reshape(values, -1)  # (V, C W)
+        bias = self.symbol_out.bias
+        assert bias is not None
+        return F.linear(products.flatten(1), weight) + F.linear(
+            u.sum((2, 3)), bias.reshape(values, channels)
+        )

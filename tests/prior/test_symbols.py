@@ -12,6 +12,7 @@ import torch
 from tiny import SYMBOLS, symbolic_config, tiny_latents, tiny_modules
 
 from hebm_sample.config import SymbolConfig
+from hebm_sample.prior.energy import EnergyNet
 from hebm_sample.prior.symbols import (
     Condition,
     GroupOutputs,
@@ -301,3 +302,16 @@ def test_untrained_symbols_are_evenly_likely():
     found = prior.outputs(top, LEVEL.float())
     assert torch.equal(found.logits, torch.zeros(2, GROUPS, 5))
     assert prior(top, LEVEL.float()).sum(1).tolist() == pytest.approx([math.log(6)] * 2)
+
+
+def test_a_nets_symbol_outputs_are_inner_products_of_maps_with_u():
+    """Summed over positions first, which must not change them: < conv(x)^j, u>."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = EnergyNet((4, 16, 16), 8, 12, 1, 8, symbol_values=5).double()
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        x, u = torch.randn(3, 12, 8, 8).double(), torch.randn(3, 16, 8, 8).double()
+    maps = net.symbol_out(x).unflatten(1, (5, -1))  # (B, V, C, H, W)
+    expected = torch.einsum("bvchw,bchw->bv", maps, u)
+    torch.testing.assert_close(net._symbol_maps(x, u), expected)
