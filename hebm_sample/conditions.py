@@ -17,7 +17,7 @@ import torch
 
 from hebm_sample.config import SymbolConfig, require_range
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.symbols import Condition, SymbolTable
+from hebm_sample.prior.symbols import Condition, SymbolTable, open_condition
 
 __all__ = ["Guidance", "Symbols", "allowed_values", "find_symbol", "read_condition"]
 
@@ -141,19 +141,13 @@ def read_condition(
         )
     asked = {name for row in rows for name in row}
     weights = _weights(table.symbols, guidance, asked, model)
-    offsets = dict(zip((s.name for s in table.symbols), _starts(table), strict=True))
-    allowed = torch.ones(count, table.num_values, dtype=torch.bool)
-    weight = torch.zeros(count, len(table))
+    condition = open_condition(table, count)
+    allowed = table.split(condition.allowed)
     for i, row in enumerate(rows):
         for name, wish in row.items():
             symbol = find_symbol(table.symbols, name, model)
-            values, first = allowed_values(symbol, wish), offsets[name]
-            for j in range(len(symbol.values)):
-                allowed[i, first + j] = j in values
-            weight[i, table.symbols.index(symbol)] = weights[name]
-    return Condition(allowed, weight)
-
-
-def _starts(table: SymbolTable) -> list[int]:
-    """Where each variable's values begin."""
-    return [sum(table.sizes[:v]) for v in range(len(table))]
+            values, v = allowed_values(symbol, wish), table.symbols.index(symbol)
+            every = range(len(symbol.values))
+            allowed[v][i] = torch.tensor([j in values for j in every])
+            condition.weight[i, v] = weights[name]
+    return condition

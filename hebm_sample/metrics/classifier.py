@@ -10,7 +10,7 @@ unknown.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,24 @@ def augmented(images: np.ndarray, rng: np.random.Generator) -> Tensor:
     return (to_float(moved.transpose(0, 3, 1, 2)) * gain + offset).clamp(-1, 1)
 
 
-def masked_cross_entropy(net: FeatureNet, logits: Tensor, labels: Tensor) -> Tensor:
-    """Scalar: cross-entropy averaged over the known ones of labels (B, V); 0 if none is known."""
+def masked_cross_entropy(
+    columns: Iterable[Tensor], labels: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Scalar: cross-entropy averaged over the known ones of labels (B, V); 0 if none is known.
+
+    Arguments:
+        columns: V logits, (B, values) each.
+        smoothing: Of the labels.
+    """
     per_column = [
-        F.cross_entropy(column, labels[:, v], ignore_index=UNKNOWN, reduction="sum")
-        for v, column in enumerate(net.split(logits).values())
+        F.cross_entropy(
+            column,
+            labels[:, v],
+            ignore_index=UNKNOWN,
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
+        for v, column in enumerate(columns)
     ]
     return torch.stack(per_column).sum() / (labels != UNKNOWN).sum().clamp(min=1)
 
@@ -138,7 +151,7 @@ def _fit(
         batch = next(stream)
         pictures = augmented(images[batch], rng) if augment else to_float(images[batch])
         target = torch.from_numpy(labels[batch]).to(device)
-        loss = masked_cross_entropy(net, net(pictures.to(device)), target)
+        loss = masked_cross_entropy(net.split(net(pictures.to(device))).values(), target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError, WeightsError
-from hebm_sample.metrics.classifier import UNKNOWN, augmented, label_matrix, row_stream
+from hebm_sample.metrics.classifier import (
+    UNKNOWN,
+    augmented,
+    label_matrix,
+    masked_cross_entropy,
+    row_stream,
+)
 from hebm_sample.metrics.features import FORMAT_VERSION, batches, save_extractor
 
 __all__ = ["JudgeNet", "Verdict", "accuracies", "load_judge", "save_judge", "train_judge"]
@@ -165,21 +171,6 @@ def accuracies(
     return report
 
 
-def _loss(net: JudgeNet, logits: Tensor, labels: Tensor) -> Tensor:
-    """Scalar: smoothed cross-entropy averaged over the known ones of labels (B, V)."""
-    per_column = [
-        F.cross_entropy(
-            column,
-            labels[:, v],
-            ignore_index=UNKNOWN,
-            label_smoothing=SMOOTHING,
-            reduction="sum",
-        )
-        for v, column in enumerate(net.split(logits).values())
-    ]
-    return torch.stack(per_column).sum() / (labels != UNKNOWN).sum().clamp(min=1)
-
-
 def _fit(
     net: JudgeNet,
     images: np.ndarray,
@@ -204,7 +195,8 @@ def _fit(
     for step in bar:
         rows = next(stream)
         pictures = augmented(images[rows], rng).to(device)
-        loss = _loss(net, net(pictures), torch.from_numpy(labels[rows]).to(device))
+        target = torch.from_numpy(labels[rows]).to(device)
+        loss = masked_cross_entropy(net.split(net(pictures)).values(), target, SMOOTHING)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

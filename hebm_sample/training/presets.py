@@ -4,7 +4,7 @@ A preset names a generator, a prior and the settings of both runs. Command-line 
 single values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hebm_sample.config import (
     GeneratorConfig,
@@ -89,6 +89,12 @@ _FACES_64 = GeneratorConfig(
     encoder_cells=2,
 )
 
+# With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
+_FACES_PRIOR = PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1)
+_FACES_PRIOR_SETTINGS = TrainSettings(
+    steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
+)
+
 _OBJECTS_32 = GeneratorConfig(
     image_size=32,
     scales=(
@@ -120,35 +126,20 @@ PRESETS: dict[str, Preset] = {
             generator=_FACES_64,
             # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
             kl_weight=5.0,
-            # With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
-            prior=PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1),
+            prior=_FACES_PRIOR,
             sampling=LangevinConfig(),
             generator_settings=TrainSettings(steps=5200),
-            prior_settings=TrainSettings(
-                steps=4800,
-                batch_size=32,
-                learning_rate=7e-4,
-                warmup_steps=100,
-                sample_every=900.0,
-            ),
+            prior_settings=_FACES_PRIOR_SETTINGS,
         ),
         Preset(
             name="celeba64",
             note="64x64 CelebA frames, 6 groups on 4/8/16, for two CPU cores",
             generator=_FACES_64,
             kl_weight=5.0,
-            prior=PriorConfig(
-                levels=LEVELS, width=88, cells=2, sigma_min=0.1, symbols=_FACE_SYMBOLS
-            ),
+            prior=replace(_FACES_PRIOR, symbols=_FACE_SYMBOLS),
             sampling=LangevinConfig(step_scale=1.0),
             generator_settings=TrainSettings(steps=5200),
-            prior_settings=TrainSettings(
-                steps=4800,
-                batch_size=32,
-                learning_rate=7e-4,
-                warmup_steps=100,
-                sample_every=900.0,
-            ),
+            prior_settings=_FACES_PRIOR_SETTINGS,
         ),
         Preset(
             name="cifar10",

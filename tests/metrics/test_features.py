@@ -89,7 +89,7 @@ def test_unknown_labels_have_no_loss_and_no_gradient():
     net = FeatureNet({"a": 2, "b": 3})
     logits = torch.randn(4, 5, requires_grad=True)
     labels = torch.tensor([[0, -1], [-1, 2], [1, 0], [-1, -1]])
-    loss = masked_cross_entropy(net, logits, labels)
+    loss = masked_cross_entropy(net.split(logits).values(), labels)
     known = [(0, slice(0, 2), 0), (1, slice(2, 5), 2), (2, slice(0, 2), 1), (2, slice(2, 5), 0)]
     expected = sum(-F.log_softmax(logits[n, c], dim=0)[y] for n, c, y in known) / len(known)
     torch.testing.assert_close(loss, expected)
@@ -97,12 +97,12 @@ def test_unknown_labels_have_no_loss_and_no_gradient():
     assert logits.grad is not None
     assert not logits.grad[3].any()
     assert not logits.grad[0, 2:].any()
-    assert masked_cross_entropy(net, logits, torch.full((4, 2), -1)) == 0
+    assert masked_cross_entropy(net.split(logits).values(), torch.full((4, 2), -1)) == 0
 
 
 def test_two_logits_are_binary_cross_entropy():
     logits, labels = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
-    found = masked_cross_entropy(FeatureNet({"a": 2}), logits, labels[:, None])
+    found = masked_cross_entropy([logits], labels[:, None])
     expected = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels.float())
     torch.testing.assert_close(found, expected)
 
