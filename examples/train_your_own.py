@@ -3,7 +3,7 @@
     pictures -> generator and encoder -> energy-based prior -> folder that `Pipeline` loads
 
 Needs the extra `train`. Without `--data` it draws 48 toy pictures (a disc on a plain ground) and
-takes some seconds; with `--preset celebahq` and a folder of photographs, hours. The commands
+takes some seconds; with `--preset pictures64` and a folder of photographs, hours. The commands
 `hebm-train generator`, `prior` and `export` do the same.
 """
 

@@ -177,6 +177,9 @@ class GeneratorConfig(ConfigBase):
         head_upsample: The head's pixel shuffle: last stage's resolution times this is the
             picture's side.
         encoder_cells: Residual cells a scale and stage in the encoder.
+        encoder_size: Side to which the encoder averages pictures before it reads them; None for
+            `image_size`. A generator grown from a smaller one keeps the smaller one's encoder, and
+            with it q(u | x), T and the prior.
         likelihood: p(x | h_{L+1}).
         log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
         image_channels: 3 for RGB.
@@ -190,6 +193,7 @@ class GeneratorConfig(ConfigBase):
     likelihood: Likelihood = "discretized_logistic"
     log_sigma_bound: float = 3.0
     image_channels: int = 3
+    encoder_size: int | None = None
 
     def __post_init__(self) -> None:
         require_integer("image_size", self.image_size, 4, 1024)
@@ -212,6 +216,11 @@ class GeneratorConfig(ConfigBase):
             f"the last stage has {resolutions[-1]} positions and head_upsample is "
             f"{self.head_upsample}; their product must be image_size = {self.image_size}",
         )
+        sizes = [r * self.head_upsample for r in resolutions[len(self.scales) - 1 :]]
+        require(
+            self.encoder_size is None or self.encoder_size in sizes,
+            f"encoder_size is {self.encoder_size!r}; it can be {sizes} with these stages",
+        )
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -233,6 +242,28 @@ class GeneratorConfig(ConfigBase):
     def latent_dimensions(self) -> int:
         """Numbers in u, all groups together."""
         return sum(math.prod(s) for s in self.latent_shapes)
+
+    @property
+    def encoder_reduction(self) -> int:
+        """Pixels on a side that the encoder averages into one."""
+        return self.image_size // (self.encoder_size or self.image_size)
+
+    @property
+    def encoder_stages(self) -> tuple[StageConfig, ...]:
+        """The stages of `decoder` that the encoder mirrors: those of pictures it reads."""
+        finest = (self.encoder_size or self.image_size) // self.head_upsample
+        return tuple(s for s in self.decoder if s.resolution <= finest)
+
+    def grows_from(self, smaller: "GeneratorConfig") -> bool:
+        """Whether this is `smaller` with a longer image decoder: the same T and the same encoder,
+        so that a prior of the one is a prior of the other.
+        """
+        kept = {
+            "image_size": self.encoder_size,
+            "decoder": self.encoder_stages,
+            "encoder_size": smaller.encoder_size,
+        }
+        return self != smaller and vars(self) | kept == vars(smaller)
 
 
 @dataclass(frozen=True)

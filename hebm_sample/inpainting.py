@@ -9,7 +9,9 @@ kept groups do (`sampling/given.py`). The others move under F plus the log likel
 n is the number of known values, b the scale of the generator's logistic likelihood and cum_a_t u_t
 the Gaussian prior's guess of u_0. The errors of neighbouring pixels are one error: with their
 squares simply summed, the density is so stiff along the coarse latents that chains of this length
-leave the finite numbers. A norm, whose pull does not grow with the error, stays stable.
+leave the finite numbers. A norm, whose pull does not grow with the error, stays stable. For the
+same reason a generator grown to larger pictures compares what its encoder reads: pictures averaged
+to `encoder_size`, where all pixels of a square are known.
 """
 
 from dataclasses import dataclass, replace
@@ -56,11 +58,19 @@ class KnownPixels:
         """(B,), differentiable in u."""
         sigma = self.cum_sigma_of(level)[:, None, None, None]
         cum_a = (1 - sigma.square()).clamp(min=0).sqrt()
-        mean = self.generator(tuple(cum_a * g for g in u)).float()
+        factor = self.generator.config.encoder_reduction
+        mean, images, known = (
+            self.generator(tuple(cum_a * g for g in u)).float(),
+            self.images,
+            self.known,
+        )
+        if factor > 1:
+            mean, images = F.avg_pool2d(mean, factor), F.avg_pool2d(images, factor)
+            known = -F.max_pool2d(-known.float(), factor)
         variance = self.generator.likelihood.log_scale.exp().square() * (torch.pi**2 / 3)
-        square = (self.images - mean).square() + variance.view(1, -1, 1, 1)
+        square = (images - mean).square() + variance.view(1, -1, 1, 1)
         # The tiny number keeps the root's slope finite where no pixel is known.
-        total = (square * self.known).flatten(1).sum(1) + 1e-12
+        total = (square * known).flatten(1).sum(1) + 1e-12
         return -self.weight * PULL * total.sqrt()
 
 

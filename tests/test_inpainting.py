@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import symbolic_config, tiny_images, tiny_latents, tiny_modules, tiny_pipeline
 
+from hebm_sample import Pipeline
 from hebm_sample.errors import UserInputError
 from hebm_sample.images import prepare, prepare_masks, to_pil
 from hebm_sample.inpainting import PULL, KnownPixels, fill_smoothly, known_cells
@@ -225,3 +226,24 @@ def test_settings_out_of_range(pipe, pictures):
     ):
         with pytest.raises(UserInputError, match=message):
             pipe.inpaint(pictures, box(), **options)
+
+
+# ---- with trained weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["celeba64", "cifar10"])
+def test_chains_stay_where_the_prior_lives(name):
+    """A pull of the known pixels that is too stiff drives u away, or out of the finite numbers."""
+    model = Pipeline.from_pretrained(name, device="cpu")
+    size = model.config.generator.image_size
+    pictures = model(seeds=[0, 1], output_type="torch").images
+    mask = torch.zeros(2, size, size, dtype=torch.bool)
+    mask[:, size // 2 :] = True
+    out = model.inpaint(pictures, mask, seeds=[5, 6], output_type="torch")
+    assert all(float(u.square().mean()) < 1.4 for u in out.latents)
+    # What the latents say of the known half is the known half; of the other, something else.
+    redrawn = model.decode(out.latents, output_type="torch")
+    error = (redrawn - pictures).abs().mean(dim=1)
+    assert float(error[~mask].mean()) < 0.06
+    assert float(error[mask].mean()) > 2 * float(error[~mask].mean())

@@ -6,7 +6,9 @@
     python tools/embed_weights.py model --figures figures.json --control control.json \
         --licence "..." --notes FILE
 
-The card's table of figures is made from the JSON files, so that no figure is typed by hand.
+The card's table of figures is made from the JSON files, so that no figure is typed by hand. Files
+that another embedded model has too, such as the energies of another resolution, are kept once; the
+largest resolution of a name is its default.
 """
 
 import json
@@ -19,9 +21,18 @@ import click
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.manifest import MODEL_FILES, Manifest, write_manifest, write_row
+from hebm_sample.hub.files import sha256_of
+from hebm_sample.hub.manifest import (
+    MODEL_FILES,
+    FileRow,
+    Manifest,
+    ModelRow,
+    write_manifest,
+    write_row,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "hebm_sample" / "weights"
 
 
 def headline(measured: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +80,38 @@ def _spelt(symbols: dict[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in symbols.items())
 
 
+def with_defaults(rows: list[ModelRow]) -> list[ModelRow]:
+    """The rows, largest resolution first and default among those of a name."""
+    rows = sorted(rows, key=lambda row: (row.name, -row.resolution))
+    sides = {row.name: row.resolution for row in reversed(rows)}
+    return [replace(row, default=row.resolution == sides[row.name]) for row in rows]
+
+
+def holders(name: str, file: FileRow, rows: list[ModelRow]) -> list[Path]:
+    """Folders of embedded models in which a file of this name and content lies."""
+    folders = [WEIGHTS / row.folder for row in rows if row.folder is not None]
+    return [
+        folder
+        for folder in folders
+        if (folder / name).is_file() and sha256_of(folder / name) == file.sha256
+    ]
+
+
+def refuse_to_lose(model: Path, folder: Path, rows: list[ModelRow]) -> None:
+    """Raise if another model shares a file of `folder` that `model` would replace."""
+    for row in rows:
+        lost = [
+            name
+            for name, file in row.files.items()
+            if holders(name, file, rows) == [folder] and sha256_of(model / name) != file.sha256
+        ]
+        if row.folder not in (None, folder.name) and lost:
+            raise click.ClickException(
+                f"{row.folder} shares {', '.join(lost)} with {folder.name}, which would be "
+                f"replaced; first embed a new {row.folder}, one that goes with {model.name}"
+            )
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--figures", required=True, type=click.Path(exists=True, path_type=Path))
@@ -86,7 +129,9 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     size, chosen = config.generator.image_size, headline(measured)
     if control is not None:
         chosen |= steering(json.loads(control.read_text()))
-    folder = ROOT / "hebm_sample" / "weights" / f"{config.name}-{size}"
+    folder, path = WEIGHTS / f"{config.name}-{size}", ROOT / "weights_manifest.json"
+    known = Manifest.load(path).models
+    refuse_to_lose(model, folder, list(known))
     folder.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         if (model / name).is_file():
@@ -94,10 +139,12 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     text = model_card(config, licence=licence, figures=chosen, notes="\n" + notes.read_text())
     (folder / "README.md").write_text(text, encoding="utf-8")
     row = write_row(folder, name=config.name, resolution=size, licence=licence, figures=chosen)
-    path = ROOT / "weights_manifest.json"
-    others = [r for r in Manifest.load(path).models if (r.name, r.resolution) != (row.name, size)]
-    write_manifest(path, [*others, replace(row, folder=folder.name)])
-    total = sum(file.size for file in row.files.values()) / 2**20
+    others = [r for r in known if (r.name, r.resolution) != (row.name, size)]
+    for name, file in row.files.items():
+        if holders(name, file, others):
+            (folder / name).unlink()
+    write_manifest(path, with_defaults([*others, replace(row, folder=folder.name)]))
+    total = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     click.echo(f"{folder.relative_to(ROOT)}: {total:.2f} MiB")
 
 

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        stages = [*reversed(config.decoder), *reversed(config.scales)]
+        stages = [*reversed(config.encoder_stages), *reversed(config.scales)]
         patch = config.head_upsample
         self.stem = nn.Conv2d(config.image_channels * patch**2, stages[0].width, 3, padding=1)
         self.downsamples = nn.ModuleList(
@@ -64,6 +64,8 @@ class Encoder(nn.Module):
                 f"images have shape {tuple(images.shape)}; "
                 f"this model needs (B, {channels}, {size}, {size})"
             )
+        if (reduction := self.config.encoder_reduction) > 1:
+            images = F.avg_pool2d(images, reduction)
         x = self.stem(F.pixel_unshuffle(images, self.config.head_upsample))
         maps: dict[int, Tensor] = {}
         for i, stage in enumerate(self.stages):

@@ -136,6 +136,18 @@ class HierarchicalGenerator(nn.Module):
         """(C, H, W) of each group, top to bottom."""
         return self.config.latent_shapes
 
+    def grow_from(self, smaller: "HierarchicalGenerator") -> None:
+        """Take over T and the shared stages of the image decoder of a generator that this one's
+        config grows from, and freeze T; the rest stays as initialised.
+        """
+        assert self.config.grows_from(smaller.config)
+        new = ("decoder.head.", "likelihood.")  # another picture, so another head and scale
+        known = {k: v for k, v in smaller.state_dict().items() if not k.startswith(new)}
+        self.load_state_dict(known, strict=False)
+        self.requires_grad_(False)
+        self.decoder.requires_grad_(True)
+        self.likelihood.requires_grad_(True)
+
     def descend(
         self, batch: int, choose: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> TopDown:

@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.images import open_picture
 from hebm_sample.training.sources import Source, encode_labels, open_source
 
-__all__ = ["Pictures", "StepSampler", "load_pictures", "to_float"]
+__all__ = ["Pictures", "StepSampler", "load_pictures", "to_float", "zoomed"]
 
 RECIPE = 1  # raise it when decoding changes, so that old caches are not taken for new ones
 DECODING_THREADS = 2
@@ -41,6 +42,23 @@ DECODING_THREADS = 2
 def to_float(images: Tensor) -> Tensor:
     """Bytes (B, C, H, W) to float32 in [-1, 1], channels last: x / 127.5 - 1."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1.0)
+
+
+def zoomed(images: Tensor, squares: Tensor) -> Tensor:
+    """Squares of pictures (B, C, S, S) in [-1, 1], enlarged to S by bilinear interpolation and
+    rounded to the levels of bytes.
+
+    Arguments:
+        squares: (B, 3): side as a share of the picture's, in (0, 1]; left and top edge as shares
+            of the room that is left, in [0, 1].
+    """
+    side, left, top = squares.to(images.device, images.dtype).unbind(1)
+    zero = torch.zeros_like(side)
+    rows = [side, zero, (2 * left - 1) * (1 - side), zero, side, (2 * top - 1) * (1 - side)]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), False)
+    sampled = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    rounded = sampled.add_(1).mul_(127.5).round_().div_(127.5).sub_(1)
+    return rounded.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,14 @@ class StepSampler:
         """Which of this rank's pictures (batch_size,) are mirrored at `step`: fair coins."""
         coins = torch.rand(self.global_batch, generator=self._generator("flip", step)) < 0.5
         return coins[self.rank * self.batch_size :][: self.batch_size]
+
+    def squares(self, step: int, zoom: float) -> Tensor:
+        """For `zoomed`, (batch_size, 3): a random square of each of this rank's pictures whose
+        side is at least `zoom` of the picture's.
+        """
+        draws = torch.rand(self.global_batch, 3, generator=self._generator("zoom", step))
+        draws[:, 0] = zoom + (1 - zoom) * draws[:, 0]
+        return draws[self.rank * self.batch_size :][: self.batch_size]
 
     def _order(self, epoch: int) -> Tensor:
         if self._cached is None or self._cached[0] != epoch:

@@ -29,7 +29,7 @@ from hebm_sample.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from hebm_sample.training.data import Pictures, StepSampler
+from hebm_sample.training.data import Pictures, StepSampler, zoomed
 from hebm_sample.training.logs import RunLog
 from hebm_sample.training.settings import TrainSettings
 from hebm_sample.training.step import (
@@ -181,8 +181,11 @@ class Run:
         flips = self.sampler.flips(step) if self.settings.flip else None
         rows, device = self.sampler.indices(step), self.accelerator.device
         labels = self.pictures.label_rows(rows, self.task.columns) if self.task.columns else None
+        pictures = self.pictures.batch(rows, flips).to(device)
+        if self.settings.zoom < 1:
+            pictures = zoomed(pictures, self.sampler.squares(step, self.settings.zoom))
         return (
-            self.pictures.batch(rows, flips).to(device),
+            pictures,
             None if labels is None else labels.to(device),
         )
 

@@ -4,7 +4,7 @@ A preset names a generator, a prior and the settings of both runs. Command-line 
 single values.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from hebm_sample.config import (
     GeneratorConfig,
@@ -15,37 +15,11 @@ from hebm_sample.config import (
     SymbolConfig,
 )
 from hebm_sample.errors import UserInputError
+from hebm_sample.training.paper_presets import PAPER_PRESETS
+from hebm_sample.training.preset import FACE_SYMBOLS, Preset
 from hebm_sample.training.settings import TrainSettings
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model to train.
-
-    Arguments:
-        name: The model's name in its `config.json`.
-        note: One line for `--help` and the docs.
-        kl_weight: beta of the generator's loss after the warm-up; 1 is the ELBO.
-        chain_steps: K of the chains that objective "mle" trains with.
-        label_columns: (symbol, column of the data) where the two have other names.
-        symbol_weight: Of the labels' cross-entropy in the prior's loss.
-        condition_share: Of the examples, those that score matching sees with labels set.
-    """
-
-    name: str
-    note: str
-    generator: GeneratorConfig
-    prior: PriorConfig
-    sampling: LangevinConfig
-    generator_settings: TrainSettings
-    prior_settings: TrainSettings
-    kl_weight: float = 1.0
-    chain_steps: int = 20
-    label_columns: tuple[tuple[str, str], ...] = ()
-    symbol_weight: float = 0.002
-    condition_share: float = 0.5
 
 
 # Lowest to highest noise; the last is pure noise, from which every chain starts.
@@ -63,20 +37,8 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
-FACE_ATTRIBUTES = (
-    "Bangs",
-    "Black_Hair",
-    "Blond_Hair",
-    "Eyeglasses",
-    "Male",
-    "No_Beard",
-    "Smiling",
-    "Wavy_Hair",
-    "Wearing_Hat",
-    "Young",
-)
-_FACE_SYMBOLS = tuple(SymbolConfig(name, ("no", "yes")) for name in FACE_ATTRIBUTES)
 
+# Of the faces' 64x64 pictures.
 _FACES_64 = GeneratorConfig(
     image_size=64,
     scales=(
@@ -89,10 +51,38 @@ _FACES_64 = GeneratorConfig(
     encoder_cells=2,
 )
 
+# The 64x64 generator with two more stages: the same latents, encoder, T and energies.
+_FACES_256 = replace(
+    _FACES_64,
+    image_size=256,
+    decoder=(
+        *_FACES_64.decoder,
+        StageConfig(resolution=64, width=64, cells=2),
+        StageConfig(resolution=128, width=32, cells=1),
+    ),
+    encoder_size=64,
+)
+
 # With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
 _FACES_PRIOR = PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1)
 _FACES_PRIOR_SETTINGS = TrainSettings(
     steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
+)
+
+# Of the image decoder alone, from a trained model of 64x64 pictures.
+_GROWING_SETTINGS = TrainSettings(steps=2000, batch_size=16, learning_rate=2e-3)
+
+# 2,500 pictures to train on: narrower nets, random squares of the pictures, more weight decay.
+_CHURCHES_64 = GeneratorConfig(
+    image_size=64,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=128, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=4, width=96, cells=2),
+        ScaleConfig(resolution=16, groups=2, latent_channels=2, width=72, cells=2),
+    ),
+    decoder=(StageConfig(resolution=32, width=56, cells=3),),
+    head_upsample=2,
+    encoder_cells=1,
 )
 
 _OBJECTS_32 = GeneratorConfig(
@@ -122,12 +112,23 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             name="celebahq",
+            note="256x256 faces, grown from a model of celebahq-64, for two CPU cores",
+            generator=_FACES_256,
+            kl_weight=5.0,
+            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=_GROWING_SETTINGS,
+            prior_settings=_FACES_PRIOR_SETTINGS,
+        ),
+        Preset(
+            name="celebahq-64",
+            model="celebahq",
             note="64x64 faces, 6 groups on 4/8/16, for two CPU cores",
             generator=_FACES_64,
             # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
             kl_weight=5.0,
-            prior=_FACES_PRIOR,
-            sampling=LangevinConfig(),
+            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
+            sampling=LangevinConfig(step_scale=1.0),
             generator_settings=TrainSettings(steps=5200),
             prior_settings=_FACES_PRIOR_SETTINGS,
         ),
@@ -136,7 +137,7 @@ PRESETS: dict[str, Preset] = {
             note="64x64 CelebA frames, 6 groups on 4/8/16, for two CPU cores",
             generator=_FACES_64,
             kl_weight=5.0,
-            prior=replace(_FACES_PRIOR, symbols=_FACE_SYMBOLS),
+            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
             sampling=LangevinConfig(step_scale=1.0),
             generator_settings=TrainSettings(steps=5200),
             prior_settings=_FACES_PRIOR_SETTINGS,
@@ -167,6 +168,40 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
         Preset(
+            name="pictures64",
+            note="64x64 pictures of your own, no symbols; the generator of celebahq-64",
+            generator=_FACES_64,
+            kl_weight=5.0,
+            prior=_FACES_PRIOR,
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=TrainSettings(steps=5200),
+            prior_settings=_FACES_PRIOR_SETTINGS,
+        ),
+        Preset(
+            name="pictures256",
+            note="256x256 pictures of your own, grown from a model of pictures64",
+            generator=_FACES_256,
+            kl_weight=5.0,
+            prior=_FACES_PRIOR,
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=_GROWING_SETTINGS,
+            prior_settings=_FACES_PRIOR_SETTINGS,
+        ),
+        Preset(
+            name="church64",
+            note="64x64 churches from 2,500 pictures, 6 groups on 4/8/16, for two CPU cores",
+            generator=_CHURCHES_64,
+            kl_weight=5.0,
+            prior=PriorConfig(levels=LEVELS, width=76, cells=2, sigma_min=0.1),
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=TrainSettings(
+                steps=3000, weight_decay=0.02, zoom=0.75, validation=500
+            ),
+            prior_settings=replace(
+                _FACES_PRIOR_SETTINGS, steps=3000, weight_decay=0.02, zoom=0.75, validation=500
+            ),
+        ),
+        Preset(
             name="tiny",
             note="16x16 toy with 3 groups, seconds a run: for tests and first steps",
             generator=_TINY,
@@ -184,6 +219,7 @@ PRESETS: dict[str, Preset] = {
                 validation=8,
             ),
         ),
+        *PAPER_PRESETS,
     )
 }
 

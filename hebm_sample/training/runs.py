@@ -80,27 +80,26 @@ def train_generator(
         preset: The architecture and the run's settings.
         pictures: All rows; the settings' last `validation` rows are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
-        init: A model of the same architecture to fine-tune from.
+        init: A model of the same architecture to fine-tune from; or one of smaller pictures that
+            the preset's generator grows from: its T, encoder and prior are kept as they are and
+            only the image decoder and the likelihood are trained.
         accelerator: accelerate's engine; made if None.
     """
     accelerator = accelerator or make_accelerator()
     settings = preset.generator_settings
     training, validation = pictures.split(settings.validation)
     torch.manual_seed(settings.seed)
-    config = ModelConfig(name=preset.name, generator=preset.generator, sampling=preset.sampling)
+    config = ModelConfig(
+        name=preset.model_name, generator=preset.generator, sampling=preset.sampling
+    )
+    grown_from: Pipeline | None = None
     identity = f"{training.identity} kl_weight={preset.kl_weight}"
     task = _generator_task(config, preset.kl_weight, validation, identity, accelerator.device)
     if init is not None:
-        if init.config.generator != preset.generator:
-            raise UserInputError(
-                f"{init.name} has another architecture than preset {preset.name}; "
-                "use its own preset"
-            )
         assert isinstance(task.learner, GeneratorObjective)
-        # Its groups are alive: a warm-up would only make them fill up and empty again.
-        task.learner.warm_up = 0.0
-        task.learner.generator.load_state_dict(init.generator.state_dict())
-        task.learner.encoder.load_state_dict(init.encoder.state_dict())
+        if _start_from(init, task.learner, preset):
+            grown_from = init
+            config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
     result = train(
         task,
         training,
@@ -112,10 +111,30 @@ def train_generator(
     )
     if accelerator.is_main_process:
         learner = cast("GeneratorObjective", result.learner)
-        Pipeline(config, learner.generator, None, learner.encoder).save_pretrained(
-            Path(folder) / "model"
-        )
+        # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
+        encoder = grown_from.encoder if grown_from else learner.encoder
+        prior = grown_from.prior if grown_from else None
+        Pipeline(config, learner.generator, prior, encoder).save_pretrained(Path(folder) / "model")
     return result
+
+
+def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> bool:
+    """Take over `init`'s weights; whether T and encoder are now frozen, so that its prior fits."""
+    grows = preset.generator.grows_from(init.config.generator)
+    if not grows and init.config.generator != preset.generator:
+        raise UserInputError(
+            f"{init.name} has another architecture than preset {preset.name}, and is not what it "
+            "grows from; use its own preset"
+        )
+    # Its groups are alive: a warm-up would only make them fill up and empty again.
+    learner.warm_up = 0.0
+    learner.encoder.load_state_dict(init.encoder.state_dict())
+    if grows:
+        learner.generator.grow_from(init.generator)
+        learner.encoder.requires_grad_(False)
+    else:
+        learner.generator.load_state_dict(init.generator.state_dict())
+    return grows
 
 
 def _prior_objective(
@@ -221,7 +240,7 @@ def train_prior(
     training, _ = pictures.split(settings.validation)
     generator, encoder = model.generator.to(device), model.encoder.to(device)
     config = replace(
-        model.config, name=preset.name, prior=preset.prior, sampling=sampling_for(preset)
+        model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
     )
     torch.manual_seed(settings.seed)
     energy = new_prior(config)

@@ -24,6 +24,8 @@ class TrainSettings(ConfigBase):
             dimension.
         max_skipped: Non-finite steps in a row after which training stops.
         flip: Mirror half of the pictures.
+        zoom: Least share of the side that a random square of the picture keeps, enlarged to the
+            whole; 1 leaves pictures alone. For small data sets.
         validation: Rows at the end of the data that are never trained on.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
@@ -42,6 +44,7 @@ class TrainSettings(ConfigBase):
     gradient_clip: float = 1.0
     max_skipped: int = 25
     flip: bool = True
+    zoom: float = 1.0
     validation: int = 4000
     log_every: int = 25
     checkpoint_every: float = 120.0
@@ -61,6 +64,7 @@ class TrainSettings(ConfigBase):
         require_range("weight_decay", self.weight_decay, 0.0, 10.0)
         require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
         require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
+        require_range("zoom", self.zoom, 0.5, 1.0)
         require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
         require_integer("seed", self.seed, 0, 2**31)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
 from hebm_sample.images import prepare
 from hebm_sample.training import sources
-from hebm_sample.training.data import StepSampler, load_pictures, to_float
+from hebm_sample.training.data import StepSampler, load_pictures, to_float, zoomed
 
 SIZE = 8
 
@@ -375,11 +375,44 @@ class TestStepSampler:
         coins = torch.stack([sampler.flips(i) for i in range(200)]).float()
         assert abs(coins.mean() - 0.5) < 4 * 0.5 / coins.numel() ** 0.5
 
+    def test_squares_follow_from_the_step_and_fit_the_picture(self):
+        one = StepSampler(50, 8, seed=1)
+        two = [StepSampler(50, 4, seed=1, rank=r, world=2) for r in range(2)]
+        assert torch.equal(one.squares(7, 0.8), torch.cat([s.squares(7, 0.8) for s in two]))
+        drawn = torch.cat([one.squares(i, 0.8) for i in range(100)])
+        assert drawn[:, 0].min() >= 0.8 and drawn[:, 0].min() < 0.81 and drawn.max() <= 1
+        assert drawn[:, 1:].min() >= 0 and abs(drawn[:, 1:].mean() - 0.5) < 4 * 0.29 / 1600**0.5
+
     def test_bad_arguments(self):
         with pytest.raises(UserInputError, match=r"rank 2 in \[0, world\)"):
             StepSampler(10, 2, seed=0, rank=2, world=2)
         with pytest.raises(UserInputError, match="num_rows 0"):
             StepSampler(0, 2, seed=0)
+
+
+class TestZoom:
+    images = to_float(
+        torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    )
+
+    def test_the_whole_square_is_the_picture(self):
+        squares = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.3, 0.9]])
+        assert torch.allclose(zoomed(self.images, squares), self.images, atol=1e-6)
+
+    @pytest.mark.parametrize(("left", "top"), [(0.0, 0.0), (1.0, 0.0), (0.5, 1.0)])
+    def test_a_square_is_the_part_it_names(self, left, top):
+        large = zoomed(self.images, torch.tensor([[0.5, left, top]] * 2))
+        x, y = int(left * 4), int(top * 4)
+        part = torch.nn.functional.interpolate(
+            self.images[..., y : y + 4, x : x + 4], scale_factor=2, mode="bilinear"
+        )
+        # The outermost pixels look beyond the part, where `interpolate` repeats its border.
+        assert torch.allclose(large[..., 1:-1, 1:-1], part[..., 1:-1, 1:-1], atol=0.51 / 127.5)
+
+    def test_it_stays_on_the_levels_of_bytes(self):
+        levels = (zoomed(self.images, torch.tensor([[0.7, 0.2, 0.6]] * 2)) + 1) * 127.5
+        assert torch.allclose(levels, levels.round(), atol=1e-4)
+        assert levels.min() >= 0 and levels.max() <= 255
 
 
 def test_training_reads_a_picture_as_inference_does(tmp_path):

@@ -1,0 +1,114 @@
+"""Embedded models: figures from what was measured, files that two resolutions share kept once.
+
+Without this the package would carry the same energies twice, or lose a model's when another one is
+replaced.
+"""
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import tiny_config, tiny_modules
+
+from hebm_sample import Pipeline
+from hebm_sample.config import StageConfig
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.hub import manifest, resolve
+
+TOOL = Path(__file__).parents[1] / "tools" / "embed_weights.py"
+
+
+def grown(config, generator):
+    """A config of 32x32 pictures and its generator, grown from the tiny one."""
+    stages = (*config.generator.decoder, StageConfig(resolution=16, width=8))
+    large = replace(config.generator, image_size=32, decoder=stages, encoder_size=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = HierarchicalGenerator(large)
+    model.grow_from(generator)
+    return replace(config, generator=large), model
+
+
+@pytest.fixture
+def models(tmp_path):
+    config = tiny_config()
+    generator, encoder, prior = tiny_modules(config)
+    Pipeline(config, generator, prior, encoder).save_pretrained(tmp_path / "small")
+    large, decoder = grown(config, generator)
+    Pipeline(large, decoder, prior, encoder).save_pretrained(tmp_path / "large")
+    other = tiny_modules(config, seed=3)
+    Pipeline(config, other[0], other[2], other[1]).save_pretrained(tmp_path / "other")
+    return tmp_path
+
+
+@pytest.fixture
+def embed(models, monkeypatch):
+    spec = importlib.util.spec_from_file_location("embed_weights", TOOL)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    root = models / "root"
+    weights = root / "hebm_sample" / "weights"
+    weights.mkdir(parents=True)
+    manifest.write_manifest(root / "weights_manifest.json", [])
+    monkeypatch.setattr(tool, "ROOT", root)
+    monkeypatch.setattr(tool, "WEIGHTS", weights)
+    monkeypatch.setattr(resolve, "_EMBEDDED", weights)
+    monkeypatch.setattr(manifest, "_package_manifest", lambda: root / "weights_manifest.json")
+    gap = {k: 1.23456 for k in ("fd_recon", "fd_gauss", "fd_model")}
+    gap |= {"gap_closed": 0.51234, "gap_closed_error": 0.04, "num_pictures": 100}
+    figures = {"gaps": {"pixels": gap}, "bits": 5.4321, "kl": [1.0, 2.0, 3.0]}
+    figures["sampling"] = tiny_config().sampling.to_dict()
+    (models / "figures.json").write_text(json.dumps(figures))
+    (models / "notes.md").write_text("## Data\n\nDiscs.\n")
+
+    def run(name):
+        options = ("--figures", models / "figures.json", "--notes", models / "notes.md")
+        arguments = map(str, (models / name, *options, "--licence", "CC0-1.0"))
+        return CliRunner().invoke(tool.main, list(arguments))
+
+    return run
+
+
+def assert_it_is(name, resolution, folder):
+    pipe = Pipeline.from_pretrained(name, resolution=resolution, device="cpu")
+    origin = Pipeline.from_pretrained(folder, device="cpu")
+    for module in ("generator", "prior", "encoder"):
+        expected = getattr(origin, module).state_dict()
+        for key, value in getattr(pipe, module).state_dict().items():
+            assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("order", [("small", "large"), ("large", "small")])
+def test_two_resolutions_share_their_files(models, embed, order):
+    assert [embed(name).exit_code for name in order] == [0, 0]
+    weights = models / "root/hebm_sample/weights"
+    for name in ("prior.safetensors", "encoder.safetensors"):
+        assert len(list(weights.glob(f"*/{name}"))) == 1
+    assert len(list(weights.glob("*/generator.safetensors"))) == 2
+    assert_it_is("tiny", 16, models / "small")
+    assert_it_is("tiny", 32, models / "large")
+    assert Pipeline.from_pretrained("tiny").config.generator.image_size == 32
+    card = (weights / "tiny-32/README.md").read_text()
+    assert "0.512" in card and "Discs." in card
+
+
+def test_a_shared_file_is_not_lost(models, embed):
+    assert [embed(name).exit_code for name in ("small", "large")] == [0, 0]
+    (models / "small").rename(models / "was")
+    (models / "other").rename(models / "small")  # other weights, under the same name and size
+    refused = embed("small")
+    assert refused.exit_code == 1
+    assert "tiny-32 shares" in refused.output and "encoder.safetensors" in refused.output
+    assert_it_is("tiny", 16, models / "was")
+    (models / "large").rename(models / "old")
+    other = Pipeline.from_pretrained(models / "small", device="cpu")
+    config, decoder = grown(other.config, other.generator)
+    Pipeline(config, decoder, other.prior, other.encoder).save_pretrained(models / "large")
+    assert [embed(name).exit_code for name in ("large", "small")] == [0, 0]
+    assert_it_is("tiny", 16, models / "small")
+    assert_it_is("tiny", 32, models / "large")

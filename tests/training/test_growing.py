@@ -1,0 +1,131 @@
+"""A larger picture from the same latents: only the image decoder is new.
+
+If growing moved T or the encoder by a bit, the energies would be those of another model, and the
+two resolutions could not share their files.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import symbolic_config, tiny_images, tiny_latents, tiny_pipeline
+from torch.nn import functional as F
+from toy import draw_pictures, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.config import StageConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.hub.manifest import read_row
+from hebm_sample.inpainting import KnownPixels
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.loop import make_accelerator
+from hebm_sample.training.runs import train_generator
+
+SMALL = symbolic_config()
+
+
+def grown_generator():
+    stages = (*SMALL.generator.decoder, StageConfig(resolution=16, width=8, cells=1))
+    return replace(SMALL.generator, image_size=32, decoder=stages, encoder_size=16)
+
+
+def grown_preset(**settings):
+    preset = short_preset(steps=6, **settings)
+    return replace(preset, name="grown", model="tiny", generator=grown_generator())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("grown")
+
+
+@pytest.fixture(scope="module")
+def pictures(home):
+    folder = draw_pictures(home / "pictures")
+    return load_pictures(folder, size=32, cache_dir=home / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def small(home):
+    tiny_pipeline(SMALL).save_pretrained(home / "small")
+    return Pipeline.from_pretrained(home / "small", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def grown(home, pictures, small):
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    train_generator(grown_preset(), pictures, home / "run", init=small, **options)
+    return Pipeline.from_pretrained(home / "run/model", device="cpu")
+
+
+def test_which_configs_grow_from_which():
+    large = grown_generator()
+    assert large.grows_from(SMALL.generator)
+    assert not SMALL.generator.grows_from(large)
+    assert not SMALL.generator.grows_from(SMALL.generator)
+    assert not replace(large, encoder_cells=2).grows_from(SMALL.generator)
+    # An encoder that reads 32x32 pictures has another posterior, so other energies.
+    assert not replace(large, encoder_size=None).grows_from(SMALL.generator)
+    wide = (replace(large.decoder[0], width=12), large.decoder[1])
+    assert not replace(large, decoder=wide).grows_from(SMALL.generator)
+
+
+def test_the_encoder_can_only_read_what_a_stage_mirrors():
+    with pytest.raises(UserInputError, match=r"encoder_size is 12; it can be \[8, 16, 32\]"):
+        replace(grown_generator(), encoder_size=12)
+
+
+def test_only_the_image_decoder_is_trained(small, grown, pictures):
+    before, after = small.generator.state_dict(), grown.generator.state_dict()
+    new = ("decoder.", "likelihood.")
+    for key, value in before.items():
+        if not key.startswith(new):
+            assert torch.equal(after[key], value), key
+    shared = [k for k in before if k.startswith("decoder.stages.")]
+    assert any(not torch.equal(after[k], before[k]) for k in shared)
+
+
+def test_it_has_the_same_latents_samples_and_energies(small, grown):
+    images = (tiny_images(grown.config, 3) + 1) / 2
+    reduced = F.avg_pool2d(images, 2)
+    top, same = grown.encode(images, seeds=[1, 2, 3]), small.encode(reduced, seeds=[1, 2, 3])
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(top, same, strict=True))
+    assert torch.equal(grown.energy(latents=top), small.energy(latents=top))
+    options = {"seeds": [4, 5], "symbols": {"class": "b"}, "steps": 8, "output_type": "torch"}
+    large, little = grown(**options), small(**options)
+    assert all(torch.equal(a, b) for a, b in zip(large.latents, little.latents, strict=True))
+    assert large.images.shape == (2, 3, 32, 32) and little.images.shape == (2, 3, 16, 16)
+
+
+def test_files_that_both_have_are_the_same_bytes(home, grown):
+    large, little = read_row(home / "run/model"), read_row(home / "small")
+    assert large.resolution == 32 and large.name == "tiny"
+    for name in ("prior.safetensors", "encoder.safetensors"):
+        assert large.files[name] == little.files[name]
+    assert large.files["generator.safetensors"] != little.files["generator.safetensors"]
+
+
+def test_another_model_is_not_grown_from(home, pictures, small):
+    preset = grown_preset()
+    other = replace(preset, generator=replace(preset.generator, encoder_cells=2))
+    with pytest.raises(UserInputError, match="tiny has another architecture than preset grown"):
+        train_generator(
+            other, pictures, home / "other", init=small, accelerator=make_accelerator("cpu")
+        )
+
+
+def test_known_pixels_are_compared_at_the_encoders_size(grown):
+    u, level = tiny_latents(SMALL), torch.tensor([0.4, 0.8])
+    images = tiny_images(grown.config, 2)
+    known = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+    known[:, :, 20, 10] = False  # and with it the square of four that it is averaged with
+    term = KnownPixels(grown.generator, lambda x: x, images, known)
+    there = images.clone()
+    there[:, :, 20:22, 10:12] = 0.123
+    assert torch.equal(replace(term, images=there)(u, level), term(u, level))
+    # Detail that averages out is nothing that latents of smaller pictures could explain.
+    fine = images.clone()
+    fine[:, :, ::2, ::2] += 0.1
+    fine[:, :, 1::2, 1::2] -= 0.1
+    assert torch.allclose(replace(term, images=fine)(u, level), term(u, level), rtol=1e-5)
+    assert not torch.allclose(replace(term, images=images + 0.1)(u, level), term(u, level))
