@@ -16,6 +16,7 @@ from hebm_sample import __version__
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.cli_measure import DEVICES, evaluate, judge, load_model
+from hebm_sample.training.push import push
 
 __all__ = ["main"]
 
@@ -46,19 +47,23 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option(
                 "--preset",
-                default="celebahq",
+                default="pictures64",
                 show_default=True,
                 metavar="NAME",
                 help="See --list-presets.",
             ),
             click.option(
                 "--data",
-                required=True,
                 metavar="SOURCE",
-                help="Folder of pictures, parquet file, folder of parquet files, or Hub data set.",
+                help="Folder of pictures, parquet file, folder of parquet files, LMDB, or Hub "
+                "data set.  [required]",
             ),
+            click.option("--out", type=_PATH, metavar="DIR", help="The run's folder.  [required]"),
             click.option(
-                "--out", required=True, type=_PATH, metavar="DIR", help="The run's folder."
+                "--dry-run",
+                is_flag=True,
+                help="Say what the run would take, from one step at a small batch; write nothing. "
+                "Needs neither --data nor --out.",
             ),
             click.option(
                 "--time-budget",
@@ -131,6 +136,33 @@ def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     return replace(settings, **changes)
 
 
+def _needed(options: dict[str, Any], *names: str) -> None:
+    """What click would say of a missing option; a dry run does without these."""
+    for name in names:
+        if options[name] is None:
+            raise click.UsageError(f"Missing option '--{name}'.")
+
+
+def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None) -> None:
+    """Print what the run would take."""
+    from hebm_sample.device import pick_device
+    from hebm_sample.training.dry_run import dry_run
+    from hebm_sample.training.sources import open_source
+
+    rows = open_source(options["data"], None).total if options["data"] else None
+    if not options["quiet"]:
+        click.echo("measuring a step of a few pictures ...", err=True)
+    estimate = dry_run(
+        kind,
+        preset,
+        pick_device(options["device"]),
+        objective=options.get("objective"),
+        model=load_model(model) if model else None,
+        pictures=rows,
+    )
+    click.echo("\n".join(estimate.lines()))
+
+
 def _pictures(options: dict[str, Any], size: int) -> Any:
     from hebm_sample.training.data import load_pictures
 
@@ -151,7 +183,7 @@ def _list_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     from hebm_sample.training.presets import PRESETS
 
     for name, preset in sorted(PRESETS.items()):
-        click.echo(f"{name:12} {preset.note}")
+        click.echo(f"{name:15} {preset.note}")
     ctx.exit()
 
 
@@ -176,12 +208,16 @@ def main() -> None:
 @_run_options
 def generator(**options: Any) -> None:
     """Train a generator and its encoder; ends with a model folder in DIR/model."""
-    from hebm_sample.training.loop import make_accelerator
     from hebm_sample.training.presets import find_preset
-    from hebm_sample.training.runs import train_generator
 
     preset = find_preset(options["preset"])
     preset = replace(preset, generator_settings=_overridden(preset.generator_settings, options))
+    if options["dry_run"]:
+        return _dry_run("generator", preset, options, options["init"])
+    _needed(options, "data", "out")
+    from hebm_sample.training.loop import make_accelerator
+    from hebm_sample.training.runs import train_generator
+
     accelerator = make_accelerator(options["device"])
     result = train_generator(
         preset,
@@ -198,26 +234,30 @@ def generator(**options: Any) -> None:
 
 @main.command(cls=OneLineErrors)
 @click.option(
-    "--generator", required=True, metavar="MODEL", help="Generator: its run's folder, or a model."
+    "--generator",
+    metavar="MODEL",
+    help="Generator: its run's folder, or a model.  [required, except with --dry-run]",
 )
 @click.option(
     "--objective",
     type=click.Choice(["score", "mle"]),
-    default="score",
-    show_default=True,
-    help="Score matching, or the paper's maximum likelihood.",
+    help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
 )
 @_run_options
 def prior(**options: Any) -> None:
     """Train the energy-based prior of a frozen generator; ends with a model folder in
     DIR/model.
     """
-    from hebm_sample.training.loop import make_accelerator
     from hebm_sample.training.presets import find_preset
-    from hebm_sample.training.runs import train_prior
 
     preset = find_preset(options["preset"])
     preset = replace(preset, prior_settings=_overridden(preset.prior_settings, options))
+    if options["dry_run"]:
+        return _dry_run("prior", preset, options, options["generator"])
+    _needed(options, "generator", "data", "out")
+    from hebm_sample.training.loop import make_accelerator
+    from hebm_sample.training.runs import train_prior
+
     model = load_model(options["generator"])
     accelerator = make_accelerator(options["device"])
     result = train_prior(
@@ -225,7 +265,7 @@ def prior(**options: Any) -> None:
         model,
         _pictures(options, model.config.generator.image_size),
         options["out"],
-        objective=options["objective"],
+        objective=options["objective"] or preset.objective,
         resume=options["resume"],
         init=load_model(options["init"]) if options["init"] else None,
         accelerator=accelerator,
@@ -282,6 +322,7 @@ def export(
 
 main.add_command(evaluate)
 main.add_command(judge)
+main.add_command(push)
 
 
 if __name__ == "__main__":

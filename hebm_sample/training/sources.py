@@ -4,13 +4,14 @@ Files are taken in sorted order, so that a row's number means the same picture o
 Nothing is decoded here: a `Chunk` holds encoded bytes or a path, and the labels as they were
 found. Names follow the conventions of Hugging Face data sets: `metadata.jsonl` or `metadata.csv`
 with a column `file_name`, one folder a class without them, `train-00000-of-00003.parquet` or a
-folder `train/` for splits.
+folder `train/` for splits. Two data sets are also read as their authors publish them: LSUN's LMDBs
+(`lmdb_pictures.py`) and the attributes of CelebA and CelebA-HQ (`celeba.py`).
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
+from hebm_sample.training.celeba import find_attributes, read_attributes
+from hebm_sample.training.lmdb_pictures import (
+    DATA_FILE,
+    count_values,
+    find_lmdb,
+    iterate_values,
+)
+from hebm_sample.training.metadata import METADATA_NAMES, metadata_rows
 
 __all__ = ["Chunk", "Source", "encode_labels", "open_source"]
 
@@ -25,7 +34,7 @@ CHUNK_ROWS = 256
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 MAX_NAMED_VALUES = 256
 UNKNOWN = -1
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".001")
 
 
 class Chunk(NamedTuple):
@@ -58,10 +67,17 @@ def open_source(source: str | Path, split: str | None) -> Source:
     Raises `UserInputError` if there are none, `HubError` or `EnvironmentFailure` if reading fails.
     """
     path = Path(source).expanduser()
+    _refuse_pickles(path)
     if path.is_dir():
+        if (lmdb := find_lmdb(path, split)) is not None:
+            return _lmdb_source(lmdb, path)
         parquet = _visible(path, (".parquet",))
         return _parquet_source(parquet, path, split) if parquet else _folder_source(path, split)
     if path.is_file():
+        if path.name == DATA_FILE:
+            return _lmdb_source(path.parent, path.parent)
+        if path.suffix.lower() in ARCHIVES:
+            raise UserInputError(f"{path} is an archive; unpack it and give the folder")
         if path.suffix.lower() != ".parquet":
             raise UserInputError(
                 f"{path} is not a parquet file; give a .parquet file or a folder of pictures"
@@ -71,8 +87,18 @@ def open_source(source: str | Path, split: str | None) -> Source:
         return _hub_source(str(source), split)
     raise UserInputError(
         f"no pictures at {source}: give a folder of pictures, a parquet file, a folder of parquet "
-        "files, or a Hub data set as owner/name"
+        "files, a folder with an LMDB, or a Hub data set as owner/name"
     )
+
+
+def _refuse_pickles(path: Path) -> None:
+    """CIFAR-10's and CIFAR-100's archives for Python hold pickles, and those can run code."""
+    batches = [path / "data_batch_1", path / "cifar-10-batches-py/data_batch_1"]
+    if re.match(r"cifar-100?-python(\.|$)", path.name) or any(b.is_file() for b in batches):
+        raise UserInputError(
+            f"{path} holds Python pickles, which can run code when they are opened and are never "
+            "read here; take the parquet files of the Hub instead: --data uoft-cs/cifar10"
+        )
 
 
 def _visible(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -127,20 +153,21 @@ def encode_labels(
 
 
 def _folder_source(folder: Path, split: str | None) -> Source:
-    """Pictures as files; labels from a metadata file, or else from the folders' names."""
-    if (folder / (split or "train")).is_dir():
-        folder = folder / (split or "train")
-    elif split is not None:
-        raise UserInputError(f"{folder} has no folder {split!r} for that split")
+    """Pictures as files; labels from a metadata file, CelebA's table, or the folders' names."""
+    attributes = find_attributes(folder)
+    folder = _split_folder(folder, split)
     files = _visible(folder, PICTURE_SUFFIXES)
     if not files:
         raise UserInputError(
             f"no pictures in {folder}: it has no {', '.join(PICTURE_SUFFIXES)} or .parquet files"
         )
     tables = [p for p in sorted(folder.rglob("metadata.*")) if p.name in METADATA_NAMES]
+    if attributes is not None and not tables:
+        if (found := _attribute_source(files, folder, attributes)) is not None:
+            return found
     rows: dict[Path, dict[str, Any]] = {}
     for table in tables:
-        rows.update(_metadata_rows(table))
+        rows.update(metadata_rows(table))
     if tables and not any(f in rows for f in files):
         raise UserInputError(f"{tables[0]} names none of the {len(files)} pictures in its folder")
     if not tables:
@@ -157,6 +184,34 @@ def _folder_source(folder: Path, split: str | None) -> Source:
     return Source(key, len(files), {}, chunks)
 
 
+def _split_folder(folder: Path, split: str | None) -> Path:
+    """The folder of a split below `folder`; by default train's, or all of `folder` without one."""
+    if (folder / (split or "train")).is_dir():
+        return folder / (split or "train")
+    if split is not None:
+        raise UserInputError(f"{folder} has no folder {split!r} for that split")
+    return folder
+
+
+def _attribute_source(files: list[Path], folder: Path, path: Path) -> Source | None:
+    """Pictures as files, with the attributes of CelebA or CelebA-HQ; None if the table lies beside
+    the folder and is of other pictures.
+    """
+    table = read_attributes(path)
+    if not any(f.stem in table.rows for f in files):
+        if not path.is_relative_to(folder):
+            return None
+        raise UserInputError(f"{path} names none of the {len(files)} pictures in {folder}")
+
+    def chunks() -> Iterator[Chunk]:
+        for i in range(0, len(files), CHUNK_ROWS):
+            some = files[i : i + CHUNK_ROWS]
+            yield Chunk(0, list(some), dict(table.columns(some)))
+
+    key = [_stamp(path, path.parent), *(_stamp(p, folder) for p in files)]
+    return Source(key, len(files), {name: ("no", "yes") for name in table.names}, chunks)
+
+
 def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]]:
     """`label` from a picture's folder, if all lie one folder deep in several folders."""
     if any(f.parent.parent != folder for f in files) or len({f.parent for f in files}) < 2:
@@ -164,39 +219,19 @@ def _class_folders(files: list[Path], folder: Path) -> dict[Path, dict[str, Any]
     return {f: {"label": f.parent.name} for f in files}
 
 
-def _metadata_rows(table: Path) -> dict[Path, dict[str, Any]]:
-    """Labels of each picture that a metadata file names; paths are relative to that file."""
-    rows = {}
-    read = _json_lines if table.suffix == ".jsonl" else _csv_lines
-    try:
-        for number, row in read(table):
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-                raise UserInputError(f"{table}, line {number}: a row needs a text file_name")
-            name = row.pop("file_name")
-            rows[table.parent / name] = row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserInputError(f"{table} could not be read: {error}") from error
-    return rows
+# LMDBs
 
 
-def _json_lines(table: Path) -> Iterator[tuple[int, Any]]:
-    with table.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserInputError(
-                        f"{table}, line {number}: not JSON ({error.msg})"
-                    ) from error
+def _lmdb_source(folder: Path, root: Path) -> Source:
+    lmdb = _train_extra("lmdb")
+    total = count_values(lmdb, folder)
 
+    def chunks() -> Iterator[Chunk]:
+        values = iterate_values(lmdb, folder)
+        while some := list(islice(values, CHUNK_ROWS)):
+            yield Chunk(0, list(some), {})
 
-def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey="")
-        for row in reader:
-            # restkey collects surplus cells; an empty cell is an unknown label.
-            yield reader.line_num, {k: v or None for k, v in row.items() if k}
+    return Source([_stamp(folder / DATA_FILE, root)], total, {}, chunks)
 
 
 # Parquet files

@@ -1,0 +1,344 @@
+"""What a run would take, before it is started: `hebm-train generator|prior --dry-run`.
+
+A step of the whole batch is walked through without numbers (torch's device "meta"), and counted:
+
+    FLOPs   of convolutions and matrix products, forward and backward
+    memory  learned weights x (weights, gradients, two moments, average) + frozen weights
+            + the most bytes of activations alive at a time, without kernels' own work space
+
+A step of a small batch b is made for real, on pictures of noise, and timed:
+
+    seconds of a step = batch / b  x  forward and backward  +  the optimiser's update
+
+Of a chain of K steps two short ones are taken, and the line through them is followed:
+
+    v(K) = v(1) + (K - 1) (v(3) - v(1)) / 2
+
+Nothing is written. A GPU makes a large batch faster than in proportion: there the time is an upper
+bound.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hebm_sample.config import GeneratorConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.pipeline import Pipeline
+from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.training.generator import GeneratorObjective
+from hebm_sample.training.metering import Meter
+from hebm_sample.training.preset import Preset
+from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
+from hebm_sample.training.settings import TrainSettings
+from hebm_sample.training.step import averaged, make_optimizer, seed_step, train_step
+
+__all__ = ["Costs", "Estimate", "dry_run"]
+
+TIMED_BATCH = {"cpu": 1, "cuda": 8}
+PROBE_CHAINS = (1, 3)
+# Weights, gradients, AdamW's two moments, the average.
+COPIES = 5
+FLOAT_BYTES = 4
+
+Kind = Literal["generator", "prior"]
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Costs(NamedTuple):
+    """Of a step: FLOPs and most bytes of activations, of the whole batch; seconds of forward and
+    backward and of the update, of the small one.
+    """
+
+    flops: float
+    activations: float
+    seconds: float
+    update: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take on one process of this machine.
+
+    Arguments:
+        kind: "generator" or "prior".
+        name: The preset's.
+        objective: In words.
+        generator: The generator's shape.
+        parameters: Numbers of parameters by part.
+        learned, frozen: Numbers of parameters that the run changes, and holds besides.
+        batch: Pictures a step and process.
+        steps: Of the whole run.
+        costs: Of a step, counted and measured.
+        timed_batch: Pictures of the step that was timed.
+        device: In words.
+        pictures: Rows of `--data`, if it was given.
+    """
+
+    kind: Kind
+    name: str
+    objective: str
+    generator: GeneratorConfig
+    parameters: dict[str, int]
+    learned: int
+    frozen: int
+    batch: int
+    steps: int
+    costs: Costs
+    timed_batch: int
+    device: str
+    pictures: int | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step of the whole batch."""
+        return self.costs.seconds * self.batch / self.timed_batch + self.costs.update
+
+    @property
+    def state_bytes(self) -> float:
+        """Of what does not depend on the batch."""
+        return FLOAT_BYTES * (COPIES * self.learned + self.frozen)
+
+    def lines(self) -> list[str]:
+        """The report."""
+        g, costs = self.generator, self.costs
+        groups = len(g.latent_shapes)
+        counts = ", ".join(f"{k} {_scaled(v)}" for k, v in self.parameters.items())
+        epochs = ""
+        if self.pictures:
+            shown = self.steps * self.batch / self.pictures
+            epochs = f"; {shown:,.1f} times through {self.pictures:,} pictures"
+        return [
+            f"{self.name}, {self.kind}: {g.image_size}x{g.image_size} pictures, {groups} groups, "
+            f"{g.latent_dimensions:,} latent dimensions",
+            *_scale_table(g),
+            f"objective   {self.objective}",
+            f"parameters  {counts}; this run learns {_scaled(self.learned)}",
+            f"steps       {self.steps:,} of {self.batch} pictures a process{epochs}",
+            f"FLOPs       {_scaled(costs.flops / self.batch)} a picture, {_scaled(costs.flops)} "
+            f"a step, {_scaled(costs.flops * self.steps)} in all",
+            f"memory      {_bytes(self.state_bytes + costs.activations)}: "
+            f"{_bytes(self.state_bytes)} of weights, gradients, optimiser and average, "
+            f"{_bytes(costs.activations)} of activations",
+            f"measured    {costs.seconds:.3g} s for {self.timed_batch} "
+            f"picture{'s' * (self.timed_batch > 1)}, {costs.update:.2g} s for the update, "
+            f"on {self.device}",
+            f"time        {_duration(self.step_seconds)} a step, "
+            f"{_duration(self.step_seconds * self.steps)} in all on this device",
+            "Time is extrapolated in proportion to the batch and the steps; nothing was written.",
+        ]
+
+
+def _scale_table(config: GeneratorConfig) -> list[str]:
+    lines = ["  scale     groups  channels  width   dimensions"]
+    for s in config.scales:
+        size = s.groups * s.latent_channels * s.resolution**2
+        side = f"{s.resolution}x{s.resolution}"
+        lines.append(f"  {side:9} {s.groups:6} {s.latent_channels:9} {s.width:6} {size:12,}")
+    return lines
+
+
+def _scaled(number: float) -> str:
+    """123456 to "123 k"."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _count(module: nn.Module, *, learned: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not learned)
+
+
+def _noise_batch(config: GeneratorConfig, preset: Preset, kind: Kind, count: int) -> Batch:
+    """Pictures of noise on the 256 levels, and random labels where the prior has symbols."""
+    size = (count, config.image_channels, config.image_size, config.image_size)
+    images = torch.randint(0, 256, size).float() * 2 / 255 - 1
+    symbols = preset.prior.symbols if kind == "prior" else ()
+    if not symbols:
+        return images, None
+    return images, torch.stack([torch.randint(len(s.values), (count,)) for s in symbols], dim=1)
+
+
+def _counted(objective: nn.Module, batch: Batch) -> tuple[float, float]:
+    """FLOPs of a forward and backward pass, and the most bytes of activations alive at once."""
+    shadow = copy.deepcopy(objective).to("meta")
+    for p in (p for p in shadow.parameters() if p.requires_grad):
+        p.grad = torch.empty_like(p)
+    images, labels = (None if x is None else x.to("meta") for x in batch)
+    inputs = (images, 0.5) if labels is None else (images, 0.5, labels)
+    with Meter(shadow) as meter:
+        shadow(*inputs)[0].backward()
+    return meter.flops, meter.peak_bytes
+
+
+def _timed(
+    objective: nn.Module,
+    learner: nn.Module,
+    settings: TrainSettings,
+    batch: Batch,
+    device: torch.device,
+) -> tuple[float, float]:
+    """Seconds of forward and backward, and of the update, in the second of two steps."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimizer, average = make_optimizer(learner, settings), averaged(learner, 0.999)
+    images, labels = (None if x is None else x.to(device) for x in batch)
+    assert images is not None
+    clip, start = settings.gradient_clip, 0.0
+    for _ in range(2):
+        start = _clock(device)
+        train_step(objective, (images, labels), 0.5, optimizer, parameters, clip, Tensor.backward)
+    done = _clock(device)
+    optimizer.step()
+    average.update_parameters(learner)
+    update = _clock(device) - done
+    return max(done - start - update, 0.0), update
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _with_chain(objective: MleObjective, measure: Callable[[], Costs]) -> Costs:
+    """Two short chains measured, and the line through them followed to K."""
+    wanted, found = objective.chain_steps, []
+    for steps in PROBE_CHAINS:
+        objective.chain_steps = steps
+        found.append(measure())
+    objective.chain_steps = wanted
+    low, high = found
+    times = (wanted - PROBE_CHAINS[0]) / (PROBE_CHAINS[1] - PROBE_CHAINS[0])
+    return Costs(
+        flops=low.flops + times * (high.flops - low.flops),
+        activations=max(low.activations, high.activations),
+        seconds=low.seconds + times * max(0.0, high.seconds - low.seconds),
+        update=min(low.update, high.update),
+    )
+
+
+def _prior_objective(
+    preset: Preset,
+    objective: str,
+    generator: HierarchicalGenerator,
+    encoder: Encoder,
+) -> PriorObjective:
+    config = generator.config
+    energy = JointEnergy(preset.prior, config.latent_shapes, config.state_shapes)
+    if objective == "mle":
+        return MleObjective(generator, encoder, energy, chain_steps=preset.chain_steps)
+    if preset.prior.parametrization != "log_snr":
+        raise UserInputError(
+            f"preset {preset.name} has the parametrisation {preset.prior.parametrization!r}, "
+            "which objective 'score' cannot train; use --objective mle"
+        )
+    return ScoreObjective(generator, encoder, energy)
+
+
+def _objective_text(objective: nn.Module, kl_weight: float) -> str:
+    if isinstance(objective, GeneratorObjective):
+        return f"ELBO, the KL weighted by {kl_weight:g}"
+    if isinstance(objective, MleObjective):
+        levels = len(objective.energy.config.levels) - 1
+        return f"mle, T = {levels}, chains of K = {objective.chain_steps} steps"
+    return "score, every noise level"
+
+
+def dry_run(
+    kind: Kind,
+    preset: Preset,
+    device: torch.device,
+    *,
+    objective: str | None = None,
+    model: Pipeline | None = None,
+    pictures: int | None = None,
+) -> Estimate:
+    """Build the run of a preset, make a step of a small batch, and estimate the whole.
+
+    Arguments:
+        kind: Which of the two runs.
+        preset: With the options that were typed in its settings.
+        device: Where to measure.
+        objective: "score" or "mle", for a prior; the preset's if None.
+        model: A prior's generator, or the smaller model that a generator grows from; random
+            weights of the preset's shape if None.
+        pictures: Rows of the data, if known.
+    """
+    settings = preset.generator_settings if kind == "generator" else preset.prior_settings
+    seed_step(settings.seed, 0, 0)
+    if kind == "prior" and model is not None:
+        generator, encoder = model.generator, model.encoder
+    else:
+        generator, encoder = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
+    config = generator.config
+    if kind == "prior":
+        built = _prior_objective(preset, objective or preset.objective, generator, encoder)
+        learner: nn.Module = built.energy
+    else:
+        built = learner = GeneratorObjective(generator, encoder, preset.kl_weight)
+        if model is not None and config.grows_from(model.config.generator):
+            generator.grow_from(model.generator)
+            encoder.requires_grad_(False)
+    built.to(device).train()
+    whole = _noise_batch(config, preset, kind, settings.batch_size)
+    small = min(TIMED_BATCH.get(device.type, 1), settings.batch_size)
+    few = _noise_batch(config, preset, kind, small)
+
+    def measure() -> Costs:
+        return Costs(*_counted(built, whole), *_timed(built, learner, settings, few, device))
+
+    costs = _with_chain(built, measure) if isinstance(built, MleObjective) else measure()
+    learned = _count(learner, learned=True)
+    energies = built.energy if isinstance(built, PriorObjective) else _energies(preset)
+    parts = {"generator": generator, "encoder": encoder, "energies": energies}
+    estimate = Estimate(
+        kind=kind,
+        name=preset.name,
+        objective=_objective_text(built, preset.kl_weight),
+        generator=config,
+        parameters={name: _count(part) for name, part in parts.items()},
+        learned=learned,
+        frozen=_count(built) - learned,
+        batch=settings.batch_size,
+        steps=settings.steps or 1,
+        costs=costs,
+        timed_batch=small,
+        device=_device_text(device),
+        pictures=pictures,
+    )
+    if settings.steps is None and settings.time_budget is not None:
+        steps = max(1, int(settings.time_budget / estimate.step_seconds))
+        return replace(estimate, steps=steps)
+    return estimate
+
+
+def _energies(preset: Preset) -> JointEnergy:
+    """The energies that a generator's run will be followed by."""
+    config = preset.generator
+    return JointEnergy(preset.prior, config.latent_shapes, config.state_shapes)
+
+
+def _device_text(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type} with {threads} thread" + ("s" if threads > 1 else "")

@@ -1,0 +1,71 @@
+"""Encoded pictures in an LMDB, as LSUN publishes them: keys that say nothing, values in WebP.
+
+Rows are in the order of the keys. Keys of LSUN are hashes, so that the last rows are of no other
+kind than the rest.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+
+__all__ = ["DATA_FILE", "count_values", "find_lmdb", "iterate_values"]
+
+DATA_FILE = "data.mdb"
+
+
+def find_lmdb(folder: Path, split: str | None) -> Path | None:
+    """The LMDB in `folder`: itself, or below it, as LSUN names them, `church_outdoor_train_lmdb`.
+
+    None if there is none; `UserInputError` if several could be meant.
+    """
+    if (folder / DATA_FILE).is_file():
+        return folder
+    found = sorted(p.parent for p in folder.glob(f"*/{DATA_FILE}"))
+    if not found:
+        return None
+    wanted = [p for p in found if p.name.endswith(f"_{split or 'train'}_lmdb")]
+    wanted = wanted or (found if split is None else [])
+    if len(wanted) != 1:
+        raise UserInputError(
+            f"{folder} holds the LMDBs {', '.join(p.name for p in found)}; give the folder of one"
+        )
+    return wanted[0]
+
+
+def _open(lmdb: ModuleType, folder: Path) -> Any:
+    """Read only and without its lock file, so that a read-only disk will do."""
+    try:
+        return lmdb.open(str(folder), readonly=True, lock=False, readahead=False, max_readers=1)
+    except (lmdb.Error, OSError) as error:
+        raise EnvironmentFailure(f"{folder} is not a readable LMDB: {error}") from error
+
+
+def count_values(lmdb: ModuleType, folder: Path) -> int:
+    """Values in the LMDB; `EnvironmentFailure` if its file is shorter than it says.
+
+    Arguments:
+        lmdb: The library, of the [train] extra.
+    """
+    with _open(lmdb, folder) as environment:
+        stat = environment.stat()
+        whole = (environment.info()["last_pgno"] + 1) * stat["psize"]
+        size = (folder / DATA_FILE).stat().st_size
+        if size < whole:  # it is mapped into memory: reading on would kill the process
+            raise EnvironmentFailure(
+                f"{folder / DATA_FILE} is cut short: it has {size:,} of {whole:,} bytes; "
+                "copy or unpack it again"
+            )
+        return stat["entries"]
+
+
+def iterate_values(lmdb: ModuleType, folder: Path) -> Iterator[bytes]:
+    """All values, one in memory at a time; raises `EnvironmentFailure` where it is damaged."""
+    with _open(lmdb, folder) as environment:
+        try:
+            with environment.begin() as transaction:
+                yield from transaction.cursor().iternext(keys=False, values=True)
+        except lmdb.Error as error:
+            raise EnvironmentFailure(f"{folder} is damaged: {error}") from error
