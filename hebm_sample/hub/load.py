@@ -12,12 +12,14 @@ from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.files import parse_json, read_capped
 from hebm_sample.hub.resolve import ResolvedModel, resolve
+from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
 from hebm_sample.prior.joint import JointEnergy
 
 __all__ = ["LoadedModel", "build_model", "load_encoder", "new_prior", "read_config"]
 
 MAX_CONFIG_BYTES = 1_000_000
+MAX_MESSAGE = 500
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,10 @@ def read_config(resolved: ResolvedModel) -> ModelConfig:
     path = resolved.path("config.json")
     try:
         return ModelConfig.from_dict(parse_json(read_capped(path, MAX_CONFIG_BYTES)))
-    except (UserInputError, ValueError) as error:
-        raise WeightsError(f"{path} is not a description of a model: {error}") from error
+    except (UserInputError, ValueError, RecursionError) as error:
+        fault = str(error)  # quotes a stranger's values, of any length
+        fault = fault if len(fault) <= MAX_MESSAGE else fault[: MAX_MESSAGE - 3] + "..."
+        raise WeightsError(f"{path} is not a description of a model: {fault}") from error
 
 
 def new_prior(config: ModelConfig) -> JointEnergy:
@@ -67,6 +71,8 @@ def build_model(
         token=token,
     )
     config = read_config(resolved)
+    parts = ("generator", "prior") if config.prior is not None else ("generator",)
+    _check_rooms(resolved, config, *parts)
     with _own_random_state():
         generator = HierarchicalGenerator(config.generator)
         prior = new_prior(config) if config.prior is not None else None
@@ -74,6 +80,11 @@ def build_model(
     if prior is not None:
         load_weights(prior, resolved.path("prior.safetensors"))
     return LoadedModel(resolved, config, generator, prior)
+
+
+def _check_rooms(resolved: ResolvedModel, config: ModelConfig, *parts: str) -> None:
+    for name in (f"{part}.safetensors" for part in parts):
+        check_room(config, resolved.path(name), resolved.row.files[name].size)
 
 
 def _own_random_state() -> AbstractContextManager[object]:
@@ -88,6 +99,7 @@ def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
         raise UserInputError(
             f"{config.name} has no encoder, so it cannot read pictures; use a model that has one"
         )
+    _check_rooms(resolved, config, "encoder")
     with _own_random_state():
         encoder = Encoder(config.generator)
     load_weights(encoder, resolved.path("encoder.safetensors"))

@@ -11,21 +11,21 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
 from hebm_sample.hub.files import sha256_of, short
 from hebm_sample.hub.manifest import MANIFEST_NAME, MODEL_FILES, Manifest, ModelRow, read_row
 
-__all__ = ["ResolvedModel", "resolve"]
+__all__ = ["ResolvedModel", "locate", "resolve"]
 
 _EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
 _HUB_ID = re.compile(r"[^/\\\s]+/[^/\\\s]+")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _REINSTALL = "reinstall the package: pip install --force-reinstall --no-deps hebm-sample"
 
 
@@ -40,6 +40,7 @@ class ResolvedModel:
         revision: The commit, for a model from the Hub.
         remedy: What the user can do about a corrupt file.
         refetch: Downloads a corrupt file once more; None where that cannot be done.
+        shared: Where the files lie that this model shares with another and `folder` lacks.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ResolvedModel:
     revision: str | None = None
     remedy: str = ""
     refetch: Callable[[str, str], None] | None = field(default=None, repr=False, compare=False)
+    shared: Mapping[str, Path] = field(default_factory=dict[str, Path], repr=False, compare=False)
     _verified: set[str] = field(default_factory=set[str], init=False, repr=False, compare=False)
 
     def path(self, filename: str) -> Path:
@@ -70,20 +72,31 @@ class ResolvedModel:
         if filename not in self._verified:
             self._verify(filename)
             self._verified.add(filename)
-        return self.folder / filename
+        return self._place(filename)
+
+    @property
+    def filenames(self) -> tuple[str, ...]:
+        """The files that this model consists of."""
+        return tuple(name for name in MODEL_FILES if name in self.row.files)
+
+    def _place(self, filename: str) -> Path:
+        return self.shared.get(filename, self.folder) / filename
 
     def _verify(self, filename: str) -> None:
-        fault = self._fault(filename)
+        fault = self.fault(filename)
         if fault is not None and self.refetch is not None:
             self.refetch(filename, fault)
-            again = self._fault(filename)
+            again = self.fault(filename)
             fault = again and f"{again}, also after asking the Hub for it again"
         if fault is not None:
             raise WeightsError(f"{fault}; {self.remedy}")
 
-    def _fault(self, filename: str) -> str | None:
-        """What is wrong with a file as it lies on the disk, in words; None if nothing is."""
-        path, row = self.folder / filename, self.row.files[filename]
+    def fault(self, filename: str) -> str | None:
+        """What is wrong with a listed file as it lies on the disk, in words; None if nothing is.
+
+        Nothing is repaired.
+        """
+        path, row = self._place(filename), self.row.files[filename]
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
@@ -126,8 +139,32 @@ def resolve(
         WeightsError: A file is missing or corrupt.
         HubError: The Hub did not deliver.
     """
+    model = locate(
+        name_or_path,
+        resolution=resolution,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    for filename in model.filenames:
+        if filename != "encoder.safetensors":
+            model.path(filename)
+    return model
+
+
+def locate(
+    name_or_path: str | os.PathLike[str],
+    *,
+    resolution: int | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> ResolvedModel:
+    """As `resolve`, with none of the files checked yet."""
     name = _checked_name(name_or_path)
-    _check_arguments(revision, token)
+    check_arguments(revision, token)
     manifest = Manifest.load()
     known = any(row.name == name for row in manifest.models)
     folder = Path(os.path.expanduser(name))
@@ -135,7 +172,7 @@ def resolve(
     if _means_folder(name_or_path, folder, known):
         model = _from_folder(folder, name, revision)
     elif known:
-        model = _from_manifest(manifest.find(name, resolution), source, revision)
+        model = _from_manifest(manifest, manifest.find(name, resolution), source, revision)
     elif _HUB_ID.fullmatch(name):
         model = _from_hub(source.at(name, revision))
     else:
@@ -146,9 +183,6 @@ def resolve(
             f"{short(name)} makes pictures of {model.row.resolution} pixels, "
             f"not {short(resolution)}; leave the resolution out"
         )
-    for filename in MODEL_FILES:
-        if filename in model.row.files and filename != "encoder.safetensors":
-            model.path(filename)
     return model
 
 
@@ -159,17 +193,6 @@ def _checked_name(name_or_path: str | os.PathLike[str]) -> str:
             f"{short(name)} cannot name a model; give a name, a model folder or owner/name"
         )
     return name
-
-
-def _check_arguments(revision: str | None, token: str | bool | None) -> None:
-    # The client puts a branch's name into a path of its cache, and the token into a header.
-    sane = revision is None or (_REVISION.fullmatch(revision) and ".." not in revision)
-    if not sane:
-        raise UserInputError(
-            f"revision is {short(revision)}; it must be a branch, a tag or a commit (40 hex)"
-        )
-    if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
-        raise UserInputError("the token is empty or holds spaces or characters no token has")
 
 
 def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> bool:
@@ -199,7 +222,27 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> ResolvedModel
     return ResolvedModel(folder, read_row(folder), "folder", remedy=remedy)
 
 
-def _from_manifest(row: ModelRow, source: Source, revision: str | None) -> ResolvedModel:
+def _shared_files(manifest: Manifest, row: ModelRow) -> dict[str, Path]:
+    """Embedded folders of other models that hold files of `row` under the same digest.
+
+    Two resolutions of a model differ in the image decoder only; the package carries their
+    encoder and energies once.
+    """
+    assert row.folder is not None
+    missing = {k: v for k, v in row.files.items() if not (_EMBEDDED / row.folder / k).exists()}
+    return {
+        name: _EMBEDDED / other.folder
+        for other in manifest.models
+        for name, file in missing.items()
+        if other.folder is not None
+        and other.files.get(name) == file
+        and (_EMBEDDED / other.folder / name).exists()
+    }
+
+
+def _from_manifest(
+    manifest: Manifest, row: ModelRow, source: Source, revision: str | None
+) -> ResolvedModel:
     if row.repo_id is not None and revision not in (None, row.revision):
         return _from_hub(source.at(row.repo_id, revision))  # other files than the row's
     if row.folder is not None and (_EMBEDDED / row.folder).is_dir():
@@ -207,7 +250,10 @@ def _from_manifest(row: ModelRow, source: Source, revision: str | None) -> Resol
             raise UserInputError(
                 f"{row.name} comes with the package and has no revisions; leave it out"
             )
-        return ResolvedModel(_EMBEDDED / row.folder, row, "embedded", remedy=_REINSTALL)
+        shared = _shared_files(manifest, row)
+        return ResolvedModel(
+            _EMBEDDED / row.folder, row, "embedded", remedy=_REINSTALL, shared=shared
+        )
     if row.repo_id is None:
         raise WeightsError(f"the files of {row.name} are not in this installation; {_REINSTALL}")
     return _from_hub(source.at(row.repo_id, row.revision), row)

@@ -2,20 +2,22 @@
 
 import os
 import tempfile
+from dataclasses import replace
 
-from hub.loopback import SECRET, LoopbackHub
+from hub.loopback import REPO, SECRET, LoopbackHub
 
 # The Hub client reads these once, when it is imported, which the code under test does late.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hebm-test-hf-")
 os.environ["HF_TOKEN"] = SECRET
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # uploads would look for a store of chunks
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 import pytest
 import torch
 
-from hebm_sample.hub import download, manifest, resolve, weights
+from hebm_sample.hub import client, manifest, resolve, weights
 
 
 @pytest.fixture
@@ -55,6 +57,16 @@ def hub(monkeypatch):
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's retries
     with LoopbackHub() as server:
-        monkeypatch.setattr(download, "_ENDPOINT", server.endpoint)
+        monkeypatch.setattr(client, "ENDPOINT", server.endpoint)
         yield server
     huggingface_hub.close_session()
+
+
+@pytest.fixture
+def published(hub, model_files, model_folder, install, tmp_path):
+    """The tiny model on the loopback Hub, listed and pinned; returns (server, arguments, row)."""
+    extra = {"README.md": b"# card", "pytorch_model.bin": b"never", ".gitattributes": b""}
+    commit = hub.publish(REPO, {**model_files, **extra})
+    row = replace(manifest.read_row(model_folder), repo_id=REPO, revision=commit)
+    install(row)
+    return hub, {"cache_dir": tmp_path / "cache"}, row

@@ -8,23 +8,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-from hub.loopback import SECRET, damage, flip
+from click.testing import CliRunner
+from hub.loopback import REPO, SECRET, damage, flip
 
+from hebm_sample.cli import main
 from hebm_sample.errors import HubError, UserInputError, WeightsError
-from hebm_sample.hub import download, files, manifest
+from hebm_sample.hub import client, files, manifest
 from hebm_sample.hub.resolve import resolve
-
-REPO = "somebody/tiny"
-
-
-@pytest.fixture
-def published(hub, model_files, model_folder, install, tmp_path):
-    """The tiny model on the loopback Hub, listed and pinned; returns (server, arguments, row)."""
-    extra = {"README.md": b"# card", "pytorch_model.bin": b"never", ".gitattributes": b""}
-    commit = hub.publish(REPO, {**model_files, **extra})
-    row = replace(manifest.read_row(model_folder), repo_id=REPO, revision=commit)
-    install(row)
-    return hub, {"cache_dir": tmp_path / "cache"}, row
 
 
 def test_download_then_offline_without_a_request(published):
@@ -104,14 +94,19 @@ def test_flipped_cached_bit_is_reported_offline(published):
     assert hub.requests == []
 
 
-def test_corrupt_while_the_hub_is_down(published):
+@pytest.mark.parametrize(
+    ("port", "message"), [(None, "the server answered 500"), (9, "no connection; check the net")]
+)
+def test_corrupt_while_the_hub_is_down(port, message, published, monkeypatch):
     hub, where, _ = published
     damage(resolve("tiny", **where).folder / "config.json")
-    hub.refuse = (500, {})
-    with pytest.raises(
-        HubError, match="config.json is corrupt: .*; it could not be replaced: some"
-    ):
-        resolve("tiny", **where)
+    with monkeypatch.context() as down:
+        hub.refuse = (500, {})
+        if port is not None:
+            down.setattr(client, "ENDPOINT", f"http://127.0.0.1:{port}")
+        with pytest.raises(HubError, match="config.json is corrupt: .*; it could not") as caught:
+            resolve("tiny", **where)
+    assert message in str(caught.value)
     hub.refuse = None
     resolve("tiny", **where)
 
@@ -160,7 +155,7 @@ def test_not_cached_and_offline(published):
         (404, "RevisionNotFound", "somebody/tiny has no revision [0-9a-f]{40}"),
         (404, "EntryNotFound", "the server answered 404|lacks a file"),
         (401, None, "the server answered 401; log in with"),
-        (403, None, "the server answered 403; the token may not read it"),
+        (403, None, "the server answered 403; the token may not do that"),
         (500, None, "the server answered 500; try again later"),
         (503, None, "the server answered 503; try again later"),
         (400, None, "the server answered 400"),
@@ -186,10 +181,30 @@ def test_server_errors(status, code, message, published):
 )
 def test_server_errors_at_a_file(status, code, message, published):
     hub, where, _ = published
-    hub.refuse, hub.refuse_files_only = (status, {"X-Error-Code": code} if code else {}), True
+    hub.refuse, hub.refuse_at = (status, {"X-Error-Code": code} if code else {}), "/resolve/"
     with pytest.raises(HubError, match=message) as caught:
         resolve("tiny", **where)
     assert_one_clean_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, "RepoNotFound", "the Hub shows no repository somebody/tiny"),
+        (403, "GatedRepo", "somebody/tiny is gated: accept its terms"),
+        (429, "", "the server answered 429; too many requests"),
+        (500, "", "the server answered 500; try again later"),
+    ],
+)
+def test_the_command_says_it_in_one_line(status, code, message, published, monkeypatch):
+    hub, where, _ = published
+    monkeypatch.chdir(where["cache_dir"].parent)
+    hub.refuse = (status, {"X-Error-Code": code, "X-Error-Message": f"you sent {SECRET}"})
+    arguments = ["--dataset", REPO, "--cache-dir", str(where["cache_dir"])]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1 and hub.requests[0].authorization == f"Bearer {SECRET}"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ") and message in line and SECRET not in result.output
 
 
 def assert_one_clean_line(error):
@@ -203,7 +218,7 @@ def assert_one_clean_line(error):
 
 def test_unreachable(published, monkeypatch):
     _, where, _ = published
-    monkeypatch.setattr(download, "_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(client, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match="no connection; check the network") as caught:
         resolve("tiny", **where)
     assert_one_clean_line(caught.value)
@@ -239,20 +254,6 @@ def test_environment_offline(published, tmp_path):
     assert warm == row.revision
     assert cold.startswith("HubError somebody/tiny is not complete in the cache and no request")
     assert hub.requests == []
-
-
-def test_body_cut_short(published):
-    hub, where, _ = published
-    hub.cut.add("generator.safetensors")
-    with pytest.raises(
-        HubError, match="could not be downloaded: the connection broke off"
-    ) as caught:
-        resolve("tiny", **where)
-    assert_one_clean_line(caught.value)
-    with pytest.raises(HubError, match="not complete in the cache and no request"):
-        resolve("tiny", local_files_only=True, **where)
-    hub.cut.clear()
-    resolve("tiny", **where)
 
 
 def test_no_token_stored(published, monkeypatch):

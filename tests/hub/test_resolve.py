@@ -147,6 +147,28 @@ def test_embedded(model_folder, install, monkeypatch):
         resolve("tiny")
 
 
+def test_resolutions_of_a_model_share_files(model_folder, install):
+    small = replace(manifest.read_row(model_folder), folder="tiny", resolution=16, default=False)
+    other = model_folder.with_name("large")
+    other.mkdir()
+    for name in ("config.json", "generator.safetensors"):
+        (other / name).write_bytes((model_folder / name).read_bytes())
+    large = replace(small, folder="large", resolution=32, default=True)
+    install(small, large, embedded=model_folder.parent)
+    found = resolve("tiny")
+    assert found.path("config.json") == other / "config.json"
+    assert found.path("prior.safetensors") == model_folder / "prior.safetensors"
+    assert found.path("encoder.safetensors") == model_folder / "encoder.safetensors"
+    damage(model_folder / "prior.safetensors")
+    with pytest.raises(WeightsError, match="prior.safetensors is corrupt"):
+        resolve("tiny")
+    # Another model's file of that name is no substitute.
+    files = {**large.files, "prior.safetensors": manifest.FileRow(3, "0" * 64)}
+    install(small, replace(large, files=files), embedded=model_folder.parent)
+    with pytest.raises(WeightsError, match="large/prior.safetensors is missing"):
+        resolve("tiny")
+
+
 def test_embedded_but_not_there(model_folder, install):
     install(replace(manifest.read_row(model_folder), folder="tiny"))
     with pytest.raises(WeightsError, match="tiny are not in this installation; reinstall"):
