@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError
-from hebm_sample.metrics.features import FeatureNet, batches, to_float
+from hebm_sample.metrics.features import FeatureNet, averaged_down, batches, to_float
 
 __all__ = ["masked_cross_entropy", "train_feature_net"]
 
@@ -126,6 +126,14 @@ def _accuracy(
     return report
 
 
+def _bytes_seen(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 pictures as the network sees them: shifting and mirroring cost less afterwards."""
+    if max(images.shape[2:]) <= size:
+        return images
+    small = averaged_down(torch.from_numpy(images).float(), size)
+    return small.round_().to(torch.uint8).numpy()
+
+
 def _fit(
     net: FeatureNet,
     images: np.ndarray,
@@ -149,7 +157,8 @@ def _fit(
     bar = tqdm(range(1, steps + 1), desc="feature net", unit="step", disable=not progress)
     for step in bar:
         batch = next(stream)
-        pictures = augmented(images[batch], rng) if augment else to_float(images[batch])
+        seen = _bytes_seen(images[batch], net.input_size)
+        pictures = augmented(seen, rng) if augment else to_float(seen)
         target = torch.from_numpy(labels[batch]).to(device)
         loss = masked_cross_entropy(net.split(net(pictures.to(device))).values(), target)
         optimiser.zero_grad(set_to_none=True)
@@ -239,7 +248,7 @@ def train_feature_net(
             "labelled": len(labelled),
             "held_out": len(held),
             "size": list(images.shape[2:]),
-            "sha256": _digest(images[labelled], matrix[labelled]),
+            "sha256": _digest(images, matrix, labelled),
         },
         "mean_accuracy": float(np.mean([a["accuracy"] for a in accuracy.values()])),
         "mean_balanced_accuracy": float(
@@ -250,8 +259,10 @@ def train_feature_net(
     return net, report
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def _digest(images: np.ndarray, matrix: np.ndarray, rows: np.ndarray) -> str:
+    """Of these rows' pictures, then of their labels; never all in memory at once."""
     digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
+    for start in range(0, len(rows), 256):
+        digest.update(np.ascontiguousarray(images[rows[start : start + 256]]).data)
+    digest.update(np.ascontiguousarray(matrix[rows]).data)
     return digest.hexdigest()

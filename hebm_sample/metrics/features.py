@@ -6,8 +6,8 @@ averages of its last maps. `classifier.py` trains it on the same data as the gen
 pixels. Distances in the two spaces differ in unit and meaning, and neither is FID: say `name`
 beside a figure.
 
-Pictures are uint8 or float in [-1, 1], (B, 3, H, W), of any size; compare features at one size
-only.
+Pictures are uint8 or float in [-1, 1], (B, 3, H, W), of any size. A `FeatureNet` sees those
+larger than its `input_size` averaged down to it; compare features of pictures of one size only.
 """
 
 import json
@@ -30,6 +30,7 @@ __all__ = [
     "Extractor",
     "FeatureNet",
     "PcaFeatures",
+    "averaged_down",
     "batches",
     "extract",
     "load_extractor",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+INPUT_SIZE = 64
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
@@ -56,6 +58,13 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
     return images.float()
 
 
+def averaged_down(images: Tensor, size: int) -> Tensor:
+    """Float pictures (B, 3, H, W) whose larger side is at most `size` as they are; larger ones as
+    averages over areas, (B, 3, size, size).
+    """
+    return images if max(images.shape[-2:]) <= size else F.adaptive_avg_pool2d(images, size)
+
+
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
@@ -71,15 +80,22 @@ class FeatureNet(nn.Module):
         columns: Column name to its number of values, in the order of the logits.
         widths: Channels of the stages, of which all but the first have a residual convolution; the
             last is D.
+        input_size: Side to which larger pictures are averaged down first: what it costs, and what
+            its features can see, does not grow with the pictures.
     """
 
     kind = "classifier"
 
     def __init__(
-        self, columns: Mapping[str, int], widths: Sequence[int] = (48, 96, 128, 128)
+        self,
+        columns: Mapping[str, int],
+        widths: Sequence[int] = (48, 96, 128, 128),
+        input_size: int = INPUT_SIZE,
     ) -> None:
         super().__init__()
-        self.columns, self.widths = dict(columns), tuple(widths)
+        if input_size < 1:
+            raise UserInputError(f"input_size is {input_size}; it must be at least 1")
+        self.columns, self.widths, self.input_size = dict(columns), tuple(widths), input_size
         inputs = (3, *self.widths[:-1])
         self.down = nn.ModuleList(
             _convolution(i, o, 2) for i, o in zip(inputs, self.widths, strict=True)
@@ -98,10 +114,15 @@ class FeatureNet(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Plain values from which `FeatureNet(**settings)` is rebuilt."""
-        return {"columns": self.columns, "widths": list(self.widths)}
+        return {
+            "columns": self.columns,
+            "widths": list(self.widths),
+            "input_size": self.input_size,
+        }
 
     def features(self, images: Tensor) -> Tensor:
         """Averages of the last maps, (B, D), from float pictures (B, 3, H, W) in [-1, 1]."""
+        images = averaged_down(images, self.input_size)
         h = self.down[0](images.contiguous(memory_format=torch.channels_last))
         for down, residual in zip(list(self.down)[1:], self.residual, strict=True):
             h = down(h)

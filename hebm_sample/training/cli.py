@@ -1,4 +1,4 @@
-"""The command `hebm-train`: generator, prior, export, evaluate, judge.
+"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, push.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -15,6 +15,7 @@ import click
 from hebm_sample import __version__
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
+from hebm_sample.training.cli_baseline import baseline
 from hebm_sample.training.cli_measure import DEVICES, evaluate, judge, load_model
 from hebm_sample.training.push import push
 
@@ -322,6 +323,7 @@ def export(
 
 main.add_command(evaluate)
 main.add_command(judge)
+main.add_command(baseline)
 main.add_command(push)
 
 

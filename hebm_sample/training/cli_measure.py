@@ -1,4 +1,4 @@
-"""The commands of `hebm-train` that measure: evaluate, with its control tables, and judge."""
+"""The commands of `hebm-train` that measure: evaluate and judge."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +10,13 @@ import click
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.files import write_atomically
+from hebm_sample.training.cli_control import CONTROL_NAMES, CONTROL_OPTIONS, run_control
+from hebm_sample.training.cli_report import (
+    REPORT_OPTIONS,
+    run_compare,
+    run_report,
+    run_without_data,
+)
 
 __all__ = ["DEVICES", "evaluate", "judge", "load_model"]
 
@@ -17,13 +24,12 @@ DEVICES = click.Choice(["auto", "cpu", "cuda"])
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _GAP_IMAGES, _CONTROL_IMAGES = 2000, 100
 
+
+def _data_option(required: bool, text: str) -> Callable[..., Any]:
+    return click.option("--data", required=required, metavar="SOURCE", help=text)
+
+
 _DATA_OPTIONS = [
-    click.option(
-        "--data",
-        required=True,
-        metavar="SOURCE",
-        help="The data it was trained on, validation rows last.",
-    ),
     click.option(
         "--validation",
         type=click.IntRange(0),
@@ -37,78 +43,6 @@ _DATA_OPTIONS = [
     ),
     click.option("--quiet", is_flag=True, help="No progress bars."),
 ]
-
-# Of evaluate; refused without --control.
-_CONTROL_OPTIONS = [
-    click.option(
-        "--judge",
-        "judge_file",
-        type=_FILE,
-        metavar="FILE",
-        help="A trained judge.  [default: trained, and kept in the cache]",
-    ),
-    click.option(
-        "--judge-steps",
-        type=click.IntRange(2),
-        metavar="N",
-        help="Steps of training a judge.  [default: ten passes over the rows]",
-    ),
-    click.option(
-        "--label-column",
-        "label_column",
-        multiple=True,
-        metavar="SYMBOL=COLUMN",
-        help="Column of a symbol's labels.  [default: the preset's, or the same name]",
-    ),
-    click.option(
-        "--attributes", metavar="A,B", help="Symbols to ask for.  [default: all with labels]"
-    ),
-    click.option(
-        "--combine",
-        multiple=True,
-        metavar="A=VALUE,B=VALUE",
-        help="Values to ask for together; repeatable.",
-    ),
-    click.option("--guidance", metavar="W,W", help="Weights to try.  [default: 0,1,2,4]"),
-    click.option(
-        "--edit", metavar="A=VALUE", help="Edit held-out pictures that lack this by their labels."
-    ),
-    click.option(
-        "--edit-images", type=click.IntRange(1), metavar="N", help="How many.  [default: 200]"
-    ),
-    click.option(
-        "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.6]"
-    ),
-    click.option(
-        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 1]"
-    ),
-    click.option(
-        "--held-out",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Held-out pictures to judge and reconstruct.  [default: 2000]",
-    ),
-    click.option(
-        "--layer-images",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Samples to vary layer by layer.  [default: 4]",
-    ),
-]
-_CONTROL_NAMES = (
-    "judge_file",
-    "judge_steps",
-    "label_column",
-    "attributes",
-    "combine",
-    "guidance",
-    "edit",
-    "edit_images",
-    "strength",
-    "edit_guidance",
-    "held_out",
-    "layer_images",
-)
 
 
 def _with(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
@@ -139,86 +73,75 @@ def _check_folder(option: str, path: Path | None) -> None:
         raise UserInputError(f"{option} {path}: the folder {path.parent} does not exist")
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _opened(pipe: Any, data: str, options: dict[str, Any], quiet: bool) -> Any:
+    """Training and held-out pictures of a model."""
+    from hebm_sample.training.evaluate import open_held_out
+
+    return open_held_out(
+        data,
+        size=pipe.config.generator.image_size,
+        model=pipe.name,
+        validation=options["validation"],
+        split=options["split"],
+        progress=not quiet,
+    )
+
+
+def _write_json(path: Path | None, found: dict[str, Any]) -> None:
+    if path is not None:
+        write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def _typed(options: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return [name for name in names if options[name] not in (None, (), False)]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.removesuffix("_file").replace("_", "-") for name in names)
+
+
+# Options that would be ignored: their names, whether they are (of the modes typed), and why.
+_Modes = set[str]  # of report, control, compare, data
+_IDLE: list[tuple[Sequence[str], Callable[[_Modes], bool], str]] = [
+    (["feature_steps"], lambda m: "control" in m, "do not go with --control"),
+    (CONTROL_NAMES, lambda m: not m & {"control", "report"}, "go with --control only"),
+    (["parts", "ood", "baseline"], lambda m: "report" not in m, "go with --report only"),
+    (["inception"], lambda m: not m & {"report", "compare"}, "go with --report or --compare only"),
+    (["size"], lambda m: "compare" not in m, "go with --compare only"),
+    (
+        ["report", "control", "num_images", "validation", "split", "feature_steps", "data"],
+        lambda m: "compare" in m,
+        "do not go with --compare",
+    ),
+    (
+        ["control", "validation", "split", "feature_steps", "ood", "baseline"],
+        lambda m: "data" not in m,
+        "need --data",
+    ),
+]
+
+
+def _check_options(model: str | None, options: dict[str, Any]) -> None:
     """An option that would be ignored is an error."""
-    if options["control"]:
-        idle = ["feature_steps"] if options["feature_steps"] is not None else []
-    else:
-        idle = [name for name in _CONTROL_NAMES if options[name] not in (None, ())]
-    if idle:
-        shown = ", ".join("--" + name.removesuffix("_file").replace("_", "-") for name in idle)
-        what = "do not go with --control" if options["control"] else "go with --control only"
-        raise UserInputError(f"{shown} {what}")
+    modes = set(_typed(options, ["report", "control", "compare", "data"]))
+    for names, idle, what in _IDLE:
+        if idle(modes) and (typed := _typed(options, names)):
+            raise UserInputError(f"{_shown(typed)} {what}")
+    if modes >= {"control", "report"}:
+        raise UserInputError("a report has the control tables in it; leave --control out")
+    if ("compare" in modes) == (model is not None):
+        raise UserInputError("give a MODEL, or two folders with --compare, and not both")
     if options["judge_file"] is not None and options["judge_steps"] is not None:
         raise UserInputError("--judge-steps trains a judge, --judge reads one; leave one out")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UserInputError(f"--guidance is {text!r}; write numbers such as 0,1,2,4") from error
-
-
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    for pair in pairs:
-        if not all(pair.partition("=")):
-            raise UserInputError(f"--label-column is {pair!r}; write SYMBOL=COLUMN")
-    return dict(pair.split("=", 1) for pair in pairs)
-
-
-def _plan(pipe: Any, options: dict[str, Any]) -> Any:
-    """What the control options ask for; what was not typed is `ControlPlan`'s default."""
-    from hebm_sample.conditions import find_symbol
-    from hebm_sample.training.control_report import ControlPlan
-    from hebm_sample.training.judging import parse_wish
-
-    def wish(text: str) -> dict[str, str]:
-        return parse_wish(text, table, pipe.name)
-
-    table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
-    given: dict[str, Any] = {
-        "num_images": options["num_images"] or _CONTROL_IMAGES,
-        **{
-            name: options[name]
-            for name in ("edit_images", "strength", "edit_guidance", "held_out", "layer_images")
-        },
-        "guidance": options["guidance"] and _numbers(options["guidance"]),
-        "combinations": tuple(wish(text) for text in options["combine"]),
-        "edit": options["edit"] and wish(options["edit"]),
-    }
-    if options["attributes"] is not None:
-        names = [name.strip() for name in options["attributes"].split(",")]
-        given["attributes"] = tuple(find_symbol(table, n, pipe.name).name for n in names)
-    return ControlPlan(**{k: v for k, v in given.items() if v is not None})
-
-
-def _control(pipe: Any, training: Any, held_out: Any, common: Any, options: dict[str, Any]) -> Any:
-    """The control tables."""
-    from hebm_sample.metrics import load_judge
-    from hebm_sample.training.control import control
-    from hebm_sample.training.judging import find_judge, label_columns
-
-    plan = _plan(pipe, options)
-    table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
-    columns = label_columns(table, training, pipe.name, _columns(options["label_column"]))
-    if options["judge_file"] is not None:
-        found = load_judge(options["judge_file"], device=pipe.device)
-    else:
-        common["announce"]("judge")
-        found = find_judge(
-            training,
-            held_out,
-            tuple(columns.values()),
-            steps=options["judge_steps"],
-            device=pipe.device,
-            progress=common["progress"],
-        )
-    return control(pipe, training, held_out, *found, columns, plan, **common)
-
-
 @click.command(cls=OneLineErrors)
-@click.argument("model")
+@click.argument("model", required=False)
+@_data_option(
+    False,
+    "The data it was trained on, validation rows last. Without them only what the package's own "
+    "reference allows is measured.",
+)
 @_with(_DATA_OPTIONS)
 @click.option(
     "-n",
@@ -265,47 +188,52 @@ def _control(pipe: Any, training: Any, held_out: Any, common: Any, options: dict
     is_flag=True,
     help="Measure, with a judge, whether samples show what is asked; with the options below.",
 )
-@_with(_CONTROL_OPTIONS)
-def evaluate(model: str, data: str, json_path: Path | None, quiet: bool, **options: Any) -> None:
-    """Measure a model on held-out pictures: bits, KL, Fréchet distances, gap closed; or with
-    --control, how often it draws what it is asked for.
+@_with(CONTROL_OPTIONS)
+@_with(REPORT_OPTIONS)
+def evaluate(
+    model: str | None, data: str | None, json_path: Path | None, quiet: bool, **options: Any
+) -> None:
+    """Measure a model on held-out pictures: bits, KL, Fréchet distances, gap closed; with
+    --control, how often it draws what it is asked for; with --report, everything, on one page.
     """
-    from hebm_sample.training.evaluate import DEFAULT_FEATURE_STEPS, open_held_out
     from hebm_sample.training.evaluate import evaluate as evaluate_model
 
     _check_folder("--json", json_path)
-    _check_options(options)
+    _check_folder("--report", options["report"])
+    _check_options(model, options | {"data": data})
+    if model is None:
+        run_compare(options, json_path, quiet)
+        return
     pipe = load_model(model).to(options["device"])
-    sets = open_held_out(
-        data,
-        size=pipe.config.generator.image_size,
-        model=pipe.name,
-        validation=options["validation"],
-        split=options["split"],
-        progress=not quiet,
-    )
+    sets: Any = None if data is None else _opened(pipe, data, options, quiet)
     common: dict[str, Any] = {
         "batch_size": options["batch"],
         "progress": not quiet,
         "announce": lambda text: None if quiet else click.echo(text, err=True),
         **{name: options[name] for name in ("sampler", "steps", "step_scale")},
     }
+    if options["report"] is not None:
+        run_report(pipe, sets, common, options, quiet)
+        return
+    if sets is None:
+        _write_json(json_path, run_without_data(pipe, common, options, quiet))
+        return
     if options["control"]:
-        result = _control(pipe, *sets, common, options)
+        result = run_control(pipe, sets, common, options)
     else:
         result = evaluate_model(
             pipe,
             *sets,
             num_pictures=options["num_images"] or _GAP_IMAGES,
-            feature_steps=options["feature_steps"] or DEFAULT_FEATURE_STEPS,
+            feature_steps=options["feature_steps"],
             **common,
         )
     click.echo(result.table())
-    if json_path is not None:
-        write_atomically(json_path, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+    _write_json(json_path, result.to_dict())
 
 
 @click.command(cls=OneLineErrors)
+@_data_option(True, "Pictures with labels, validation rows last.")
 @_with(_DATA_OPTIONS)
 @click.option(
     "--size", type=click.IntRange(16), required=True, metavar="S", help="Side of the pictures."

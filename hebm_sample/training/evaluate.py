@@ -16,40 +16,47 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-
 from hebm_sample import __version__
 from hebm_sample.errors import UserInputError
+from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.generator.likelihood import bits_per_dimension
-from hebm_sample.images import to_uint8
 from hebm_sample.metrics import (
     GapMeasurement,
     PcaFeatures,
-    extract,
     load_extractor,
     measure_gap,
     save_extractor,
     train_feature_net,
 )
+from hebm_sample.metrics.quality import Quality, measure_quality
+from hebm_sample.metrics.reference import find_set
 from hebm_sample.pipeline import Pipeline
-from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.data import Pictures, load_pictures
-from hebm_sample.training.generator import elbo
+from hebm_sample.training.draws import Bench, as_bytes
 from hebm_sample.training.presets import PRESETS
 
-__all__ = ["Evaluation", "as_bytes", "cache_path", "evaluate", "feature_spaces", "open_held_out"]
+__all__ = [
+    "DEFAULT_FEATURE_STEPS",
+    "DEFAULT_PICTURES",
+    "Evaluation",
+    "as_bytes",
+    "cache_path",
+    "evaluate",
+    "feature_spaces",
+    "make_bench",
+    "measure",
+    "open_held_out",
+]
 
 FEATURE_RECIPE = 1
 DEFAULT_VALIDATION = 4000
 TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
+DEFAULT_PICTURES = 2000
 PCA_ROWS = 8000
 FEWEST_LABELS = 20
 
@@ -70,6 +77,8 @@ class Evaluation:
         feature_reports: What is known of each space, such as its classifier's accuracy.
         seconds: The whole measurement.
         sampling_seconds: Of that, sampling the energy-based prior.
+        quality: By space and set ("reconstructions", "gaussian", "ebm"): kernel distance,
+            precision, recall, density and coverage against the reference.
     """
 
     model: str
@@ -85,12 +94,17 @@ class Evaluation:
     seconds: float
     sampling_seconds: float
     version: str = __version__
+    quality: dict[str, dict[str, Quality]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for a figure that is not a number, such as a gap closed where
         N(0, I) is no worse than the reconstructions.
         """
         plain = asdict(self)
+        plain["quality"] = {
+            space: {name: q.to_dict() for name, q in sets.items()}
+            for space, sets in self.quality.items()
+        }
         for gap in plain["gaps"].values():  # JSON has no nan
             gap |= {k: v if math.isfinite(v) else None for k, v in gap.items()}
         return plain
@@ -115,6 +129,7 @@ class Evaluation:
                 f"  N(0, I)         {gap.fd_gauss:.3f} ± {gap.fd_gauss_error:.3f}",
                 f"  EBM prior       {gap.fd_model:.3f} ± {gap.fd_model_error:.3f}",
                 f"  gap closed      {gap.gap_closed:.3f} ± {gap.gap_closed_error:.3f}",
+                *(f"  {which:15} {q}" for which, q in self.quality.get(name, {}).items()),
             ]
         return "\n".join(lines)
 
@@ -175,17 +190,30 @@ def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Pa
 
 
 def feature_spaces(
-    training: Pictures, *, steps: int, cache_dir: Path | None = None, progress: bool = True
+    training: Pictures,
+    *,
+    steps: int | None = None,
+    model: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
 ) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Name to (extractor, report): a classifier on the training rows' labels if they have any, and
-    PCA.
+    """Name to (extractor, report): a classifier if the training rows have labels, and PCA.
 
-    The classifier is kept in the cache folder, under a key of data, recipe and steps.
+    Arguments:
+        training: The PCA is fitted to them, and the classifier trained on their labels.
+        steps: Of the classifier, 1,200 if None. It is kept in the cache folder, under a key of
+            data, recipe and steps.
+        model: Without `steps`, the classifier that the package has for a model of that name and
+            these very training rows is used in place of a new one.
     """
     spaces: dict[str, tuple[Any, dict[str, Any]]] = {}
     # Fewer labels than that teach a classifier nothing.
     labels = {k: v for k, v in training.labels.items() if (v >= 0).sum() >= FEWEST_LABELS}
-    if labels:
+    shipped = find_set(model, training.images.shape[-1]) if model and steps is None else None
+    if shipped is not None and shipped.recipe.get("training") == training.identity:
+        spaces[shipped.net.name] = (shipped.net, shipped.recipe["classifier"])
+    elif labels:
+        steps = steps or DEFAULT_FEATURE_STEPS
         path = cache_path("features", [FEATURE_RECIPE, steps, training.identity], cache_dir)
         if path.is_file():
             net, report = load_extractor(path)
@@ -203,68 +231,93 @@ def feature_spaces(
     return spaces
 
 
-def as_bytes(images: Tensor) -> np.ndarray:
-    """What a user would save: float pictures in [-1, 1] to uint8 (N, 3, S, S)."""
-    return np.ascontiguousarray(to_uint8(images).transpose(0, 3, 1, 2))
+def make_bench(
+    pipe: Pipeline,
+    training: Pictures,
+    held_out: Pictures,
+    *,
+    num_pictures: int = DEFAULT_PICTURES,
+    batch_size: int = 50,
+    folder: Path | None = None,
+    progress: bool = True,
+    **sampling: Any,
+) -> Bench:
+    """A model with an energy-based prior and the first 2 n held-out pictures.
 
-
-@torch.no_grad()
-def _held_out_figures(
-    pipe: Pipeline, pictures: Pictures, batch_size: int, progress: bool
-) -> tuple[dict[str, Any], np.ndarray]:
-    """ELBO and KL over all held-out pictures, q(u)'s mean square, and reconstructions of the first
-    half.
+    Raises:
+        UserInputError: Too few held-out pictures, a model without a prior, or a setting that the
+            sampler has not.
     """
-    half, shape = len(pictures) // 2, tuple(pictures.images.shape[1:])
-    shapes = pipe.generator.latent_shapes
-    nats, kls, squares, recon = [], [], [], []
-    starts = range(0, len(pictures), batch_size)
-    for i in tqdm(starts, desc="held-out", unit="batch", disable=not progress):
-        rows = torch.arange(i, min(i + batch_size, len(pictures)))
-        x = pictures.batch(rows).to(pipe.device)
-        noise = NoiseStreams(rows.tolist(), shapes, device=pipe.device).normal()
-        distortion, kl, posterior, mean = elbo(pipe.generator, pipe.encoder, x, noise)
-        nats.append(distortion.double().cpu())
-        kls.append(kl.double().cpu())
-        squares.append(
-            torch.stack([u.square().flatten(1).mean(1) for u in posterior.u], 1).double().cpu()
+    if pipe.prior is None:
+        raise UserInputError(
+            f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
         )
-        if i < half:
-            recon.append(as_bytes(mean[: max(0, half - i)]))
-    kl, distortion = torch.cat(kls), torch.cat(nats)
-    figures = {
-        "bits": float(bits_per_dimension((distortion + kl.sum(1)).mean(), shape)),
-        "distortion_bits": float(bits_per_dimension(distortion.mean(), shape)),
-        "kl": kl.mean(0).tolist(),
-        "u_square_posterior": torch.cat(squares).mean(0).tolist(),
-    }
-    return figures, np.concatenate(recon)
-
-
-def _drawn(
-    pipe: Pipeline, count: int, batch_size: int, progress: bool, **settings: Any
-) -> tuple[np.ndarray, list[float]]:
-    """Pictures of seeds 0 ... count - 1 as bytes, and the mean square of their u a group."""
-    total = pipe.total_steps(
-        num_images=count,
-        batch_size=batch_size,
-        steps=settings.get("steps"),
-        prior=settings["prior"],
+    if not 10 <= num_pictures <= len(held_out) // 2:
+        raise UserInputError(
+            f"{num_pictures} pictures a side were asked for; with {len(held_out)} held-out "
+            f"pictures it can be 10 to {len(held_out) // 2}"
+        )
+    pipe.sampling_config(**sampling)
+    return Bench(
+        pipe,
+        num_pictures,
+        training,
+        held_out.rows(0, 2 * num_pictures),
+        batch_size,
+        folder,
+        progress,
+        {k: v for k, v in sampling.items() if v is not None},
     )
-    pictures, squares = [], []
-    with tqdm(total=total, desc="sampling", unit="grad", disable=not (progress and total)) as bar:
-        for i in range(0, count, batch_size):
-            seeds = range(i, min(i + batch_size, count))
-            out = pipe(
-                seeds=seeds,
-                batch_size=batch_size,
-                output_type="torch",
-                progress=bar.update,
-                **settings,
-            )
-            pictures.append(as_bytes(out.images * 2 - 1))
-            squares.append(torch.stack([u.square().flatten(1).mean(1) for u in out.latents], 1))
-    return np.concatenate(pictures), torch.cat(squares).mean(0).tolist()
+
+
+def _mean_squares(u: Latents) -> list[float]:
+    return [float(g.double().square().mean()) for g in u]
+
+
+def _held_out_figures(bench: Bench) -> dict[str, Any]:
+    """ELBO and KL over all held-out pictures, and q(u)'s mean square."""
+    seen, shape = bench.seen(), tuple(bench.held_out.images.shape[1:])  # pyright: ignore
+    total = (seen.distortion + seen.kl.sum(1)).mean()
+    return {
+        "bits": float(bits_per_dimension(total, shape)),
+        "distortion_bits": float(bits_per_dimension(seen.distortion.mean(), shape)),
+        "kl": seen.kl.mean(0).tolist(),
+        "u_square_posterior": _mean_squares(seen.u),
+    }
+
+
+def measure(
+    bench: Bench,
+    spaces: dict[str, tuple[Any, dict[str, Any]]],
+    *,
+    announce: Callable[[str], object] = lambda _: None,
+) -> Evaluation:
+    """What `evaluate` measures, on a bench and in feature spaces that are there already."""
+    start = time.perf_counter()
+    announce("held-out pictures and reconstructions")
+    figures = _held_out_figures(bench)
+    announce("samples of N(0, I) and of the energy-based prior")
+    drawn = bench.drawn("ebm")
+    names = ("gaussian", "ebm", "reconstructions", "reference")
+    found = {name: bench.features(name, spaces) for name in names}
+    groups = min(20, bench.num_pictures // 2)
+    gaps = {s: measure_gap(*(found[n][s] for n in names), num_groups=groups) for s in spaces}
+    quality = {
+        s: {n: measure_quality(found[n][s], found["reference"][s]) for n in names[:-1]}
+        for s in spaces
+    }
+    return Evaluation(
+        model=bench.pipe.name,
+        sampling=bench.pipe.sampling_config(**bench.sampling).to_dict(),
+        held_out=2 * bench.num_pictures,
+        u_square=_mean_squares(drawn.u),
+        gaps=gaps,
+        feature_reports={name: report for name, (_, report) in spaces.items()},
+        seconds=time.perf_counter() - start,
+        sampling_seconds=drawn.seconds,
+        quality=quality,
+        **figures,
+    )
 
 
 def evaluate(
@@ -272,8 +325,8 @@ def evaluate(
     training: Pictures,
     held_out: Pictures,
     *,
-    num_pictures: int = 2000,
-    feature_steps: int = DEFAULT_FEATURE_STEPS,
+    num_pictures: int = DEFAULT_PICTURES,
+    feature_steps: int | None = None,
     batch_size: int = 50,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -287,7 +340,8 @@ def evaluate(
         training: What it was trained on; the feature spaces are too.
         held_out: What it was not.
         num_pictures: In each of the four sets; at most half of the held-out ones.
-        feature_steps: Optimiser steps of the classifier whose features are used.
+        feature_steps: Optimiser steps of the classifier whose features are used; None takes the
+            package's own where it has one for this model and these data, or else 1,200.
         batch_size: Pictures at a time.
         cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show bars.
@@ -297,43 +351,17 @@ def evaluate(
     Raises:
         UserInputError: Too few held-out pictures, or a model without a prior.
     """
-    start = time.perf_counter()
-    if pipe.prior is None:
-        raise UserInputError(
-            f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
-        )
-    if not 10 <= num_pictures <= len(held_out) // 2:
-        raise UserInputError(
-            f"{num_pictures} pictures a side were asked for; with {len(held_out)} held-out "
-            f"pictures it can be 10 to {len(held_out) // 2}"
-        )
-    held_out = held_out.rows(0, 2 * num_pictures)
-    announce("feature spaces")
-    spaces = feature_spaces(training, steps=feature_steps, cache_dir=cache_dir, progress=progress)
-    announce("held-out pictures and reconstructions")
-    figures, recon = _held_out_figures(pipe, held_out, batch_size, progress)
-    announce("samples of N(0, I) and of the energy-based prior")
-    gauss, _ = _drawn(pipe, num_pictures, batch_size, progress, prior="gaussian")
-    sampling_start = time.perf_counter()
-    drawn, u_square = _drawn(pipe, num_pictures, batch_size, progress, prior="ebm", **sampling)
-    sampling_seconds = time.perf_counter() - sampling_start
-    reference = held_out.images[num_pictures:]
-    groups = min(20, num_pictures // 2)
-    gaps = {
-        name: measure_gap(
-            *(extract(space, np.asarray(images)) for images in (gauss, drawn, recon, reference)),
-            num_groups=groups,
-        )
-        for name, (space, _) in spaces.items()
-    }
-    return Evaluation(
-        model=pipe.name,
-        sampling=pipe.sampling_config(**sampling).to_dict(),
-        held_out=len(held_out),
-        u_square=u_square,
-        gaps=gaps,
-        feature_reports={name: report for name, (_, report) in spaces.items()},
-        seconds=time.perf_counter() - start,
-        sampling_seconds=sampling_seconds,
-        **figures,
+    bench = make_bench(
+        pipe,
+        training,
+        held_out,
+        num_pictures=num_pictures,
+        batch_size=batch_size,
+        progress=progress,
+        **sampling,
     )
+    announce("feature spaces")
+    spaces = feature_spaces(
+        training, steps=feature_steps, model=pipe.name, cache_dir=cache_dir, progress=progress
+    )
+    return measure(bench, spaces, announce=announce)

@@ -1,0 +1,61 @@
+"""Two samples of numbers, by their ranks.
+
+    AUROC = P(high > low) + P(high = low) / 2
+
+is 0.5 where both have one law. Its standard error is DeLong's: with the placements v_i = share of
+`low` below high_i and w_j = share of `high` above low_j, ties counted half,
+
+    SE^2 = var(v) / n_high + var(w) / n_low
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from hebm_sample.errors import UserInputError
+
+__all__ = ["Figure", "auroc", "mean_figure"]
+
+
+class Figure(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+def mean_figure(values: np.ndarray) -> Figure:
+    """Mean and standard error of independent values (N,); the error of one value is nan."""
+    values = np.asarray(values, dtype=np.float64)
+    spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Figure(float(values.mean()), float(spread))
+
+
+def _placements(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Share of `others` below each value, ties counted half."""
+    others = np.sort(others)
+    below = np.searchsorted(others, values, side="left")
+    upto = np.searchsorted(others, values, side="right")
+    return (below + upto) / (2 * len(others))
+
+
+def auroc(low: np.ndarray, high: np.ndarray) -> Figure:
+    """P(high > low), ties counted half, of numbers (N,) and (M,), both at least 2.
+
+    Raises:
+        UserInputError: Too few numbers, or some that are not finite.
+    """
+    low, high = (np.asarray(x, dtype=np.float64).ravel() for x in (low, high))
+    if min(len(low), len(high)) < 2:
+        raise UserInputError(
+            f"{len(low)} and {len(high)} numbers were given; an AUROC needs 2 of each"
+        )
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserInputError("an AUROC needs finite numbers; some are not")
+    v, w = _placements(high, low), 1 - _placements(low, high)
+    error = math.sqrt(v.var(ddof=1) / len(v) + w.var(ddof=1) / len(w))
+    return Figure(float(v.mean()), error)

@@ -1,0 +1,208 @@
+"""Two-sample tests, scores of strange pictures, diagnostics of chains, on laws that are known.
+
+A classifier that sees its own training rows calls a closed hole open; an acceptance rate with the
+proposal's densities exchanged stays near 1 for any step.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_latents, tiny_pipeline
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.metrics.diagnostics import (
+    acceptance,
+    check_steps,
+    diagnose_levels,
+    split_r_hat,
+    traces_from,
+)
+from hebm_sample.metrics.extras import import_extra
+from hebm_sample.metrics.hole import correlated_pairs, measure_hole
+from hebm_sample.metrics.ood import (
+    corruptions,
+    png_bytes,
+    scores,
+    separations,
+    top_group_energies,
+)
+from hebm_sample.prior.conditional import flatten
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+class TestHole:
+    @pytest.fixture(autouse=True)
+    def _extra(self):
+        pytest.importorskip("sklearn")
+
+    def test_one_law_cannot_be_told_apart(self):
+        rng = np.random.default_rng(0)
+        found = measure_hole(rng.normal(size=(600, 12)), rng.normal(size=(600, 12)))
+        for figure in (found.quadratic, found.trees):
+            assert abs(figure.value - 0.5) < 4 * figure.error
+        assert found.kl_bound < 0.1 and abs(found.mmd.value) < 5 * found.mmd.error
+
+    def test_correlation_alone_is_seen_and_bounded_by_the_divergence(self):
+        """Same marginals: only the second moments across coordinates differ."""
+        rng = np.random.default_rng(1)
+        p = rng.normal(size=(1500, 6))
+        q = p.copy()[::-1] + 0
+        q[:, 1] = 0.9 * q[:, 0] + math.sqrt(1 - 0.81) * rng.normal(size=1500)
+        found = measure_hole(q, p)
+        assert found.quadratic.value > 0.6 and found.accuracy >= found.quadratic
+        divergence = -0.5 * math.log(1 - 0.81)
+        assert 0.3 * divergence < found.kl_bound < divergence + 0.1
+        assert found.mmd.value > 3 * found.mmd.error
+        assert found.to_dict()["accuracy"] == found.accuracy.value
+        assert correlated_pairs(q)[0] == (0, 1)
+
+    def test_pairs_share_no_column(self):
+        rng = np.random.default_rng(2)
+        q = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5))
+        pairs = correlated_pairs(q, count=9)
+        columns = [c for pair in pairs for c in pair]
+        assert len(pairs) == 2 and len(set(columns)) == 4
+
+    def test_too_few_rows(self):
+        with pytest.raises(UserInputError, match="29 and 40 rows.*needs 30"):
+            measure_hole(np.zeros((29, 2)), np.zeros((40, 2)))
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(
+        EnvironmentFailure, match=r'no_such, which.*pip install "hebm-sample\[eval'
+    ):
+        import_extra("no_such.part", "eval")
+
+
+class TestOod:
+    def test_energies_of_top_groups_are_the_pipelines(self, pipe):
+        u = tiny_latents(pipe.config, batch=5)
+        found = top_group_energies(pipe, u, batch_size=2)
+        assert found.shape == (5, 3)
+        for k in range(3):
+            expected = pipe.energy(latents=u, groups=slice(0, k + 1)).numpy()
+            np.testing.assert_allclose(found[:, k], expected, rtol=1e-4, atol=1e-4)
+
+    def test_corruptions_are_what_they_say(self):
+        images = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
+        found = corruptions(images)
+        assert all(x.shape == images.shape and x.dtype == np.uint8 for x in found.values())
+        np.testing.assert_array_equal(255 - found["inverted"], images)
+        assert (found["one colour"].std(axis=(2, 3)) == 0).all()
+        np.testing.assert_allclose(
+            found["one colour"][:, :, 0, 0], images.mean(axis=(2, 3)), atol=0.51
+        )
+        assert found["blur"].std() < 0.6 * images.std()
+        again = corruptions(images)
+        assert all((again[k] == found[k]).all() for k in found)
+        sizes = {k: png_bytes(x).mean() for k, x in found.items()}
+        assert sizes["one colour"] < sizes["blur"] < sizes["inverted"]
+
+    def test_scores_are_large_for_what_is_strange(self):
+        energies = np.array([[0.0, 1.0], [2.0, 3.0]])
+        own = scores(energies, np.array([10.0, 20.0]), np.array([1.0, 2.0]))
+        assert list(own)[:2] == ["energy, top 1 of 2", "energy, top 2 of 2"]
+        np.testing.assert_allclose(
+            own["likelihood less compression"], [10 - 8 * math.log(2), 20 - 16 * math.log(2)]
+        )
+        other = {k: v + 1000 for k, v in own.items()}
+        assert all(f.value == 1 for f in separations(own, other).values())
+        assert all(f.value == 0.5 for f in separations(own, own).values())
+
+    def test_a_model_without_energies(self):
+        from dataclasses import replace
+
+        from tiny import tiny_config, tiny_modules
+
+        from hebm_sample import Pipeline
+
+        generator, encoder, _ = tiny_modules()
+        bare = Pipeline(replace(tiny_config(), prior=None), generator, None, encoder)
+        with pytest.raises(UserInputError, match="no energy-based prior"):
+            top_group_energies(bare, tiny_latents(bare.config))
+        with pytest.raises(UserInputError, match="no chains"):
+            diagnose_levels(bare, [0])
+
+
+def gaussian(variance):
+    return lambda u: -flatten(u).square().sum(1) / (2 * variance)
+
+
+def rows(seed, batch=400, dim=6):
+    return (torch.randn(batch, dim, 1, 1, generator=torch.Generator().manual_seed(seed)).double(),)
+
+
+class TestAcceptance:
+    @pytest.mark.parametrize("step", [0.1, 1.0, 3.9])
+    def test_is_one_where_the_kernel_is_exact(self, step):
+        rate = acceptance(gaussian(2.0), rows(0), rows(1), 2 * step, reference_variance=2.0)
+        np.testing.assert_allclose(rate.numpy(), 1, atol=1e-9)
+
+    def test_is_the_detailed_balance_by_hand(self):
+        u, noise, s = (torch.tensor([[[[0.7]]]]),), (torch.tensor([[[[-1.2]]]]),), 0.8
+        moved = 0.7 * (1 - s / 2) - 1.2 * math.sqrt(s)
+
+        def log_q(to, start):
+            return -((to - start * (1 - s / 2)) ** 2) / (2 * s)
+
+        alpha = math.exp((0.7**2 - moved**2) / 2 + log_q(0.7, moved) - log_q(moved, 0.7))
+        found = acceptance(gaussian(1.0), u, noise, s, kernel="plain")
+        assert found.item() == pytest.approx(min(1, alpha), rel=1e-5)
+
+    def test_falls_with_the_step_and_with_a_wrong_reference(self):
+        rates = [
+            acceptance(gaussian(1.0), rows(0), rows(1), s, kernel="plain").mean().item()
+            for s in (0.01, 0.5, 1.5)
+        ]
+        assert rates[0] > 0.99 > rates[1] > rates[2]
+        wrong = acceptance(gaussian(1.0), rows(0), rows(1), 1.0, reference_variance=3.0)
+        assert wrong.mean() < 0.9
+
+    def test_without_noise_there_is_none(self):
+        with pytest.raises(UserInputError, match="no acceptance rate"):
+            acceptance(gaussian(1.0), rows(0), rows(1), 4.0)
+
+
+class TestDiagnostics:
+    def test_r_hat(self):
+        mixed = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+        assert split_r_hat(mixed) == pytest.approx(1, abs=0.01)
+        assert split_r_hat(mixed + 3 * torch.arange(8)) > 2
+        with pytest.raises(UserInputError, match="at least 4"):
+            split_r_hat(mixed[:3])
+
+    def test_the_sampler_itself_is_what_is_looked_at(self, pipe):
+        config = pipe.sampling_config(steps=18, denoise=False)
+        counted = []
+        found, latents = diagnose_levels(pipe, [3, 4], config, counted.append)
+        levels = pipe.config.prior.num_levels
+        assert [d.level for d in found] == list(reversed(range(levels))) == list(latents)[:levels]
+        assert sum(counted) == 18
+        assert sum(d.steps for d in found) == 18 - (levels - 1)
+        drawn = pipe(seeds=[3, 4], steps=18, denoise=False).latents
+        for a, b in zip(latents[0], drawn, strict=True):
+            torch.testing.assert_close(a, b)
+        # Near N(0, 1) a step moves by about sqrt(s), less what the corrected kernel takes off.
+        assert all(0.2 < x < 1.5 for d in found for x in d.displacement)
+        checks = check_steps(pipe, latents, (0.1, 1.0), config)
+        assert len(checks) == 2 * levels
+        assert all(0 <= c.acceptance <= 1 for c in checks)
+        assert all(c.effective_step == c.step_scale * c.acceptance for c in checks)
+
+    def test_chains_from_different_starts(self, pipe):
+        starts = {"zero": tuple(0 * g for g in tiny_latents(pipe.config, 4))}
+        starts["far"] = tuple(g + 30 for g in starts["zero"])
+        counted = []
+        found = traces_from(pipe, starts, 0, 8, progress=lambda: counted.append(1))
+        assert {k: len(v) for k, v in found["traces"].items()} == {"zero": 8, "far": 8}
+        assert found["traces"]["far"][0] < found["traces"]["zero"][0] - 30
+        assert len(counted) == 16 and found["level"] == 0
+        with pytest.raises(UserInputError, match="at least 8"):
+            traces_from(pipe, starts, 0, 7)

@@ -1,0 +1,190 @@
+"""Baselines share the generator, the reference and the seeds, and the latent DDPM is one.
+
+A sampler that is wrong by a coefficient would make the baseline lose, which is what one hopes for.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import tiny_config, tiny_modules, tiny_pipeline
+from toy import draw_pictures, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.prior.conditional import flatten
+from hebm_sample.prior.schedule import log_snr_levels
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.baselines import joint_ebm, run_baselines, show_baselines
+from hebm_sample.training.cli_baseline import baseline
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.ddpm import (
+    HIGHEST,
+    LatentDenoiser,
+    load_ddpm,
+    matching_width,
+    sample_ddpm,
+    save_ddpm,
+    train_ddpm,
+)
+from hebm_sample.training.evaluate import feature_spaces, make_bench
+from hebm_sample.training.report_page import to_markdown
+from hebm_sample.training.runs import train_prior
+
+SHAPES = ((16, 4, 4), (4, 8, 8), (2, 16, 16))
+
+
+def streams(count, shapes=SHAPES):
+    return NoiseStreams(range(count), shapes)
+
+
+class TestDenoiser:
+    def test_an_untrained_one_is_the_standard_normal(self):
+        net = LatentDenoiser(SHAPES, 16, 1)
+        u, sigma = streams(3).normal(), torch.tensor([0.2, 0.5, 0.9])
+        for found, group in zip(net(u, sigma), u, strict=True):
+            torch.testing.assert_close(found, sigma[:, None, None, None] * group)
+
+    def test_groups_come_back_from_the_grid(self):
+        net = LatentDenoiser(SHAPES, 16, 1)
+        u = streams(2).normal()
+        for found, group in zip(net._scatter(net._gather(u)), u, strict=True):
+            torch.testing.assert_close(found, group)
+
+    def test_width_matches_the_energies(self):
+        for wanted in (3e5, 2e6):
+            width = matching_width(SHAPES, int(wanted))
+            count = sum(p.numel() for p in LatentDenoiser(SHAPES, width).parameters())
+            assert count == pytest.approx(wanted, rel=0.1)
+
+    def test_file_round_trip(self, tmp_path):
+        net = LatentDenoiser(SHAPES, 16, 1, sigma_min=0.05)
+        torch.nn.init.normal_(net.head.weight)
+        save_ddpm(net, tmp_path / "ddpm.safetensors")
+        again, u, sigma = load_ddpm(tmp_path), streams(2).normal(), torch.tensor([0.3, 0.8])
+        assert again.settings() == net.settings()
+        assert all(torch.equal(a, b) for a, b in zip(again(u, sigma), net(u, sigma), strict=True))
+        (tmp_path / "ddpm.safetensors").write_bytes(b"x" * 99)
+        with pytest.raises(WeightsError, match="no usable latent DDPM"):
+            load_ddpm(tmp_path)
+        with pytest.raises(UserInputError, match="hebm-train baseline"):
+            load_ddpm(tmp_path / "absent")
+
+
+class TestSampler:
+    def test_deterministic_steps_turn_by_angles(self):
+        """For N(0, 1) a DDIM step from s to r multiplies by cos(asin s - asin r)."""
+        net = LatentDenoiser(SHAPES, 16, 1, sigma_min=0.1)
+        u = sample_ddpm(net, streams(2), steps=9, eta=0.0)
+        levels = [0.0, *log_snr_levels(9, 0.1, HIGHEST)[:-1]]
+        angles = np.arcsin(levels)
+        factor = math.prod(np.cos(np.diff(angles)))
+        torch.testing.assert_close(flatten(u), flatten(streams(2).normal()) * factor)
+
+    def test_ancestral_steps_keep_the_variance_of_a_known_target(self):
+        """For data N(0, v) the exact eps is s u / (a^2 v + s^2): many steps must end at v."""
+        net = LatentDenoiser(((1, 8, 8),), 16, 1, sigma_min=0.02)
+        variance = 0.25
+
+        def exact(u, sigma):
+            s = sigma[:, None, None, None]
+            return tuple(s * g / ((1 - s**2) * variance + s**2) for g in u)
+
+        net.forward = exact
+        counted = []
+        u = sample_ddpm(net, streams(100, net.shapes), steps=200, eta=1.0, progress=counted.append)
+        assert sum(counted) == 200
+        error = variance * math.sqrt(2 / 6400)
+        assert flatten(u).var().item() == pytest.approx(variance, abs=4 * error + 0.01)
+
+    def test_seeds_are_pictures(self):
+        net = LatentDenoiser(SHAPES, 16, 1)
+        torch.nn.init.normal_(net.head.weight, std=0.1)
+        many = sample_ddpm(net, streams(3), steps=4)
+        one = sample_ddpm(net, NoiseStreams([2], SHAPES), steps=4)
+        torch.testing.assert_close(flatten(many)[2:], flatten(one), atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    home = tmp_path_factory.mktemp("baselines")
+    folder = draw_pictures(home / "pictures", count=80)
+    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def trained(sets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    pipe, preset = tiny_pipeline(), short_preset(validation=40)
+    train_ddpm(preset, pipe, sets, folder / "ddpm", show_progress=False)
+    joint = joint_ebm(preset)
+    train_prior(joint, pipe, sets, folder / "joint", objective="mle", show_progress=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_joint_model_has_no_diffusion(trained):
+    joint = Pipeline.from_pretrained(trained / "joint/model")
+    assert joint.config.prior is not None and joint.config.prior.num_levels == 1
+    assert joint.config.sampling.start == "u_next" and not joint.config.sampling.denoise
+    with torch.no_grad():
+        assert any(p.abs().sum() > 0 for p in joint.prior.nets[0].out.parameters())
+    (u, *_) = joint(seeds=[0, 1]).latents
+    assert torch.isfinite(u).all()
+
+
+@pytest.mark.slow
+def test_all_are_measured_alike(trained, sets):
+    pipe = tiny_pipeline()
+    bench = make_bench(
+        pipe, *sets.split(40), num_pictures=20, batch_size=20, progress=False, steps=6
+    )
+    spaces = feature_spaces(sets.split(40)[0], progress=False)
+    folders = {"latent DDPM": trained / "ddpm", "T = 1": trained / "joint/model"}
+    found = run_baselines(bench, spaces, folders)
+    (rows,) = found["spaces"].values()
+    assert list(rows) == [
+        "reconstructions",
+        "N(0, I)",
+        "energy-based prior, 6 gradients",
+        "latent DDPM, 10 steps",
+        "latent DDPM, 48 steps",
+        "T = 1, 30 gradients",
+    ]
+    assert rows["N(0, I)"]["gap_closed"] in (0, pytest.approx(0)) or math.isnan(
+        rows["N(0, I)"]["gap_closed"]
+    )
+    assert all(row["num_pictures"] == 20 for row in rows.values())
+    assert rows["latent DDPM, 48 steps"]["seconds_a_picture"] > 0
+    (seeds,) = found["seeds"].values()
+    assert all(len(x) == 5 for x in seeds.values())
+    assert "latent DDPM, 10 steps" in to_markdown(show_baselines(found))
+
+
+@pytest.mark.slow
+def test_another_generator_is_refused(trained, sets, tmp_path):
+    generator, encoder, prior = tiny_modules(seed=5)
+    Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "other")
+    bench = make_bench(
+        tiny_pipeline(), *sets.split(40), num_pictures=20, batch_size=20, progress=False, steps=6
+    )
+    spaces = feature_spaces(sets.split(40)[0], progress=False)
+    with pytest.raises(UserInputError, match="other has another generator"):
+        run_baselines(bench, spaces, {"other": tmp_path / "other"})
+
+
+def test_the_command(sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    draw_pictures(tmp_path / "pictures", count=30)
+    names = {"--generator": "model", "--data": "pictures", "--out": "run"}
+    where = [x for name, path in names.items() for x in (name, str(tmp_path / path))]
+    options = [*where, "--quiet", "--device", "cpu", "--max-steps", "2"]
+    result = CliRunner().invoke(baseline, ["ddpm", *options])
+    assert result.exit_code == 0, result.output
+    assert "ddpm: 2 steps" in result.output
+    assert load_ddpm(tmp_path / "run").shapes == tiny_config().generator.latent_shapes
+    result = CliRunner().invoke(baseline, ["ddpm", *options, "--time-budget", "1s"])
+    assert result.exit_code == 2 and "leave one of them out" in result.stderr

@@ -1,0 +1,289 @@
+"""A report measures each part once, goes on where it was, and says what it could not measure.
+
+Without this an interrupted evening of measurements is lost, or a page shows the figures of another
+model.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from tiny import symbolic_pipeline, tiny_pipeline
+from toy import draw_pictures
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.metrics.features import FeatureNet
+from hebm_sample.metrics.reference import build_set, write_set
+from hebm_sample.training import report as report_module
+from hebm_sample.training import report_latents
+from hebm_sample.training.cli import main
+from hebm_sample.training.compare import compare_folders
+from hebm_sample.training.data import load_pictures
+from hebm_sample.training.draws import Bench, fingerprint
+from hebm_sample.training.evaluate import make_bench
+from hebm_sample.training.report import ReportPlan, write_report
+from hebm_sample.training.report_page import (
+    Code,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    number,
+    to_html,
+    to_markdown,
+    with_error,
+)
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+
+SHORT = {"num_pictures": 60, "batch_size": 30, "progress": False, "steps": 6}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("report")
+    draw_pictures(home / "pictures", count=170)
+    return home
+
+
+@pytest.fixture(scope="module")
+def sets(home):
+    return load_pictures(
+        home / "pictures", size=16, cache_dir=home / "cache", progress=False
+    ).split(120)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def plan(**options) -> ReportPlan:
+    return ReportPlan(chain_images=2, chain_steps=8, ood_images=20, **options)
+
+
+@pytest.fixture(scope="module")
+def written(home, pipe, sets):
+    out = home / "out"
+    bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+    others = {"negatives": (255 - np.asarray(sets[1].images[:20]), "n")}
+    return out, write_report(bench, plan(others=others), out)
+
+
+class TestPage:
+    def test_every_part_is_on_it(self, written):
+        out, found = written
+        assert list(found) == ["gap", "hole", "ood", "memorisation", "diagnostics"]
+        page, html = (out / "index.md").read_text(), (out / "index.html").read_text()
+        for text in (page, html):
+            for title in ("Distances", "Prior hole", "Out-of-distribution", "Memorisation"):
+                assert title in text
+        assert "control: the model has no symbols" in page
+        for name in re.findall(r"!\[.*?\]\((.*?)\)", page):
+            assert (out / name).is_file() and f'src="{name}"' in html
+        results = json.loads((out / "results.json").read_text())
+        assert results["parts"] == json.loads(json.dumps(found))
+        assert results["not_measured"].keys() == {"control", "baselines"}
+
+    def test_figures_are_what_they_say(self, written):
+        _, found = written
+        gap = found["gap"]
+        (space,) = gap["gaps"]
+        for name, fd in (("gaussian", "fd_gauss"), ("ebm", "fd_model")):
+            assert gap["quality"][space][name]["frechet"] == gap["gaps"][space][fd]
+        assert set(found["ood"]["auroc"]) == {
+            "negatives",
+            "noise",
+            "blur",
+            "one colour",
+            "inverted",
+        }
+        inverted, negatives = (found["ood"]["auroc"][k] for k in ("inverted", "negatives"))
+        assert len(inverted) == len(negatives) == 3 + 3
+        assert found["ood"]["auroc"]["noise"]["compression"]["value"] > 0.9
+        assert len(found["hole"]["ebm"]["groups"]) == 3
+        assert found["memorisation"]["counts"]["training"] == 50
+        assert len(found["diagnostics"]["levels"]) == pipe_levels()
+
+    def test_a_second_call_measures_nothing(self, home, pipe, sets, written, monkeypatch):
+        out, found = written
+        monkeypatch.setattr(report_module._Report, "run", lambda *_: pytest.fail("measured again"))
+        bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+        others = {"negatives": (255 - np.asarray(sets[1].images[:20]), "n")}
+        said = []
+        again = write_report(bench, plan(others=others), out, announce=said.append)
+        assert json.dumps(again) == json.dumps(found)
+        assert said == [f"{part}: kept from before" for part in found]
+
+    def test_other_settings_are_measured_anew(self, pipe, sets, written):
+        out, _ = written
+        bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT | {"steps": 7})
+        report = report_module._Report(bench, plan(), out, lambda _: None)
+        same = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+        before = report_module._Report(same, plan(), out, lambda _: None)
+        assert report.key("hole") != before.key("hole")
+        assert before.key("ood") != report_module._Report(
+            same, plan(others={"x": (np.zeros(1), "y")}), out, lambda _: None
+        ).key("ood")
+
+
+def pipe_levels() -> int:
+    return tiny_pipeline().config.prior.num_levels
+
+
+class TestBench:
+    def test_latents_are_kept_and_are_the_pipelines(self, home, pipe, sets, monkeypatch):
+        folder = home / "kept"
+        first = make_bench(pipe, *sets, folder=folder, **SHORT)
+        u = first.drawn("ebm").u
+        drawn = pipe(seeds=range(60), steps=6, batch_size=30, output_type="torch")
+        for a, b in zip(u, drawn.latents, strict=True):
+            assert (a == b).all()
+        pictures = np.concatenate(list(first.stream("ebm")))
+        expected = (drawn.images * 255).round().numpy().astype(np.uint8)
+        assert np.abs(pictures.astype(int) - expected).max() <= 1
+        monkeypatch.setattr(Bench, "_drawn_batch", lambda *_: pytest.fail("drawn again"))
+        again = make_bench(pipe, *sets, folder=folder, **SHORT).drawn("ebm")
+        assert all((a == b).all() for a, b in zip(again.u, u, strict=True))
+        assert again.seconds == first.drawn("ebm").seconds > 0
+
+    def test_a_damaged_file_is_made_anew(self, home, pipe, sets):
+        folder = home / "damaged"
+        bench = make_bench(pipe, *sets, folder=folder, **SHORT)
+        u = bench.drawn("gaussian").u
+        (path,) = folder.iterdir()
+        path.write_bytes(path.read_bytes()[:100])
+        again = make_bench(pipe, *sets, folder=folder, **SHORT).drawn("gaussian").u
+        assert all((a == b).all() for a, b in zip(again, u, strict=True))
+
+    def test_a_fingerprint_is_of_the_weights(self, pipe):
+        other = tiny_pipeline()
+        assert fingerprint(other) == fingerprint(pipe) != fingerprint(pipe, encoder=True)
+        next(other.generator.parameters()).data.add_(1e-3)
+        assert fingerprint(other) != fingerprint(pipe)
+
+
+class TestWithoutData:
+    @pytest.fixture
+    def bench(self, pipe):
+        return Bench(pipe, 60, batch_size=30, progress=False, sampling={"steps": 6})
+
+    def test_nothing_known(self, bench, tmp_path, monkeypatch):
+        nothing = {"images": 2, "acceptance_from": "", "sampling": {"step_scale": 1.0}}
+        nothing |= {"levels": [], "steps": []}
+        monkeypatch.setattr(report_latents, "run_diagnostics", lambda *_, **__: nothing)
+        found = write_report(bench, plan(), tmp_path)
+        assert list(found) == ["diagnostics"]
+        page = (tmp_path / "index.md").read_text()
+        assert "gap: the package has no evaluation set" in page and "hole: needs the data" in page
+        with pytest.raises(UserInputError, match="hole cannot be measured.*--data"):
+            write_report(bench, plan(parts=("hole",)), tmp_path)
+
+    def test_with_an_evaluation_set(self, bench, sets, tmp_path, monkeypatch):
+        net = FeatureNet({"a": 2}, widths=(8, 8)).eval()
+        recipe = {"classifier": {"mean_accuracy": 0.7}, "training": "", "rows": [60, 120]}
+        write_set(build_set("tiny", net, np.asarray(sets[1].images[60:]), recipe), tmp_path)
+        from hebm_sample.metrics.reference import find_set
+
+        known = find_set("tiny", 16, tmp_path)
+        monkeypatch.setattr(report_module, "find_set", lambda *_: known)
+        found = write_report(bench, plan(parts=("gap",)), tmp_path / "out")["gap"]
+        space = {net.name: (known.net, {})}
+        full = make_bench(bench.pipe, *sets, **SHORT)
+        from hebm_sample.training.evaluate import measure
+
+        with_data = measure(full, space).gaps[net.name]
+        quality = found["quality"][net.name]
+        assert quality["ebm"]["frechet"] == pytest.approx(with_data.fd_model, rel=1e-6)
+        assert quality["gaussian"]["frechet"] == pytest.approx(with_data.fd_gauss, rel=1e-6)
+        assert "need --data" in (tmp_path / "out/index.md").read_text()
+
+    def test_unknown_parts(self):
+        with pytest.raises(
+            UserInputError, match="no part holes; there are gap, baselines, control"
+        ):
+            plan(parts=("gap", "holes"))
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+    @pytest.mark.parametrize(
+        "options, words",
+        [
+            ((), "a MODEL, or two folders"),
+            (("x", "--compare", "a", "b"), "and not both"),
+            (("x", "--parts", "gap"), "--parts go with --report only"),
+            (("x", "--size", 32), "--size go with --compare only"),
+            (("x", "--inception"), "--report or --compare"),
+            (("x", "--control"), "--control need --data"),
+            (("x", "--data", "y", "--report", "z", "--control"), "leave --control out"),
+            (("--compare", "a", "b", "-n", 3), "--num-images do not go with --compare"),
+            (("--compare", "no-such", "b"), "there is no folder no-such"),
+            (("x", "--report", "no-such/out"), "folder no-such does not exist"),
+        ],
+    )
+    def test_what_does_not_go_together(self, options, words):
+        result = self.run(*options)
+        assert result.exit_code == 2 and words in result.stderr
+
+    @pytest.mark.slow
+    def test_a_report_of_a_model_with_symbols(self, home, tmp_path, monkeypatch):
+        model, cache = tmp_path / "model", home / "cli-cache"
+        monkeypatch.setenv("HEBM_CACHE", str(cache))
+        symbolic_pipeline().save_pretrained(model)
+        draw_pictures(tmp_path / "data", count=60, labels=True)
+        where = (model, "--data", tmp_path / "data", "--validation", 24, "-n", 12, "--quiet")
+        options = ("--steps", 6, "--batch", 30, "--device", "cpu", "--report", tmp_path / "out")
+        judging = ("--judge-steps", 2, "--label-column", "Smiling=bright", "--guidance", 1)
+        result = self.run(*where, *options, *judging, "--held-out", 9, "--parts", "control")
+        assert result.exit_code == 0, result.output
+        results = json.loads((tmp_path / "out/results.json").read_text())
+        assert "Smiling" in results["parts"]["control"]["table"]
+        assert "Control" in (tmp_path / "out/index.html").read_text()
+
+    def test_compare(self, home, tmp_path, monkeypatch):
+        monkeypatch.setenv("HEBM_CACHE", str(home / "cli-cache"))
+        draw_pictures(tmp_path / "a", count=12, seed=3)
+        draw_pictures(tmp_path / "b", count=12, seed=4)
+        result = self.run(
+            "--compare", tmp_path / "a", tmp_path / "b", "--quiet", "--json", tmp_path / "f.json"
+        )
+        assert result.exit_code == 0, result.output
+        assert "16x16" in result.output and "principal components" in result.output
+        spaces = json.loads((tmp_path / "f.json").read_text())["spaces"]
+        assert all(q["frechet"] > 0 for q in spaces.values())
+
+
+def test_a_folder_against_itself(home, tmp_path):
+    draw_pictures(tmp_path / "a", count=12)
+    found = compare_folders(
+        tmp_path / "a", tmp_path / "a", cache_dir=home / "cache", progress=False
+    )
+    for q in found.spaces.values():
+        assert q.frechet.value < 1e-6 and q.neighbours is not None
+        assert q.neighbours.precision.value == q.neighbours.recall.value == 1
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    with pytest.raises(UserInputError, match="there is no folder"):
+        compare_folders(tmp_path / "one.png", tmp_path / "a")
+
+
+def test_blocks_in_both_languages():
+    blocks = [
+        Heading("A & B", 1),
+        Text("x < y"),
+        Code("run --me"),
+        Table(["a|b", "c"], [["1", "2"]]),
+        Picture("f.png", 'a "figure"'),
+    ]
+    text, html = to_markdown(blocks), to_html(blocks)
+    assert text.splitlines()[0] == "# A & B" and "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |" in text
+    assert "<h1>A &amp; B</h1>" in html and "x &lt; y" in html and "<td>2</td>" in html
+    assert 'alt="a &quot;figure&quot;"' in html and "<title>A &amp; B</title>" in html
+    assert (number(None), number(float("nan")), number(1.23456)) == ("–", "–", "1.235")
+    assert with_error(1.0, None) == "1.000" and with_error(1.0, 0.25, 2) == "1.00 ± 0.25"
