@@ -8,6 +8,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +28,10 @@ from hebm_sample.machine import (
     sampler_facts,
     within_memory,
 )
-from hebm_sample.options import DEFAULT_COLUMNS, DEFAULT_PICTURES, SampleOptions
+from hebm_sample.options import DEFAULT_COLUMNS, DEFAULT_PICTURES, SampleOptions, refuse
 from hebm_sample.parameters import (
     DATASET,
-    MACHINE,
+    MANY,
     OUTPUT,
     PATH,
     REVISION,
@@ -43,6 +45,8 @@ from hebm_sample.parameters import (
     taking,
 )
 from hebm_sample.seeds import MAX_SEEDS, format_seeds
+from hebm_sample.shares import Share, holds, unfinished
+from hebm_sample.verifying import verify
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +66,7 @@ Examples:
   hebm-sample --dataset celebahq --layers --seeds 7  top to bottom, one more block freed a row
   hebm-sample --dataset celebahq --sampler flow --steps 20
   hebm-sample --list
+  hebm-sample --verify                               every file against its SHA-256
 
 Completion: eval "$(_HEBM_SAMPLE_COMPLETE=bash_source hebm-sample)" in ~/.bashrc; also zsh, fish.
 """
@@ -275,18 +280,59 @@ def _save_each(samples: "Samples", options: SampleOptions, facts: dict[str, Any]
     return files
 
 
+def _prepared(options: SampleOptions, share: Share) -> tuple["Pipeline", SampleOptions]:
+    """The model, and the options with what only it can say."""
+    pipe = load(options, share.device(options.device))
+    pipe.compile_chains = options.compiled
+    if not options.batch:
+        from hebm_sample.memory import fitting_batch
+
+        options = replace(options, batch=fitting_batch(pipe))
+    return pipe, options
+
+
 def _sample(options: SampleOptions) -> None:
     start = time.perf_counter()
+    share = Share.from_environment()
+    refuse(
+        share.size > 1 and options.outdir is None,
+        f"WORLD_SIZE is {share.size}: several processes share the seeds and write one file a "
+        "picture; give --outdir",
+    )
     _check_outputs(options)
-    seeds = [seed for seed in options.asked_seeds if not options.is_done(seed)]
-    skipped = len(options.asked_seeds) - len(seeds)
-    pipe = load(options)
+    pipe, options = _prepared(options, share)
     facts = _facts(pipe, options)
-    files, energies, count = _draw(pipe, options, seeds, facts) if seeds else ([], [], 0)
-    seconds = round(time.perf_counter() - start, 3)
+    asked = list(options.asked_seeds)
+    with ExitStack() as stack:
+        stopped = False
+        if options.outdir is not None:
+            asked = share.take(asked, options.batch)
+            stopped = stack.enter_context(unfinished(options.outdir, share))
+
+        def is_done(seed: int) -> bool:
+            text, path = png_text(facts, seed=seed), options.picture_path(seed)
+            return options.is_done(seed) or (stopped and holds(path, text))
+
+        seeds = [seed for seed in asked if not is_done(seed)]
+        drawn = _draw(pipe, options, seeds, facts) if seeds else ([], [], 0)
+    _tell(options, seeds, len(asked) - len(seeds), drawn, facts, time.perf_counter() - start)
+
+
+def _tell(
+    options: SampleOptions,
+    seeds: Sequence[int],
+    skipped: int,
+    drawn: tuple[list[Path], Energies, int],
+    facts: dict[str, Any],
+    seconds: float,
+) -> None:
+    """The closing line, or --json's answer."""
+    files, energies, count = drawn
     if options.as_json:
-        drawn = {"files": list(map(os.fspath, files)), "seeds": seeds, "skipped": skipped}
-        click.echo(json.dumps({**drawn, "energies": energies, **facts, "seconds": seconds}))
+        what = {"files": list(map(os.fspath, files)), "seeds": seeds, "skipped": skipped}
+        click.echo(
+            json.dumps({**what, "energies": energies, **facts, "seconds": round(seconds, 3)})
+        )
     elif not options.quiet:
         where = click.format_filename(options.outdir or options.grid_path)
         noun = "picture" if count == 1 else "pictures"
@@ -297,17 +343,24 @@ def _sample(options: SampleOptions) -> None:
 # The command
 
 
-def _refuse_company(ctx: click.Context) -> None:
-    """--list answers about all models; an option that it would ignore is an error."""
+# What the commands that draw nothing take beside themselves.
+_LIST_TAKES = {"list_models", "as_json", "quiet"}
+_PLACE = {"dataset", "resolution", "revision", "cache_dir"}
+_VERIFY_TAKES = {"verify", "offline", "as_json", "quiet", *_PLACE}
+
+
+def _refuse_company(ctx: click.Context, allowed: set[str], message: str) -> None:
+    """An option that would be ignored is an error."""
     typed = click.core.ParameterSource.COMMANDLINE
     given = {name for name in ctx.params if ctx.get_parameter_source(name) is typed}
-    if given - {"list_models", "as_json", "quiet"}:
-        raise UserInputError("--list goes with --json at most; leave the other options out")
+    if given - allowed:
+        raise UserInputError(f"{message}; leave the other options out")
 
 
 _NUMBER = click.IntRange(1, MAX_SEEDS)
 _HELP = {
     "list": "Show the models and their symbols, and leave.",
+    "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
     "n": f"Number of pictures, of seeds 0 to N-1.  [default: {DEFAULT_PICTURES}]",
     "seeds": "One picture a seed: numbers and ranges, 0-15,20.",
     "from": "Variations of this seed's picture, one a seed of --seeds or -n.",
@@ -319,7 +372,7 @@ _HELP = {
     "best": "Of N candidates a picture, keep the one of lowest energy.",
     "gaussian": "Draw from N(0, I), without the energy-based prior.",
     "out": "One PNG with all pictures on a sheet.  [default: the model's name]",
-    "outdir": "One PNG a picture instead: DIR/seed0007.png.",
+    "outdir": "One PNG a picture instead: DIR/seed0007.png. If stopped, it goes on from there.",
     "skip": "With --outdir: leave out seeds whose file is there already.",
 }
 
@@ -333,6 +386,7 @@ _HELP = {
     DATASET,
     REVISION,
     option("Model", "--list", "list_models", is_flag=True, help=_HELP["list"]),
+    option("Model", "--verify", is_flag=True, help=_HELP["verify"]),
     option("Pictures", "-n", "--num-images", type=_NUMBER, metavar="N", help=_HELP["n"]),
     option("Pictures", "--seeds", type=SeedsType(), metavar="LIST", help=_HELP["seeds"]),
     option("Pictures", "--from-seed", type=SeedType(), metavar="S", help=_HELP["from"]),
@@ -344,7 +398,7 @@ _HELP = {
     option("Steering", "--best-of", type=click.IntRange(1, 1000), metavar="N", help=_HELP["best"]),
     SAMPLER,
     option("Sampler", "--gaussian-prior", is_flag=True, help=_HELP["gaussian"]),
-    MACHINE,
+    MANY,
     option("Output", "--out", type=PATH, metavar="FILE", help=_HELP["out"]),
     option("Output", "--outdir", type=PATH, metavar="DIR", help=_HELP["outdir"]),
     option("Output", "--skip-existing", is_flag=True, help=_HELP["skip"]),
@@ -359,8 +413,16 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     evaluations. Seeds, model, what was asked and version are written into the PNG's text.
     """
     if options["list_models"]:
-        _refuse_company(ctx)
+        _refuse_company(ctx, _LIST_TAKES, "--list goes with --json at most")
         list_models(options["as_json"])
+    elif options.pop("verify"):
+        _refuse_company(ctx, _VERIFY_TAKES, "--verify goes with what says where a model lies")
+        verify(
+            **{name: options[name] for name in _PLACE},
+            local_files_only=options["offline"],
+            as_json=options["as_json"],
+            quiet=options["quiet"],
+        )
     else:
         _sample(SampleOptions(**options))
 

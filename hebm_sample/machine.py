@@ -31,8 +31,8 @@ __all__ = [
 _CPU_MEMORY = "can't allocate memory"
 
 
-def load(options: CommandOptions) -> "Pipeline":
-    """The model that --dataset names."""
+def load(options: CommandOptions, device: str | None = None) -> "Pipeline":
+    """The model that --dataset names, on `device` or on --device."""
     if options.quiet or not sys.stderr.isatty():
         # huggingface_hub reads this when it is imported, which is not before the next lines.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -46,7 +46,7 @@ def load(options: CommandOptions) -> "Pipeline":
         revision=options.revision,
         cache_dir=options.cache_dir,
         local_files_only=options.offline,
-        device=options.device,
+        device=device or options.device,
         dtype=getattr(torch, options.dtype),
     )
 

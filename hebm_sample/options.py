@@ -149,6 +149,7 @@ class SampleOptions(SteeringOptions):
     gaussian_prior: bool
     skip_existing: bool
     list_models: bool
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,6 +213,10 @@ class SampleOptions(SteeringOptions):
             self.gaussian_prior and self.sheet not in ("grid", "mix"),
             "--gaussian-prior draws all groups at once; "
             "leave --from-seed, --layers and --trajectory out",
+        )
+        refuse(
+            self.gaussian_prior and self.compiled,
+            "--gaussian-prior has no chain; leave --compile out",
         )
         refuse(
             self.best_of is not None and self.sheet not in ("grid", "mix"),

@@ -25,6 +25,7 @@ from hebm_sample.seeds import MAX_SEEDS, parse_seeds
 __all__ = [
     "DATASET",
     "MACHINE",
+    "MANY",
     "OUTPUT",
     "PATH",
     "REVISION",
@@ -44,6 +45,8 @@ __all__ = [
 
 MAX_TEMPERATURE = 10.0
 MAX_GUIDANCE = 100.0
+MAX_BATCH = min(4096, MAX_SEEDS)
+_COMPILE = "Compile the chain first: about a minute; pays for hundreds of pictures."
 PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -140,6 +143,17 @@ class _WishType(click.ParamType):
             return "class", _wish(value)
         except ValueError:
             self.fail(f"{value!r} asks for nothing; write cat, ~cat or cat,dog", param, ctx)
+
+
+class _BatchType(click.IntRange):
+    """A number, or `auto` as 0."""
+
+    def __init__(self) -> None:
+        super().__init__(1, MAX_BATCH)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """0, or as `IntRange`."""
+        return 0 if value in ("auto", 0) else super().convert(value, param, ctx)
 
 
 class _AttributeType(click.ParamType):
@@ -356,6 +370,14 @@ SAMPLER = [
         help="Factor on the noise's standard deviation, or one a group.  [default: the model's]",
     ),
 ]
+
+
+def _batch(kind: click.ParamType, text: str) -> Callable[[Any], Any]:
+    return option(
+        "Machine", "--batch", type=kind, default=16, show_default=True, metavar="N", help=text
+    )
+
+
 MACHINE = [
     option(
         "Machine",
@@ -373,17 +395,15 @@ MACHINE = [
         show_default=True,
         help="Precision of the networks.",
     ),
-    option(
-        "Machine",
-        "--batch",
-        type=click.IntRange(1, min(4096, MAX_SEEDS)),
-        default=16,
-        show_default=True,
-        metavar="N",
-        help="Most pictures at a time.",
-    ),
+    _batch(click.IntRange(1, MAX_BATCH), "Most pictures at a time."),
     option("Machine", "--offline", is_flag=True, help="Use only files that are on this machine."),
     option("Machine", "--cache-dir", type=PATH, metavar="DIR", help="Folder of the Hub's cache."),
+]
+MANY = [
+    *MACHINE[:2],
+    _batch(_BatchType(), "Most pictures at a time; auto: what fits the free memory."),
+    option("Machine", "--compile", "compiled", is_flag=True, help=_COMPILE),
+    *MACHINE[3:],
 ]
 OUTPUT = [
     option("Output", "--json", "as_json", is_flag=True, help="Answer with one JSON object."),

@@ -370,7 +370,8 @@ def test_failures_keep_what_is_done(fake, tmp_path, monkeypatch, failure, status
     monkeypatch.setattr(fake, "failure", failure)
     common = ["--dataset", "celebahq", "-n", 4, "--batch", 2]
     refused(hebm_sample_command(*common, "--outdir", "out"), status, message)
-    assert sorted(os.listdir("out")) == ["seed0000.png", "seed0001.png"]
+    # The mark is for the next run, which goes on from here.
+    assert sorted(os.listdir("out")) == [".unfinished-0", "seed0000.png", "seed0001.png"]
     fake.calls.clear()
     refused(hebm_sample_command(*common, "--out", "grid.png"), status, message)
     assert os.listdir(tmp_path) == ["out"]

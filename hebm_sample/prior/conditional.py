@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import Parametrization
-from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Level, Scalar
+from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Level, Scalar, per_example
 
 __all__ = [
     "ConditionalEBM",
@@ -78,17 +78,34 @@ class MarginalEBM:
     def __init__(self, energy: Energy, level: Scalar) -> None:
         self.energy = energy
         self.level = level
+        self._levels: Tensor | None = None
 
     def terms(self, u: Latents) -> Tensor:
         """The terms F_i, (B, L)."""
-        level = self.level
-        if not isinstance(level, Tensor):
-            level = torch.full((len(u[0]),), level, dtype=u[0].dtype, device=u[0].device)
-        return self.energy(u, level)
+        return self.energy(u, self._level_of(u))
+
+    def _level_of(self, u: Latents) -> Tensor:
+        """The level (B,): the same tensor at every step of a chain, so that `energy` can tell."""
+        if isinstance(self.level, Tensor):
+            return self.level
+        like = u[0]
+        levels = self._levels
+        if levels is None or (len(levels), levels.dtype) != (len(like), like.dtype):
+            levels = torch.full((len(like),), self.level, dtype=like.dtype, device=like.device)
+        self._levels = levels
+        return levels
 
     def __call__(self, u: Latents) -> Tensor:
-        """log p_t, (B,)."""
-        return self.terms(u).sum(1) - 0.5 * flatten(u).square().sum(1)
+        """log p, (B,)."""
+        return self.log_density(self.terms(u), flatten(u))
+
+    def log_density(self, terms: Tensor, row: Tensor) -> Tensor:
+        """log p (B,) of the terms F_i (B, L) at u, whose groups lie in one `row`, (B, D)."""
+        return terms.sum(1) - 0.5 * row.square().sum(1)
+
+    def gradient(self, slope: Tensor, row: Tensor) -> Tensor:
+        """grad log p (B, D) of `slope` = grad F at u. What is added to F has it in closed form."""
+        return slope - row
 
 
 class ConditionalEBM(MarginalEBM):
@@ -114,14 +131,18 @@ class ConditionalEBM(MarginalEBM):
     ) -> None:
         super().__init__(energy, level)
         self.next = flatten(u_next).detach()
-        self.a_next = a_next.unsqueeze(1) if isinstance(a_next, Tensor) else a_next
+        self.a_next = per_example(a_next, self.next)
         self.precision = recovery / sigma_next**2
 
-    def __call__(self, u: Latents) -> Tensor:
-        """log p(u_t | u_{t+1}), (B,)."""
-        row = flatten(u)
+    def log_density(self, terms: Tensor, row: Tensor) -> Tensor:
+        """As above, with the link to u_{t+1}."""
         link = (self.next - self.a_next * row).square().sum(1)
-        return self.terms(u).sum(1) - 0.5 * row.square().sum(1) - 0.5 * self.precision * link
+        return super().log_density(terms, row) - 0.5 * self.precision * link
+
+    def gradient(self, slope: Tensor, row: Tensor) -> Tensor:
+        """As above, with the link to u_{t+1}."""
+        pull = self.a_next * (self.next - self.a_next * row)
+        return super().gradient(slope, row) + per_example(self.precision, row) * pull
 
 
 def marginal_at(

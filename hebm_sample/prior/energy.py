@@ -11,15 +11,29 @@ own, which one of z_i alone cannot. All heads start at zero: an untrained prior 
 """
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["EnergyNet", "LevelEmbedding"]
+__all__ = ["EnergyNet", "LevelEmbedding", "LevelFeatures"]
 
 FREQUENCIES = 32
 LOWEST_FREQUENCY, HIGHEST_FREQUENCY = 0.1, 3.0
+
+
+class LevelFeatures(NamedTuple):
+    """What a net makes of the noise level alone; a chain asks for it once.
+
+    Arguments:
+        modulation: 1 + scale and shift of each cell, (B, W, 1, 1) each.
+        gain: (B, C, 1, 1), of u itself in v.
+    """
+
+    modulation: tuple[tuple[Tensor, Tensor], ...]
+    gain: Tensor
 
 
 class LevelEmbedding(nn.Module):
@@ -44,7 +58,7 @@ class LevelEmbedding(nn.Module):
 
 
 class EnergyCell(nn.Module):
-    """x + conv(silu(scale * conv(silu(x)) + shift)), scale and shift from the level's features."""
+    """x + conv(silu((1 + scale) conv(silu(x)) + shift)); scale and shift come from the level."""
 
     def __init__(self, width: int, level_width: int) -> None:
         super().__init__()
@@ -53,11 +67,15 @@ class EnergyCell(nn.Module):
         self.modulate = nn.Linear(level_width, 2 * width)
         self.conv2.weight.data.mul_(0.3)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """(B, W, H, H) and level features (B, E) to (B, W, H, H)."""
+    def modulation(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """1 + scale and shift, (B, W, 1, 1) each, of level features (B, E)."""
         scale, shift = self.modulate(level)[:, :, None, None].chunk(2, dim=1)
+        return 1 + scale, shift
+
+    def forward(self, x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        """(B, W, H, H) to the same shape, with what `modulation` gave."""
         y = self.conv1(F.silu(x))
-        return x + self.conv2(F.silu(y * (1 + scale) + shift))
+        return x + self.conv2(F.silu(y * factor + shift))
 
 
 class EnergyNet(nn.Module):
@@ -104,28 +122,47 @@ class EnergyNet(nn.Module):
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
 
-    def forward(self, z: Tensor, u: Tensor, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    def at(self, level: Tensor) -> LevelFeatures:
+        """What depends on the level (B,) alone: log SNR, or integer t as a float."""
+        e = self.level(level)
+        cells = cast("Iterable[EnergyCell]", self.cells)
+        return LevelFeatures(
+            tuple(cell.modulation(e) for cell in cells), self.gain(e)[:, :, None, None]
+        )
+
+    def forward(
+        self, z: Tensor, u: Tensor, h: Tensor, level: Tensor | LevelFeatures
+    ) -> tuple[Tensor, Tensor]:
         """f_i (B,) and g_i (B, V).
 
         Arguments:
             z: (B, C, H, W).
             u: (B, C, H, W).
             h: (B, S, H, W).
-            level: (B,), log SNR or integer t as a float.
+            level: As for `at`, or what it gave.
         """
+        features = self.at(level) if isinstance(level, Tensor) else level
         if self.fold > 1:
-            z, u, h = (F.pixel_unshuffle(x, self.fold) for x in (z, u, h))
-        e = self.level(level)
-        x = self.state(F.silu(h)) + self.latent(torch.cat([z, u], dim=1))
-        for cell in self.cells:
-            x = cell(x, e)
+            z, u = (F.pixel_unshuffle(x, self.fold) for x in (z, u))
+        x = self._state_map(F.silu(h)) + self.latent(torch.cat([z, u], dim=1))
+        for cell, modulation in zip(self.cells, features.modulation, strict=True):
+            x = cell(x, *modulation)
         x = F.silu(x)
-        v = self.out(x) + self.gain(e)[:, :, None, None] * u
+        v = self.out(x) + features.gain * u
         pooled = x.sum((2, 3)) / math.sqrt(x.shape[2] * x.shape[3])
         f = (v * u).flatten(1).sum(1) + self.pooled(pooled).squeeze(1)
         if not self.symbol_values:
             return f, u.new_zeros(len(u), 0)
         return f, self._symbol_maps(x, u) + self.symbol_pooled(pooled)
+
+    def _state_map(self, h: Tensor) -> Tensor:
+        """`state` of (B, S, H, W) folded. Space to depth and then 1x1 is a convolution whose
+        stride is its kernel's side, which moves the large map once less.
+        """
+        if self.fold == 1:
+            return self.state(h)
+        weight = self.state.weight.reshape(-1, h.shape[1], self.fold, self.fold)
+        return F.conv2d(h, weight, self.state.bias, stride=self.fold)
 
     def _symbol_maps(self, x: Tensor, u: Tensor) -> Tensor:
         """< v^j(x), u > with v^j(x) = `symbol_out`(x)^j, (B, V), from features (B, W, H, H).

@@ -11,17 +11,30 @@ by the config's `parametrization`:
 The outputs g_i of symbols are log odds and are not scaled.
 """
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from hebm_sample.config import PriorConfig
-from hebm_sample.prior.energy import EnergyNet
+from hebm_sample.prior.energy import EnergyNet, LevelFeatures
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 from hebm_sample.prior.symbols import Condition, GroupOutputs, SymbolTable, symbol_part
 
-__all__ = ["GroupStates", "JointEnergy"]
+__all__ = ["GroupStates", "JointEnergy", "JointLevel"]
+
+
+class JointLevel(NamedTuple):
+    """What all nets make of the noise level alone.
+
+    Arguments:
+        scale: (B, 1), what f_i is divided by.
+        nets: One a group.
+    """
+
+    scale: Tensor
+    nets: tuple[LevelFeatures, ...]
 
 
 class GroupStates(Protocol):
@@ -83,23 +96,34 @@ class JointEnergy(nn.Module):
             return self.step_sizes[level.round().long()]
         return torch.sigmoid(-level).sqrt()
 
-    def outputs(self, top: GroupStates, level: Tensor) -> GroupOutputs:
+    def at(self, level: Tensor) -> JointLevel:
+        """What depends on the level alone, to be given to the methods below in its place.
+
+        Arguments:
+            level: (B,), log SNR, or the integer t as a float, as the config's `parametrization`
+                says.
+        """
+        nets = cast("Iterable[EnergyNet]", self.nets)
+        return JointLevel(self.scale(level)[:, None], tuple(net.at(level) for net in nets))
+
+    def outputs(self, top: GroupStates, level: Tensor | JointLevel) -> GroupOutputs:
         """b_i (B, L) and g_i (B, L, V).
 
         Arguments:
             top: T(u).
-            level: (B,), log SNR, or the integer t as a float, as the config's `parametrization`
-                says.
+            level: As for `at`, or what it gave.
         """
-        pairs = [
-            net(z, u, h, level)
-            for net, z, u, h in zip(self.nets, top.z, top.u, top.h, strict=True)
-        ]
+        known = self.at(level) if isinstance(level, Tensor) else level
+        rows = zip(self.nets, top.z, top.u, top.h, known.nets, strict=True)
+        pairs = [net(z, u, h, features) for net, z, u, h, features in rows]
         base, logits = (torch.stack(column, dim=1) for column in zip(*pairs, strict=True))
-        return GroupOutputs(base / self.scale(level)[:, None], logits)
+        return GroupOutputs(base / known.scale, logits)
 
     def forward(
-        self, top: GroupStates, level: Tensor, condition: Condition | None = None
+        self,
+        top: GroupStates,
+        level: Tensor | JointLevel,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Terms that sum to F; the first L are F_{i}, each group alone.
 
@@ -117,7 +141,7 @@ class JointEnergy(nn.Module):
         if not len(self.table):
             return outputs.base
         # Detached where it cancels in the sum: no gradient is computed twice.
-        alone = symbol_part(self.table, outputs.logits, condition).detach()
+        alone = symbol_part(self.table, outputs.logits.detach(), condition)
         joint = symbol_part(self.table, outputs.logits.sum(1), condition)
         rest = joint - alone.sum(1)
         return torch.cat([outputs.base + alone, rest[:, None]], dim=1)

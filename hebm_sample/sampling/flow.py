@@ -47,8 +47,8 @@ def flow_step(
     moved = tuple(g + weight * d for g, d in zip(u, grads, strict=True))
     position, drift = flatten(u), flatten(grads)
     info = StepInfo(
-        log_density=terms.sum(1) - 0.5 * position.square().sum(1),
-        gradient_norm=row_norm(drift - position),
+        log_density=marginal.log_density(terms, position),
+        gradient_norm=row_norm(marginal.gradient(drift, position)),
         displacement=abs(weight) * row_norm(drift),
     )
     return moved, terms, info

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from hebm_sample.config import Kernel
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import flatten, row_norm
+from hebm_sample.prior.conditional import MarginalEBM, flatten, row_norm
 from hebm_sample.prior.schedule import Latents, Scalar, per_example
 
-__all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "value_and_grad"]
+__all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score", "value_and_grad"]
 
 LogDensity = Callable[[Latents], Tensor]
 
@@ -58,6 +58,19 @@ def value_and_grad(function: LogDensity, u: Latents) -> tuple[Tensor, Latents]:
             return values, tuple(torch.zeros_like(g) for g in u)
         grads = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
     return values.detach(), grads
+
+
+def score(log_density: LogDensity, u: Latents) -> tuple[Tensor, Tensor]:
+    """log p (B,) and its gradient, all groups in one row, (B, D).
+
+    Of the prior's densities only F goes through autograd.
+    """
+    if not isinstance(log_density, MarginalEBM):
+        values, grads = value_and_grad(log_density, u)
+        return values, flatten(grads)
+    terms, slopes = value_and_grad(log_density.terms, u)
+    row = flatten(u)
+    return log_density.log_density(terms, row), log_density.gradient(flatten(slopes), row)
 
 
 def noise_scale(step_size: Scalar, kernel: Kernel, reference_variance: Scalar) -> Scalar:
@@ -106,12 +119,11 @@ def langevin_step(
         UserInputError: the corrected kernel was asked for s > 4 C.
     """
     scale = noise_scale(step_size, kernel, reference_variance)
-    log_p, grads = value_and_grad(log_density, u)
     with torch.inference_mode(False), torch.no_grad():
-        moved = tuple(
-            g + per_example(0.5 * step_size, g) * d + per_example(scale, g) * n
-            for g, d, n in zip(u, grads, noise, strict=True)
-        )
-        gradient_norm = row_norm(flatten(grads))
-        displacement = row_norm(flatten(moved) - flatten(u))
-    return moved, StepInfo(log_p, gradient_norm, displacement)
+        log_p, gradient = score(log_density, u)
+        row = flatten(u)
+        drift = per_example(0.5 * step_size, row) * gradient
+        moved = row + drift + per_example(scale, row) * flatten(noise)
+        parts = torch.split(moved, [g[0].numel() for g in u], dim=1)
+        groups = tuple(part.reshape(g.shape) for part, g in zip(parts, u, strict=True))
+        return groups, StepInfo(log_p, row_norm(gradient), row_norm(moved - row))

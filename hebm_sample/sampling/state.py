@@ -13,6 +13,10 @@ from hebm_sample.sampling.langevin import StepInfo
 
 __all__ = ["GradientTally", "LevelState"]
 
+# Noise at the highest temperature stays a hundred times below it. What lies beyond is no sample: a
+# chain that ran away, whose picture would be flat black or white, and no error.
+MOST = 1e4
+
 
 class LevelState(NamedTuple):
     """Where the chains are when a level is done; level 0 comes last and is the result.
@@ -53,11 +57,15 @@ class GradientTally:
             self.progress(evaluations)
 
     def check(self, level: int, u: Latents, terms: Tensor) -> None:
-        """Raise `NonFiniteSampleError` for the seeds whose latents or energies are not finite.
+        """Raise `NonFiniteSampleError` for the seeds whose latents or energies are not finite, or
+        whose latents are beyond `MOST`.
 
         The only place where a sampler waits for the device.
         """
-        bad = ~(torch.isfinite(flatten(u)).all(1) & torch.isfinite(terms).all(1))
+        largest = flatten(u).abs().amax(1)
+        finite = torch.isfinite(largest) & torch.isfinite(terms).all(1)
+        bad = ~(finite & (largest <= MOST))
         if bad.any():
             seeds = [s for s, is_bad in zip(self.seeds, bad, strict=True) if bool(is_bad)]
-            raise NonFiniteSampleError(seeds, level, self.done)
+            fault = f"too large to be one (|u| > {MOST:g})" if finite.all() else "non-finite"
+            raise NonFiniteSampleError(seeds, level, self.done, fault)

@@ -1,0 +1,354 @@
+r"""How fast a Langevin step is, beside the formulas written down plainly and the machine's limit.
+
+    reference    one step straight from the formulas: T with its last block, one net after another,
+                 the level embedded anew, two autograd calls (F; the Gaussian terms), one update a
+                 tensor, PyTorch's default memory layout
+    ours         `langevin_step` on `ChainEnergy`, as `Pipeline` runs it
+    compiled     ours with --compile
+    share        FLOPs of our step / seconds / the convolution peak of the same run
+
+The steps take turns and medians are compared, so that their ratios hold on a busy machine too.
+That reference and ours agree is asserted; nothing else is.
+"""
+
+import copy
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from hebm_sample import Pipeline, __version__
+from hebm_sample.chain_energy import ChainEnergy
+from hebm_sample.prior.conditional import conditional_at, net_level
+from hebm_sample.prior.schedule import Latents
+from hebm_sample.sampling.driver import chain_variances, gradients_per_level
+from hebm_sample.sampling.langevin import langevin_step
+from hebm_sample.sampling.noise import NoiseStreams
+
+MATMUL_SIDES = (512, 1024)
+CONVOLUTIONS = ((64, 8), (64, 16), (128, 8), (128, 16), (256, 8), (256, 16))  # channels, side
+LEVEL = 2  # where steps are timed; every level costs the same
+Step = Callable[[], object]
+
+
+# ---- the reference
+
+
+class Reference:
+    """The networks of a pipeline as a plain loop has them, and that loop.
+
+    Arguments:
+        pipe: With the "recovery" sampler, the "corrected" kernel and log SNR.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        plain = [copy.deepcopy(m).requires_grad_(False) for m in (pipe.generator, pipe.prior)]
+        self.generator, self.prior = (m.to(memory_format=torch.contiguous_format) for m in plain)
+        self.schedule, self.config = pipe._schedule, pipe.config.sampling
+
+    def slope(self, u: Latents, t: int) -> Latents:
+        """grad F(u, t)."""
+        leaves = tuple(g.detach().requires_grad_() for g in u)
+        level = torch.full((len(u[0]),), float(net_level(self.schedule, t, "log_snr")))
+        with torch.enable_grad():
+            terms = self.prior(self.generator.transform(leaves), level.to(leaves[0].device))
+            return torch.autograd.grad(terms.sum(), leaves)
+
+    def gaussian_slope(self, u: Latents, u_next: Latents, t: int) -> Latents:
+        """Gradient of -|u|^2 / 2 - r |u_next - a u|^2 / (2 sigma^2)."""
+        table = self.schedule
+        a, sigma, r = (float(x[t + 1]) for x in (table.a, table.sigma, table.recovery))
+        leaves = tuple(g.detach().requires_grad_() for g in u)
+        with torch.enable_grad():
+            value = sum(
+                -g.square().sum() / 2 - r * (n - a * g).square().sum() / (2 * sigma**2)
+                for g, n in zip(leaves, u_next, strict=True)
+            )
+            return torch.autograd.grad(value, leaves)
+
+    def variances(self, t: int) -> tuple[float, float]:
+        """Step size s and the corrected kernel's reference variance C."""
+        unit, c = chain_variances(
+            self.schedule,
+            t,
+            conditional=bool(self.schedule.recovery[t + 1] > 0),
+            reference=self.config.reference_variance,
+        )
+        return self.config.step_scale * unit, c
+
+    def step(self, u: Latents, u_next: Latents, t: int, noise: Latents) -> Latents:
+        """u + (s/2) grad log p(u | u_next) + sqrt(v) eps."""
+        s, c = self.variances(t)
+        v = s * (1 - s / (4 * c))
+        slopes, pulls = self.slope(u, t), self.gaussian_slope(u, u_next, t)
+        return tuple(
+            g + s / 2 * (d + e) + v**0.5 * eps
+            for g, d, e, eps in zip(u, slopes, pulls, noise, strict=True)
+        )
+
+    def flow(self, u: Latents, t: int, sigma_to: float) -> Latents:
+        """One step of the probability flow from level t down to `sigma_to`."""
+        theta, theta_to = (torch.tensor(x).double().asin() for x in (self.levels[t], sigma_to))
+        weight = float(theta.tan() * (theta - theta_to).sin())
+        return tuple(g + weight * d for g, d in zip(u, self.slope(u, t), strict=True))
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """cum_sigma of t = 0 ... T."""
+        return self.schedule.levels
+
+    def sample(self, seeds: list[int]) -> Latents:
+        """u_0 of the seeds: T levels of chains, each carried on by a step of the flow."""
+        noise = NoiseStreams(seeds, self.generator.latent_shapes)
+        u = u_next = noise.normal()
+        for t in reversed(range(self.schedule.num_levels)):
+            for _ in range(
+                gradients_per_level(self.config.steps, self.schedule.num_levels)[t] - 1
+            ):
+                u = self.step(u, u_next, t, noise.normal())
+            u_next, u = u, self.flow(u, t, self.levels[t - 1] if t else 0.0)
+        return u
+
+
+# ---- measuring
+
+
+class Clock:
+    """Seconds of a call: of the wall, or of this thread's time on the CPU."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self.read = time.perf_counter if kind == "wall" else time.thread_time
+        self.device = device
+
+    def __call__(self, call: Step) -> float:
+        """With the device's queue emptied before and after."""
+        self._wait()
+        start = self.read()
+        call()
+        self._wait()
+        return self.read() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def medians(self, calls: dict[str, Step], repeats: int) -> dict[str, float]:
+        """Of calls that take turns, after one round to warm up."""
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(repeats + 1):
+            for name, call in calls.items():
+                spent = self(call)
+                if turn:
+                    seconds[name].append(spent)
+        return {name: statistics.median(spent) for name, spent in seconds.items()}
+
+
+def peaks(clock: Clock, repeats: int) -> dict[str, float]:
+    """Highest GFLOP/s of a float32 matrix product and of a 3x3 convolution, batch 16."""
+    best = {"matmul": 0.0, "convolution": 0.0}
+
+    def note(kind: str, flops: int, call: Step) -> None:
+        clock(call)
+        fastest = min(clock(call) for _ in range(repeats))
+        best[kind] = max(best[kind], flops / fastest / 1e9)
+
+    for n in MATMUL_SIDES:
+        a = torch.randn(n, n, device=clock.device)
+        note("matmul", 2 * n**3, lambda a=a: a @ a)
+    for channels, side in CONVOLUTIONS:
+        x = torch.randn(16, channels, side, side, device=clock.device)
+        w = torch.randn(channels, channels, 3, 3, device=clock.device)
+        x, w = (y.to(memory_format=torch.channels_last) for y in (x, w))
+        flops = 2 * x.numel() * channels * 9
+        note("convolution", flops, lambda x=x, w=w: F.conv2d(x, w, padding=1))
+    return best
+
+
+def flops_of(energy: Callable[[Latents, Tensor], Tensor], u: Latents, level: Tensor) -> int:
+    """Of F and its gradient in u."""
+    leaves = tuple(g.detach().requires_grad_() for g in u)
+    # The counter's hooks cannot sit on leaves.
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        terms = energy(tuple(1 * g for g in leaves), level)
+        torch.autograd.grad(terms.sum(), leaves)
+    return counter.get_total_flops()
+
+
+def parts(pipe: Any, energy: ChainEnergy, u: Latents) -> dict[str, Step]:
+    """The pieces of our step, each as a call of its own."""
+    leaves = tuple(g.detach().requires_grad_() for g in u)
+    level = torch.full((len(u[0]),), 0.5, device=pipe.device)
+    known = energy.prior.at(level)
+    with torch.enable_grad():
+        top = energy.generator.transform(leaves)
+        # h_1 is a constant, and h_{L+1} is not read.
+        inner = (*top.z, *top.h[1:])
+        fresh = copy.copy(top)._replace(
+            **{k: tuple(x.detach().requires_grad_() for x in getattr(top, k)) for k in "zuh"}
+        )
+        total = energy.prior(fresh, known).sum()
+    ones = [torch.ones_like(x) for x in inner]
+    read = (*fresh.z, *fresh.u, *fresh.h[1:])
+    still = conditional_at(
+        lambda u, level: torch.zeros(len(level), 1, device=pipe.device), pipe._schedule, LEVEL, u
+    )
+    noise = NoiseStreams(range(len(u[0])), pipe.generator.latent_shapes, device=pipe.device)
+
+    def with_grad(call: Step) -> Step:
+        return torch.enable_grad()(call)
+
+    return {
+        "map forward": with_grad(lambda: energy.generator.transform(leaves)),
+        "map backward": lambda: torch.autograd.grad(inner, leaves, ones, retain_graph=True),
+        "energies forward": with_grad(lambda: energy.prior(fresh, known)),
+        "energies backward": lambda: torch.autograd.grad(total, read, retain_graph=True),
+        "update": lambda: langevin_step(u, still, 0.1, u),
+        "noise": noise.normal,
+    }
+
+
+def steps(pipe: Any, batch: int, compiled: bool) -> tuple[dict[str, Step], dict[str, Any]]:
+    """The steps to compare at a batch size, and what else is known of them."""
+    reference = Reference(pipe)
+    energy = ChainEnergy(pipe.generator, pipe.prior)
+    noise = NoiseStreams(range(batch), pipe.generator.latent_shapes, device=pipe.device)
+    u, u_next, eps = (noise.normal() for _ in range(3))
+    s, c = reference.variances(LEVEL)
+
+    def ours(energy: Any) -> Callable[[], Latents]:
+        density = conditional_at(energy, pipe._schedule, LEVEL, u_next)
+        return lambda: langevin_step(u, density, s, eps, reference_variance=c)[0]
+
+    calls: dict[str, Step] = {
+        "reference": lambda: reference.step(u, u_next, LEVEL, eps),
+        "ours": ours(energy),
+    }
+    if compiled:
+        start = time.perf_counter()
+        calls["compiled"] = ours(ChainEnergy(pipe.generator, pipe.prior, compiled=True))
+        calls["compiled"]()
+    expected = reference.step(u, u_next, LEVEL, eps)
+    for name in list(calls)[1:]:
+        found: Any = calls[name]()
+        apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+        assert apart < 1e-4, f"{name} is {apart:g} away from the reference"
+    level = torch.full((batch,), 0.5, device=pipe.device)
+    facts = {
+        "gflop": flops_of(energy, u, level) / 1e9,
+        "reference_gflop": flops_of(_plain(reference), u, level) / 1e9,
+        "parts": parts(pipe, energy, u),
+        "compile_seconds": time.perf_counter() - start if compiled else None,
+    }
+    return calls, facts
+
+
+def _plain(reference: Reference) -> Callable[[Latents, Tensor], Tensor]:
+    return lambda u, level: reference.prior(reference.generator.transform(u), level)
+
+
+def measure(
+    pipe: Any, batches: list[int], repeats: int, clock: Clock, compiled: bool
+) -> dict[str, Any]:
+    """Peaks, and a row a batch size."""
+    result: dict[str, Any] = {"peaks": peaks(clock, repeats), "rows": []}
+    for batch in batches:
+        calls, facts = steps(pipe, batch, compiled)
+        seconds = clock.medians(calls, repeats)
+        pieces = clock.medians(facts.pop("parts"), repeats)
+        result["rows"].append(
+            {"batch": batch, "seconds": seconds, "parts": pieces, **facts}
+            | {"over_reference": seconds["ours"] / seconds["reference"]}
+            | {"share": facts["gflop"] / seconds["ours"] / result["peaks"]["convolution"]}
+        )
+    return result
+
+
+# ---- the table
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    machine, best = result["machine"], result["peaks"]
+    lines = [
+        f"{machine['model']}, {machine['device']} ({machine['where']}), torch {machine['torch']}, "
+        f"hebm_sample {machine['version']}, {machine['clock']} time, medians",
+        f"peak GFLOP/s: matrix product {best['matmul']:.0f}, "
+        f"convolution {best['convolution']:.0f}",
+        "",
+        f"{'batch':>5} {'step':<10}{'ms':>9}{'steps/s':>9}{'x ref.':>8}{'GFLOP':>8}{'share':>7}",
+    ]
+    for row in result["rows"]:
+        for name, seconds in row["seconds"].items():
+            gflop = row["reference_gflop" if name == "reference" else "gflop"]
+            lines.append(
+                f"{row['batch']:>5} {name:<10}{1e3 * seconds:9.2f}{1 / seconds:9.1f}"
+                f"{seconds / row['seconds']['reference']:8.2f}{gflop:8.2f}"
+                f"{gflop / seconds / best['convolution']:7.2f}"
+            )
+    names = list(result["rows"][0]["parts"])
+    lines += ["", f"{'ms of ours':<20}" + "".join(f"{r['batch']:>9}" for r in result["rows"])]
+    lines += [
+        f"{name:<20}" + "".join(f"{1e3 * r['parts'][name]:9.2f}" for r in result["rows"])
+        for name in names
+    ]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
+@click.option(
+    "--batch", "batches", type=int, multiple=True, default=(1, 16, 64), show_default=True
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--repeats", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Measure torch.compile too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
+def main(
+    dataset: str,
+    batches: tuple[int, ...],
+    device: str,
+    repeats: int,
+    clock: str,
+    compiled: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Measure one Langevin step. --clock cpu counts this thread's own time, for a machine that is
+    busy with other work; it needs OMP_NUM_THREADS=1 and the CPU.
+    """
+    pipe = Pipeline.from_pretrained(dataset, device=device)
+    cuda = pipe.device.type == "cuda"
+    if clock == "cpu" and (cuda or torch.get_num_threads() > 1):
+        raise click.UsageError("--clock cpu needs --device cpu and OMP_NUM_THREADS=1")
+    gpu = torch.cuda.get_device_name(pipe.device) if cuda else None
+    with torch.no_grad():
+        result = measure(pipe, list(batches), repeats, Clock(clock, pipe.device), compiled)
+    result["machine"] = {
+        "model": pipe.name,
+        "device": str(pipe.device),
+        "where": gpu or f"{torch.get_num_threads()} threads of {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "version": __version__,
+        "clock": clock,
+    }
+    text = json.dumps(result, indent=2)
+    click.echo(text if as_json else table(result))
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Which of the asked seeds this process draws, where many pictures are drawn to one folder.
+
+    share     of the batches 0, 1, 2, ... process r of W draws r, r + W, ...: the same batches, so
+              the same pictures as from one process
+    resume    DIR/.unfinished-r lies in the folder from before the first picture until after the
+              last. Where it is found, the run before was stopped, and a picture whose text says
+              what this run would write into it is not drawn again.
+
+r and W are RANK and WORLD_SIZE, which `accelerate launch` and `torchrun` set. Nothing is sent
+between the processes.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+
+__all__ = ["Share", "holds", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Process `rank` of `size`; `local_rank` of those on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Share":
+        """As the launcher says; alone without one.
+
+        Raises:
+            UserInputError: RANK and WORLD_SIZE make no sense.
+        """
+        texts = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+        rank, size, local = (int(text) if text.isdecimal() else None for text in texts)
+        if not texts[1] or size == 1:
+            return cls()
+        if rank is None or not size or rank >= size:
+            raise UserInputError(
+                f"RANK is {texts[0]!r} and WORLD_SIZE {texts[1]!r}; they must be 0 to W-1 and W: "
+                "start with accelerate launch or torchrun, or unset both"
+            )
+        return cls(rank, size, rank if local is None else local)
+
+    def take(self, seeds: Sequence[int], batch: int) -> list[int]:
+        """This process's seeds: whole batches, by turns."""
+        batches = [seeds[i : i + batch] for i in range(0, len(seeds), batch)]
+        return [seed for some in batches[self.rank :: self.size] for seed in some]
+
+    def device(self, device: str) -> str:
+        """This process's own GPU, where a machine has several."""
+        if self.size == 1 or device == "cpu":
+            return device
+        import torch
+
+        count = torch.cuda.device_count()
+        return f"cuda:{self.local_rank % count}" if count else device
+
+
+@contextmanager
+def unfinished(folder: Path, share: Share) -> Iterator[bool]:
+    """Marks the folder while this process draws; gives whether a run before was stopped."""
+    mark = folder / f".unfinished-{share.rank}"
+    stopped, is_new = any(folder.glob(".unfinished-*")), not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        yield stopped
+    except BaseException:
+        if not any(folder.glob("*.png")):  # nothing to go on from
+            mark.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
+    # Alone, the marks of other processes are out of date too.
+    for old in list(folder.glob(".unfinished-*")) if share.size == 1 else [mark]:
+        old.unlink(missing_ok=True)
+
+
+def holds(path: Path, text: Mapping[str, str]) -> bool:
+    """Whether there is a PNG with this text. Files appear by rename, so it is whole."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return all(image.info.get(key) == value for key, value in text.items())
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
+        return False

@@ -1,0 +1,66 @@
+"""The package's chain against a plain loop, `benchmarks/langevin.py`: same steps, same pictures.
+
+What makes a step fast must not change what it computes.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import symbolic_pipeline, tiny_pipeline
+
+from hebm_sample.prior.conditional import conditional_at
+from hebm_sample.sampling.langevin import langevin_step
+from hebm_sample.sampling.noise import NoiseStreams
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "langevin.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("langevin_benchmark", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("make", [tiny_pipeline, symbolic_pipeline])
+def test_one_step(benchmark, make):
+    pipe = make()
+    reference = benchmark.Reference(pipe)
+    noise = NoiseStreams(range(3), pipe.generator.latent_shapes)
+    u, u_next, eps = (noise.normal() for _ in range(3))
+    for t in range(pipe._schedule.num_levels):
+        s, c = reference.variances(t)
+        density = conditional_at(pipe._chain_energy(), pipe._schedule, t, u_next)
+        found, _ = langevin_step(u, density, s, eps, reference_variance=c)
+        with torch.no_grad():
+            expected = reference.step(u, u_next, t, eps)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_equal_seeds_give_equal_pictures(benchmark, batch):
+    pipe, seeds = symbolic_pipeline(), list(range(batch))
+    with torch.no_grad():
+        u = benchmark.Reference(pipe).sample(seeds)
+    expected = pipe.decode(u, output_type="torch")
+    found = pipe(seeds=seeds, batch_size=batch, output_type="torch").images
+    assert (found - expected).abs().max() <= 2.01 / 255
+
+
+def test_the_table(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "CONVOLUTIONS", ((8, 4),))
+    monkeypatch.setattr(benchmark, "MATMUL_SIDES", (16,))
+    pipe = tiny_pipeline()
+    clock = benchmark.Clock("wall", pipe.device)
+    with torch.no_grad():
+        result = benchmark.measure(pipe, [2], 1, clock, compiled=False)
+    (row,) = result["rows"]
+    assert set(row["seconds"]) == {"reference", "ours"} and len(row["parts"]) == 6
+    assert 0 < row["gflop"] < row["reference_gflop"]  # the last block is left out
+    facts = ("model", "device", "where", "torch", "version", "clock")
+    result["machine"] = dict.fromkeys(facts, "x")
+    assert benchmark.table(result).count("\n") == 13

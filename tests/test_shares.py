@@ -1,0 +1,181 @@
+"""Many pictures to one folder: by several processes, and by one that is stopped and starts again.
+
+A share that drops or repeats a seed, or a run that draws everything again after hours, is noticed
+only when it is too late.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import tiny_config, tiny_pipeline
+
+from hebm_sample import memory
+from hebm_sample.cli import main
+from hebm_sample.errors import UserInputError
+from hebm_sample.memory import bytes_a_picture, fitting_batch, free_bytes
+from hebm_sample.shares import Share, holds, unfinished
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_pipeline(tiny_config(steps=6)).save_pretrained(folder)
+    return folder
+
+
+def words(model, outdir, *more):
+    command = ["--dataset", model, "--outdir", outdir, "--device", "cpu", *more]
+    return [str(word) for word in command]
+
+
+def sample(model, outdir, *more):
+    result = CliRunner().invoke(main, words(model, outdir, "--json", *more))
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))}
+
+
+# ---- shares
+
+
+@pytest.mark.parametrize(("count", "batch", "size"), [(10, 2, 3), (7, 16, 2), (32, 4, 4)])
+def test_shares_are_whole_batches_and_cover_all(count, batch, size):
+    seeds = list(range(100, 100 + count))
+    shares = [Share(rank, size).take(seeds, batch) for rank in range(size)]
+    assert sorted(sum(shares, [])) == seeds
+    batches = {tuple(seeds[i : i + batch]) for i in range(0, count, batch)}
+    for share in shares:
+        parts = [tuple(share[i : i + batch]) for i in range(0, len(share), batch)]
+        assert set(parts) <= batches
+    assert Share().take(seeds, batch) == seeds
+
+
+def test_the_launchers_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Share.from_environment() == Share()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Share.from_environment() == Share()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    assert Share.from_environment() == Share(3, 4, 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Share.from_environment() == Share(3, 4, 1)
+    for rank, size in (("4", "4"), ("", "4"), ("0", "two"), ("0", "0")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(UserInputError, match="accelerate launch or torchrun"):
+            Share.from_environment()
+
+
+def test_two_processes_write_what_one_writes(model, tmp_path, monkeypatch):
+    sample(model, tmp_path / "one", "--seeds", "3-9", "--batch", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answers = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        answers.append(sample(model, tmp_path / "two", "--seeds", "3-9", "--batch", 2)["seeds"])
+    assert answers == [[3, 4, 7, 8], [5, 6, 9]]
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    result = CliRunner().invoke(main, ["--dataset", str(model)])
+    assert result.exit_code == 2 and "give --outdir" in result.stderr
+
+
+# ---- stopped and started again
+
+
+KILLED = """
+import os, signal
+from hebm_sample import cli, images
+
+save, files = images.save_png, []
+
+def save_three(*arguments):
+    save(*arguments)
+    files.append(arguments)
+    if len(files) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+images.save_png = save_three
+cli.main()
+"""
+
+
+def test_killed_and_started_again(model, tmp_path):
+    out, more = tmp_path / "out", ["--seeds", "0-5", "--batch", 2]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    command = [sys.executable, "-c", KILLED, *words(model, out, *more)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = {path: path.stat() for path in out.glob("*.png")}
+    assert len(before) == 3
+    answer = sample(model, out, *more)
+    assert (answer["seeds"], answer["skipped"]) == ([3, 4, 5], 3)
+    assert sorted(os.listdir(out)) == [f"seed{seed:04d}.png" for seed in range(6)]
+    for path, was in before.items():
+        now = path.stat()
+        assert (now.st_ino, now.st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
+
+
+def test_what_was_asked_differently_is_drawn_again(model, tmp_path):
+    sample(model, tmp_path, "--seeds", "0-1")
+    first = contents(tmp_path)
+    (tmp_path / ".unfinished-0").touch()
+    assert sample(model, tmp_path, "--seeds", "0-2")["seeds"] == [2]
+    assert {**contents(tmp_path), **first} == contents(tmp_path)
+    assert sample(model, tmp_path, "--seeds", "0-1")["seeds"] == [0, 1]  # that run had ended
+    (tmp_path / ".unfinished-0").touch()
+    assert sample(model, tmp_path, "--seeds", "0-1", "--temperature", 0.5)["seeds"] == [0, 1]
+    (tmp_path / "seed0000.png").write_bytes(b"no picture")
+    assert not holds(tmp_path / "seed0000.png", {}) and not holds(tmp_path / "none.png", {})
+
+
+def test_the_mark_stays_after_a_failure_that_left_pictures(tmp_path):
+    with unfinished(tmp_path / "new", Share()) as stopped:
+        assert not stopped
+    assert os.listdir(tmp_path / "new") == []
+    with pytest.raises(RuntimeError), unfinished(tmp_path / "none", Share()):
+        raise RuntimeError
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(RuntimeError), unfinished(tmp_path / "new", Share(1, 2)):
+        (tmp_path / "new" / "seed0000.png").touch()
+        raise RuntimeError
+    with unfinished(tmp_path / "new", Share(0, 2)) as stopped:
+        assert stopped
+    assert (tmp_path / "new" / ".unfinished-1").exists()
+    with unfinished(tmp_path / "new", Share()):
+        pass
+    assert os.listdir(tmp_path / "new") == ["seed0000.png"]
+
+
+# ---- --batch auto
+
+
+def test_auto_batch_fits_half_of_the_free_memory(monkeypatch):
+    pipe = tiny_pipeline()
+    each = bytes_a_picture(pipe)
+    values = sum(u.numel() for u in pipe.encode(torch.rand(1, 3, 16, 16), mode="mean"))
+    assert each > 4 * values
+    for free, batch in ((4 * 7 * each, 7), (4 * 7 * each - 1, 6), (0, 1), (10**15, 64)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert fitting_batch(pipe) == batch
+    assert not any(p.grad is not None for p in pipe.prior.parameters())
+
+
+def test_auto_batch_on_the_command_line(model, tmp_path, monkeypatch):
+    assert free_bytes(torch.device("cpu")) > 2**20
+    monkeypatch.setattr(memory, "fitting_batch", lambda pipe: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert sample(model, tmp_path, "--seeds", "0-4", "--batch", "auto")["seeds"] == [2, 3]
