@@ -1,6 +1,6 @@
 """Give faces another attribute and keep the rest.
 
-    u_0 ~ q(u | x), diffused to cum_sigma = strength, then the conditional chain on the top groups
+    u_0 ~ q(u | x), carried to cum_sigma = strength by the flow, and back with what is asked
 
 Rows of the sheet: pictures, their reconstructions, the edits.
 """
@@ -15,9 +15,10 @@ from hebm_sample.images import grid, prepare, to_pil
 @click.argument("pictures", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--attr", metavar="NAME=VALUE", help="[default: Smiling=yes, or what there is]")
-@click.option("--top", default=4, show_default=True, help="How many groups may change.")
-@click.option("--strength", default=0.6, show_default=True, help="Noise to start from.")
-@click.option("--guidance", default=2.0, show_default=True, help="w.")
+@click.option("--top", type=int, help="How many groups may change.  [default: all]")
+@click.option("--strength", default=0.77, show_default=True, help="Noise to go up to.")
+@click.option("--guidance", default=16.0, show_default=True, help="w.")
+@click.option("--method", default="flow", show_default=True, help="flow, or noise: drawn anew.")
 @click.option("--out", default="edits.png", show_default=True, help="The sheet, a PNG.")
 def main(pictures: tuple[str, ...], dataset: str, attr: str | None, out: str, **options) -> None:
     """Edit PICTURES; without any, eight samples of the model."""

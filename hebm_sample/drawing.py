@@ -21,8 +21,10 @@ from hebm_sample.model import Model
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.samples import OutputType, Samples, choose_seeds, concatenate, to_output
 from hebm_sample.sampling.driver import sample_prior
+from hebm_sample.sampling.flow import flow_levels, flow_noise
 from hebm_sample.sampling.given import Given
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.state import GradientTally
 from hebm_sample.seeds import MAX_SEEDS, derived_seed
 
 __all__ = ["Drawer", "Prior", "Request"]
@@ -44,6 +46,7 @@ class Request:
         prior: "ebm" or "gaussian".
         condition: What is asked of each picture; its rows follow `seeds`.
         given: Latents to keep or to start from, rows as `seeds`.
+        lifted: Whether the noise of `given` is found by the flow, with half of the gradients.
         likelihood: log p of known pixels, added to F.
         progress: Called with the number of gradients just evaluated.
         only_last: Decode the result only.
@@ -54,6 +57,7 @@ class Request:
     prior: Prior = "ebm"
     condition: Condition | None = None
     given: Given | None = None
+    lifted: bool = False
     likelihood: KnownPixels | None = None
     progress: Progress | None = None
     only_last: bool = True
@@ -273,20 +277,33 @@ class Drawer(Model):
     def _levels(self, noise: NoiseStreams, request: Request) -> Iterator[Any]:
         self._energies()
         assert self.config.prior is not None and self._schedule is not None
-        given = request.given
+        given, config = request.given, request.config
         if given is not None:
             given = given.to(self.device)
+        if given is not None and request.lifted:
+            up = config.steps // 2
+            config = replace(config, steps=config.steps - up)
+            given = replace(given, eps=self._flow_noise(given, request, up))
         return sample_prior(
             self._energy_of(request),
             self._schedule,
             noise,
-            request.config,
+            config,
             parametrization=self.config.prior.parametrization,
             step_size_0=self.config.prior.step_size_0,
             sigma_high=min(FLOW_START, self.config.prior.sigma_max),
             given=given,
             progress=cast("Callable[[int], None] | None", request.progress),
         )
+
+    def _flow_noise(self, given: Given, request: Request, steps: int) -> Latents:
+        """eps of `given` by the flow, with nothing asked and nothing observed."""
+        assert self._schedule is not None and given.start_level is not None
+        levels = self._schedule.levels
+        path = flow_levels(steps, levels[0], levels[given.start_level], denoise=False)[::-1]
+        tally = GradientTally(request.seeds, request.progress)
+        plain = replace(request, condition=None, likelihood=None)
+        return flow_noise(self._energy_of(plain), given.u, path, tally)
 
     def _energy_of(self, request: Request) -> Callable[[Latents, Tensor], Tensor]:
         """Terms of F, (B, K), with what is asked and observed."""

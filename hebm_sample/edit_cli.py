@@ -185,6 +185,7 @@ def _edit(options: EditOptions) -> None:
             originals,
             groups=groups,
             strength=options.strength,
+            method=options.method,
             seeds=seeds,
             batch_size=batch,
             progress=progress,
@@ -192,7 +193,7 @@ def _edit(options: EditOptions) -> None:
             **options.wishes,
         )
         decoded = pipe.decode(pipe.encode(originals, seeds=own, batch_size=batch))
-    facts = _facts(pipe, options, strength=options.strength, groups=groups)
+    facts = _facts(pipe, options, strength=options.strength, method=options.method, groups=groups)
     rows = zip(originals, decoded, edited.images, strict=True)
     pictures = [picture for row in rows for picture in row]
     singles = list(zip(seeds, targets or [sheet] * count, edited.images, strict=True))
@@ -323,7 +324,15 @@ def main() -> None:
     DATASET,
     REVISION,
     option("Pictures", "--seeds", type=_SEEDS, metavar="LIST", help="One a picture."),
-    _strength(0.6, "Noise to start from: 1 keeps nothing of the groups but what others say."),
+    _strength(0.77, "Noise to go up to: less changes less."),
+    option(
+        "Pictures",
+        "--method",
+        type=click.Choice(["flow", "noise"]),
+        default="flow",
+        show_default=True,
+        help="How: along the flow, which keeps what is not asked for; or by drawing anew.",
+    ),
     _groups("Groups that may change, 0 the top: 0-3.  [default: all]"),
     STEERING,
     SAMPLER,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hebm_sample.options import CommandOptions, SteeringOptions, refuse
 
@@ -22,14 +23,26 @@ class EditOptions(SteeringOptions):
     seeds: tuple[int, ...] | None
     groups: tuple[int, ...] | None
     strength: float
+    method: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse(
+            self.method == "flow" and self.sampler not in (None, "flow"),
+            f"--sampler {self.sampler} draws, and an edit by the flow does not; "
+            "leave it out, or add --method noise",
+        )
         count, seeds = len(self.images), self.seeds or ()
         refuse(
             self.seeds is not None and len(seeds) != count,
             f"--seeds names {len(seeds)} for {counted(count)}; give one a picture",
         )
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """As of every command; guidance only if it was typed: an edit has its own default."""
+        wishes = super().wishes
+        return wishes if self.guidance else {k: v for k, v in wishes.items() if k == "symbols"}
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:

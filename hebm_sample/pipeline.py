@@ -3,14 +3,14 @@ r"""The way in: load a model, draw pictures, steer them, read pictures.
 vary, layers      keep some groups of u_0, resample the others        (`sampling/given.py`)
 mix               the coarse groups of one picture with the fine ones of another
 interpolate       great circles in u, group by group
-edit              u_0 ~ q(u | x) diffused to a level, then the conditional chain on some groups
+edit              u_0 ~ q(u | x) carried or diffused to a level, and back down with what is asked
 inpaint           the prior times the likelihood of the known pixels
 """
 
 import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ from hebm_sample.samples import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.sampling.given import Given
 from hebm_sample.seeds import MAX_SEEDS, derived_seed
 
-__all__ = ["OutputType", "Pipeline", "Prior", "Samples"]
+__all__ = ["EditMethod", "OutputType", "Pipeline", "Prior", "Samples"]
+
+EditMethod = Literal["flow", "noise"]
 
 # Streams of a picture's seed that are not its chain's: for the posterior draw before an edit.
 ENCODE_STREAM = 0x656E63
@@ -253,36 +255,70 @@ class Pipeline(Drawer):
         symbols: Symbols | None = None,
         *,
         groups: Groups | None = None,
-        strength: float = 0.6,
-        guidance: Guidance = 1.0,
+        strength: float = 0.77,
+        guidance: Guidance = 16.0,
+        method: EditMethod = "flow",
         seeds: int | Iterable[int] | None = None,
         mode: EncodeMode = "sample",
         batch_size: int = 16,
         output_type: OutputType = "pil",
         **options: Any,
     ) -> Samples:
-        """Change what is asked and keep the rest: u_0 ~ q(u | x), diffused to a noise level, from
-        which the conditional chain runs on some groups.
+        """Change what is asked and keep the rest: u_0 ~ q(u | x), brought to a noise level, from
+        which the conditional density leads back down on some groups.
 
         Arguments:
             images: As for `encode`.
             symbols, guidance: As of a call; None only redraws what the noise wiped out.
             groups: The groups that may change; all if None. The others keep their u_0.
             strength: cum_sigma of the level to start from, in (0, 1]; the model's nearest level is
-                taken. 1 keeps nothing of the groups but what the others say.
+                taken.
+            method: "flow": the flow, with nothing asked, carries u_0 up, and back down with what
+                is asked, with half of the gradients each. Nothing is drawn, so what is not asked
+                for comes back. "noise": u_0 is diffused by drawn noise and the model's sampler
+                draws u_0 anew; a `strength` of 1 keeps nothing of the groups but what the others
+                say.
             seeds: One a picture; 0 ... N-1 if None.
             mode: "sample" or "mean" of q(u | x).
             options: `progress` and fields of `LangevinConfig`.
         """
         require_range("strength", strength, 0.0, 1.0)
-        free, level = self._group_indices(groups), self._level_near(strength)
+        require_choice("method", method, EditMethod)
+        lifted = method == "flow"
+        if lifted:
+            options = self._flow_options(options)
+        free, level = self._group_indices(groups), self._level_near(strength, lifted)
         x, chosen = self._seeded(images, seeds)
+        weight = 1.0 if symbols is None else guidance
         request, batch_size = self._request(
-            None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
+            None, chosen, symbols=symbols, guidance=weight, batch_size=batch_size, **options
         )
         u = self._posterior(x, chosen, mode, batch_size)
         given = Given(u, tuple(i for i in range(len(u)) if i not in free), level)
-        return self._finish(replace(request, given=given), batch_size, output_type, None)
+        request = replace(request, given=given, lifted=lifted)
+        return self._finish(request, batch_size, output_type, None)
+
+    def _flow_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of an edit by the flow, which has no sampler to choose."""
+        if options.get("sampler") not in (None, "flow"):
+            raise UserInputError(
+                f"sampler is {options['sampler']!r}, but method 'flow' draws nothing; leave the "
+                "sampler out, or take method='noise'"
+            )
+        if self._energies().config.parametrization == "release":
+            raise UserInputError(
+                "method 'flow' needs energies conditioned on log SNR; this model has the "
+                "release's parametrisation: use method='noise'"
+            )
+        if len(self._energies().config.levels) < 3:
+            raise UserInputError(
+                "method 'flow' needs a level between data and noise; this model has one level: "
+                "use method='noise'"
+            )
+        steps = self.sampling_config(steps=options.get("steps")).steps
+        if steps < 2:
+            raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
+        return options | {"sampler": "flow"}
 
     def _seeded(self, images: Pictures, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
         """Pictures (N, 3, S, S) in [-1, 1], and one seed each."""
@@ -301,12 +337,12 @@ class Pipeline(Drawer):
         own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
         return self.encode((x + 1) / 2, mode=mode, seeds=own, batch_size=batch_size)
 
-    def _level_near(self, cum_sigma: float) -> int:
-        """The level 1 ... T whose noise is nearest."""
+    def _level_near(self, cum_sigma: float, below_noise: bool = False) -> int:
+        """The level 1 ... T whose noise is nearest; T itself, pure noise, can be left out."""
         self._energies()
         assert self._schedule is not None
         levels = self._schedule.levels
-        return min(range(1, len(levels)), key=lambda t: abs(levels[t] - cum_sigma))
+        return min(range(1, len(levels) - below_noise), key=lambda t: abs(levels[t] - cum_sigma))
 
     def inpaint(
         self,

@@ -437,7 +437,8 @@ def test_interpolation_ends_at_the_pictures(pipe, three, monkeypatch):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("mode", ["sample", "mean"])
 def test_edits_leave_the_other_groups(pipe, images, sampler, mode):
-    found = pipe.edit(images, {"class": "b"}, groups=[1], mode=mode, sampler=sampler, seeds=[3, 4])
+    asked = {"groups": [1], "mode": mode, "sampler": sampler, "method": "noise"}
+    found = pipe.edit(images, {"class": "b"}, seeds=[3, 4], **asked)
     streams = [derived_seed(s, ENCODE_STREAM) for s in (3, 4)]
     u = pipe.encode(images, mode=mode, seeds=streams)
     assert found.seeds == (3, 4)
@@ -458,7 +459,8 @@ def test_edits_are_reproducible_and_go_by_seed(pipe, images):
 def test_a_weak_edit_stays_near_the_picture(pipe, images, sampler):
     moved = []
     for strength in (0.1, 0.6, 1.0):
-        found = pipe.edit(images, {"class": "b"}, strength=strength, mode="mean", sampler=sampler)
+        asked = {"strength": strength, "mode": "mean", "sampler": sampler, "method": "noise"}
+        found = pipe.edit(images, {"class": "b"}, guidance=1.0, **asked)
         moved.append(distance(found.latents, pipe.encode(images, mode="mean")))
     assert moved[0] == moved[1]  # both are nearest to level 1
     assert moved[1] < 0.8 * moved[2]
@@ -466,8 +468,42 @@ def test_a_weak_edit_stays_near_the_picture(pipe, images, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_full_strength_is_a_new_picture(pipe, images, sampler):
-    found = pipe.edit(images, {"class": "b"}, strength=1.0, sampler=sampler)
+    asked = {"strength": 1.0, "sampler": sampler, "guidance": 1.0, "method": "noise"}
+    found = pipe.edit(images, {"class": "b"}, **asked)
     assert equal(found.latents, pipe(2, symbols={"class": "b"}, sampler=sampler).latents)
+
+
+def test_the_flow_up_and_down_is_the_way_back(pipe, images):
+    """With nothing asked the flow carries back what it carried up, the better in more steps."""
+    u, moved = pipe.encode(images, mode="mean"), []
+    for steps in (8, 32, 128):
+        found = pipe.edit(images, mode="mean", steps=steps, denoise=False)
+        moved.append(distance(found.latents, u))
+    assert moved[0] > 2 * moved[1] > 4 * moved[2]
+    noisy = pipe.edit(images, mode="mean", method="noise", guidance=1.0)
+    assert distance(pipe.edit(images, mode="mean").latents, u) < 0.2 * distance(noisy.latents, u)
+
+
+def test_an_edit_by_the_flow_draws_nothing(pipe, images):
+    asked = {"symbols": {"class": "b"}, "mode": "mean", "output_type": "torch"}
+    first, other = (pipe.edit(images, seeds=s, **asked) for s in ([0, 1], [7, 8]))
+    assert equal(first.latents, other.latents)
+    assert not equal(first.latents, pipe.edit(images, mode="mean").latents)
+
+
+def test_an_edit_by_the_flow_goes_where_it_is_asked_to(pipe, images):
+    """p(asked | u) rises with guidance, and the way back is nearer than by noise."""
+    chances = []
+    for guidance in (0.0, 4.0, 16.0):
+        found = pipe.edit(images, {"class": "b"}, guidance=guidance, mode="mean")
+        chances.append(pipe.classify(latents=found.latents)["class"][:, 1])
+    assert (chances[0] < chances[1]).all() and (chances[1] < chances[2]).all()
+
+
+def test_half_of_the_gradients_lead_up(pipe, images):
+    done = []
+    pipe.edit(images, {"class": "b"}, steps=9, progress=done.append)
+    assert sum(done) == 9
 
 
 def test_edits_that_cannot_be(pipe, images):
@@ -476,6 +512,9 @@ def test_edits_that_cannot_be(pipe, images):
         ({"strength": -0.1}, r"strength is -0.1"),
         ({"groups": []}, r"groups \[\] asked for"),
         ({"mode": "mode"}, r"mode is 'mode'"),
+        ({"method": "chain"}, r"method is 'chain'; it can be 'flow', 'noise'"),
+        ({"sampler": "recovery"}, r"sampler is 'recovery', but method 'flow' draws nothing"),
+        ({"steps": 1}, r"steps is 1; an edit by the flow takes at least 2"),
         ({"seeds": [1]}, r"seed"),
         ({"symbols": {"class": "d"}}, r"no value 'd'"),
     ):
@@ -534,5 +573,7 @@ def test_the_release_parametrization_has_symbols_too(images):
     release = tiny_pipeline(config)
     found = release.vary(release(2, symbols={"class": "a"}), [0], 2)
     assert len(found) == 4
-    edited = release.edit(images, {"class": "b"}, groups=[1, 2])
+    with pytest.raises(UserInputError, match="'flow' needs energies conditioned on log SNR"):
+        release.edit(images, {"class": "b"})
+    edited = release.edit(images, {"class": "b"}, groups=[1, 2], method="noise")
     assert torch.isfinite(edited.energies).all()

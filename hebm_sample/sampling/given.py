@@ -3,8 +3,8 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     kept groups    u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups    start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one standard normal eps a picture. Single cells of a free group can be held likewise. Holding
-the kept groups at their own diffused values is an
+with one eps a picture: standard normal, or what the flow finds by carrying u_0 up. Single cells of
+a free group can be held likewise. Holding the kept groups at their own diffused values is an
 approximation to conditioning on them: the free groups see a noisy version of what is kept, and
 from level to level the same noise. To the sampler only the free groups exist.
 """
@@ -31,22 +31,27 @@ class Given:
         cells: Of the free groups, the cells that are held: bool (B, 1, H_i, W_i) a group.
         start_level: k, at which the free groups start from their diffused values; None starts them
             from noise.
+        eps: The noise, one tensor a group; None draws it.
     """
 
     u: Latents
     kept: tuple[int, ...] = ()
     start_level: int | None = None
     cells: Latents | None = None
+    eps: Latents | None = None
 
     def rows(self, start: int, stop: int) -> "Given":
         """Of pictures start ... stop - 1."""
         cells = self.cells and tuple(c[start:stop] for c in self.cells)
-        return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells)
+        eps = self.eps and tuple(e[start:stop] for e in self.eps)
+        return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells, eps=eps)
 
     def to(self, device: torch.device) -> "Given":
         """On another device, in float32."""
         cells = self.cells and tuple(c.to(device) for c in self.cells)
-        return replace(self, u=tuple(g.to(device, torch.float32) for g in self.u), cells=cells)
+        eps = self.eps and tuple(e.to(device, torch.float32) for e in self.eps)
+        u = tuple(g.to(device, torch.float32) for g in self.u)
+        return replace(self, u=u, cells=cells, eps=eps)
 
 
 def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
@@ -63,11 +68,12 @@ class FreeGroups:
 
     Arguments:
         given: None if all groups are free and start from noise.
-        eps: One standard normal draw of all groups.
+        eps: One standard normal draw of all groups, used where `given` has no noise of its own.
     """
 
     def __init__(self, given: Given | None, eps: Latents) -> None:
-        self.given, self.eps = given, eps
+        self.given = given
+        self.eps = eps if given is None or given.eps is None else given.eps
         kept = given.kept if given is not None else ()
         self.free: Sequence[int] = [i for i in range(len(eps)) if i not in kept]
 

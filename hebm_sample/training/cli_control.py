@@ -52,10 +52,13 @@ CONTROL_OPTIONS = [
         "--edit-images", type=click.IntRange(1), metavar="N", help="How many.  [default: 200]"
     ),
     click.option(
-        "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.6]"
+        "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.77]"
     ),
     click.option(
-        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 1]"
+        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 16]"
+    ),
+    click.option(
+        "--edit-method", type=click.Choice(["flow", "noise"]), help="Of edits.  [default: flow]"
     ),
     click.option(
         "--held-out",
@@ -81,6 +84,7 @@ CONTROL_NAMES = (
     "edit_images",
     "strength",
     "edit_guidance",
+    "edit_method",
     "held_out",
     "layer_images",
 )
@@ -114,7 +118,14 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
         "num_images": options["num_images"] or _CONTROL_IMAGES,
         **{
             name: options[name]
-            for name in ("edit_images", "strength", "edit_guidance", "held_out", "layer_images")
+            for name in (
+                "edit_images",
+                "strength",
+                "edit_guidance",
+                "edit_method",
+                "held_out",
+                "layer_images",
+            )
         },
         "guidance": options["guidance"] and _numbers(options["guidance"]),
         "combinations": tuple(wish(text) for text in options["combine"]),

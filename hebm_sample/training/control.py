@@ -184,6 +184,7 @@ def _edit(bench: _Bench, pictures: Pictures, plan: ControlPlan) -> Edit:
             wish,
             strength=plan.strength,
             guidance=plan.edit_guidance,
+            method=plan.edit_method,
             seeds=range(part.start, part.stop),
             **bench.options(),
         )
@@ -202,6 +203,7 @@ def _edit(bench: _Bench, pictures: Pictures, plan: ControlPlan) -> Edit:
         pictures=len(images),
         strength=plan.strength,
         guidance=plan.edit_guidance,
+        method=plan.edit_method,
         flipped=Share.of(bench.names(verdicts["edit"], wish)[without]),
         others={how: _shift(before, v, others) for how, v in verdicts.items()},
         upper={how: float(x[:, :, :half].mean()) for how, x in moved.items()},

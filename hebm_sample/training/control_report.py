@@ -13,6 +13,7 @@ import numpy as np
 
 from hebm_sample import __version__
 from hebm_sample.config import require_integer, require_range
+from hebm_sample.pipeline import EditMethod
 from hebm_sample.seeds import MAX_SEEDS
 from hebm_sample.training.judging import Wish
 
@@ -32,7 +33,7 @@ class ControlPlan:
         combinations: Values to ask for together.
         edit: What to change in held-out pictures that lack it; None for no edits.
         edit_images: How many, at most.
-        strength, edit_guidance: Of `Pipeline.edit`.
+        strength, edit_guidance, edit_method: Of `Pipeline.edit`.
         held_out: Held-out pictures to judge and reconstruct, at most.
         layer_images: Samples to vary layer by layer; 0 for none.
         variations: Of each and each cut.
@@ -44,8 +45,9 @@ class ControlPlan:
     combinations: tuple[Wish, ...] = ()
     edit: Wish | None = None
     edit_images: int = 200
-    strength: float = 0.6
-    edit_guidance: float = 1.0
+    strength: float = 0.77
+    edit_guidance: float = 16.0
+    edit_method: EditMethod = "flow"
     held_out: int = 2000
     layer_images: int = 4
     variations: int = 8
@@ -170,7 +172,7 @@ class Edit:
     Arguments:
         symbols: What was asked for.
         pictures: How many were edited.
-        strength, guidance: Of `edit`.
+        strength, guidance, method: Of `edit`.
         flipped: Of those in whose reconstruction the judge does not find it, the share in whose
             edited version it does.
         others: Mean absolute change of the judge's probabilities for all other columns, against
@@ -187,6 +189,7 @@ class Edit:
     others: dict[str, float]
     upper: dict[str, float]
     whole: dict[str, float]
+    method: EditMethod = "flow"
 
     def lines(self) -> list[str]:
         """Part of the table."""
@@ -198,7 +201,7 @@ class Edit:
         }
         return [
             f"Edit {asked} on {self.pictures} held-out pictures without it, strength "
-            f"{self.strength:g}, guidance {self.guidance:g}:",
+            f"{self.strength:g}, guidance {self.guidance:g}, by {self.method}:",
             f"  flipped {self.flipped} of {self.flipped.count} not called so when reconstructed",
             f"  {'mean absolute change of':38}{'reconstruction':>16}{'edit':>16}",
             *(

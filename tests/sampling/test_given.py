@@ -195,7 +195,7 @@ def test_the_start_is_the_diffused_value(level):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("start", ["flow", "u_next"])
 def test_low_starts_stay_near(sampler, start):
-    config = LangevinConfig(sampler=sampler, steps=24, start=start)
+    config = LangevinConfig(sampler=sampler, steps=24, start=start, step_scale=0.5)
     u, moved = latents(), []
     for level in (1, 2, 4, TOP):
         found = final(coupled, config, Given(u, (), level)).u
