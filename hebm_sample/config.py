@@ -93,10 +93,19 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return typing.cast("type[ConfigBase]", kind).from_dict(value, path)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 2**1023, f"{path} is a whole number of too many digits")
         return float(value)
     if kind in (int, float, str, bool):
         require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
     return value
+
+
+def _require_version(version: object) -> None:
+    require(
+        version == FORMAT_VERSION and not isinstance(version, bool),
+        f"format_version is {version!r}; this release reads {FORMAT_VERSION}: "
+        "upgrade hebm_sample, or export the model again",
+    )
 
 
 class ConfigBase:
@@ -414,12 +423,22 @@ class ModelConfig(ConfigBase):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        require(
-            self.format_version == FORMAT_VERSION,
-            f"format_version is {self.format_version!r}; this release reads {FORMAT_VERSION}: "
-            "upgrade hebm_sample, or export the model again",
-        )
+        _require_version(self.format_version)
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
         )
+        most = self.prior.max_resolution if self.prior is not None else 1
+        for side in (scale.resolution for scale in self.generator.scales):
+            require(
+                self.prior is None or side % max(1, side // most) == 0,
+                f"max_resolution is {most}; groups of resolution {side} cannot be folded to it: "
+                f"take a divisor of {side}",
+            )
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":
+        """As any other; but the version first, because a newer one may have other keys."""
+        if isinstance(data, dict):
+            _require_version(typing.cast("dict[str, Any]", data).get("format_version", 1))
+        return super().from_dict(data, path)

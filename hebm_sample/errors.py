@@ -45,20 +45,22 @@ class HubError(EnvironmentFailure):
 
 
 class NonFiniteSampleError(HebmError):
-    """A chain left the finite numbers. Names the seeds, the level and the step.
+    """A chain left the finite numbers, or the range of anything that could be a sample. Names the
+    seeds, the level and the step.
 
     Arguments:
-        seeds: The seeds whose chains became non-finite.
+        seeds: The seeds whose chains did.
         level: The noise level t at which it was noticed.
         step: Gradient evaluations done when it was noticed.
+        fault: What the sample became.
     """
 
-    def __init__(self, seeds: list[int], level: int, step: int) -> None:
+    def __init__(self, seeds: list[int], level: int, step: int, fault: str = "non-finite") -> None:
         self.seeds, self.level, self.step = seeds, level, step
         shown = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
         super().__init__(
-            f"the sample of seed {shown} became non-finite at level {level}, step {step}; "
-            "use float32, fewer or smaller steps (step_scale), or another model"
+            f"the sample of seed {shown} became {fault} at level {level}, step {step}; "
+            "use float32, less guidance, fewer or smaller steps (step_scale), or another model"
         )
 
 

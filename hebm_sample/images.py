@@ -102,6 +102,10 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
 
     image = to_rgb(image)
     side = min(image.size)
+    if side < 1:
+        raise UserInputError(
+            f"the picture has {image.width} x {image.height} pixels; give one that has some"
+        )
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if side != size:
@@ -352,11 +356,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise UserInputError(
             "the picture holds floating point numbers; convert it to 8-bit RGB first"
         )
-    if image.has_transparency_data:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    try:
         over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, (*_WHITE, 255))
-        return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")
+    except ValueError:  # La, grey multiplied by its transparency
+        raise UserInputError(
+            f"the picture is of mode {image.mode}; convert it to 8-bit RGB first"
+        ) from None
+    white = Image.new("RGBA", over.size, (*_WHITE, 255))
+    return Image.alpha_composite(white, over).convert("RGB")
 
 
 def _named(source: Source) -> str:

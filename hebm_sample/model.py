@@ -216,7 +216,8 @@ class Model:
         """Mean pictures of u: N PIL pictures, or arrays as in `Samples`.
 
         Arguments:
-            latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes.
+            latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
+                values whose pictures are not finite.
         """
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
@@ -225,7 +226,12 @@ class Model:
             self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
             for i in range(0, count, batch_size)
         ]
-        return to_output(torch.cat(parts), output_type)
+        pictures = torch.cat(parts)
+        if not bool(torch.isfinite(pictures).all()):
+            raise UserInputError(
+                "the pictures of these latents are not finite; the latents are not, or too large"
+            )
+        return to_output(pictures, output_type)
 
     @torch.no_grad()
     def encode(

@@ -1,5 +1,6 @@
-"""Kill a training run with SIGKILL at random moments, resume it, and compare it with one that was
-left alone: weights, averages and optimiser byte for byte, the log line for line, the exported model.
+"""Kill a training run with SIGKILL at random moments, resume it, compare it with one left alone.
+
+Weights, averages, optimiser and exported model must agree byte for byte, the log line for line.
 
     python tools/kill_training.py --kills 200 --seed 0
 
@@ -20,11 +21,15 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has none of its parent's threads
 
+import accelerate  # noqa: F401  (this and the next two would else be imported in every fork)
 import numpy as np
 import torch
+import torch._dynamo
+import torch.utils.tensorboard
 from PIL import Image
 
 from hebm_sample.hub.manifest import read_row
@@ -37,6 +42,7 @@ from hebm_sample.training.presets import Preset, find_preset
 from hebm_sample.training.runs import train_generator, train_prior
 
 STEPS = 20
+Kind = Literal["generator", "score", "mle"]
 
 
 def write_pictures(folder: Path) -> None:
@@ -60,7 +66,7 @@ def short_preset() -> Preset:
     )
 
 
-def train(home: Path, folder: Path, kind: str) -> None:
+def train(home: Path, folder: Path, kind: Kind) -> None:
     """One run in this process; goes on where an earlier one stopped."""
     torch.set_num_threads(1)
     pictures = load_pictures(home / "pictures", size=16, cache_dir=home / "cache", progress=False)
@@ -75,7 +81,7 @@ def train(home: Path, folder: Path, kind: str) -> None:
         train_prior(short_preset(), model, pictures, folder, objective=kind, **options)
 
 
-def start(home: Path, folder: Path, kind: str) -> int:
+def start(home: Path, folder: Path, kind: Kind) -> int:
     """Train in a fork; its process id."""
     pid = os.fork()
     if pid:
@@ -107,7 +113,7 @@ def fingerprint(folder: Path) -> dict[str, object]:
     return found
 
 
-def finish(home: Path, folder: Path, kind: str) -> float:
+def finish(home: Path, folder: Path, kind: Kind) -> float:
     """Train without a disturbance; the seconds it took."""
     begun = time.monotonic()
     _, status = os.waitpid(start(home, folder, kind), 0)
@@ -116,12 +122,12 @@ def finish(home: Path, folder: Path, kind: str) -> float:
     return time.monotonic() - begun
 
 
-def kill_until(home: Path, kind: str, kills: int, seed: int) -> dict[str, object]:
+def kill_until(home: Path, kind: Kind, kills: int, seed: int) -> dict[str, Any]:
     """Kills, the steps that the killed runs had done, and how many runs ended alike or not."""
     whole = home / f"{kind}-whole"
     seconds = finish(home, whole, kind)
     expected, draw = fingerprint(whole), random.Random(seed)
-    report = {"kind": kind, "kills": 0, "runs": 0, "differing": 0, "failed": 0}
+    report: dict[str, Any] = {"kind": kind, "kills": 0, "runs": 0, "differing": 0, "failed": 0}
     steps: list[int] = []
     while report["kills"] < kills:
         folder = home / f"{kind}-{report['runs']}"

@@ -1,6 +1,6 @@
 """How many bytes the weights of a description take at least, known before any network is made.
 
-    a layer in a file:  2 bytes a number (half precision), and 100 for its two entries in the header
+    a layer:  2 bytes a number (half precision), and 100 for its two entries in the file's header
 
 A description of a few hundred bytes can ask for terabytes. Files that could not hold its weights
 are refused first, so that what a model takes is in proportion to what was downloaded.
