@@ -17,7 +17,7 @@ from hebm_sample.images import grid, prepare, to_pil
 @click.option("--attr", metavar="NAME=VALUE", help="[default: Smiling=yes, or what there is]")
 @click.option("--top", type=int, help="How many groups may change.  [default: all]")
 @click.option("--strength", default=0.77, show_default=True, help="Noise to go up to.")
-@click.option("--guidance", default=16.0, show_default=True, help="w.")
+@click.option("--guidance", default=32.0, show_default=True, help="w.")
 @click.option("--method", default="flow", show_default=True, help="flow, or noise: drawn anew.")
 @click.option("--out", default="edits.png", show_default=True, help="The sheet, a PNG.")
 def main(pictures: tuple[str, ...], dataset: str, attr: str | None, out: str, **options) -> None:

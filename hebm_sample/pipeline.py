@@ -256,7 +256,7 @@ class Pipeline(Drawer):
         *,
         groups: Groups | None = None,
         strength: float = 0.77,
-        guidance: Guidance = 16.0,
+        guidance: Guidance = 32.0,
         method: EditMethod = "flow",
         seeds: int | Iterable[int] | None = None,
         mode: EncodeMode = "sample",

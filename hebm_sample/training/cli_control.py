@@ -55,7 +55,7 @@ CONTROL_OPTIONS = [
         "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.77]"
     ),
     click.option(
-        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 16]"
+        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 32]"
     ),
     click.option(
         "--edit-method", type=click.Choice(["flow", "noise"]), help="Of edits.  [default: flow]"

@@ -46,7 +46,7 @@ class ControlPlan:
     edit: Wish | None = None
     edit_images: int = 200
     strength: float = 0.77
-    edit_guidance: float = 16.0
+    edit_guidance: float = 32.0
     edit_method: EditMethod = "flow"
     held_out: int = 2000
     layer_images: int = 4
