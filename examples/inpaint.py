@@ -14,7 +14,7 @@ from hebm_sample.images import grid, prepare, to_pil
 
 @click.command()
 @click.argument("pictures", nargs=-1, type=click.Path(exists=True, dir_okay=False))
-@click.option("--dataset", default="celebahq", show_default=True, help="Name, Hub id or folder.")
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--mask", metavar="FILE", help="White is filled in.  [default: the lower half]")
 @click.option("--out", default="inpainted.png", show_default=True, help="The sheet, a PNG.")
 def main(pictures: tuple[str, ...], dataset: str, mask: str | None, out: str) -> None:

@@ -13,7 +13,7 @@ from hebm_sample.images import grid
 
 
 @click.command()
-@click.option("--dataset", default="celebahq", show_default=True, help="Name, Hub id or folder.")
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--seeds", nargs=2, default=(0, 1), show_default=True, help="Of a and b.")
 @click.option("--pictures", nargs=2, metavar="A B", help="Files to take in place of samples.")
 @click.option("--out", default="between.png", show_default=True, help="The sheet, a PNG.")

@@ -7,7 +7,7 @@ from hebm_sample.images import grid
 
 
 @click.command()
-@click.option("--dataset", default="celebahq", show_default=True, help="Name, Hub id or folder.")
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("-n", "--num-images", default=8, show_default=True, help="Pictures in a row.")
 @click.option("--out", default="trajectory.png", show_default=True, help="The sheet, a PNG.")
 def main(dataset: str, num_images: int, out: str) -> None:

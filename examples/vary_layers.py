@@ -12,7 +12,7 @@ from hebm_sample import Pipeline
 
 
 @click.command()
-@click.option("--dataset", default="celebahq", show_default=True, help="Name, Hub id or folder.")
+@click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--seed", default=7, show_default=True, help="Of the original.")
 @click.option("--columns", default=8, show_default=True, help="Pictures in a row.")
 @click.option("--out", default="layers.png", show_default=True, help="The sheet, a PNG.")
