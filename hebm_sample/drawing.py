@@ -301,7 +301,8 @@ class Drawer(Model):
         assert self._schedule is not None and given.start_level is not None
         levels = self._schedule.levels
         path = flow_levels(steps, levels[0], levels[given.start_level], denoise=False)[::-1]
-        tally = GradientTally(request.seeds, request.progress)
+        progress = cast("Callable[[int], None] | None", request.progress)
+        tally = GradientTally(request.seeds, progress)
         plain = replace(request, condition=None, likelihood=None)
         return flow_noise(self._energy_of(plain), given.u, path, tally)
 

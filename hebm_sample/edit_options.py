@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hebm_sample.options import CommandOptions, SteeringOptions, refuse
 
@@ -23,7 +23,7 @@ class EditOptions(SteeringOptions):
     seeds: tuple[int, ...] | None
     groups: tuple[int, ...] | None
     strength: float
-    method: str
+    method: Literal["flow", "noise"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
