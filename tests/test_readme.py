@@ -58,7 +58,7 @@ def _resolve(words: list[str]) -> tuple[click.Command, list[str]]:
 def test_the_readme_shows_all_programs() -> None:
     assert {command[0] for command in OURS} == set(PROGRAMS)
     verbs = {command[1] for command in OURS if command[0] == "hebm-train"}
-    assert verbs == {"generator", "prior", "export", "evaluate"}
+    assert verbs == {"generator", "prior", "export", "evaluate", "push"}
 
 
 @pytest.mark.parametrize("words", OURS + IN_DOCS, ids=" ".join)

@@ -163,7 +163,7 @@ class TestCommands:
         figures = json.loads((tmp_path / "figures.json").read_text())
         assert list(figures["variables"]["Smiling"]["found"]) == ["0", "1.5"]
         assert (figures["num_images"], figures["held_out"]) == (4, 10)
-        assert figures["edit"]["strength"] == 0.6 and len(figures["layers"]["distances"]) == 3
+        assert figures["edit"]["strength"] == 0.77 and len(figures["layers"]["distances"]) == 3
         assert figures["judge"]["columns"]["bright"]["count"] == 40
 
     def test_control_trains_a_judge_and_keeps_it(self, home, run):
