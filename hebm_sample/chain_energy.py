@@ -5,8 +5,8 @@ for.
 - What depends on the noise level alone is evaluated once a level, not once a step.
 - The block below the last latent group feeds the image decoder alone, and is left out of T.
 
-`torch.compile` can fuse the rest. It takes about a minute of one core for each new batch size, so
-only the first one is compiled, and only for gradients.
+`torch.compile` can fuse the rest. It takes long for each new batch size, so only the first one is
+compiled, and only for gradients.
 """
 
 import copy

@@ -88,8 +88,8 @@ class Drawer(Model):
     """A model that draws.
 
     Attributes:
-        compile_chains: Whether `torch.compile` makes the chains' energies faster. It takes about a
-            minute of one core, so it pays for hundreds of pictures; off at first.
+        compile_chains: Whether `torch.compile` has the chains' energies. Compiling takes long, so
+            it can pay for many pictures only; off at first.
     """
 
     compile_chains: bool = False

@@ -46,7 +46,7 @@ __all__ = [
 MAX_TEMPERATURE = 10.0
 MAX_GUIDANCE = 100.0
 MAX_BATCH = min(4096, MAX_SEEDS)
-_COMPILE = "Compile the chain first: about a minute; pays for hundreds of pictures."
+_COMPILE = "Compile the chain first, which takes long: for many pictures."
 PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
 

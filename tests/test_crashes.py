@@ -275,13 +275,11 @@ def environment():
 
 
 SIGNALLED = """
-import signal
+import os, signal
+from hebm_sample import cli, images
 
 # A shell that put the tests into the background had them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-import os, signal
-from hebm_sample import cli, images
 
 save, files = images.save_png, []
 

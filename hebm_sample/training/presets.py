@@ -107,40 +107,48 @@ _TINY = GeneratorConfig(
     encoder_cells=1,
 )
 
+# What all presets of 64x64 faces start from; those of the models add symbols and a name.
+_PICTURES_64 = Preset(
+    name="pictures64",
+    note="64x64 pictures of your own, no symbols; 6 groups on 4/8/16, for two CPU cores",
+    generator=_FACES_64,
+    # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
+    kl_weight=5.0,
+    prior=_FACES_PRIOR,
+    sampling=LangevinConfig(step_scale=1.0),
+    generator_settings=TrainSettings(steps=5200),
+    prior_settings=_FACES_PRIOR_SETTINGS,
+)
+_PICTURES_256 = replace(
+    _PICTURES_64,
+    name="pictures256",
+    note="256x256 pictures of your own, grown from a model of pictures64",
+    generator=_FACES_256,
+    generator_settings=_GROWING_SETTINGS,
+)
+_WITH_SYMBOLS = replace(_FACES_PRIOR, symbols=FACE_SYMBOLS)
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(
+        replace(
+            _PICTURES_256,
             name="celebahq",
-            note="256x256 faces, grown from a model of celebahq-64, for two CPU cores",
-            generator=_FACES_256,
-            kl_weight=5.0,
-            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
-            sampling=LangevinConfig(step_scale=1.0),
-            generator_settings=_GROWING_SETTINGS,
-            prior_settings=_FACES_PRIOR_SETTINGS,
+            note="256x256 faces, grown from a model of celebahq-64",
+            prior=_WITH_SYMBOLS,
         ),
-        Preset(
+        replace(
+            _PICTURES_64,
             name="celebahq-64",
             model="celebahq",
-            note="64x64 faces, 6 groups on 4/8/16, for two CPU cores",
-            generator=_FACES_64,
-            # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
-            kl_weight=5.0,
-            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
-            sampling=LangevinConfig(step_scale=1.0),
-            generator_settings=TrainSettings(steps=5200),
-            prior_settings=_FACES_PRIOR_SETTINGS,
+            note="64x64 faces with ten attributes; the generator of pictures64",
+            prior=_WITH_SYMBOLS,
         ),
-        Preset(
+        replace(
+            _PICTURES_64,
             name="celeba64",
-            note="64x64 CelebA frames, 6 groups on 4/8/16, for two CPU cores",
-            generator=_FACES_64,
-            kl_weight=5.0,
-            prior=replace(_FACES_PRIOR, symbols=FACE_SYMBOLS),
-            sampling=LangevinConfig(step_scale=1.0),
-            generator_settings=TrainSettings(steps=5200),
-            prior_settings=_FACES_PRIOR_SETTINGS,
+            note="64x64 CelebA frames with ten attributes; the generator of pictures64",
+            prior=_WITH_SYMBOLS,
         ),
         Preset(
             name="cifar10",
@@ -167,26 +175,8 @@ PRESETS: dict[str, Preset] = {
                 validation=0,
             ),
         ),
-        Preset(
-            name="pictures64",
-            note="64x64 pictures of your own, no symbols; the generator of celebahq-64",
-            generator=_FACES_64,
-            kl_weight=5.0,
-            prior=_FACES_PRIOR,
-            sampling=LangevinConfig(step_scale=1.0),
-            generator_settings=TrainSettings(steps=5200),
-            prior_settings=_FACES_PRIOR_SETTINGS,
-        ),
-        Preset(
-            name="pictures256",
-            note="256x256 pictures of your own, grown from a model of pictures64",
-            generator=_FACES_256,
-            kl_weight=5.0,
-            prior=_FACES_PRIOR,
-            sampling=LangevinConfig(step_scale=1.0),
-            generator_settings=_GROWING_SETTINGS,
-            prior_settings=_FACES_PRIOR_SETTINGS,
-        ),
+        _PICTURES_64,
+        _PICTURES_256,
         Preset(
             name="church64",
             note="64x64 churches from 2,500 pictures, 6 groups on 4/8/16, for two CPU cores",
