@@ -1,0 +1,310 @@
+"""The work behind the page's buttons: a recipe and a pipeline in, pictures out.
+
+    draw           pictures after each noise level, by `Pipeline.stream`
+    vary           the top groups of u_0 kept, the others drawn anew
+    reconstruct    decode(u), u ~ q(u | x)
+    edit           before, reconstructed, edited
+    average        decode(0), to look at before anything is drawn
+
+Pictures are drawn with the options and the batch size of the commands, so their files are those
+that the commands write, to the byte.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hebm_sample.demo.recipes import (
+    Draw,
+    Edit,
+    Origin,
+    Reconstruct,
+    Upload,
+    Vary,
+    edit_options,
+    safe_name,
+    sample_options,
+)
+from hebm_sample.errors import UserInputError
+from hebm_sample.machine import model_facts, png_text, sampler_facts, within_memory
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hebm_sample.generator.hierarchy import Latents
+    from hebm_sample.options import SampleOptions
+    from hebm_sample.pipeline import Pipeline, Samples
+
+__all__ = [
+    "MAX_PICTURES",
+    "MAX_UPLOAD_BYTES",
+    "Picture",
+    "Stopped",
+    "Watch",
+    "average",
+    "draw",
+    "edit",
+    "reconstruct",
+    "upload",
+    "vary",
+]
+
+MAX_PICTURES = 9
+MAX_UPLOAD_BYTES = 10 * 2**20
+MOST_SEEN = 4
+MAX_UPLOAD_PIXELS = 2**25  # 33 megapixels: what cameras and telephones make
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on the page.
+
+    Arguments:
+        png: Its file, with what `hebm-sample` writes into it once it is finished.
+        caption: What stands under it.
+        origin: How it came about; None for one that nothing can begin from.
+        energies: -F_{i} of each group; empty where there are none.
+        seen: p of symbols given the picture, as the model sees it: of "yes", or of the likeliest
+            values. Empty for a picture on its way.
+        latents: u of this picture alone; None where it has not been read.
+    """
+
+    png: bytes
+    caption: str
+    origin: Origin | None = None
+    energies: tuple[float, ...] = ()
+    seen: tuple[tuple[str, float], ...] = ()
+    latents: "Latents | None" = None
+
+    @property
+    def image(self) -> "Image":
+        """Its pixels."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.png)).convert("RGB")
+
+
+class Stopped(Exception):
+    """The visitor pressed Stop, or left."""
+
+
+@dataclass
+class Watch:
+    """Counts the gradients of a chain, and ends it when told to.
+
+    Arguments:
+        stop: Set by someone else to end the chain at its next gradient.
+        tell: Called with the share that is done, in [0, 1].
+        total: Gradients in all; set by the action.
+    """
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    tell: Callable[[float], object] = lambda share: None
+    total: int = 0
+    done: int = 0
+
+    def __call__(self, count: int) -> None:
+        """So many more gradients; raises `Stopped`."""
+        if self.stop.is_set():
+            raise Stopped
+        self.done += count
+        self.tell(min(1.0, self.done / max(1, self.total)))
+
+
+# Drawing
+
+
+def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[Picture]]:
+    """The pictures after each noise level; the last are finished."""
+    options = _counted(step)
+    watch.total = _steps(pipe, options, len(step.seeds))
+    text = _facts(pipe, options)
+    with within_memory(options.batch):
+        states = pipe.stream(
+            seeds=list(step.seeds),
+            batch_size=options.batch,
+            progress=watch,
+            **options.settings,
+            **options.wishes,
+        )
+        for samples in states:
+            yield _pictures(pipe, samples, step, text if samples.level == 0 else None)
+
+
+def vary(pipe: "Pipeline", step: Vary, source: Picture, watch: Watch) -> list[Picture]:
+    """The source, and its variations. A source of several seeds is drawn again, alone."""
+    options = _counted(step)
+    again = step.drawn_source is not None and step.drawn_source != step.source.step
+    watch.total = _steps(pipe, options, len(step.seeds)) + again * _steps(pipe, options, 1)
+    given: dict[str, Any] = {**options.settings, **options.wishes, "progress": watch}
+    with within_memory(options.batch):
+        if again and step.drawn_source is not None:
+            begin: Any = pipe(
+                seeds=list(step.drawn_source.seeds), batch_size=options.batch, **given
+            )
+        else:
+            begin = _begin(source)
+        samples = pipe.vary(
+            begin,
+            slice(0, step.keep),
+            len(step.seeds),
+            seeds=list(step.seeds),
+            batch_size=options.batch,
+            **given,
+        )
+    facts = _facts(pipe, options) | {"sheet": "variations", "keep_top": step.keep}
+    return [source, *_pictures(pipe, samples, step, facts)]
+
+
+def _begin(source: Picture) -> Any:
+    """What `Pipeline.vary` takes: latents, or a picture to read."""
+    if source.latents is not None:
+        return source.latents
+    return [source.image]
+
+
+def _counted(step: Draw | Vary) -> "SampleOptions":
+    if not 1 <= len(step.seeds) <= MAX_PICTURES:
+        raise UserInputError(
+            f"{len(step.seeds)} seeds are {len(step.seeds)} pictures; this page draws at most "
+            f"{MAX_PICTURES} at a time: `hebm-sample` draws thousands"
+        )
+    return sample_options(step)
+
+
+def _steps(pipe: "Pipeline", options: Any, count: int) -> int:
+    return pipe.total_steps(num_images=count, batch_size=options.batch, steps=options.steps)
+
+
+def _facts(pipe: "Pipeline", options: "SampleOptions") -> dict[str, Any]:
+    """What `hebm-sample` writes into the PNG."""
+    facts = model_facts(pipe) | sampler_facts(pipe, options)
+    return facts | {"prior": options.prior} | options.facts
+
+
+def _pictures(
+    pipe: "Pipeline",
+    samples: "Samples",
+    step: Draw | Vary | Edit,
+    facts: Mapping[str, Any] | None,
+) -> list[Picture]:
+    """Samples as pictures; without facts they are on their way."""
+    from hebm_sample.images import png_bytes
+
+    energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
+    seen = [()] * len(samples) if facts is None else _seen(pipe, samples.latents)
+    found = []
+    for i, (seed, image) in enumerate(zip(samples.seeds, samples.images, strict=True)):
+        latents = tuple(group[i : i + 1] for group in samples.latents)
+        png = png_bytes(image, facts and png_text(facts, seed=seed))
+        caption = {Draw: f"seed {seed}", Vary: f"variation {seed}", Edit: "edited"}[type(step)]
+        found.append(Picture(png, caption, Origin(step, i), tuple(energies[i]), seen[i], latents))
+    return found
+
+
+def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
+    """p(symbol | u) of each picture, what is worth showing of it."""
+    rows: list[tuple[tuple[str, float], ...]] = [()] * len(latents[0])
+    if not pipe.symbols:
+        return rows
+    for name, probabilities in pipe.classify(latents=latents).items():
+        values = pipe.symbols[name]
+        for i, row in enumerate(probabilities.tolist()):
+            named = sorted(zip(values, row, strict=True), key=lambda pair: -pair[1])
+            if set(values) == {"no", "yes"}:
+                rows[i] += ((name, dict(named)["yes"]),)
+            else:
+                rows[i] += tuple(named[:MOST_SEEN])
+    return rows
+
+
+# Pictures that were there before
+
+
+def upload(pipe: "Pipeline", path: str | os.PathLike[str]) -> Picture:
+    """A visitor's file as the model sees it: the middle square, at its own size.
+
+    Raises:
+        UserInputError: It is no PNG, JPEG or WebP picture, or too large.
+        EnvironmentFailure: It is damaged.
+    """
+    from hebm_sample.images import open_picture, png_bytes, prepare, to_pil
+
+    name = safe_name(os.fspath(path))
+    if os.path.getsize(path) > MAX_UPLOAD_BYTES:
+        raise UserInputError(
+            f"{name} is larger than {MAX_UPLOAD_BYTES >> 20} MB; give a smaller picture"
+        )
+    file = io.BytesIO(Path(path).read_bytes())
+    file.name = name  # what messages call it, instead of a place on this machine
+    _check_pixels(file, name)
+    square = to_pil(prepare(open_picture(file), pipe.config.generator.image_size))[0]
+    return Picture(png_bytes(square), "your picture", Origin(Upload(name)))
+
+
+def _check_pixels(file: io.BytesIO, name: str) -> None:
+    """Refuse by its header what would take long to decode; what is no picture passes."""
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            pixels = image.width * image.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pixels = 0
+    file.seek(0)
+    if pixels > MAX_UPLOAD_PIXELS:
+        raise UserInputError(
+            f"{name} has {pixels / 1e6:.0f} megapixels; this page reads at most "
+            f"{MAX_UPLOAD_PIXELS / 1e6:.0f}: give a smaller picture"
+        )
+
+
+def reconstruct(pipe: "Pipeline", step: Reconstruct, source: Picture) -> list[Picture]:
+    """The source, and what the model makes of it."""
+    return [source, _reconstruction(pipe, step, source)]
+
+
+def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: Picture) -> Picture:
+    from hebm_sample.images import png_bytes
+
+    latents = pipe.encode([source.image])
+    groups = range(len(latents)) if pipe.prior is not None else ()
+    energies = tuple(float(pipe.energy(latents=latents, groups=i)) for i in groups)
+    png = png_bytes(pipe.decode(latents)[0], png_text(model_facts(pipe), sheet="reconstruction"))
+    seen = _seen(pipe, latents)[0]
+    return Picture(png, "reconstructed", Origin(step), energies, seen, latents)
+
+
+def edit(pipe: "Pipeline", step: Edit, source: Picture, watch: Watch) -> list[Picture]:
+    """The source, what the model makes of it, and that edited."""
+    options = edit_options(step)
+    watch.total = _steps(pipe, options, 1)
+    with within_memory(options.batch):
+        samples = pipe.edit(
+            [source.image],
+            strength=options.strength,
+            method=options.method,
+            batch_size=options.batch,
+            progress=watch,
+            **options.settings,
+            **options.wishes,
+        )
+        between = _reconstruction(pipe, Reconstruct(step.model, step.source), source)
+    asked = {"symbols": options.symbols or None, "guidance": options.weights or None}
+    how = {"strength": options.strength, "method": options.method}
+    facts = model_facts(pipe) | sampler_facts(pipe, options) | asked | how
+    return [source, between, *_pictures(pipe, samples, step, facts)]
+
+
+def average(pipe: "Pipeline") -> Picture:
+    """The picture of u = 0, the middle of N(0, I)."""
+    import torch
+
+    from hebm_sample.images import png_bytes
+
+    zero = tuple(torch.zeros(1, *shape) for shape in pipe.generator.latent_shapes)
+    return Picture(png_bytes(pipe.decode(zero)[0]), "all latents at zero: the model's average")

@@ -1,0 +1,182 @@
+"""The three tabs on the left: what to draw, how to vary it, what to edit."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import gradio as gr
+
+from hebm_sample.config import SamplerName
+from hebm_sample.demo import view
+from hebm_sample.demo.actions import MAX_PICTURES
+from hebm_sample.demo.studio import Offer, Studio
+
+__all__ = ["QUICK", "Controls", "Wish", "wish_values"]
+
+MOST_GUIDANCE = 16
+MOST_PULL = 100
+# As many seeds as the box names, from a random one on.
+_DICE = """(text) => {
+    const first = Math.floor(Math.random() * 1000000), range = text.split('-');
+    const more = range.length === 2 ? Math.min(8, range[1] - range[0]) : 0;
+    return more > 0 ? `${first}-${first + more}` : `${first}`;
+}"""
+
+# Listeners that answer at once, beside the queue; like all others no public API.
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A variable: what it should be, and how much that weighs."""
+
+    box: gr.Column
+    value: gr.Dropdown
+    weight: gr.Slider | None = None
+
+
+class Controls:
+    """The three tabs. Made inside the context of the page."""
+
+    def __init__(self, studio: Studio, first: str) -> None:
+        self._studio, offer = studio, studio.offers[first]
+        with gr.Tab("Draw", id="draw"):
+            self.seeds, _ = _seeds("hebm-seeds", "7", "Seeds", f"Up to {MAX_PICTURES}: 7 or 0-8")
+            self.draw = gr.Button("Draw", variant="primary", elem_id="hebm-draw")
+            self.wishes = self._wishes(offer, "draw", weighed=True)
+            with gr.Accordion("Advanced", open=False, elem_id="hebm-advanced"):
+                self.temperature = gr.Slider(
+                    0, 2, 1.0, step=0.05, label="Temperature", info="Below 1: calmer, more alike."
+                )
+                self.sampler = gr.Dropdown(
+                    [("the model's", ""), *get_args(SamplerName)],
+                    value="",
+                    label="Sampler",
+                    filterable=False,
+                )
+                self.steps = gr.Slider(
+                    0,
+                    200,
+                    0,
+                    step=1,
+                    label="Steps",
+                    info="Gradients in all; 0: the model's own number.",
+                    elem_id="hebm-steps",
+                )
+        with gr.Tab("Vary", id="vary"):
+            gr.Markdown("Keeps the top layers of the chosen picture and draws those below anew.")
+            self.keep = gr.Slider(
+                0,
+                offer.groups - 1,
+                offer.groups // 2,
+                step=1,
+                label="Layers kept, from the top",
+                info="Few: another picture. Many: other details.",
+                elem_id="hebm-keep",
+            )
+            self.vary_seeds, _ = _seeds(
+                "hebm-vary-seeds", "1-8", "Seeds of the variations", "One variation a seed"
+            )
+            self.vary = gr.Button("Vary", variant="primary", elem_id="hebm-vary")
+        with gr.Tab("Edit", id="edit"):
+            gr.Markdown("Changes the chosen picture: one that was drawn, or your own.")
+            self.file = gr.File(
+                label="Your own picture",
+                file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                type="filepath",
+                height=150,
+                elem_id="hebm-upload",
+            )
+            self.edit_wishes = self._wishes(offer, "edit", weighed=False)
+            self.strength = gr.Slider(
+                0.05,
+                1,
+                0.77,
+                step=0.01,
+                label="Strength",
+                info="How far up into the noise: less changes less.",
+                elem_id="hebm-strength",
+            )
+            self.guidance = gr.Slider(
+                0,
+                MOST_PULL,
+                32,
+                step=1,
+                label="Guidance",
+                info="How hard it is pulled to what is asked.",
+                elem_id="hebm-guidance",
+            )
+            with gr.Accordion("Advanced", open=False):
+                self.method = gr.Radio(
+                    [("keep what is not asked for", "flow"), ("draw it anew", "noise")],
+                    value="flow",
+                    label="Method",
+                )
+                self.edit_steps = gr.Slider(
+                    0,
+                    200,
+                    0,
+                    step=1,
+                    label="Steps",
+                    info="0: the model's own number.",
+                    elem_id="hebm-edit-steps",
+                )
+            with gr.Row():
+                self.reconstruct = gr.Button(
+                    "Reconstruct", elem_id="hebm-reconstruct", min_width=120
+                )
+                self.edit = gr.Button(
+                    "Edit", variant="primary", elem_id="hebm-edit", min_width=120
+                )
+
+    def _wishes(self, offer: Offer, tab: str, weighed: bool) -> list[Wish]:
+        """As many dropdowns as the model that has most needs; the others are hidden."""
+        most = max(len(each.symbols) for each in self._studio.offers.values())
+        found = []
+        with gr.Row(elem_classes="hebm-wishes"):
+            for i in range(most):
+                with gr.Column(min_width=130, visible=i < len(offer.symbols)) as box:
+                    value = gr.Dropdown(
+                        **wish_values(offer, i),
+                        elem_id=f"hebm-{tab}-wish-{i}",
+                        filterable=False,
+                        min_width=100,
+                    )
+                    weight = None
+                    if weighed:
+                        weight = gr.Slider(
+                            0,
+                            MOST_GUIDANCE,
+                            2,
+                            step=0.5,
+                            label="Weight",
+                            visible=False,
+                            min_width=100,
+                            elem_id=f"hebm-weight-{i}",
+                        )
+                        value.change(
+                            lambda wish: gr.update(visible=bool(wish)), value, weight, **QUICK
+                        )
+                    found.append(Wish(box, value, weight))
+        return found
+
+
+def wish_values(offer: Offer, index: int) -> dict[str, Any]:
+    """Properties of the dropdown of a model's `index`-th variable."""
+    if index >= len(offer.symbols):
+        return {"choices": [("any", "")], "value": "", "label": "-"}
+    name, values = list(offer.symbols.items())[index]
+    choices = [("any", ""), *((value, value) for value in values)]
+    if len(values) > 2:  # of two, one not is the other
+        choices += [(f"not {value}", f"~{value}") for value in values]
+    return {"choices": choices, "value": "", "label": view.readable(name)}
+
+
+def _seeds(name: str, value: str, label: str, info: str) -> tuple[gr.Textbox, gr.Button]:
+    """A box of seeds, and a die for one that nobody thought of."""
+    with gr.Row(elem_classes="hebm-seeds"):
+        box = gr.Textbox(
+            value, label=label, info=info, max_lines=1, max_length=200, elem_id=name, min_width=120
+        )
+        die = gr.Button("Random", scale=0, min_width=100, elem_id=f"{name}-random")
+    die.click(None, box, box, js=_DICE)
+    return box, die

@@ -1,0 +1,255 @@
+"""What the page's buttons do: values of its parts in, new values out.
+
+A visitor's Stop, and leaving the page, end that visitor's chain at its next gradient. Pictures
+travel inside the page, so none of them is written to this machine's disk; uploads are, by gradio,
+and are removed once they are read. What goes wrong becomes a line in the page.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hebm_sample.demo import actions, view
+from hebm_sample.demo.actions import Picture, Stopped, Watch
+from hebm_sample.demo.recipes import (
+    Asked,
+    Draw,
+    Edit,
+    Origin,
+    Reconstruct,
+    Step,
+    Vary,
+    python_lines,
+    shell_lines,
+)
+from hebm_sample.demo.studio import Offer, Studio
+from hebm_sample.errors import HebmError, UserInputError
+from hebm_sample.seeds import parse_seeds
+
+__all__ = ["Handlers", "Shown"]
+
+MOST_STOPS = 1000
+NO_LINES = "# draw a picture first"
+_PROGRESS = gr.Progress()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a visitor sees: a model's pictures, and the large one among them; none yet while the
+    page is loading.
+    """
+
+    label: str
+    pictures: tuple[Picture, ...]
+    chosen: int = 0
+
+    @property
+    def picture(self) -> Picture:
+        """The chosen one."""
+        return self.pictures[self.chosen]
+
+    def origin(self, label: str) -> Origin:
+        """Of the chosen picture, to begin a step of the model `label` from."""
+        origin = self.picture.origin if self.pictures else None
+        if origin is None or self.label != label:
+            raise UserInputError("there is no picture to begin from; draw one, or give your own")
+        return origin
+
+
+Work = Callable[[Watch], Iterator[Shown]]
+
+
+class Handlers:
+    """What the buttons do. Inputs come from strangers: gradio checks them against the page's
+    choices and ranges, and the package's own checks follow.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._stops: OrderedDict[str, threading.Event] = OrderedDict()
+
+    # Stop
+
+    def arm(self, request: gr.Request) -> Any:
+        """A new chain begins, or waits for its turn: Stop means that one."""
+        self._stops[str(request.session_hash)] = threading.Event()
+        while len(self._stops) > MOST_STOPS:
+            self._stops.popitem(last=False)[1].set()
+        return gr.update(interactive=True)
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the visitor's chain at its next gradient."""
+        event = self._stops.get(str(request.session_hash))
+        if event is not None:
+            event.set()
+
+    # Work
+
+    def _perform(
+        self, request: gr.Request, progress: gr.Progress, before: Shown, work: Work
+    ) -> Iterator[tuple[Any, ...]]:
+        """Outputs as the work goes on; what goes wrong becomes a line, and what was shown
+        before stays.
+        """
+        stop = self._stops.get(str(request.session_hash)) or threading.Event()
+        watch = Watch(stop, lambda share: progress(share, desc="drawing"))
+        start, shown = time.perf_counter(), before
+        try:
+            if stop.is_set():
+                raise Stopped
+            for shown in work(watch):
+                yield (view.status("drawing"), *self._show(shown), shown, gr.update())
+            text = f"done in {time.perf_counter() - start:.1f} s"
+            yield (view.status(text), *self._show(shown), shown, gr.update(interactive=False))
+        except Stopped:
+            yield self._kept(before, "stopped", False)
+        except HebmError as error:
+            yield self._kept(before, str(error), True)
+
+    def _kept(self, before: Shown, text: str, error: bool) -> tuple[Any, ...]:
+        message = view.status(" ".join(text.split()), error)
+        return (message, *self._show(before), before, gr.update(interactive=False))
+
+    def _show(self, shown: Shown) -> tuple[str, str, str]:
+        """The stage, and the lines that make the chosen picture."""
+        if not shown.pictures:
+            return "", NO_LINES, NO_LINES
+        offer, origin = self.studio.offers[shown.label], shown.picture.origin
+        html = view.stage(shown.pictures, shown.chosen, offer.resolutions)
+        if origin is None:
+            return html, NO_LINES, NO_LINES
+        return html, python_lines(origin), shell_lines(origin)
+
+    def _of(self, label: str) -> tuple[Offer, Any]:
+        offer = self.studio.offers[label]
+        return offer, self.studio.pipeline(offer.name)
+
+    def open(self, label: str) -> tuple[Any, ...]:
+        """A model was chosen: its average picture."""
+        offer, shown, line = self.studio.offers[label], Shown(label, ()), view.status("ready")
+        try:
+            shown = Shown(label, (actions.average(self.studio.pipeline(offer.name)),))
+        except HebmError as error:
+            line = view.status(" ".join(str(error).split()), error=True)
+        most = offer.groups - 1
+        keep = gr.update(maximum=most, value=min(most, max(1, offer.groups // 2)))
+        return (line, *self._show(shown), shown, view.model_note(offer), keep)
+
+    def draw(
+        self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """Pictures of seeds."""
+        label, before, seeds, temperature, sampler, steps, *wishes = values
+
+        def work(watch: Watch) -> Iterator[Shown]:
+            offer, pipe = self._of(label)
+            half = len(wishes) // 2
+            symbols, weights = _wishes(offer, wishes[:half]), wishes[half:]
+            guidance = {
+                name: float(weight)
+                for name, weight in zip(offer.symbols, weights, strict=False)
+                if name in symbols
+            }
+            asked = Asked(
+                symbols,
+                guidance,
+                sampler or None,
+                None if steps in (None, 0) else int(steps),
+                None if temperature in (None, 1.0) else float(temperature),
+            )
+            step = Draw(offer.name, asked, parse_seeds(seeds))
+            for pictures in actions.draw(pipe, step, watch):
+                yield Shown(label, tuple(pictures))
+
+        yield from self._perform(request, progress, before, work)
+
+    def vary(
+        self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """Variations of the chosen picture."""
+        label, before, keep, seeds = values
+
+        def work(watch: Watch) -> Iterator[Shown]:
+            offer, pipe = self._of(label)
+            origin = before.origin(label)
+            step = Vary(offer.name, _asked_by(origin.step), parse_seeds(seeds), int(keep), origin)
+            pictures = actions.vary(pipe, step, before.picture, watch)
+            yield Shown(label, tuple(pictures), 1)
+
+        yield from self._perform(request, progress, before, work)
+
+    def reconstruct(
+        self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """What the model makes of the chosen picture."""
+        label, before = values
+
+        def work(watch: Watch) -> Iterator[Shown]:
+            offer, pipe = self._of(label)
+            step = Reconstruct(offer.name, before.origin(label))
+            pictures = actions.reconstruct(pipe, step, before.picture)
+            yield Shown(label, tuple(pictures), len(pictures) - 1)
+
+        yield from self._perform(request, progress, before, work)
+
+    def edit(
+        self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """The chosen picture, with what was asked changed."""
+        label, before, strength, guidance, method, steps, *wishes = values
+
+        def work(watch: Watch) -> Iterator[Shown]:
+            offer, pipe = self._of(label)
+            origin, symbols = before.origin(label), _wishes(offer, wishes)
+            if not symbols and method == "flow":
+                raise UserInputError("choose what should change; with nothing asked nothing does")
+            steps_asked = None if steps in (None, 0) else int(steps)
+            asked = Asked(symbols, dict.fromkeys(symbols, float(guidance)), None, steps_asked)
+            step = Edit(offer.name, asked, float(strength), method, origin)
+            pictures = actions.edit(pipe, step, before.picture, watch)
+            yield Shown(label, tuple(pictures), len(pictures) - 1)
+
+        yield from self._perform(request, progress, before, work)
+
+    def upload(self, label: str, before: Shown, path: str | None) -> tuple[Any, ...]:
+        """A visitor's picture becomes the chosen one; its file is removed."""
+        if path is None:
+            return view.status("ready"), *self._show(before), before, gr.update()
+        try:
+            _, pipe = self._of(label)
+            shown = Shown(label, (actions.upload(pipe, path),))
+            text, error = "your picture, as the model sees it: its middle square", False
+        except HebmError as failure:
+            shown, text, error = before, " ".join(str(failure).split()), True
+        finally:
+            with suppress(OSError):
+                Path(path).unlink()
+        return view.status(text, error), *self._show(shown), shown, None
+
+    def pick(self, before: Shown, event: gr.EventData) -> tuple[Any, ...]:
+        """Another picture becomes the large one."""
+        index = getattr(event, "index", 0)
+        index = index if isinstance(index, int) and 0 <= index < len(before.pictures) else 0
+        shown = Shown(before.label, before.pictures, index)
+        return (*self._show(shown), shown)
+
+
+def _wishes(offer: Offer, values: Any) -> dict[str, str]:
+    """What is asked of each of the model's variables; the page may have more dropdowns."""
+    return {name: str(wish) for name, wish in zip(offer.symbols, values, strict=False) if wish}
+
+
+def _asked_by(step: Step) -> Asked:
+    """What variations ask: what the picture was drawn with; of an edit its wishes, at weight 1."""
+    if isinstance(step, Draw | Vary):
+        return step.asked
+    if isinstance(step, Edit):
+        return Asked(step.asked.symbols, {})
+    return Asked({}, {})

@@ -1,0 +1,304 @@
+"""What the page does is what its lines of Python and shell do, to the bit, and what a stranger
+types or uploads ends in one line.
+
+Without it the page could show lines that make other pictures than those above them.
+"""
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from demo.running import run_python, run_shell
+from PIL import Image
+from tiny import symbolic_pipeline
+
+from hebm_sample.demo import actions, recipes, view
+from hebm_sample.demo.actions import Picture, Stopped, Watch
+from hebm_sample.demo.recipes import Asked, Draw, Edit, ModelName, Reconstruct, Vary
+from hebm_sample.demo.studio import Offer, Studio, offers
+from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
+from hebm_sample.pipeline import Pipeline
+
+NOTHING = Asked({}, {})
+ASKED = Asked({"class": "~a", "Smiling": "yes"}, {"class": 1.0, "Smiling": 2.5}, temperature=0.85)
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory) -> ModelName:
+    folder = tmp_path_factory.mktemp("models") / "toy"
+    symbolic_pipeline(steps=6).save_pretrained(folder)
+    return ModelName(str(folder))
+
+
+@pytest.fixture(scope="module")
+def pipe(name) -> Pipeline:
+    return Pipeline.from_pretrained(name.dataset)
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch) -> Path:
+    """Neither square nor of the model's size, with a name that wants quoting; in the folder where
+    lines are run.
+    """
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "it's me.png"
+    Image.linear_gradient("L").resize((50, 40)).convert("RGB").save(path)
+    return path
+
+
+def drawn(pipe, step) -> list[Picture]:
+    *_, last = actions.draw(pipe, step, Watch())
+    return last
+
+
+def pixels(picture) -> bytes:
+    return (picture.image if isinstance(picture, Picture) else picture).tobytes()
+
+
+# The lines
+
+
+def test_lines_of_drawn_pictures(pipe, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = drawn(pipe, Draw(name, ASKED, (7, 3)))
+    made = run_python(recipes.python_lines(found[1].origin))
+    assert [pixels(p) for p in found] == [pixels(p) for p in made["out"].images]
+    sheet = Path("pictures.png").read_bytes()
+    Path("pictures.png").unlink()
+    run_shell(recipes.shell_lines(found[1].origin))
+    with Image.open(io.BytesIO(sheet)) as a, Image.open("pictures.png") as b:
+        assert a.tobytes() == b.tobytes()
+
+
+def test_lines_of_variations_of_one_of_several(pipe, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = drawn(pipe, Draw(name, ASKED, (7, 3)))[1]
+    step = Vary(name, ASKED, (0, 1), 2, source.origin)
+    watch = Watch()
+    before, *found = actions.vary(pipe, step, source, watch)
+    assert before is source and watch.done == watch.total
+    made = run_python(recipes.python_lines(found[1].origin))
+    assert [pixels(p) for p in found] == [pixels(p) for p in made["out"].images]
+    run_shell(recipes.shell_lines(found[1].origin))
+    assert Path("varied/seed0001.png").read_bytes() == found[1].png
+
+
+def test_variations_keep_the_top_layers(pipe, name) -> None:
+    (source,) = drawn(pipe, Draw(name, NOTHING, (7,)))
+    _, *found = actions.vary(pipe, Vary(name, NOTHING, (1, 2), 2, source.origin), source, Watch())
+    for picture in found:
+        same = [a.equal(b) for a, b in zip(picture.latents, source.latents, strict=True)]
+        assert same == [True, True, False]
+    assert pixels(found[0]) != pixels(found[1])
+
+
+def test_lines_of_edits_of_edits_of_a_drawn_picture(pipe, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = drawn(pipe, Draw(name, NOTHING, (7, 3)))[1]
+    sources = [picture]
+    for method, wish in (("flow", "yes"), ("noise", "no")):
+        step = Edit(name, Asked({"Smiling": wish}, {"Smiling": 8.0}), 0.6, method, picture.origin)
+        before, _, picture = actions.edit(pipe, step, picture, Watch())
+        assert before is sources[-1] and pixels(before) != pixels(picture)
+        sources.append(picture)
+    made = run_python(recipes.python_lines(picture.origin))
+    assert pixels(made["out"].images[0]) == pixels(picture)
+    run_shell(recipes.shell_lines(picture.origin))
+    files = ("drawn/seed0003.png", "edited/seed0003.png", "edited1/seed0003.png")
+    assert [Path(file).read_bytes() for file in files] == [p.png for p in sources]
+
+
+def test_lines_of_an_edited_upload(pipe, name, photo) -> None:
+    source = actions.upload(pipe, photo)
+    assert source.image.size == (16, 16)
+    step = Edit(name, Asked({"class": "b"}, {"class": 32.0}, steps=8), 0.77, "flow", source.origin)
+    _, between, found = actions.edit(pipe, step, source, Watch())
+    made = run_python(recipes.python_lines(found.origin))
+    assert pixels(made["out"].images[0]) == pixels(found)
+    run_shell(recipes.shell_lines(found.origin))
+    assert (Path("edited") / photo.name).read_bytes() == found.png
+    assert pixels(run_python(recipes.python_lines(between.origin))["picture"]) == pixels(between)
+
+
+def test_lines_of_what_no_command_does(pipe, name, photo) -> None:
+    source = actions.upload(pipe, photo)
+    _, between = actions.reconstruct(pipe, Reconstruct(name, source.origin), source)
+    for begin in (source, between):
+        step = Vary(name, NOTHING, (0, 1), 1, begin.origin)
+        found = actions.vary(pipe, step, begin, Watch())[2]
+        again = Vary(name, NOTHING, (5,), 1, found.origin)
+        last = actions.vary(pipe, again, found, Watch())[1]
+        made = run_python(recipes.python_lines(last.origin))
+        assert pixels(made["out"].images[0]) == pixels(last)
+        assert recipes.shell_lines(last.origin).startswith("# no command")
+
+
+def test_words_with_two_settings_are_read_as_meant(name) -> None:
+    asked = Asked({"Smiling": "no"}, {"Smiling": 3.0}, "annealed", 12, 0.5)
+    options = recipes.sample_options(Draw(ModelName(name.dataset, 16, "cpu"), asked, (1, 2, 9)))
+    assert options.symbols == {"Smiling": "no"} and options.weights == {"Smiling": 3.0}
+    assert options.settings == {"sampler": "annealed", "steps": 12, "temperature": 0.5}
+    assert options.asked_seeds == (1, 2, 9)
+    assert (options.resolution, options.device) == (16, "cpu")
+
+
+# Streaming, stopping
+
+
+def test_a_draw_streams_a_level_at_a_time(pipe, name) -> None:
+    shares: list[float] = []
+    states = list(actions.draw(pipe, Draw(name, NOTHING, (7,)), Watch(tell=shares.append)))
+    steps = list(pipe.stream(seeds=[7]))
+    assert [pixels(s[0]) for s in states] == [pixels(s.images[0]) for s in steps]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert states[-1][0].energies == tuple(steps[-1].energies[0].tolist())
+
+
+@pytest.mark.parametrize("what", ["draw", "vary", "edit"])
+def test_stop_ends_a_chain_at_its_next_gradient(pipe, name, what) -> None:
+    (source,) = drawn(pipe, Draw(name, NOTHING, (7,)))
+    stop = threading.Event()
+    watch = Watch(stop, lambda share: stop.set())
+    with pytest.raises(Stopped):
+        if what == "draw":
+            list(actions.draw(pipe, Draw(name, NOTHING, (7,)), watch))
+        elif what == "vary":
+            actions.vary(pipe, Vary(name, NOTHING, (0,), 1, source.origin), source, watch)
+        else:
+            asked = Asked({"Smiling": "yes"}, {"Smiling": 8.0})
+            actions.edit(pipe, Edit(name, asked, 0.6, "flow", source.origin), source, watch)
+    assert 0 < watch.done < watch.total
+
+
+# What strangers give
+
+
+def jpeg(size) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"<svg onload=alert(1)>", "is not a PNG, JPEG or WEBP picture"),
+        (b"", "is not a PNG, JPEG or WEBP picture"),
+        (jpeg((64, 64))[:300], "the file is damaged"),
+        (jpeg((9000, 4000)), "36 megapixels"),
+        (b"\xff\xd8" + bytes(actions.MAX_UPLOAD_BYTES), "larger than 10 MB"),
+    ],
+    ids=["markup", "empty", "torn", "many pixels", "many bytes"],
+)
+def test_a_bad_upload_is_one_line_without_our_paths(pipe, tmp_path, data, says) -> None:
+    path = tmp_path / "face.jpg"
+    path.write_bytes(data)
+    with pytest.raises(HebmError) as caught:
+        actions.upload(pipe, path)
+    assert says in str(caught.value) and "face.jpg" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\me\\face.png", "face.png"),
+        ("it's <me>.png", "it's <me>.png"),
+        ("--out.png", "out.png"),
+        ("...", "picture.png"),
+        ("a\nb.png", "ab.png"),
+    ],
+)
+def test_names_of_uploads(given, kept) -> None:
+    assert recipes.safe_name(given) == kept
+
+
+def test_what_is_asked_wrongly_is_one_line(pipe, name) -> None:
+    for step in (
+        Draw(name, NOTHING, tuple(range(actions.MAX_PICTURES + 1))),
+        Draw(name, Asked({"Smiling": "perhaps"}, {}), (1,)),
+        Draw(name, Asked({"Smiling": "yes"}, {"Smiling": 1e9}), (1,)),
+        Draw(name, Asked({}, {}, steps=-1), (1,)),
+    ):
+        with pytest.raises(UserInputError):
+            drawn(pipe, step)
+
+
+# What is shown
+
+
+def test_the_stage_shows_every_picture_and_a_bar_a_layer(pipe, name) -> None:
+    found = drawn(pipe, Draw(name, NOTHING, (7, 3)))
+    html = view.stage(found, 1, (4, 4, 8))
+    assert html.count("data-pick=") == 2
+    energies, seen = html.split("hebm-seen")
+    assert energies.count("<tr>") == len(found[1].energies) == 3
+    assert seen.count("<tr>") == 4  # three classes, and Smiling
+    assert 'download="toy-seed0003.png"' in html
+
+
+def test_what_visitors_write_is_escaped() -> None:
+    words = '"><script>alert(1)</script>'
+    picture = Picture(b"", words)
+    for html in (view.stage([picture], 0, ()), view.status(words)):
+        assert "<script" not in html and "&lt;script&gt;" in html
+
+
+def test_bars_begin_at_a_common_zero() -> None:
+    html = view.energy_chart((-3.0, 1.0), (4, 8))
+    assert "left:0.0%;width:75.0%" in html and "left:75.0%;width:25.0%" in html
+
+
+# Models
+
+
+def test_a_studio_keeps_the_last_few_models(name, pipe) -> None:
+    offer = Offer(name, pipe.config, "none")
+    studio = Studio([offer, offer], most=1)
+    assert len(studio.offers) == 2  # two models of one name can be told apart
+    first = studio.pipeline(name)
+    assert studio.pipeline(name) is first
+    studio.pipeline(ModelName(name.dataset, device="cpu"))
+    assert studio.pipeline(name) is not first
+
+
+def test_the_embedded_models_are_offered() -> None:
+    found = {offer.label: offer for offer in offers([], "cpu")}
+    assert {"celeba64 · 64×64", "celebahq · 256×256", "celebahq · 64×64"} <= set(found)
+    assert found["celebahq · 64×64"].name == ModelName("celebahq", 64, "cpu")
+    assert "class" in found["cifar10 · 32×32"].symbols
+
+
+# The command
+
+
+def test_without_gradio_there_is_one_line(monkeypatch) -> None:
+    from hebm_sample.demo import cli as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    done = CliRunner().invoke(command.main, [])
+    assert done.exit_code == 1 and done.stderr.count("\n") == 1
+    assert "pip install 'hebm-sample[demo]'" in done.stderr
+
+
+def test_a_model_that_is_not_there_is_named(monkeypatch) -> None:
+    from hebm_sample.demo import cli as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    done = CliRunner().invoke(command.main, ["--dataset", "celebahk"])
+    assert done.exit_code == 2 and "did you mean celebahq?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_lack_of_memory_is_told_in_the_page(pipe, name, monkeypatch) -> None:
+    def stream(**_options):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(pipe, "stream", stream)
+    with pytest.raises(EnvironmentFailure, match="too little memory"):
+        drawn(pipe, Draw(name, NOTHING, (7,)))
