@@ -3,12 +3,16 @@ r"""How fast a Langevin step is, beside the formulas written down plainly and th
     reference    one step straight from the formulas: T with its last block, one net after another,
                  the level embedded anew, two autograd calls (F; the Gaussian terms), one update a
                  tensor, PyTorch's default memory layout
-    ours         `langevin_step` on `ChainEnergy`, as `Pipeline` runs it
+    ours         `langevin_step` on `ChainEnergy`, as `Pipeline` runs it: on several cores parts of
+                 the batch side by side
+    plain        the reference in a process of its own that leaves freed memory to the system, as
+                 any loop without `heap.py` does; before and after the others, the mean of the two
+    whole        ours without parts: torch shares each operation out among the cores
     compiled     ours with --compile
     share        FLOPs of our step / seconds / the convolution peak of the same run
 
-The steps take turns and medians are compared, so that their ratios hold on a busy machine too.
-That reference and ours agree is asserted; nothing else is.
+They take turns, a level's steps each, and medians are compared, so that ratios hold on a busy
+machine too. That reference and ours agree is asserted; nothing else is.
 """
 
 import copy
@@ -16,8 +20,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +33,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hebm_sample import Pipeline, __version__
+from hebm_sample import Pipeline, __version__, chain_energy
 from hebm_sample.chain_energy import ChainEnergy
 from hebm_sample.prior.conditional import conditional_at, net_level
 from hebm_sample.prior.schedule import Latents
 from hebm_sample.sampling.driver import chain_variances, gradients_per_level
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.side_by_side import Stop, part_bounds, side_by_side
+from hebm_sample.training.draws import joined
 
 MATMUL_SIDES = (512, 1024)
 CONVOLUTIONS = ((64, 8), (64, 16), (128, 8), (128, 16), (256, 8), (256, 16))  # channels, side
 LEVEL = 2  # where steps are timed; every level costs the same
+STEPS = 8  # in a row, as many as a level has by default
 Step = Callable[[], object]
 
 
@@ -225,14 +234,27 @@ def steps(pipe: Any, batch: int, compiled: bool) -> tuple[dict[str, Step], dict[
     u, u_next, eps = (noise.normal() for _ in range(3))
     s, c = reference.variances(LEVEL)
 
-    def ours(energy: Any) -> Callable[[], Latents]:
-        density = conditional_at(energy, pipe._schedule, LEVEL, u_next)
-        return lambda: langevin_step(u, density, s, eps, reference_variance=c)[0]
+    cores = torch.get_num_threads() if pipe.device.type == "cpu" else 1
 
-    calls: dict[str, Step] = {
-        "reference": lambda: reference.step(u, u_next, LEVEL, eps),
+    def ours(energy: Any, cores: int = cores) -> Callable[[], Latents]:
+        def walk(start: int, end: int) -> Iterator[Latents]:
+            x, x_next, noise = (tuple(g[start:end] for g in row) for row in (u, u_next, eps))
+            density = conditional_at(energy, pipe._schedule, LEVEL, x_next)
+            while True:
+                for _ in range(STEPS):
+                    found, _ = langevin_step(x, density, s, noise, reference_variance=c)
+                yield found
+
+        walks = [walk(*bounds) for bounds in part_bounds(batch, cores)]
+        together = side_by_side(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
+        return lambda: joined(next(together))
+
+    calls: dict[str, Any] = {
+        "reference": _repeated(reference, u, u_next, eps),
         "ours": ours(energy),
     }
+    if len(part_bounds(batch, cores)) > 1:
+        calls["whole"] = ours(energy, 1)
     if compiled:
         start = time.perf_counter()
         calls["compiled"] = ours(ChainEnergy(pipe.generator, pipe.prior, compiled=True))
@@ -252,8 +274,38 @@ def steps(pipe: Any, batch: int, compiled: bool) -> tuple[dict[str, Step], dict[
     return calls, facts
 
 
+def _repeated(reference: Reference, u: Latents, u_next: Latents, eps: Latents) -> Step:
+    """As many steps of the reference as are timed together."""
+
+    def call() -> Latents:
+        for _ in range(STEPS):
+            found = reference.step(u, u_next, LEVEL, eps)
+        return found
+
+    return call
+
+
 def _plain(reference: Reference) -> Callable[[Latents, Tensor], Tensor]:
     return lambda u, level: reference.prior(reference.generator.transform(u), level)
+
+
+def plain_process(options: list[str]) -> list[float]:
+    """Seconds of a step of the reference, a number a batch size, in another process."""
+    command = [sys.executable, __file__, *options, "--reference-only"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(found.stdout)
+
+
+def reference_seconds(pipe: Any, batches: list[int], repeats: int, clock: Clock) -> list[float]:
+    """What `plain_process` runs."""
+    found = []
+    for batch in batches:
+        reference = Reference(pipe)
+        noise = NoiseStreams(range(batch), pipe.generator.latent_shapes, device=pipe.device)
+        rows = [noise.normal() for _ in range(3)]
+        call = _repeated(reference, *rows)
+        found.append(clock.medians({"plain": call}, repeats)["plain"] / STEPS)
+    return found
 
 
 def measure(
@@ -263,7 +315,7 @@ def measure(
     result: dict[str, Any] = {"peaks": peaks(clock, repeats), "rows": []}
     for batch in batches:
         calls, facts = steps(pipe, batch, compiled)
-        seconds = clock.medians(calls, repeats)
+        seconds = {k: v / STEPS for k, v in clock.medians(calls, repeats).items()}
         pieces = clock.medians(facts.pop("parts"), repeats)
         result["rows"].append(
             {"batch": batch, "seconds": seconds, "parts": pieces, **facts}
@@ -285,13 +337,16 @@ def table(result: dict[str, Any]) -> str:
         f"peak GFLOP/s: matrix product {best['matmul']:.0f}, "
         f"convolution {best['convolution']:.0f}",
         "",
-        f"{'batch':>5} {'step':<10}{'ms':>9}{'steps/s':>9}{'x ref.':>8}{'GFLOP':>8}{'share':>7}",
+        f"{'batch':>5} {'step':<10}{'ms':>9}{'steps/s':>9}"
+        f"{'x plain':>8}{'x ref.':>8}{'GFLOP':>8}{'share':>7}",
     ]
     for row in result["rows"]:
         for name, seconds in row["seconds"].items():
-            gflop = row["reference_gflop" if name == "reference" else "gflop"]
+            plain = name in ("plain", "reference")
+            gflop = row["reference_gflop" if plain else "gflop"]
             lines.append(
                 f"{row['batch']:>5} {name:<10}{1e3 * seconds:9.2f}{1 / seconds:9.1f}"
+                f"{seconds / row['seconds'].get('plain', float('nan')):8.2f}"
                 f"{seconds / row['seconds']['reference']:8.2f}{gflop:8.2f}"
                 f"{gflop / seconds / best['convolution']:7.2f}"
             )
@@ -310,9 +365,11 @@ def table(result: dict[str, Any]) -> str:
     "--batch", "batches", type=int, multiple=True, default=(1, 16, 64), show_default=True
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--repeats", type=click.IntRange(1), default=15, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Measure torch.compile too.")
+@click.option("--default-heap", is_flag=True, help="Leave freed memory to the system.")
+@click.option("--reference-only", is_flag=True, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the JSON there too.")
 def main(
@@ -322,6 +379,8 @@ def main(
     repeats: int,
     clock: str,
     compiled: bool,
+    default_heap: bool,
+    reference_only: bool,
     as_json: bool,
     out: Path | None,
 ) -> None:
@@ -332,9 +391,23 @@ def main(
     cuda = pipe.device.type == "cuda"
     if clock == "cpu" and (cuda or torch.get_num_threads() > 1):
         raise click.UsageError("--clock cpu needs --device cpu and OMP_NUM_THREADS=1")
+    if default_heap or reference_only:
+        chain_energy.keep_freed_memory = lambda: False
+    timer = Clock(clock, pipe.device)
+    if reference_only:
+        with torch.no_grad():
+            click.echo(json.dumps(reference_seconds(pipe, list(batches), repeats, timer)))
+        return
+    options = ["--dataset", dataset, "--device", device, "--repeats", str(repeats)]
+    options += ["--clock", clock, *(x for b in batches for x in ("--batch", str(b)))]
     gpu = torch.cuda.get_device_name(pipe.device) if cuda else None
+    before = plain_process(options)
     with torch.no_grad():
-        result = measure(pipe, list(batches), repeats, Clock(clock, pipe.device), compiled)
+        result = measure(pipe, list(batches), repeats, timer, compiled)
+    after = plain_process(options)
+    for row, *two in zip(result["rows"], before, after, strict=True):
+        row["seconds"] = {"plain": statistics.fmean(two), **row["seconds"]}
+        row["over_plain"] = row["seconds"]["ours"] / row["seconds"]["plain"]
     result["machine"] = {
         "model": pipe.name,
         "device": str(pipe.device),

@@ -10,6 +10,7 @@ compiled, and only for gradients.
 """
 
 import copy
+from threading import local
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents
+from hebm_sample.heap import keep_freed_memory
 from hebm_sample.prior.joint import JointEnergy, JointLevel
 from hebm_sample.prior.symbols import Condition
 
@@ -54,11 +56,12 @@ class ChainEnergy:
     def __init__(
         self, generator: HierarchicalGenerator, prior: JointEnergy, *, compiled: bool = False
     ) -> None:
+        keep_freed_memory()
         self.generator, self.prior = frozen(generator), frozen(prior)
         self.generator.groups[-1].cells = nn.Sequential()
         self._compiled = torch.compile(self._terms, dynamic=False) if compiled else None
         self._compiled_for: int | None = None
-        self._last: tuple[Tensor, JointLevel] | None = None
+        self._last = local()  # parts of a batch run side by side, each in a thread
 
     def __call__(self, u: Latents, level: Tensor, condition: Condition | None = None) -> Tensor:
         """As `JointEnergy.forward` of T(u).
@@ -91,7 +94,6 @@ class ChainEnergy:
         return self.prior(self.generator.transform(u), level, condition)
 
     def _at(self, level: Tensor) -> JointLevel:
-        last = self._last
-        if last is None or last[0] is not level:
-            last = self._last = level, self.prior.at(level)
-        return last[1]
+        if getattr(self._last, "level", None) is not level:
+            self._last.level, self._last.known = level, self.prior.at(level)
+        return self._last.known

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hebm_sample import __version__
+from hebm_sample.animation import ANIMATED, HOLD, MAX_SECONDS, SECONDS
 from hebm_sample.errors import UserInputError
 from hebm_sample.listing import list_models
 from hebm_sample.machine import (
@@ -41,6 +42,7 @@ from hebm_sample.parameters import (
     SectionedCommand,
     SeedsType,
     SeedType,
+    finite,
     option,
     taking,
 )
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hebm_sample.pipeline import Pipeline, Samples
+    from hebm_sample.samples import Trajectory
 
 __all__ = ["main"]
 
@@ -65,6 +68,7 @@ Examples:
   hebm-sample --dataset celebahq --keep-top 3 --from-seed 7 -n 8
   hebm-sample --dataset celebahq --layers --seeds 7  top to bottom, one more block freed a row
   hebm-sample --dataset celebahq --sampler flow --steps 20
+  hebm-sample --dataset celeba64 --trajectory --sampler flow --steps 24 --out moving.gif
   hebm-sample --list
   hebm-sample --verify                               every file against its SHA-256
 
@@ -192,26 +196,17 @@ def _mixed(
     return [pipe.mix(coarse, fine, cut)[0] for cut in cuts], _energies(drawn)
 
 
-def _trajectories(
+def _trajectory(
     pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], progress: Progress
-) -> tuple[list["Image"], Energies]:
-    """A row a seed: its picture after each level, and at last as it is."""
-    pictures: list[Image] = []
-    energies: Energies = []
-    for first in range(0, len(seeds), options.batch):
-        steps = list(
-            pipe.stream(
-                seeds=list(seeds[first : first + options.batch]),
-                batch_size=options.batch,
-                progress=progress,
-                **options.settings,
-                **options.wishes,
-            )
-        )
-        for row in zip(*(step.images for step in steps), strict=True):
-            pictures.extend(row)
-        energies += _energies(steps[-1])
-    return pictures, energies
+) -> "Trajectory":
+    """The pictures after each level, and at last as they are."""
+    return pipe.trajectory(
+        seeds=list(seeds),
+        batch_size=options.batch,
+        progress=progress,
+        **options.settings,
+        **options.wishes,
+    )
 
 
 def _sheet_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[int, int | None]:
@@ -243,6 +238,7 @@ def _draw(
     files: list[Path] = []
     energies: Energies = []
     pictures: list[Image] = []
+    moving: Trajectory | None = None
     total = _total_steps(pipe, options, len(seeds))
     with (
         progress_bar(total, pipe.name, options.quiet) as progress,
@@ -253,7 +249,8 @@ def _draw(
         elif options.sheet == "mix":
             pictures, energies = _mixed(pipe, options, progress)
         elif options.sheet == "trajectory":
-            pictures, energies = _trajectories(pipe, options, seeds, progress)
+            moving = _trajectory(pipe, options, seeds, progress)
+            energies = _energies(moving.samples)
         else:
             for samples in _batches(pipe, options, seeds, progress):
                 energies += _energies(samples)
@@ -264,7 +261,10 @@ def _draw(
     if options.outdir is None:
         files.append(options.grid_path)
         text = png_text(facts, seeds=format_seeds(seeds))
-        save_png(grid(pictures, columns), options.grid_path, text)
+        if moving is not None:
+            moving.save(options.grid_path, options.seconds or SECONDS, text)
+        else:
+            save_png(grid(pictures, columns), options.grid_path, text)
     return files, energies, count
 
 
@@ -358,6 +358,7 @@ def _refuse_company(ctx: click.Context, allowed: set[str], message: str) -> None
 
 
 _NUMBER = click.IntRange(1, MAX_SEEDS)
+_SECONDS = click.FloatRange(0, MAX_SECONDS, min_open=True)
 _HELP = {
     "list": "Show the models and their symbols, and leave.",
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
@@ -368,7 +369,10 @@ _HELP = {
     "layers": "One seed from top to bottom: each row frees one more group; -n columns "
     f"[default: {DEFAULT_COLUMNS}].",
     "mix": "Coarse groups of seed A, fine ones of seed B: one picture for each cut, B to A.",
-    "trajectory": "A row a seed: its picture after each noise level.",
+    "trajectory": "A row a seed: its picture after each noise level; pictures that move if --out "
+    f"ends in {' or '.join(ANIMATED)}.",
+    "seconds": f"How long those move before the last is held for {HOLD:g} s.  "
+    f"[default: {SECONDS:g}]",
     "best": "Of N candidates a picture, keep the one of lowest energy.",
     "gaussian": "Draw from N(0, I), without the energy-based prior.",
     "out": "One PNG with all pictures on a sheet.  [default: the model's name]",
@@ -394,6 +398,14 @@ _HELP = {
     option("Pictures", "--layers", is_flag=True, help=_HELP["layers"]),
     option("Pictures", "--mix", type=MixType(), metavar="A:B", help=_HELP["mix"]),
     option("Pictures", "--trajectory", is_flag=True, help=_HELP["trajectory"]),
+    option(
+        "Pictures",
+        "--seconds",
+        type=_SECONDS,
+        callback=finite,
+        metavar="S",
+        help=_HELP["seconds"],
+    ),
     STEERING,
     option("Steering", "--best-of", type=click.IntRange(1, 1000), metavar="N", help=_HELP["best"]),
     SAMPLER,

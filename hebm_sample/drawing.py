@@ -19,18 +19,28 @@ from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.inpainting import KnownPixels
 from hebm_sample.model import Model
 from hebm_sample.prior.symbols import Condition
-from hebm_sample.samples import OutputType, Samples, choose_seeds, concatenate, to_output
+from hebm_sample.samples import (
+    OutputType,
+    Samples,
+    Trajectory,
+    choose_seeds,
+    concatenate,
+    to_output,
+)
 from hebm_sample.sampling.driver import sample_prior
 from hebm_sample.sampling.flow import flow_levels, flow_noise
 from hebm_sample.sampling.given import Given
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.state import GradientTally
 from hebm_sample.seeds import MAX_SEEDS, derived_seed
+from hebm_sample.side_by_side import Stop, part_bounds, side_by_side
 
 __all__ = ["Drawer", "Prior", "Request"]
 
 Prior = Literal["ebm", "gaussian"]
 Progress = Callable[[int], object]
+
+_State = tuple[int, Latents, Tensor | None]  # level, u, terms of F
 
 FLOW_START = 0.99  # cum_sigma where the probability flow begins
 MAX_CANDIDATES = 1000
@@ -206,6 +216,20 @@ class Drawer(Model):
         states = self._run(request, batch_size)
         return (self._samples(state, request.seeds, output_type) for state in states)
 
+    def trajectory(
+        self,
+        num_images: int | None = None,
+        seeds: int | Iterable[int] | None = None,
+        **options: Any,
+    ) -> Trajectory:
+        """All that `stream` yields: to look at as a sheet, or to save as a moving picture.
+
+        Arguments:
+            options: As of a call, without `best_of` and `output_type`. With `sampler="flow"` there
+                is a frame for each of its `steps`.
+        """
+        return Trajectory(tuple(self.stream(num_images, seeds, output_type="pil", **options)))
+
     def _request(
         self,
         num_images: int | None,
@@ -259,6 +283,22 @@ class Drawer(Model):
 
     def _walk(self, request: Request) -> Iterator[_Drawn]:
         """One batch."""
+        return self._decoded(self._side_by_side(request), request)
+
+    def _side_by_side(self, request: Request) -> Iterator[_State]:
+        """The states of one batch, its parts at the same time where cores compute."""
+        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
+        bounds = part_bounds(len(request.seeds), cores)
+        if len(bounds) == 1 or request.lifted or request.prior == "gaussian":
+            return self._states(request)
+        stop = Stop()
+        parts = [request.rows(start, end) for start, end in bounds]
+        parts[1:] = [replace(part, progress=stop) for part in parts[1:]]
+        walks = [self._states(part) for part in parts]
+        return (_whole(states) for states in side_by_side(walks, stop))
+
+    def _states(self, request: Request) -> Iterator[_State]:
+        """Of one batch, or a part of one."""
         noise = NoiseStreams(request.seeds, self.generator.latent_shapes, device=self.device)
         if request.prior == "gaussian":
             if request.given is not None:
@@ -270,9 +310,8 @@ class Drawer(Model):
             if self.prior is not None:
                 prior = self.prior
                 terms = prior.join(self._lowest_outputs(u, len(request.seeds)))
-            return self._decoded(iter([(0, u, terms)]), request)
-        states = ((s.level, s.u, s.terms) for s in self._levels(noise, request))
-        return self._decoded(states, request)
+            return iter([(0, u, terms)])
+        return ((s.level, s.u, s.terms) for s in self._levels(noise, request))
 
     def _levels(self, noise: NoiseStreams, request: Request) -> Iterator[Any]:
         self._energies()
@@ -331,9 +370,7 @@ class Drawer(Model):
             self._chains = state, energy
         return self._chains[1]
 
-    def _decoded(
-        self, states: Iterator[tuple[int, Latents, Tensor | None]], request: Request
-    ) -> Iterator[_Drawn]:
+    def _decoded(self, states: Iterator[_State], request: Request) -> Iterator[_Drawn]:
         for level, u, terms in states:
             if request.only_last and level > 0:
                 continue
@@ -346,6 +383,12 @@ class Drawer(Model):
                 pairs = zip(request.seeds, finite.tolist(), strict=True)
                 raise NonFiniteSampleError([seed for seed, fine in pairs if not fine], level, 0)
             yield _Drawn(level, tuple(g.detach().float().cpu() for g in u), terms, pictures)
+
+
+def _whole(parts: tuple[_State, ...]) -> _State:
+    """The state of a batch from those of its parts."""
+    terms = [t for _, _, t in parts if t is not None]
+    return parts[0][0], concatenate([u for _, u, _ in parts]), torch.cat(terms)
 
 
 def _joined(states: tuple[_Drawn, ...]) -> _Drawn:

@@ -37,8 +37,10 @@ __all__ = [
     "grid",
     "grid_size",
     "open_picture",
+    "png_bytes",
     "prepare",
     "prepare_masks",
+    "replace_file",
     "save_png",
     "to_pil",
     "to_rgb",
@@ -306,23 +308,33 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     check_writable(folder / "picture.png")
 
 
-def save_png(
-    image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None
-) -> None:
-    """Write a PNG atomically, with `text` in its text chunks; the mode follows the umask.
-
-    Raises `UserInputError` if the folder does not exist or `path` is no place for a file, and
-    `EnvironmentFailure` if the system refuses (permission, full disk, read-only disk).
-    """
+def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """The picture as a PNG, with `text` in its text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info)
+    return encoded.getvalue()
+
+
+def save_png(
+    image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG atomically, with `text` in its text chunks; failures as of `replace_file`."""
+    replace_file(path, png_bytes(image, text))
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write a file whole or not at all; its mode follows the umask.
+
+    Raises `UserInputError` if the folder does not exist or `path` is no place for a file, and
+    `EnvironmentFailure` if the system refuses (permission, full disk, read-only disk).
+    """
     target = _check_target(Path(path))
     try:
         with _temporary(target.parent) as (name, file):
-            file.write(encoded.getbuffer())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             file.close()  # Windows renames only closed files

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hebm_sample.animation import ANIMATED
 from hebm_sample.errors import UserInputError
 
 __all__ = [
@@ -60,6 +61,9 @@ class CommandOptions:
             self.out is not None and self.outdir is not None,
             "--out writes one sheet, --outdir one file a picture; give one of the two",
         )
+        self._check_ending()
+
+    def _check_ending(self) -> None:
         refuse(
             self.out is not None and self.out.suffix.lower() != ".png",
             f"--out is {str(self.out)!r}; pictures are written as PNG: end it in .png",
@@ -145,6 +149,7 @@ class SampleOptions(SteeringOptions):
     layers: bool
     mix: tuple[int, int] | None
     trajectory: bool
+    seconds: float | None
     best_of: int | None
     gaussian_prior: bool
     skip_existing: bool
@@ -164,6 +169,32 @@ class SampleOptions(SteeringOptions):
             not self.layers and seeds is not None and count not in (None, len(seeds)),
             f"--num-images is {count}, but --seeds names {len(seeds or ())}; give one of the two",
         )
+
+    def _check_ending(self) -> None:
+        refuse(
+            self.seconds is not None and not self.is_animated,
+            "--seconds is how long a trajectory moves; give --trajectory and an --out that ends "
+            f"in {' or '.join(ANIMATED)}",
+        )
+        if self.is_animated:
+            return
+        ending = ".png" if self.out is None else self.out.suffix.lower()
+        refuse(
+            ending in ANIMATED,
+            f"--out is {str(self.out)!r}, which is for pictures that move: end it in .png, or "
+            "add --trajectory",
+        )
+        refuse(
+            self.trajectory and ending != ".png",
+            f"--out is {str(self.out)!r}; end it in .png, {' or '.join(ANIMATED)}",
+        )
+        super()._check_ending()
+
+    @property
+    def is_animated(self) -> bool:
+        """Whether --out asks for a moving picture, and there is one."""
+        ending = "" if self.out is None else self.out.suffix.lower()
+        return self.trajectory and ending in ANIMATED
 
     def _check_sheet(self) -> None:
         """The kinds of sheet, and what each of them takes."""

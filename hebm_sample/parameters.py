@@ -382,10 +382,10 @@ MACHINE = [
     option(
         "Machine",
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
         default="auto",
         show_default=True,
-        help="Where to compute.",
+        help="Where to compute; auto is cuda, else cpu.",
     ),
     option(
         "Machine",

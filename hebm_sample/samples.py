@@ -1,28 +1,34 @@
 """What sampling is asked for and what it returns: seeds in, pictures with their latents and
-energies out.
+energies out, or with all that they were on the way.
 """
 
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from hebm_sample.animation import ANIMATED, SECONDS, save_animation
 from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents
-from hebm_sample.images import grid, to_pil
-from hebm_sample.seeds import MAX_SEEDS
+from hebm_sample.images import grid, png_bytes, save_png, to_pil
+from hebm_sample.seeds import MAX_SEEDS, format_seeds
 
-__all__ = ["OutputType", "Samples", "choose_seeds", "concatenate", "to_output"]
+__all__ = ["OutputType", "Samples", "Trajectory", "choose_seeds", "concatenate", "to_output"]
 
 OutputType = Literal["pil", "numpy", "torch"]
 
+# What a notebook shows of many pictures.
+SHOWN_PICTURES, SHOWN_SIDE = 64, 1024
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Samples:
     """What a call returns.
 
@@ -35,6 +41,13 @@ class Samples:
         seeds: The seed of each picture.
         level: Noise level just done; 0 for a finished picture.
         columns: Of the sheet that the pictures belong on; None if they are in no order.
+
+    >>> grey = Image.new("RGB", (8, 8), "grey")
+    >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
+    >>> len(samples), samples.seeds
+    (3, (0, 1, 2))
+    >>> samples.grid(columns=3).size
+    (28, 8)
     """
 
     images: Any
@@ -59,9 +72,96 @@ class Samples:
             return grid(self.images, columns)
         return grid(to_pil(torch.from_numpy(self.images).permute(0, 3, 1, 2) * 2 - 1), columns)
 
+    def __repr__(self) -> str:
+        """How many, and their seeds; not every number."""
+        noun = "picture" if len(self) == 1 else "pictures"
+        return f"<Samples: {len(self)} {noun}, seeds {_short(self.seeds)}, level {self.level}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the first 64 pictures, reduced to 1024 pixels a side."""
+        some = slice(0, SHOWN_PICTURES)
+        return _reduced(replace(self, images=self.images[some], seeds=self.seeds[some]).grid())
+
+
+@dataclass(frozen=True, repr=False)
+class Trajectory:
+    """Pictures on their way from noise.
+
+    Arguments:
+        steps: `Samples` after each noise level, from the noisiest to the finished pictures.
+    """
+
+    steps: tuple[Samples, ...]
+
+    def __len__(self) -> int:
+        """The number of steps, which is that of the frames."""
+        return len(self.steps)
+
+    @property
+    def samples(self) -> Samples:
+        """The finished pictures: what a call returns for the same seeds."""
+        return self.steps[-1]
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        """A sheet of all pictures after each step."""
+        return [step.grid() for step in self.steps]
+
+    def grid(self) -> Image.Image:
+        """One sheet: a row a picture, a column a step."""
+        rows = zip(*(step.images for step in self.steps), strict=True)
+        return grid([picture for row in rows for picture in row], len(self))
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        seconds: float = SECONDS,
+        text: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write it: frames that move as .gif or .webp, the sheet as .png.
+
+        Arguments:
+            path: Its ending says which.
+            seconds: How long the frames move before the last is held.
+            text: Facts to write into the file.
+        """
+        ending = Path(path).suffix.lower()
+        if ending in ANIMATED:
+            save_animation(self.frames, path, seconds, text)
+        elif ending == ".png":
+            save_png(self.grid(), path, text)
+        else:
+            raise UserInputError(
+                f"a trajectory goes to {str(path)!r}; end it in .png, {' or '.join(ANIMATED)}"
+            )
+
+    def __repr__(self) -> str:
+        """How long it is, and of what."""
+        return f"<Trajectory: {len(self)} steps to {self.samples!r}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the sheet, reduced to 1024 pixels a side."""
+        return _reduced(self.grid())
+
+
+def _short(seeds: Sequence[int]) -> str:
+    """The seeds as they are typed, if that is short."""
+    text = format_seeds(seeds)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _reduced(sheet: Image.Image) -> bytes:
+    """PNG of at most `SHOWN_SIDE` pixels a side."""
+    sheet.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return png_bytes(sheet)
+
 
 def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
-    """The seeds asked for; 0 ... n-1 where none were."""
+    """The seeds asked for; 0 ... n-1 where none were.
+
+    >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
+    ((0, 1, 2), (7, 11), (0,))
+    """
     if num_images is not None:
         require_integer("num_images", num_images, 1, MAX_SEEDS)
     if isinstance(seeds, SupportsIndex):

@@ -67,6 +67,14 @@ class DiffusionSchedule(nn.Module):
 
     Raises:
         UserInputError: fewer than two levels, or levels that do not rise within (0, 1].
+
+    >>> schedule = DiffusionSchedule((0.6, 0.8, 1.0))
+    >>> schedule.num_levels
+    2
+    >>> [round(float(a), 3) for a in schedule.cum_a]
+    [0.8, 0.6, 0.0]
+    >>> [round(float(a), 3) for a in schedule.a]
+    [0.8, 0.75, 0.0]
     """
 
     a: Tensor
@@ -129,6 +137,9 @@ def release_levels(num_levels: int) -> tuple[float, ...]:
 
     betas run linearly from 1e-4 to 0.02 over 1000 steps; the levels sit at the steps
     [0, 1, ..., T-1] * (1000 // (2 (T-1))) and 999; for T = 1, without diffusion, at 0 and 999.
+
+    >>> [round(cum_sigma, 4) for cum_sigma in release_levels(3)]
+    [0.01, 0.6918, 0.9603, 1.0]
     """
     if not 1 <= num_levels <= 500:
         raise UserInputError(f"the release's schedule has 1 to 500 levels; asked for {num_levels}")
@@ -151,6 +162,12 @@ def log_snr_levels(
     """cum_sigma of t = 0 ... T: T levels even in log SNR, then `sigma_last`.
 
     They run from `sigma_low` to `sigma_high`; with T = 1 there is only `sigma_low`.
+
+    >>> levels = log_snr_levels(3, 0.2, 0.96)
+    >>> [round(cum_sigma, 2) for cum_sigma in levels]
+    [0.2, 0.64, 0.96, 1.0]
+    >>> [round(log_snr_of(cum_sigma), 2) for cum_sigma in levels[:3]]
+    [3.18, 0.36, -2.46]
     """
     if num_levels < 1 or not 0 < sigma_low < sigma_high < sigma_last <= 1:
         raise UserInputError(

@@ -57,6 +57,14 @@ class SymbolTable:
         """(..., V) to one (..., values) a variable."""
         return torch.split(outputs, self.sizes, dim=-1)
 
+    def columns(self, outputs: Tensor, rest: float) -> Tensor:
+        """(..., V) to (..., variables, most values), `rest` where a variable has fewer."""
+        most = max(self.sizes)
+        if all(size == most for size in self.sizes):
+            return outputs.reshape(*outputs.shape[:-1], len(self), most)
+        parts = [F.pad(g, (0, most - g.shape[-1]), value=rest) for g in self.split(outputs)]
+        return torch.stack(parts, dim=-2)
+
     def probabilities(self, logits: Tensor) -> dict[str, Tensor]:
         """p(y_v = j | u) of g (..., V): (..., values) a variable."""
         parts = self.split(logits)
@@ -118,14 +126,15 @@ def symbol_part(table: SymbolTable, logits: Tensor, condition: Condition | None 
     Returns:
         (B,), or (B, L).
     """
-    total = logits.new_zeros(logits.shape[:-1])
-    for v, g in enumerate(table.split(logits)):
-        everything = g.logsumexp(-1)
-        total = total + everything
-        if condition is not None:
-            allowed, weight = table.split(condition.allowed)[v], condition.weight[:, v]
-            if logits.dim() == 3:
-                allowed, weight = allowed[:, None], weight[:, None]
-            asked = g.masked_fill(~allowed, -torch.inf).logsumexp(-1)
-            total = total + weight * (asked - everything)
-    return total
+    if not len(table):
+        return logits.new_zeros(logits.shape[:-1])
+    # All variables at once: a dozen small operations each would cost a chain more than they do.
+    g = table.columns(logits, -torch.inf)
+    everything = g.logsumexp(-1)
+    if condition is None:
+        return everything.sum(-1)
+    allowed, weight = table.columns(condition.allowed, False), condition.weight
+    if logits.dim() == 3:
+        allowed, weight = allowed[:, None], weight[:, None]
+    asked = g.masked_fill(~allowed, -torch.inf).logsumexp(-1)
+    return (everything + weight * (asked - everything)).sum(-1)

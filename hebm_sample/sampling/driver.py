@@ -27,6 +27,7 @@ Every sampler evaluates exactly `config.steps` gradients. With latents given (`s
 the loop runs over the free groups, and over the levels below the one that they start at.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -105,8 +106,11 @@ def chain_variances(
     return unit, sigma_next**2 if reference == "sigma_next" else unit
 
 
-def gradients_per_level(steps: int, num_levels: int, before: int = 0) -> list[int]:
-    """`steps` split evenly over the levels t = 0 ... T-1, the remainder to the lowest.
+def gradients_per_level(
+    steps: int, num_levels: int, before: int = 0, early_share: float = 1.0
+) -> list[int]:
+    """`steps` split over the levels t = 0 ... T-1: one each, and the others with weights on a line
+    from 1 at t = 0 to `early_share` at T-1. What does not divide goes to the lowest first.
 
     Arguments:
         before: Of them, those spent before the first level.
@@ -120,8 +124,14 @@ def gradients_per_level(steps: int, num_levels: int, before: int = 0) -> list[in
             f"steps is {steps}; this sampler visits {num_levels} levels and needs at least "
             f"{least} steps (sampler='flow' takes any number)"
         )
-    each, rest = divmod(steps - before, num_levels)
-    return [each + (t < rest) for t in range(num_levels)]
+    slope = (early_share - 1) / max(1, num_levels - 1)
+    weights = [1 + slope * t for t in range(num_levels)]
+    exact = [(steps - least) * w / sum(weights) for w in weights]
+    budget = [1 + math.floor(x) for x in exact]
+    by_rest = sorted(range(num_levels), key=lambda t: (math.floor(exact[t]) - exact[t], t))
+    for t in by_rest[: steps - before - sum(budget)]:
+        budget[t] += 1
+    return budget
 
 
 def sample_prior(
@@ -180,7 +190,7 @@ def sample_prior(
     else:
         # A start below the noisiest level first takes a step down from there.
         descends = top < schedule.num_levels and config.start != "u_next"
-        budget = gradients_per_level(config.steps, top, before=descends)
+        budget = gradients_per_level(config.steps, top, descends, config.early_share)
         chains = _Chains(energy, schedule, config, parametrization, step_size_0)
         states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
         sigmas = [0.0, *schedule.levels[1:]]

@@ -117,6 +117,13 @@ def langevin_step(
 
     Raises:
         UserInputError: the corrected kernel was asked for s > 4 C.
+
+    On N(0, I), whose gradient is -u, a step without noise leaves 1 - s/2 of u:
+
+    >>> u, still = (torch.ones(1, 1, 1, 1),), (torch.zeros(1, 1, 1, 1),)
+    >>> moved, _ = langevin_step(u, lambda u: -flatten(u).square().sum(1) / 2, 0.5, still)
+    >>> float(moved[0])
+    0.75
     """
     scale = noise_scale(step_size, kernel, reference_variance)
     with torch.inference_mode(False), torch.no_grad():

@@ -13,12 +13,9 @@ import torch
 
 from hebm_sample.errors import UserInputError
 from hebm_sample.prior.schedule import Latents
+from hebm_sample.seeds import MAX_SEED
 
 __all__ = ["NoiseStreams"]
-
-_MAX_SEED = (
-    2**32 - 1
-)  # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones
 
 
 class NoiseStreams:
@@ -92,6 +89,6 @@ def _checked(seed: int) -> int:
         number = operator.index(seed)
     except TypeError:
         raise UserInputError(f"seed is {seed!r}; it must be a whole number") from None
-    if not 0 <= number <= _MAX_SEED:
-        raise UserInputError(f"seed is {number}; it must lie in [0, {_MAX_SEED}]")
+    if not 0 <= number <= MAX_SEED:
+        raise UserInputError(f"seed is {number}; it must lie in [0, {MAX_SEED}]")
     return number

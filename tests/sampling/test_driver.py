@@ -5,6 +5,7 @@ contrast.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def test_exact_energies_give_the_recursion(sampler, variance, settings):
     config = LangevinConfig(**{"sampler": sampler, "steps": 24, "step_scale": 1.5, **settings})
     u = row(final(gaussian_energy(variance), config).u)
     assert_moments(u, 0.0, chain_variance(variance, SCHEDULE, config))
+
+
+@pytest.mark.parametrize("early_share", [0.0, 5.0])
+def test_exact_energies_with_uneven_levels(early_share):
+    even = LangevinConfig(steps=26, step_scale=1.5, start="u_next")
+    config = replace(even, early_share=early_share)
+    variances = [chain_variance(0.1, SCHEDULE, c) for c in (config, even)]
+    assert abs(variances[0] - variances[1]) > 0.01  # more than what is allowed below
+    u = row(final(gaussian_energy(0.1), config).u)
+    assert_moments(u, 0.0, variances[0])
 
 
 @pytest.mark.parametrize("variance", [0.02, 0.1, 1.0, 10.0])
@@ -235,6 +246,8 @@ def test_double_precision():
 def test_budget():
     assert gradients_per_level(48, 6) == [8] * 6
     assert gradients_per_level(15, 6) == [3, 3, 3, 2, 2, 2]
+    assert gradients_per_level(30, 3, early_share=0) == [19, 10, 1]
+    assert gradients_per_level(22, 3, before=1, early_share=4) == [3, 7, 11]
     with pytest.raises(UserInputError, match="steps is 5; this sampler visits 6 levels"):
         gradients_per_level(5, 6)
     assert final(flat_energy, LangevinConfig(sampler="flow", steps=1), shapes=SMALL).level == 0

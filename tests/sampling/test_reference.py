@@ -58,9 +58,11 @@ def test_the_table(benchmark, monkeypatch):
     clock = benchmark.Clock("wall", pipe.device)
     with torch.no_grad():
         result = benchmark.measure(pipe, [2], 1, clock, compiled=False)
+        (plain,) = benchmark.reference_seconds(pipe, [2], 1, clock)
     (row,) = result["rows"]
     assert set(row["seconds"]) == {"reference", "ours"} and len(row["parts"]) == 6
+    row["seconds"]["plain"] = plain
     assert 0 < row["gflop"] < row["reference_gflop"]  # the last block is left out
     facts = ("model", "device", "where", "torch", "version", "clock")
     result["machine"] = dict.fromkeys(facts, "x")
-    assert benchmark.table(result).count("\n") == 13
+    assert benchmark.table(result).count("\n") == 14

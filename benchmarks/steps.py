@@ -1,0 +1,235 @@
+r"""How few gradients give pictures as good as the full chain's.
+
+    distance     Fréchet distance to the package's reference, with its standard error
+    less full    distance minus that of the first setting, with the standard error of the
+                 difference (jackknife; the same seeds in both)
+    cost         gradients a picture, seconds a picture
+
+A setting is written as the sampler's fields, such as `steps=24,start=ancestral`, and in place of
+steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was stopped goes
+on where it was, in steps of 500 pictures, and a setting that was measured is not measured again.
+"""
+
+import ast
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from hebm_sample import Pipeline, __version__
+from hebm_sample.errors import UserInputError
+from hebm_sample.hub.files import write_atomically
+from hebm_sample.metrics.frechet import (
+    FeatureStatistics,
+    frechet_distance,
+    jackknife_standard_error,
+)
+from hebm_sample.metrics.reference import EvaluationSet, find_set
+from hebm_sample.training.draws import Bench, fingerprint
+
+FULL = 50  # K of the paper, steps a level
+
+# Shorter and shorter, each with the model's own kernel; then what might make short chains better.
+SHORTER = ["steps=full", *(f"steps={n}" for n in (96, 48, 32, 24, 16, 12, 8))]
+OTHERS = [
+    "steps=24,start=u_next",
+    "steps=24,start=ancestral",
+    "steps=24,step_scale=1.5",
+    "steps=24,step_scale=2",
+    "steps=24,start=ancestral,step_scale=1.5",
+    "steps=24,early_share=0.25",
+    "steps=24,early_share=4",
+    "steps=24,kernel=plain,step_scale=0.5",
+    "steps=24,reference_variance=posterior",
+    "steps=48,sampler=annealed",
+    "steps=48,start=ancestral",
+    "steps=48,kernel=plain,step_scale=0.5",
+    "steps=8,sampler=flow",
+    "steps=16,sampler=flow",
+]
+SETS = {
+    "all": SHORTER + OTHERS,
+    "twelve": [
+        *SHORTER[:1],
+        *SHORTER[2:],
+        "steps=24,start=ancestral",
+        "steps=24,early_share=0.25",
+        "steps=24,start=ancestral,step_scale=1.5",
+        "steps=24,kernel=plain,step_scale=0.5",
+        "steps=16,sampler=flow",
+    ],
+    "six": [
+        "steps=full",
+        "steps=48",
+        "steps=24",
+        "steps=16",
+        "steps=24,start=ancestral",
+        "steps=16,sampler=flow",
+    ],
+}
+
+
+def read_setting(text: str, levels: int) -> dict[str, Any]:
+    """Fields of the sampler's config of such a text."""
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserInputError(f"setting {text!r} must be name=value,name=value,...")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    if found.get("steps") == "full":
+        found["steps"] = FULL * levels
+    return found
+
+
+def features_of(
+    pipe: Any, known: EvaluationSet, setting: dict[str, Any], pictures: int, batch: int, out: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Features (N, D) of a setting's pictures, and what they cost."""
+    bench = Bench(pipe, pictures, batch_size=batch, folder=out / "latents", sampling=setting)
+    cpu, fresh = time.process_time(), not any((out / "latents").glob("ebm-*"))
+    before = set((out / "latents").glob("ebm-*"))
+    drawn = bench.drawn("ebm")
+    cpu = time.process_time() - cpu
+    new = len(set((out / "latents").glob("ebm-*")) - before)
+    features = bench.features("ebm", {known.space: (known.net, {})})[known.space]
+    whole = fresh or new == -(-pictures // 500)
+    return features, {
+        "gradients": bench.pipe.sampling_config(**setting).steps,
+        "seconds_a_picture": drawn.seconds / pictures,
+        # a setting that was gone on with has no CPU time of the whole
+        "cpu_seconds_a_picture": cpu / pictures if whole else None,
+        "u_square": [float(g.double().square().mean()) for g in drawn.u],
+    }
+
+
+def distances(
+    found: np.ndarray, full: np.ndarray | None, reference: FeatureStatistics
+) -> dict[str, float | None]:
+    """Distance, its difference from that of `full`, and both errors."""
+
+    def distance(a: FeatureStatistics) -> float:
+        return frechet_distance(a, reference)
+
+    groups = min(20, len(found) // 2)
+    row: dict[str, float | None] = {
+        "distance": distance(FeatureStatistics.from_features(found)),
+        "error": jackknife_standard_error(distance, found, num_groups=groups),
+        "less_full": None,
+        "less_full_error": None,
+    }
+    if full is not None:
+        a, b = (FeatureStatistics.from_features(x) for x in (found, full))
+        row["less_full"] = distance(a) - distance(b)
+        row["less_full_error"] = jackknife_standard_error(
+            lambda a, b: distance(a) - distance(b), found, full, num_groups=groups
+        )
+    return row
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as text."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['model']}, {result['pictures']} pictures a setting, {result['space']}; "
+        f"{machine['threads']} threads of {machine['cores']} cores, torch {machine['torch']}, "
+        f"hebm_sample {machine['version']}",
+        "",
+        f"{'setting':<42}{'gradients':>10}{'distance':>18}{'less full':>18}{'s/img':>8}"
+        f"{'cpu s/img':>10}{'u^2':>12}",
+    ]
+    for text, row in result["settings"].items():
+        less = row["less_full"]
+        squares = f"{min(row['u_square']):.2f}-{max(row['u_square']):.2f}"
+        cpu = row["cpu_seconds_a_picture"]
+        lines.append(
+            f"{text:<42}{row['gradients']:>10}"
+            + f"{row['distance']:.2f} ± {row['error']:.2f}".rjust(18)
+            + ("" if less is None else f"{less:+.2f} ± {row['less_full_error']:.2f}").rjust(18)
+            + f"{row['seconds_a_picture']:8.3f}"
+            + (f"{cpu:10.3f}" if cpu is not None else "-".rjust(10))
+            + squares.rjust(12)
+        )
+    return "\n".join(lines)
+
+
+def measure(
+    pipe: Any, known: EvaluationSet, settings: Iterable[str], pictures: int, batch: int, out: Path
+) -> dict[str, Any]:
+    """All settings; the JSON is written after each."""
+    path, key = out / "steps.json", [fingerprint(pipe), pictures, __version__]
+    result: dict[str, Any] = {
+        "key": key,
+        "pictures": pictures,
+        "space": known.space,
+        "settings": {},
+        "machine": {
+            "model": pipe.name,
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "version": __version__,
+        },
+    }
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if old.get("key") == key:
+        result["settings"] = old["settings"]
+    chosen = list(settings)
+    first = read_setting(chosen[0], pipe.config.prior.num_levels)
+    full: np.ndarray | None = None
+    for i, text in enumerate(chosen):
+        if text in result["settings"] and (i > 0 or len(chosen) == 1):
+            continue
+        click.echo(f"[{i + 1}/{len(chosen)}] {text}", err=True)
+        setting = read_setting(text, pipe.config.prior.num_levels)
+        if i > 0 and full is None:
+            full, _ = features_of(pipe, known, first, pictures, batch, out)
+        known_row = result["settings"].get(text)
+        found, row = features_of(pipe, known, setting, pictures, batch, out)
+        if known_row is None:
+            result["settings"][text] = row | distances(found, full, known.statistics)
+        full = found if i == 0 else full
+        write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+    result["settings"] = {k: result["settings"][k] for k in chosen}
+    return result
+
+
+@click.command()
+@click.option("--dataset", default="cifar10", show_default=True, help="Name, Hub id or folder.")
+@click.option(
+    "--set", "name", type=click.Choice(sorted(SETS)), default="twelve", show_default=True
+)
+@click.option("--setting", "extra", multiple=True, metavar="TEXT", help="One more.")
+@click.option("--pictures", type=click.IntRange(20), default=1000, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+def main(
+    dataset: str, name: str, extra: tuple[str, ...], pictures: int, batch: int, out: Path
+) -> None:
+    """Measure sampler settings; the first is what the others are compared with."""
+    pipe = Pipeline.from_pretrained(dataset)
+    chosen = list(dict.fromkeys([*SETS[name], *extra]))
+    if pipe.config.prior is None:
+        raise click.ClickException(f"{pipe.name} has no energy-based prior")
+    for text in chosen:
+        pipe.sampling_config(**read_setting(text, pipe.config.prior.num_levels))
+    known = find_set(pipe.name, pipe.config.generator.image_size)
+    if known is None:
+        raise click.ClickException(f"the package has no evaluation set for {pipe.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    text = table(measure(pipe, known, chosen, pictures, batch, out))
+    (out / "steps.txt").write_text(text + "\n", encoding="utf-8")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Parts of a batch at the same time, each on cores of its own.
+
+torch shares each operation out among its threads and waits for the slowest of them, a thousand
+times a step. Chains know nothing of one another: halves of a batch that run in two threads wait
+for each other once a level. It takes a few pictures a part to be worth it.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+from typing import TypeVar
+
+import torch
+
+__all__ = ["FEWEST", "Stop", "Stopped", "part_bounds", "side_by_side"]
+
+FEWEST = 4  # pictures in a part
+TURN = 1e-3  # seconds that a thread may keep Python's lock while others wait for it
+
+_T = TypeVar("_T")
+
+
+class Stopped(Exception):
+    """Another part failed or was interrupted."""
+
+
+class Stop:
+    """Ends the other parts soon after one has failed: they call it after each gradient."""
+
+    def __init__(self) -> None:
+        self.event = Event()
+
+    def __call__(self, _: int = 0) -> None:
+        """Raises `Stopped` once it is set."""
+        if self.event.is_set():
+            raise Stopped
+
+
+def part_bounds(count: int, threads: int) -> list[tuple[int, int]]:
+    """Start and end of each part of `count` pictures: as many as threads, none below `FEWEST`,
+    sizes as equal as can be.
+    """
+    parts = max(1, min(threads, count // FEWEST))
+    ends = [count * k // parts for k in range(parts + 1)]
+    return list(zip(ends, ends[1:], strict=False))
+
+
+@contextmanager
+def _shared(threads: int) -> Iterator[None]:
+    """torch's threads of this thread, and Python's turns, as they should be meanwhile."""
+    before, turn = torch.get_num_threads(), sys.getswitchinterval()
+    torch.set_num_threads(threads)
+    # Whoever calls short operations only takes Python's lock back before another has woken up.
+    sys.setswitchinterval(min(turn, TURN))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(turn)
+        torch.set_num_threads(before)
+
+
+def side_by_side(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
+    """As `zip(*walks, strict=True)`, but the items of a tuple are made at the same time.
+
+    The caller's own thread makes the first, so what that one reports is reported there, and a
+    Ctrl-C ends it.
+
+    Arguments:
+        walks: Two or more, of equal length.
+        stop: To be called by all but the first, so that they end soon after another has failed.
+    """
+    each = max(1, torch.get_num_threads() // len(walks))
+    # torch asks each new thread how many threads it may use, and the answer holds for it alone.
+    with ThreadPoolExecutor(len(walks) - 1, "part", torch.set_num_threads, (each,)) as pool:
+        try:
+            while True:
+                with _shared(each):
+                    others = [pool.submit(next, walk, None) for walk in walks[1:]]
+                    items = [next(walks[0], None), *(other.result() for other in others)]
+                made = [item for item in items if item is not None]
+                if not made:
+                    return
+                assert len(made) == len(walks)
+                yield tuple(made)
+        finally:
+            stop.event.set()

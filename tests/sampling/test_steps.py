@@ -1,0 +1,52 @@
+"""`benchmarks/steps.py`: its settings are settings, and differences from the full chain have the
+right sign and error.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hebm_sample.config import LangevinConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.metrics.frechet import FeatureStatistics
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "steps.py"
+
+
+@pytest.fixture(scope="module")
+def steps():
+    spec = importlib.util.spec_from_file_location("steps_benchmark", PATH)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_setting_is_one_of_the_sampler(steps):
+    for texts in steps.SETS.values():
+        assert texts[0] == "steps=full" and len(set(texts)) == len(texts)
+        for text in texts:
+            config = LangevinConfig(**steps.read_setting(text, 6))
+            assert (config.steps == 300) == (text == "steps=full")
+    assert steps.read_setting("start=ancestral,step_scale=1.5", 6) == {
+        "start": "ancestral",
+        "step_scale": 1.5,
+    }
+    with pytest.raises(UserInputError, match="must be name=value"):
+        steps.read_setting("24", 6)
+
+
+def test_differences_from_the_full_chain(steps):
+    rng = np.random.default_rng(0)
+    reference = FeatureStatistics.from_features(rng.normal(size=(4000, 3)))
+    full = rng.normal(size=(400, 3))
+    worse = full + np.array([1.0, 0, 0])
+    same = steps.distances(full, full, reference)
+    assert same["less_full"] == 0 and same["less_full_error"] == 0
+    row = steps.distances(worse, full, reference)
+    assert row["less_full"] == pytest.approx(1.0, abs=0.2)
+    # Rows are paired, so what both share does not count.
+    assert row["less_full_error"] < row["error"] * 1.1
+    assert steps.distances(full, None, reference)["less_full"] is None

@@ -1,0 +1,148 @@
+"""Guards: a moving picture has the frames of the chain in their order, ends with the picture that
+a call returns, lasts as long as was asked, and repeats; notebooks are shown bounded pictures.
+
+Without it a viewer would show the first frame, a frame too few, or a picture that no seed has.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+from tiny import tiny_pipeline
+
+from hebm_sample.animation import HOLD, MAX_SECONDS, frame_times, save_animation
+from hebm_sample.errors import UserInputError
+from hebm_sample.samples import SHOWN_PICTURES, SHOWN_SIDE, Samples, Trajectory
+
+ENDINGS = (".gif", ".webp")
+
+
+@pytest.fixture(scope="module")
+def trajectory() -> Trajectory:
+    return tiny_pipeline().trajectory(seeds=[3, 5, 8], steps=12, sampler="flow")
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    """Mean absolute difference, of 255."""
+    pair = (np.asarray(x.convert("RGB"), dtype=float) for x in (a, b))
+    return float(np.abs(np.subtract(*pair)).mean())
+
+
+def test_it_ends_with_the_pictures_of_a_call(trajectory):
+    drawn = tiny_pipeline()(seeds=[3, 5, 8], steps=12, sampler="flow")
+    assert len(trajectory) == len(trajectory.frames) == 12
+    assert trajectory.samples.seeds == drawn.seeds and trajectory.samples.level == 0
+    for ours, theirs in zip(trajectory.samples.images, drawn.images, strict=True):
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_the_sheet_has_a_row_a_picture(trajectory):
+    sheet = trajectory.grid()
+    assert sheet.size == (12 * 18 - 2, 3 * 18 - 2)
+    for row, picture in enumerate(trajectory.samples.images):
+        box = (11 * 18, row * 18, 11 * 18 + 16, row * 18 + 16)
+        assert sheet.crop(box).tobytes() == picture.tobytes()
+
+
+def smooth(k: int) -> Image.Image:
+    """A picture that codecs keep: a slope in red and green, one blue a number."""
+    rows, columns = np.mgrid[0:32, 0:32]
+    colours = np.stack([6 * rows, 6 * columns, np.full_like(rows, 20 * k)], axis=-1)
+    return Image.fromarray(colours.astype(np.uint8))
+
+
+def path_of(pictures: list[Image.Image]) -> Trajectory:
+    levels = reversed(range(len(pictures)))
+    return Trajectory(
+        tuple(Samples([p], (), None, (7,), level=t) for p, t in zip(pictures, levels, strict=True))
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_frames_times_and_loop(tmp_path, ending):
+    pictures = [smooth(k) for k in range(12)]
+    path = tmp_path / f"moving{ending}"
+    path_of(pictures).save(path, seconds=1.1, text={"seeds": "7"})
+    with Image.open(path) as moving:
+        assert moving.n_frames == 12 and moving.info["loop"] == 0
+        assert moving.size == pictures[0].size
+        frames, times = [], []
+        for frame in ImageSequence.Iterator(moving):
+            frames.append(frame.convert("RGB"))
+            times.append(moving.info["duration"])
+        note = moving.info.get("comment") or moving.getexif()[0x010E]
+    assert times == [100] * 11 + [HOLD * 1000]
+    assert json.loads(note) == {"seeds": "7"}
+    for frame, own in zip(frames, pictures, strict=True):
+        assert difference(frame, own) < 4  # neighbours are 20 / 3 apart
+
+
+def test_the_files_are_of_the_trajectory(trajectory, tmp_path):
+    trajectory.save(tmp_path / "moving.gif")
+    with Image.open(tmp_path / "moving.gif") as moving:
+        assert moving.n_frames == 12 and moving.size == trajectory.samples.grid().size
+
+
+def test_the_sheet_is_exact(trajectory, tmp_path):
+    trajectory.save(tmp_path / "strip.png", text={"seeds": "3,5,8"})
+    with Image.open(tmp_path / "strip.png") as sheet:
+        assert sheet.tobytes() == trajectory.grid().tobytes()
+        assert sheet.text == {"seeds": "3,5,8"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 48, 5000])
+def test_frame_times_add_up(count):
+    times = frame_times(count, 2.5)
+    assert len(times) == count and times[-1] == HOLD * 1000
+    assert all(t % 10 == 0 and t >= 20 for t in times)
+    if 1 < count < 100:
+        assert abs(sum(times[:-1]) - 2500) <= 5 * (count - 1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), MAX_SECONDS + 1])
+def test_impossible_times_are_refused(trajectory, tmp_path, seconds):
+    with pytest.raises(UserInputError, match="above 0 and at most 600"):
+        trajectory.save(tmp_path / "moving.gif", seconds=seconds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_impossible_files_are_refused(trajectory, tmp_path):
+    with pytest.raises(UserInputError, match=r"end it in .png, .gif or .webp"):
+        trajectory.save(tmp_path / "moving.mp4")
+    with pytest.raises(UserInputError, match="0 frames"):
+        save_animation([], tmp_path / "moving.gif")
+    with pytest.raises(UserInputError, match="WebP takes 16383 a side"):
+        save_animation([Image.new("RGB", (16384, 1))], tmp_path / "wide.webp")
+    with pytest.raises(UserInputError, match="does not exist; create it first"):
+        trajectory.save(tmp_path / "nowhere" / "moving.gif")
+    assert not list(tmp_path.iterdir())
+
+
+# Notebooks
+
+
+def test_notebooks_show_the_sheet(trajectory):
+    samples = trajectory.samples
+    with Image.open(io.BytesIO(samples._repr_png_())) as shown:
+        assert shown.format == "PNG" and shown.tobytes() == samples.grid().tobytes()
+    with Image.open(io.BytesIO(trajectory._repr_png_())) as shown:
+        assert shown.tobytes() == trajectory.grid().tobytes()
+
+
+def test_notebooks_are_shown_no_more_than_they_can_bear():
+    count, size = 3 * SHOWN_PICTURES, 300
+    images = [Image.new("RGB", (size, size), (i, 0, 0)) for i in range(count)]
+    samples = Samples(images, (), None, tuple(range(0, 7 * count, 7)))
+    with Image.open(io.BytesIO(samples._repr_png_())) as shown:
+        assert max(shown.size) == SHOWN_SIDE
+        pixels = np.asarray(shown)
+        assert pixels[pixels[..., 1] == 0].max() == SHOWN_PICTURES - 1  # the gutter is white
+    assert len(repr(samples)) < 100
+    assert repr(samples).startswith(f"<Samples: {count} pictures, seeds 0,7,14,")
+
+
+def test_what_they_are_called(trajectory):
+    assert repr(trajectory.samples) == "<Samples: 3 pictures, seeds 3,5,8, level 0>"
+    assert repr(trajectory).startswith("<Trajectory: 12 steps to <Samples: 3 pictures")
