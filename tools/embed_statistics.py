@@ -1,18 +1,29 @@
 """Put evaluation sets into the package: a data set's classifier and its reference statistics.
 
     python tools/embed_statistics.py cifar10 --data DATA
+    python tools/embed_statistics.py celebahq --data DATA --classifier celeba64
 
 NAME is a preset: its pictures' size and held-out rows are used. The classifier is the one that
 `hebm-train evaluate --data` trains and keeps in the cache; it is trained first if it is not there.
 The reference are the held-out rows that `evaluate` compares with by default, so that figures with
-and without the data are the same.
+and without the data are the same. With `--classifier` the net of a set that is there already sees
+these pictures, too, and no second one is shipped. If the package has the preset's model, the
+distance of its reconstructions is kept beside the reference, so that the gap it closes can be
+measured without the data.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 
-from hebm_sample.metrics.reference import SHIPPED, build_set, write_set
+from hebm_sample.metrics.features import extract
+from hebm_sample.metrics.quality import measure_to_reference
+from hebm_sample.metrics.reference import SHIPPED, EvaluationSet, build_set, find_set, write_set
+from hebm_sample.pipeline import Pipeline
+from hebm_sample.training.draws import Bench, fingerprint
 from hebm_sample.training.evaluate import (
     DEFAULT_FEATURE_STEPS,
     DEFAULT_PICTURES,
@@ -20,6 +31,41 @@ from hebm_sample.training.evaluate import (
     open_held_out,
 )
 from hebm_sample.training.presets import find_preset
+
+SHARED_SIZE = 64
+
+
+def classifier(
+    name: str, size: int, folder: Path, training: Any, steps: int, show: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The net and its report: of the set `name`, or trained on the data's labels."""
+    if name:
+        known = find_set(name, size, folder)
+        if known is None:
+            raise click.ClickException(f"there is no set {name} at {size}x{size} in {folder}")
+        return known.net, known.recipe["classifier"]
+    net, report = next(iter(feature_spaces(training, steps=steps, progress=show).values()))
+    if net.kind != "classifier":
+        raise click.ClickException("the data have no labels, so there is no classifier to ship")
+    return net, report
+
+
+def with_reconstructions(
+    found: EvaluationSet, training: Any, held_out: Any, draws: Path | None, show: bool
+) -> EvaluationSet:
+    """The set with the distance of its model's reconstructions of the first held-out rows."""
+    count = DEFAULT_PICTURES
+    pipe = Pipeline.from_pretrained(found.name, resolution=found.image_size, device="cpu")
+    bench = Bench(pipe, count, training, held_out.rows(0, 2 * count), 50, draws, show)
+    features = np.concatenate([extract(found.net, x) for x in bench.stream("reconstructions")])
+    quality = measure_to_reference(features, found.statistics, found.features)
+    known = {
+        "model": fingerprint(pipe, encoder=True),
+        "num_pictures": count,
+        "frechet": quality.frechet.value,
+        "frechet_error": quality.frechet.error,
+    }
+    return replace(found, recipe=found.recipe | {"reconstructions": known})
 
 
 @click.command()
@@ -32,18 +78,29 @@ from hebm_sample.training.presets import find_preset
     default=SHIPPED,
     show_default=True,
 )
+@click.option("--classifier", "owner", default="", help="NAME of a set, at 64x64, to share.")
+@click.option(
+    "--draws",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Of a report on the same model: latents of held-out pictures.",
+)
 @click.option("--quiet", is_flag=True)
-def main(name: str, data: str, feature_steps: int, folder: Path, quiet: bool) -> None:
+def main(
+    name: str,
+    data: str,
+    feature_steps: int,
+    folder: Path,
+    owner: str,
+    draws: Path | None,
+    quiet: bool,
+) -> None:
     """Embed the evaluation set of preset NAME."""
     preset = find_preset(name)
     size, name = preset.generator.image_size, preset.model_name
     training, held_out = open_held_out(
         data, size=size, validation=preset.prior_settings.validation, progress=not quiet
     )
-    spaces = feature_spaces(training, steps=feature_steps, progress=not quiet)
-    net, report = next(iter(spaces.values()))
-    if net.kind != "classifier":
-        raise click.ClickException("the data have no labels, so there is no classifier to ship")
+    net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
     start, stop = DEFAULT_PICTURES, 2 * DEFAULT_PICTURES
     if len(held_out) < stop:
         raise click.ClickException(f"{len(held_out)} held-out pictures; {stop} are needed")
@@ -53,7 +110,10 @@ def main(name: str, data: str, feature_steps: int, folder: Path, quiet: bool) ->
         "held_out": held_out.identity,
         "rows": [start, stop],
     }
-    found = build_set(name, net, held_out.rows(start, stop).images, recipe, progress=not quiet)
+    images = held_out.rows(start, stop).images
+    found = build_set(name, net, images, recipe, net_of=owner or None, progress=not quiet)
+    if (SHIPPED.parent / f"{name}-{size}").is_dir():
+        found = with_reconstructions(found, training, held_out, draws, not quiet)
     path = write_set(found, folder)
     click.echo(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
 

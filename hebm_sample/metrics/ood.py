@@ -2,6 +2,9 @@
 data?
 
     energy of the top k groups   -F_G(u), G = the k coarsest groups, u ~ q(u | x); every k
+    energy after the chain       the same of u_0 from the energy-based prior's lowest level: u as
+                                 above, moved by the sampler's chain on log p(u_0 | u_1), with u_1
+                                 = u diffused
     likelihood                   -ELBO in nats
     compression                  bytes of the picture as PNG: no model at all
     likelihood less compression  -ELBO - 8 log 2 bytes (Serrà et al. 2020)
@@ -13,24 +16,34 @@ of a figure that explains.
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from hebm_sample.config import require_integer
+from hebm_sample.config import LangevinConfig, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents, check_latents
 from hebm_sample.metrics.ranks import Figure, auroc
 from hebm_sample.pipeline import Pipeline
-from hebm_sample.prior.conditional import net_level
-from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.prior.conditional import conditional_at, marginal_at, net_level
+from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.sampling.driver import chain_variances, run_chain
+from hebm_sample.sampling.noise import NoiseStreams
 
-__all__ = ["corruptions", "png_bytes", "scores", "separations", "top_group_energies"]
+__all__ = [
+    "chain_latents",
+    "corruptions",
+    "png_bytes",
+    "scores",
+    "separations",
+    "top_group_energies",
+]
 
 NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
 BLUR_SHARE = 1 / 16  # radius, of the side
+CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that pictures were encoded with
 
 
 def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -82,16 +95,87 @@ def top_group_energies(pipe: Pipeline, u: Latents, batch_size: int = 50) -> np.n
     return torch.cat(parts).double().numpy()
 
 
-def scores(energies: np.ndarray, nats: np.ndarray, bytes_: np.ndarray) -> dict[str, np.ndarray]:
+@torch.no_grad()
+def chain_latents(
+    pipe: Pipeline,
+    u: Latents,
+    config: LangevinConfig | None = None,
+    *,
+    batch_size: int = 50,
+    progress: Callable[[int], object] | None = None,
+) -> Latents:
+    """u_0 of chains that start at u and run, as the sampler's do, on log p(u_0 | u_1) with u_1 the
+    same u diffused; on log p_0 where there is one level only, or the sampler anneals.
+
+    Arguments:
+        u: (N, C_i, H_i, W_i) a group, u ~ q(u | x).
+        config: Of the sampler; the model's own if None. Its steps are shared among the levels, and
+            the lowest one's share is the chain's length.
+        batch_size: Chains at a time.
+        progress: Called with the gradients just evaluated.
+    """
+    prior = pipe.config.prior
+    if pipe.prior is None or prior is None:
+        raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
+    config, schedule = config or pipe.config.sampling, DiffusionSchedule(prior.levels)
+    count, shapes = check_latents(u, pipe.generator.latent_shapes), pipe.generator.latent_shapes
+    linked = config.sampler != "annealed" and schedule.num_levels > 1
+    unit, reference = chain_variances(
+        schedule, 0, conditional=linked, reference=config.reference_variance
+    )
+    if prior.parametrization == "release" and config.kernel == "plain":
+        unit = release_step_sizes(schedule, prior.step_size_0)[0]
+
+    def tally() -> None:
+        if progress is not None:
+            progress(1)
+
+    parts: list[Latents] = []
+    for i in range(0, count, batch_size):
+        rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
+        seeds = range(CHAIN_SEEDS + i, CHAIN_SEEDS + i + len(rows[0]))
+        noise = NoiseStreams(seeds, shapes, device=pipe.device)
+        about = (pipe.energy_terms, schedule, 0)
+        if linked:
+            above = schedule.diffuse(rows, 1, noise.normal())
+            density = conditional_at(*about, above, prior.parametrization)
+        else:
+            density = marginal_at(*about, prior.parametrization)
+        moved, _ = run_chain(
+            rows,
+            density,
+            noise.normal,
+            num_steps=max(1, config.steps // schedule.num_levels),
+            step_size=config.step_scale * unit,
+            kernel=config.kernel,
+            reference_variance=reference,
+            tally=tally,
+        )
+        parts.append(tuple(g.cpu() for g in moved))
+    return tuple(torch.cat(group) for group in zip(*parts, strict=True))
+
+
+def scores(
+    energies: np.ndarray,
+    nats: np.ndarray,
+    bytes_: np.ndarray,
+    after_chain: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
     """The module's table: name to (N,), large for what is strange.
 
     Arguments:
         energies: (N, L), as `top_group_energies` gives them.
         nats: -ELBO, (N,).
         bytes_: As `png_bytes` gives them.
+        after_chain: (N, L), the energies of `chain_latents`; None leaves them out.
     """
     groups = energies.shape[1]
     named = {f"energy, top {k + 1} of {groups}": energies[:, k] for k in range(groups)}
+    if after_chain is not None:
+        named |= {
+            f"energy after the chain, top {k + 1} of {groups}": after_chain[:, k]
+            for k in range(groups)
+        }
     return named | {
         "likelihood": nats,
         "compression": bytes_,

@@ -5,25 +5,31 @@
     ddpm         a latent DDPM, `training/ddpm.py`
 
 `run_baselines` measures all of them with the same feature spaces, reference, seeds and number of
-pictures, and the seconds a picture that drawing u took.
+pictures; the seconds a picture that drawing u took; and over five disjoint sets of seeds by how
+much each is worse than the energy-based prior.
 """
 
+import math
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents
+from hebm_sample.hub.files import sha256_of
 from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
 from hebm_sample.metrics.quality import measure_quality
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.schedule import release_levels
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
 from hebm_sample.training.draws import Bench, Spaces, joined
 from hebm_sample.training.preset import Preset
@@ -32,13 +38,17 @@ from hebm_sample.training.report_page import Block, Heading, Table, Text, number
 __all__ = ["joint_ebm", "run_baselines", "show_baselines"]
 
 JOINT_STEP = 0.1  # s of the joint EBM's chains, in training and sampling
-JOINT_CHAIN = 30
-DDPM_STEPS = (10, 48)
+JOINT_CHAIN = 20
+# Maximum likelihood needs a chain a step: many small steps learn more in the same time.
+JOINT_BATCH, JOINT_RATE, JOINT_AVERAGE = 16, 3e-4, 0.99
+# Steps and eta: ancestral sampling needs many, the deterministic one does with few.
+DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0))
+SEED_SETS = 5
 
 
 def joint_ebm(preset: Preset) -> Preset:
     """The preset without its diffusion: levels of T = 1, the release's parametrisation, chains of
-    30 steps from N(0, I) with s = 0.1, no symbols.
+    20 steps from N(0, I) with s = 0.1, no symbols.
     """
     prior = replace(
         preset.prior,
@@ -56,10 +66,18 @@ def joint_ebm(preset: Preset) -> Preset:
         denoise=False,
         step_scale=1.0,
     )
+    settings = replace(
+        preset.prior_settings,
+        batch_size=min(JOINT_BATCH, preset.prior_settings.batch_size),
+        learning_rate=JOINT_RATE,
+        warmup_steps=20,
+        ema_decay=JOINT_AVERAGE,
+    )
     return replace(
         preset,
         prior=prior,
         sampling=sampling,
+        prior_settings=settings,
         objective="mle",
         chain_steps=JOINT_CHAIN,
         label_columns=(),
@@ -83,35 +101,75 @@ def _generator_of(name: str, other: Pipeline, bench: Bench) -> None:
     )
 
 
-def _ddpm_draws(bench: Bench, net: LatentDenoiser, steps: int) -> tuple[Latents, float]:
-    pipe, parts, began = bench.pipe, [], time.perf_counter()
-    net = net.to(pipe.device)
+class _Drawn(NamedTuple):
+    """A prior's latents, the seconds that drawing them took, its parameters, and the steps and
+    seconds of its training, as far as they are known.
+    """
+
+    u: Latents
+    seconds: float
+    parameters: int | None = None
+    training_steps: int | None = None
+    training_seconds: float | None = None
+
+
+def _training(folder: Path) -> tuple[int | None, float | None]:
+    """Steps and seconds of the run that a folder, or the one above it, holds."""
+    for place in (folder, folder.parent):
+        if (path := latest_checkpoint(place)) is not None:
+            state = read_state(path)
+            return state["step"], state["seconds"]
+    return None, None
+
+
+def _size(module: nn.Module | None) -> int | None:
+    return None if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _ddpm_draws(
+    bench: Bench, folder: Path, net: LatentDenoiser, steps: int, eta: float
+) -> tuple[Latents, float]:
+    """u of the bench's seeds and the seconds that they took, kept in its folder."""
+    shapes, device = bench.pipe.generator.latent_shapes, bench.pipe.device
+    net, digest = net.to(device), sha256_of(folder / DDPM_FILE)
+
+    def make(start: int, stop: int) -> dict[str, Tensor]:
+        began, parts = time.perf_counter(), []
+        for i in range(start, stop, bench.batch_size):
+            noise = NoiseStreams(range(i, min(i + bench.batch_size, stop)), shapes, device=device)
+            u = sample_ddpm(net, noise, steps=steps, eta=eta, progress=bar.update)
+            parts.append(tuple(g.cpu() for g in u))
+        seconds = torch.tensor([time.perf_counter() - began])
+        return {f"u{i}": g for i, g in enumerate(joined(parts))} | {"seconds": seconds}
+
     total = steps * -(-bench.num_pictures // bench.batch_size)
     with tqdm(total=total, desc="latent DDPM", unit="step", disable=not bench.progress) as bar:
-        for i in range(0, bench.num_pictures, bench.batch_size):
-            seeds = range(i, min(i + bench.batch_size, bench.num_pictures))
-            noise = NoiseStreams(seeds, pipe.generator.latent_shapes, device=pipe.device)
-            u = sample_ddpm(net, noise, steps=steps, progress=bar.update)
-            parts.append(tuple(g.cpu() for g in u))
-    return joined(parts), time.perf_counter() - began
+        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", digest, steps, eta]
+        found = bench._kept(name, key, bench.num_pictures, make)
+    return bench._latents(found), float(found["seconds"].sum())
 
 
-def _draws(bench: Bench, folders: Mapping[str, Path | str]) -> dict[str, tuple[Latents, float]]:
-    """Latents and seconds of every baseline."""
-    found = {}
+def _draws(bench: Bench, folders: Mapping[str, Path | str]) -> dict[str, _Drawn]:
+    """Latents of every baseline, and what they took."""
+    found: dict[str, _Drawn] = {}
     for name, folder in folders.items():
+        run = _training(Path(folder))
         if (Path(folder) / DDPM_FILE).is_file():
             net = load_ddpm(folder)
             if net.shapes != bench.pipe.generator.latent_shapes:
                 raise UserInputError(f"baseline {name} is for latents of other shapes")
-            for steps in DDPM_STEPS:
-                found[f"{name}, {steps} steps"] = _ddpm_draws(bench, net, steps)
+            for steps, eta in DDPM_SAMPLERS:
+                title = f"{name}, {steps} {'ancestral' if eta else 'deterministic'} steps"
+                found[title] = _Drawn(
+                    *_ddpm_draws(bench, Path(folder), net, steps, eta), _size(net), *run
+                )
             continue
         other = Pipeline.from_pretrained(folder, device=bench.pipe.device)
         _generator_of(name, other, bench)
-        own = replace(bench, pipe=other, sampling={}, folder=None, _made={})
+        own = replace(bench, pipe=other, sampling={}, _made={})
         drawn = own.drawn("ebm")
-        found[f"{name}, {other.config.sampling.steps} gradients"] = (drawn.u, drawn.seconds)
+        title = f"{name}, {other.config.sampling.steps} gradients"
+        found[title] = _Drawn(*drawn, _size(other.prior), *run)
     return found
 
 
@@ -126,33 +184,63 @@ def run_baselines(
     count = bench.num_pictures
     gauss, ebm = bench.drawn("gaussian"), bench.drawn("ebm")
     steps = bench.pipe.sampling_config(**bench.sampling).steps
-    named = {
-        "reconstructions": (bench.features("reconstructions", spaces), None),
-        "N(0, I)": (bench.features("gaussian", spaces), gauss.seconds),
-        f"energy-based prior, {steps} gradients": (bench.features("ebm", spaces), ebm.seconds),
+    own = f"energy-based prior, {steps} gradients"
+    features = {
+        "reconstructions": bench.features("reconstructions", spaces),
+        "N(0, I)": bench.features("gaussian", spaces),
+        own: bench.features("ebm", spaces),
     }
-    for name, (u, seconds) in _draws(bench, folders).items():
-        named[name] = (bench.features_of(f"baseline {name}", u, spaces), seconds)
+    drawn = {"N(0, I)": _Drawn(*gauss, 0), own: _Drawn(*ebm, _size(bench.pipe.prior))}
+    for name, draws in _draws(bench, folders).items():
+        drawn[name] = draws
+        features[name] = bench.features_of(f"baseline {name}", draws.u, spaces)
     reference = bench.features("reference", spaces)
-    found: dict[str, Any] = {"count": count, "spaces": {}}
+    found: dict[str, Any] = {"count": count, "own": own, "spaces": {}}
     for space in spaces:
         rows: dict[str, dict[str, Any]] = {}
-        for name, (features, seconds) in named.items():
-            rows[name] = measure_quality(features[space], reference[space]).to_dict()
-            rows[name]["seconds_a_picture"] = None if seconds is None else seconds / count
+        for name in features:
+            rows[name] = measure_quality(features[name][space], reference[space]).to_dict()
+            rows[name] |= _costs(drawn.get(name), count)
         ends = rows["N(0, I)"]["frechet"], rows["reconstructions"]["frechet"]
         for row in rows.values():
             row["gap_closed"] = gap_closed(ends[0], row["frechet"], ends[1])
         found["spaces"][space] = rows
-    found["seeds"] = _seed_spread(named, reference, cast("dict[str, Any]", spaces))
+    found["seeds"] = _seed_spread(features, reference, cast("dict[str, Any]", spaces))
+    found["differences"] = {
+        space: _differences(spread, own) for space, spread in found["seeds"].items()
+    }
+    return found
+
+
+def _costs(drawn: _Drawn | None, count: int) -> dict[str, Any]:
+    """What a prior costs, a picture and once."""
+    return {
+        "seconds_a_picture": None if drawn is None else drawn.seconds / count,
+        "parameters": None if drawn is None else drawn.parameters,
+        "training_steps": None if drawn is None else drawn.training_steps,
+        "training_seconds": None if drawn is None else drawn.training_seconds,
+    }
+
+
+def _differences(spread: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
+    """By how much each prior's FD is above our own's, over the sets of seeds: mean and standard
+    error. Both draw the same seeds against the same reference, so a set is a pair.
+    """
+    found = {}
+    for name, distances in spread.items():
+        if name in (own, "reconstructions"):
+            continue
+        pairs = [a - b for a, b in zip(distances, spread[own], strict=True)]
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+        found[name] = {"value": statistics.fmean(pairs), "error": error}
     return found
 
 
 def _seed_spread(
-    named: Mapping[str, tuple[Mapping[str, Any], float | None]],
+    named: Mapping[str, Mapping[str, Any]],
     reference: Mapping[str, Any],
     spaces: Mapping[str, Any],
-    blocks: int = 5,
+    blocks: int = SEED_SETS,
 ) -> dict[str, dict[str, list[float]]]:
     """FD of five disjoint runs of seeds, each a fifth of the pictures: what another choice of
     seeds changes. These distances are of fewer pictures, so larger; compare them among each other.
@@ -161,7 +249,7 @@ def _seed_spread(
     for space in spaces:
         against = FeatureStatistics.from_features(reference[space])
         found[space] = {}
-        for name, (features, _) in named.items():
+        for name, features in named.items():
             rows = features[space]
             size = len(rows) // blocks
             if size < 2:
@@ -181,7 +269,9 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
         Heading("Baselines"),
         Text(
             f"The same generator, {found['count']} pictures and seeds, the same reference. "
-            "Seconds are those of drawing u; decoding comes to all alike."
+            "Seconds are those of drawing u; decoding comes to all alike. The last column is by "
+            "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
+            "sets of seeds, each a fifth of the pictures, ± the standard error of the five."
         ),
     ]
     for space, rows in found["spaces"].items():
@@ -194,9 +284,21 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
                 number(row.get("precision")),
                 number(row.get("recall")),
                 number(row["seconds_a_picture"], 4),
+                _millions(row.get("parameters")),
+                number(row.get("training_seconds"), 0),
+                _above(found.get("differences", {}).get(space, {}).get(name)),
             ]
             for name, row in rows.items()
         ]
         header = ["", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds a picture"]
+        header += ["parameters", "seconds of training", "above ours"]
         blocks += [Text(f"In {space}:"), Table(header, table)]
     return blocks
+
+
+def _millions(count: int | None) -> str:
+    return "–" if not count else f"{count / 1e6:.2f} M"
+
+
+def _above(difference: Mapping[str, float] | None) -> str:
+    return "" if difference is None else with_error(difference["value"], difference["error"], 2)

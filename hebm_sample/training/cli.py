@@ -105,6 +105,14 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--log-every", type=click.IntRange(1), metavar="N", help="Steps between log lines."
             ),
+            click.option(
+                "--set",
+                "changes",
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="Change a setting of the preset: prior.width=48, sampling.steps=24, "
+                "settings.weight_decay=0; repeatable.",
+            ),
             click.option("--init", metavar="MODEL", help="Fine-tune from this model."),
             click.option(
                 "--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out."
@@ -121,6 +129,26 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _preset(kind: Any, options: dict[str, Any]) -> Any:
+    """The preset with what was typed."""
+    from hebm_sample.training.changes import changed, changed_settings
+    from hebm_sample.training.presets import find_preset
+
+    preset = changed(find_preset(options["preset"]), kind, options["changes"])
+    twice = {
+        name
+        for name in changed_settings(options["changes"])
+        if options.get({"steps": "max_steps"}.get(name, name)) is not None
+    }
+    if twice:
+        raise UserInputError(
+            f"{', '.join(sorted(twice))} was given with --set and with an option of its own; "
+            "leave one of them out"
+        )
+    field = f"{kind}_settings"
+    return replace(preset, **{field: _overridden(getattr(preset, field), options)})
 
 
 def _overridden(settings: Any, options: dict[str, Any]) -> Any:
@@ -209,10 +237,7 @@ def main() -> None:
 @_run_options
 def generator(**options: Any) -> None:
     """Train a generator and its encoder; ends with a model folder in DIR/model."""
-    from hebm_sample.training.presets import find_preset
-
-    preset = find_preset(options["preset"])
-    preset = replace(preset, generator_settings=_overridden(preset.generator_settings, options))
+    preset = _preset("generator", options)
     if options["dry_run"]:
         return _dry_run("generator", preset, options, options["init"])
     _needed(options, "data", "out")
@@ -249,10 +274,7 @@ def prior(**options: Any) -> None:
     """Train the energy-based prior of a frozen generator; ends with a model folder in
     DIR/model.
     """
-    from hebm_sample.training.presets import find_preset
-
-    preset = find_preset(options["preset"])
-    preset = replace(preset, prior_settings=_overridden(preset.prior_settings, options))
+    preset = _preset("prior", options)
     if options["dry_run"]:
         return _dry_run("prior", preset, options, options["generator"])
     _needed(options, "generator", "data", "out")

@@ -60,9 +60,9 @@ REPORT_OPTIONS = [
 ]
 
 
-def _others(pairs: tuple[str, ...], size: int, count: int, quiet: bool) -> dict[str, Any]:
+def _others(pairs: tuple[str, ...], size: int, count: int) -> dict[str, Any]:
     """Strange pictures by name: the last rows of each source."""
-    from hebm_sample.training.data import load_pictures
+    from hebm_sample.training.data import last_pictures
 
     found = {}
     for pair in pairs:
@@ -71,9 +71,7 @@ def _others(pairs: tuple[str, ...], size: int, count: int, quiet: bool) -> dict[
             raise UserInputError(f"--ood is {pair!r}; write NAME=SOURCE")
         if name in found:
             raise UserInputError(f"--ood names {name!r} twice")
-        pictures = load_pictures(source, size=size, progress=not quiet)
-        rows = pictures.rows(max(0, len(pictures) - count), len(pictures))
-        found[name] = (rows.images, rows.identity)
+        found[name] = last_pictures(source, size=size, count=count)
     return found
 
 
@@ -81,7 +79,7 @@ def _folders(pairs: tuple[str, ...]) -> dict[str, Path]:
     """Baselines by name."""
     found = {}
     for pair in pairs:
-        name, _, folder = pair.partition("=")
+        name, _, folder = pair.rpartition("=")  # a name may be "T = 1"
         if not (name and folder):
             raise UserInputError(f"--baseline is {pair!r}; write NAME=DIR")
         if not Path(folder).is_dir():
@@ -128,7 +126,7 @@ def run_report(
         parts=None if parts is None else tuple(p.strip() for p in parts.split(",")),
         feature_steps=options["feature_steps"],
         inception=options["inception"],
-        others=_others(options["ood"], size, ReportPlan.ood_images, quiet) if sets else {},
+        others=_others(options["ood"], size, ReportPlan.ood_images) if sets else {},
         baselines=_folders(options["baseline"]),
         control=_control(pipe, sets, common, options),
         control_key=[str(options[name]) for name in CONTROL_NAMES],

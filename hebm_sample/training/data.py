@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.images import open_picture
 from hebm_sample.training.sources import Source, encode_labels, open_source
 
-__all__ = ["Pictures", "StepSampler", "load_pictures", "to_float", "zoomed"]
+__all__ = ["Pictures", "StepSampler", "last_pictures", "load_pictures", "to_float", "zoomed"]
 
 RECIPE = 1  # raise it when decoding changes, so that old caches are not taken for new ones
 DECODING_THREADS = 2
@@ -233,6 +234,27 @@ def load_pictures(
             f"decoded pictures could not be read back from {folder}; remove it and try again"
         )
     return built
+
+
+def last_pictures(
+    source: str | Path, *, size: int, count: int, split: str | None = None
+) -> tuple[np.ndarray, str]:
+    """The last `count` pictures of a set that can be read, uint8 (N, 3, size, size), and a hash of
+    them; no other is decoded, and nothing is kept. Raises `UserInputError` if there is none.
+    """
+    encoded: deque[bytes | Path | None] = deque(maxlen=count)
+    for chunk in open_source(source, split).chunks():
+        encoded.extend(chunk.pictures)
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        found = list(pool.map(lambda p: _decode(p, size), encoded))
+    good = [x for x in found if isinstance(x, np.ndarray)]
+    if not good:
+        reason = next((x for x in found if isinstance(x, str)), "it is empty")
+        raise UserInputError(
+            f"none of the last {count} pictures in {source} can be read: {reason}"
+        )
+    images = np.stack(good)
+    return images, hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def _read_cache(folder: Path) -> Pictures | None:

@@ -204,14 +204,17 @@ def feature_spaces(
         steps: Of the classifier, 1,200 if None. It is kept in the cache folder, under a key of
             data, recipe and steps.
         model: Without `steps`, the classifier that the package has for a model of that name and
-            these very training rows is used in place of a new one.
+            these very training rows is used in place of a new one; one of other data, which the
+            package has reference statistics of these rows for, is a space of its own, the last.
     """
     spaces: dict[str, tuple[Any, dict[str, Any]]] = {}
     # Fewer labels than that teach a classifier nothing.
     labels = {k: v for k, v in training.labels.items() if (v >= 0).sum() >= FEWEST_LABELS}
     shipped = find_set(model, training.images.shape[-1]) if model and steps is None else None
-    if shipped is not None and shipped.recipe.get("training") == training.identity:
-        spaces[shipped.net.name] = (shipped.net, shipped.recipe["classifier"])
+    if shipped is not None and shipped.recipe.get("training") != training.identity:
+        shipped = None
+    if shipped is not None and shipped.net_of is None:
+        spaces[shipped.space] = (shipped.net, shipped.recipe["classifier"])
     elif labels:
         steps = steps or DEFAULT_FEATURE_STEPS
         path = cache_path("features", [FEATURE_RECIPE, steps, training.identity], cache_dir)
@@ -228,6 +231,8 @@ def feature_spaces(
     pca = PcaFeatures(min(100, len(rows) - 1))
     pca.fit(rows)
     spaces[pca.name] = (pca, {})
+    if shipped is not None and shipped.net_of is not None:
+        spaces[shipped.space] = (shipped.net, shipped.recipe["classifier"])
     return spaces
 
 
@@ -251,6 +256,10 @@ def make_bench(
     if pipe.prior is None:
         raise UserInputError(
             f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
+        )
+    if len(held_out) < 20:
+        raise UserInputError(
+            f"{len(held_out)} pictures are held out; it takes 20 to measure, 10 a side"
         )
     if not 10 <= num_pictures <= len(held_out) // 2:
         raise UserInputError(

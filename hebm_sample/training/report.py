@@ -180,15 +180,27 @@ class _Report:
             bench, out, images=plan.chain_images, steps=plan.chain_steps
         )
 
+    def _shared(self) -> list[str]:
+        """The space of another model's classifier that this one's pictures are seen in, too."""
+        pipe = self.bench.pipe
+        known = find_set(pipe.name, pipe.config.generator.image_size)
+        return [] if known is None or known.net_of is None else [known.space]
+
     def key(self, part: str) -> str:
         """Of everything that a part's figures depend on."""
         bench, plan = self.bench, self.plan
         data = [x.identity for x in (bench.training, bench.held_out) if x is not None]
         own = {
-            "gap": [plan.feature_steps, plan.inception],
-            "baselines": [plan.feature_steps, plan.inception, _folder_keys(plan.baselines)],
+            "gap": [plan.feature_steps, plan.inception, *self._shared()],
+            "baselines": [
+                2,
+                *self._shared(),
+                plan.feature_steps,
+                plan.inception,
+                _folder_keys(plan.baselines),
+            ],
             "control": plan.control_key,
-            "ood": [plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
+            "ood": [2, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }

@@ -1,18 +1,28 @@
 """The parts of a report about pictures: distances, control, strange pictures, memorisation."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm.auto import tqdm
 
 from hebm_sample.images import grid, save_png
+from hebm_sample.metrics.frechet import gap_closed
 from hebm_sample.metrics.memorisation import measure_memorisation
-from hebm_sample.metrics.ood import corruptions, png_bytes, scores, separations, top_group_energies
+from hebm_sample.metrics.ood import (
+    chain_latents,
+    corruptions,
+    png_bytes,
+    scores,
+    separations,
+    top_group_energies,
+)
 from hebm_sample.metrics.quality import measure_to_reference
 from hebm_sample.metrics.reference import EvaluationSet
-from hebm_sample.training.draws import Bench, Seen, Spaces
+from hebm_sample.training.draws import Bench, Seen, Spaces, fingerprint
 from hebm_sample.training.evaluate import measure
 from hebm_sample.training.report_page import (
     Block,
@@ -56,7 +66,7 @@ def run_gap(bench: Bench, spaces: Spaces, announce: Callable[[str], object]) -> 
 
 def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
     """What can be said without the data: both priors against the package's reference."""
-    space = known.net.name
+    space = known.space
     spaces: Spaces = {space: (known.net, known.recipe["classifier"])}
     quality = {
         name: measure_to_reference(
@@ -65,7 +75,11 @@ def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
         for name in ("gaussian", "ebm")
     }
     drawn = bench.drawn("ebm")
+    recon = known.reconstructions(fingerprint(bench.pipe, encoder=True), bench.num_pictures)
+    closed = None if recon is None else _closed(quality["gaussian"], quality["ebm"], recon)
     return {
+        "known_reconstructions": recon,
+        "gap_closed": closed,
         "model": bench.pipe.name,
         "sampling": bench.pipe.sampling_config(**bench.sampling).to_dict(),
         "quality": {space: quality},
@@ -75,6 +89,19 @@ def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
         "sampling_seconds": drawn.seconds,
         "u_square": [float(g.double().square().mean()) for g in drawn.u],
     }
+
+
+def _closed(
+    gauss: Mapping[str, float], ebm: Mapping[str, float], recon: Mapping[str, float]
+) -> dict[str, float] | None:
+    """The gap closed from three distances, with its standard error as if they were independent."""
+    g, e, r = (x["frechet"] for x in (gauss, ebm, recon))
+    if g <= r:
+        return None
+    slopes = ((e - r) / (g - r) ** 2, 1 / (g - r), (g - e) / (g - r) ** 2)
+    errors = (x["frechet_error"] for x in (gauss, ebm, recon))
+    error = math.hypot(*(s * d for s, d in zip(slopes, errors, strict=True)))
+    return {"value": gap_closed(g, e, r), "error": error}
 
 
 def _quality_row(title: str, found: Mapping[str, Any]) -> list[str]:
@@ -112,8 +139,7 @@ def show_gap(found: dict[str, Any]) -> list[Block]:
             Text(
                 "Measured without the data: the reference are statistics that come with the "
                 f"package, and KID and the neighbours use {found['reference']['features']} of its "
-                "pictures. Errors of Fréchet distances count the samples only. Reconstructions, "
-                "gap closed, bits and KL need --data."
+                "pictures. Errors of Fréchet distances count the samples only. " + _without(found)
             )
         )
         return blocks
@@ -129,6 +155,18 @@ def show_gap(found: dict[str, Any]) -> list[Block]:
         f"{found['sampling_seconds']:.0f} s."
     )
     return [*blocks, Table(header, rows), Text(bits)]
+
+
+def _without(found: Mapping[str, Any]) -> str:
+    """What is known of the gap without the data."""
+    recon, closed = found.get("known_reconstructions"), found.get("gap_closed")
+    if recon is None or closed is None:
+        return "Reconstructions, gap closed, bits and KL need --data."
+    return (
+        "The distance of this model's reconstructions comes with the package, "
+        f"{with_error(recon['frechet'], recon['frechet_error'], 2)}. Gap closed: "
+        f"{with_error(closed['value'], closed['error'])}. Bits and KL need --data."
+    )
 
 
 def show_control(found: dict[str, Any]) -> list[Block]:
@@ -155,15 +193,23 @@ def run_ood(
     seen = bench.seen()
     own_seen = Seen(tuple(g[rows] for g in seen.u), seen.distortion[rows], seen.kl[rows])
 
+    config = pipe.sampling_config(**bench.sampling)
+    bar = tqdm(desc="chains", unit="grad", disable=not bench.progress)
+
     def score(pictures: np.ndarray, what: Seen) -> dict[str, np.ndarray]:
         energies = top_group_energies(pipe, what.u, bench.batch_size)
         nats = (what.distortion + what.kl.sum(1)).numpy()
-        return scores(energies, nats, png_bytes(pictures))
+        moved = chain_latents(
+            pipe, what.u, config, batch_size=bench.batch_size, progress=bar.update
+        )
+        after = top_group_energies(pipe, moved, bench.batch_size)
+        return scores(energies, nats, png_bytes(pictures), after)
 
     own = score(own_images, own_seen)
     strange = {name: np.asarray(x[:images]) for name, x in others.items()}
     strange |= corruptions(own_images)
     found = {name: score(x, bench.look_at(x)) for name, x in strange.items()}
+    bar.close()
     tables = {name: separations(own, other) for name, other in found.items()}
     groups = len(pipe.generator.latent_shapes)
     _plot_ood(own, found, tables, groups, out)
@@ -181,52 +227,79 @@ def run_ood(
 def _plot_ood(
     own: dict[str, np.ndarray], found: dict[str, Any], tables: Any, groups: int, out: Path
 ) -> None:
-    tops = [f"energy, top {k + 1} of {groups}" for k in range(groups)]
+    kinds = {"u from the encoder": "energy", "u_0 after the chain": "energy after the chain"}
     by_groups = {
-        name: (range(1, groups + 1), [table[t].value for t in tops])
-        for name, table in tables.items()
+        title: {
+            name: (
+                range(1, groups + 1),
+                [table[f"{kind}, top {k + 1} of {groups}"].value for k in range(groups)],
+            )
+            for name, table in tables.items()
+        }
+        for title, kind in kinds.items()
     }
-    title = "energies of the top groups against other pictures"
-    lines(out / "figures/ood.png", {title: by_groups}, x="top groups kept", y="AUROC", level=0.5)
+    lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
+    every = f"energy, top {groups} of {groups}"
     panels = {
         label: {"held-out": own[key], **{name: x[key] for name, x in found.items()}}
-        for label, key in (("energy, all groups", tops[-1]), ("-ELBO, nats", "likelihood"))
+        for label, key in (("energy, all groups", every), ("-ELBO, nats", "likelihood"))
     }
     histograms(out / "figures/ood-histograms.png", panels)
 
 
+# From the simplest score to the dearest: among equals the first is to be used.
+_SIMPLEST = ("compression", "likelihood less compression", "likelihood", "energy")
+_USELESS = 0.6
+
+
 def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
-    """One sentence: which score separates best, and whether that is a surprise."""
+    """One sentence: which score to use, plainly a simpler one where that does as well."""
     best = max(table, key=lambda s: table[s]["value"])
-    energies = {s: f["value"] for s, f in table.items() if s.startswith("energy")}
-    top = max(energies, key=lambda s: energies[s])
-    text = f"{name}: {best} separates best ({table[best]['value']:.3f})"
-    if not best.startswith("energy"):
-        kept = top.removeprefix("energy, ")
-        text += f", better than every energy (the best, {kept}: {energies[top]:.3f})"
-    elif table["compression"]["value"] > 0.9:
-        text += f", though file size alone has {table['compression']['value']:.3f}"
-    if table[best]["value"] < 0.6:
-        text += "; none is of use here"
-    return text + "."
+    if table[best]["value"] < _USELESS:
+        return f"{name}: none is of use, the best is {_score(best, table)}."
+    as_good = [
+        s
+        for s in table
+        if table[s]["value"] >= table[best]["value"] - 2 * table[best]["error"] - 5e-4
+    ]
+    use = min(as_good, key=lambda s: (_cost(s), -table[s]["value"]))
+    text = f"{name}: use {_score(use, table)}"
+    energies = [s for s in table if s.startswith("energy")]
+    top = max(energies, key=lambda s: table[s]["value"])
+    if use.startswith("energy"):
+        return f"{text}, against {_score('likelihood', table)} and {_score('compression', table)}."
+    beaten = table[top]["value"] < table[use]["value"] - 2 * table[use]["error"]
+    verdict = (
+        "no energy does as well, the best is" if beaten else "energies do no better, the best is"
+    )
+    return f"{text}, the simpler score; {verdict} {_score(top, table)}."
+
+
+def _cost(score: str) -> int:
+    kind = next((i for i, s in enumerate(_SIMPLEST) if score == s), len(_SIMPLEST) - 1)
+    return kind + score.startswith("energy after")
+
+
+def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
+    return f"{score} ({table[score]['value']:.3f})"
 
 
 def show_ood(found: dict[str, Any]) -> list[Block]:
     """The part's blocks."""
-    names = list(next(iter(found["auroc"].values())))
-    short = [n.replace("energy, ", "").replace(f" of {found['groups']}", "") for n in names]
-    rows = [
-        [name, *(number(table[s]["value"]) for s in names)]
-        for name, table in found["auroc"].items()
-    ]
+    auroc = found["auroc"]
+    names = list(next(iter(auroc.values())))
+    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
+    largest = max(f["error"] for table in auroc.values() for f in table.values())
     return [
         Heading("Out-of-distribution detection"),
         Text(
             f"AUROC between {found['count']} held-out pictures and others: 0.5 is chance, below "
             "it the others look more like the data than the data. Energies are those of the top "
-            "groups kept, u from the encoder; likelihood is -ELBO, compression the size as PNG."
+            "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
+            "from there; likelihood is -ELBO, compression the size as PNG. No standard error is "
+            f"above {largest:.3f}."
         ),
-        Table(["", *short], rows),
+        Table(["", *auroc], rows),
         *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
         Picture("figures/ood.png", "AUROC by number of top groups"),
         Picture("figures/ood-histograms.png", "Distributions of two scores"),

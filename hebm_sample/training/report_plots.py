@@ -8,7 +8,7 @@ import numpy as np
 
 from hebm_sample.metrics.extras import import_extra
 
-__all__ = ["histograms", "lines", "scatter_pairs"]
+__all__ = ["bars", "histograms", "lines", "scatter_named", "scatter_pairs"]
 
 WIDTH, HEIGHT = 6.4, 3.6
 DPI = 120
@@ -49,6 +49,45 @@ def lines(
     _figure(path, 1, len(panels), draw)
 
 
+def bars(
+    path: Path,
+    points: Mapping[str, tuple[float, float | None]],
+    *,
+    x: str,
+    y: str,
+    levels: Mapping[str, float],
+    colours: Sequence[str] = ("#88aacc",),
+) -> None:
+    """Values with their standard errors by name, from 0, with a dotted line a named level.
+
+    Arguments:
+        colours: Of the bars, in turn.
+    """
+
+    def draw(axes: Any) -> None:
+        axis = axes[0, 0]
+        heights = [value for value, _ in points.values()]
+        errors = [error or 0.0 for _, error in points.values()]
+        shades = [colours[i % len(colours)] for i in range(len(points))]
+        axis.bar(range(len(points)), heights, yerr=errors, width=0.6, capsize=3, color=shades)
+        axis.set_xticks(range(len(points)), list(points))
+        for name, value in levels.items():
+            axis.axhline(value, color="grey", linestyle=":", linewidth=1)
+            axis.annotate(
+                name,
+                (1, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+            )
+        axis.set(xlabel=x, ylabel=y)
+
+    _figure(path, 1, 1, draw)
+
+
 def histograms(
     path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], *, bins: int = 50
 ) -> None:
@@ -66,6 +105,25 @@ def histograms(
             axis.legend(fontsize=8)
 
     _figure(path, 1, len(panels), draw)
+
+
+def scatter_named(
+    path: Path,
+    points: Mapping[str, tuple[float, float, float | None]],
+    *,
+    x: str,
+    y: str,
+) -> None:
+    """A point (x, y, standard error of y) a name; x is logarithmic."""
+
+    def draw(axes: Any) -> None:
+        axis = axes[0, 0]
+        for name, (across, up, error) in points.items():
+            axis.errorbar([across], [up], yerr=[error or 0.0], marker="o", capsize=3, label=name)
+        axis.set(xlabel=x, ylabel=y, xscale="log")
+        axis.legend(fontsize=7)
+
+    _figure(path, 1, 1, draw)
 
 
 def scatter_pairs(

@@ -196,8 +196,10 @@ def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
 
 def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
     """Take over the energies of `init`; symbols' outputs that it lacks stay at zero."""
-    prior = init.prior
-    if prior is None or replace(prior.config, symbols=()) != replace(energy.config, symbols=()):
+    prior, same = init.prior, {"symbols": ()}
+    if energy.config.parametrization == "log_snr":
+        same |= {"levels": energy.config.levels}  # defined at every level, whichever are sampled
+    if prior is None or replace(prior.config, **same) != replace(energy.config, **same):
         raise UserInputError(
             f"{init.name} has other energies than preset {preset.name}; start from its own preset"
         )
@@ -259,7 +261,8 @@ def train_prior(
         pipe = Pipeline(config, generator, cast("JointEnergy", learner), device=device)
         return pipe(PREVIEW, output_type="torch").images * 2 - 1
 
-    identity = f"{training.identity} {objective} {_fingerprint(generator)}"
+    chain = f" K={preset.chain_steps}" if objective == "mle" else ""
+    identity = f"{training.identity} {objective}{chain} {_fingerprint(generator)}"
     columns = _label_columns(preset, training)
     if columns:
         identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"

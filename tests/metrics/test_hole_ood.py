@@ -5,6 +5,7 @@ proposal's densities exchanged stays near 1 for any step.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from hebm_sample.metrics.diagnostics import (
 from hebm_sample.metrics.extras import import_extra
 from hebm_sample.metrics.hole import correlated_pairs, measure_hole
 from hebm_sample.metrics.ood import (
+    CHAIN_SEEDS,
+    chain_latents,
     corruptions,
     png_bytes,
     scores,
@@ -29,6 +32,8 @@ from hebm_sample.metrics.ood import (
     top_group_energies,
 )
 from hebm_sample.prior.conditional import flatten
+from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.sampling.noise import NoiseStreams
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,33 @@ class TestOod:
         for k in range(3):
             expected = pipe.energy(latents=u, groups=slice(0, k + 1)).numpy()
             np.testing.assert_allclose(found[:, k], expected, rtol=1e-4, atol=1e-4)
+
+    def test_the_chain_is_of_the_lowest_level(self):
+        """With F = 0, u_0 given u_1 is N(a_1 u_1, sigma_1^2), and K steps from u an autoregression
+        towards it: what is left of the start is rho^K, rho = 1 - s / (2 sigma_1^2).
+        """
+        pipe, steps = tiny_pipeline(), 12
+        with torch.no_grad():
+            for p in pipe.prior.parameters():
+                p.zero_()
+        u = tuple(3 + g for g in tiny_latents(pipe.config, 48))
+        config = replace(pipe.config.sampling, steps=3 * steps, step_scale=2.0)
+        done = []
+        moved = flatten(chain_latents(pipe, u, config, batch_size=20, progress=done.append))
+        assert sum(done) == 3 * steps  # batches, and the lowest of three levels' share
+        schedule = DiffusionSchedule(pipe.config.prior.levels)
+        noise = NoiseStreams(
+            range(CHAIN_SEEDS, CHAIN_SEEDS + 48), pipe.generator.latent_shapes
+        ).normal()
+        mean = float(schedule.a[1]) * flatten(schedule.diffuse(u, 1, noise))
+        sigma, (low, high) = float(schedule.sigma[1]), pipe.config.prior.levels[:2]
+        left = (1 - (low / high) ** 2) ** steps  # s = 2 (sigma_1 low / high)^2
+        residual = moved - mean - left * (flatten(u) - mean)
+        count, spread = residual.numel(), sigma * math.sqrt(1 - left**2)
+        assert abs(residual.mean()) < 4 * spread / math.sqrt(count)
+        assert residual.std() == pytest.approx(spread, abs=4 * spread / math.sqrt(2 * count))
+        again = flatten(chain_latents(pipe, u, config, batch_size=48))
+        torch.testing.assert_close(again, moved, atol=1e-4, rtol=1e-4)
 
     def test_corruptions_are_what_they_say(self):
         images = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)

@@ -5,6 +5,7 @@ A reference taken through one net and compared through another would shift every
 """
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,28 @@ class TestEvaluationSet:
         (tmp_path / "index.json").write_text('{"format_version": 9}')
         with pytest.raises(WeightsError, match="format_version 9"):
             find_set("toy", 16, tmp_path)
+
+    def test_a_net_can_be_shared(self, net, folder, tmp_path):
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+        owner = find_set("toy", 16, tmp_path)
+        known = {"model": "m", "num_pictures": 60, "frechet": 1.5, "frechet_error": 0.1}
+        recipe = RECIPE | {"reconstructions": known}
+        built = build_set("other", owner.net, noise(60, 32, seed=1), recipe, net_of="toy")
+        path = write_set(built, tmp_path)
+        assert path.stat().st_size < (tmp_path / "toy-16.safetensors").stat().st_size
+        found = find_set("other", 32, tmp_path)
+        assert found.space == f"{net.name} of toy" and owner.space == net.name
+        images = noise(5, 32, seed=2)
+        np.testing.assert_array_equal(extract(found.net, images), extract(owner.net, images))
+        np.testing.assert_array_equal(found.statistics.mean, built.statistics.mean)
+        assert found.reconstructions("m", 60) == {"frechet": 1.5, "frechet_error": 0.1}
+        assert found.reconstructions("m", 61) is found.reconstructions("n", 60) is None
+        assert owner.reconstructions("m", 60) is None
+        write_set(build_set("toy", net, noise(30), RECIPE), tmp_path)
+        with pytest.raises(WeightsError, match="goes with another toy-16"):
+            find_set("other", 32, tmp_path)
+        with pytest.raises(WeightsError, match="no set nobody"):
+            write_set(build_set("x", net, noise(30), RECIPE, net_of="nobody"), tmp_path)
 
     def test_those_that_come_with_the_package(self):
         rows = json.loads((SHIPPED / "index.json").read_text())["sets"]

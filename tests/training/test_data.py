@@ -17,7 +17,13 @@ from PIL import Image
 from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
 from hebm_sample.images import prepare
 from hebm_sample.training import sources
-from hebm_sample.training.data import StepSampler, load_pictures, to_float, zoomed
+from hebm_sample.training.data import (
+    StepSampler,
+    last_pictures,
+    load_pictures,
+    to_float,
+    zoomed,
+)
 
 SIZE = 8
 
@@ -57,6 +63,21 @@ def write_parquet(path, rows, labels=None):
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     pq.write_table(table, path)
+
+
+def test_the_last_pictures_are_those_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "unused"))
+    fill(tmp_path / "set", broken=(4,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = load(tmp_path / "set", tmp_path)
+    images, identity = last_pictures(tmp_path / "set", size=SIZE, count=3)
+    assert np.array_equal(images, whole.images[-2:])  # rows 3 and 5; 4 cannot be read
+    assert identity != last_pictures(tmp_path / "set", size=SIZE, count=2)[1]
+    assert not (tmp_path / "unused").exists()
+    with pytest.raises(UserInputError, match="none of the last 1 pictures"):
+        fill(tmp_path / "broken", broken=(5,))
+        last_pictures(tmp_path / "broken", size=SIZE, count=1)
 
 
 class TestFolders:

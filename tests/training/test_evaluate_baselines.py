@@ -17,7 +17,13 @@ from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.prior.conditional import flatten
 from hebm_sample.prior.schedule import log_snr_levels
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.training.baselines import joint_ebm, run_baselines, show_baselines
+from hebm_sample.training import baselines
+from hebm_sample.training.baselines import (
+    JOINT_CHAIN,
+    joint_ebm,
+    run_baselines,
+    show_baselines,
+)
 from hebm_sample.training.cli_baseline import baseline
 from hebm_sample.training.data import load_pictures
 from hebm_sample.training.ddpm import (
@@ -136,11 +142,10 @@ def test_a_joint_model_has_no_diffusion(trained):
 
 
 @pytest.mark.slow
-def test_all_are_measured_alike(trained, sets):
+def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     pipe = tiny_pipeline()
-    bench = make_bench(
-        pipe, *sets.split(40), num_pictures=20, batch_size=20, progress=False, steps=6
-    )
+    options = {"num_pictures": 20, "batch_size": 20, "progress": False, "steps": 6}
+    bench = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     folders = {"latent DDPM": trained / "ddpm", "T = 1": trained / "joint/model"}
     found = run_baselines(bench, spaces, folders)
@@ -149,18 +154,31 @@ def test_all_are_measured_alike(trained, sets):
         "reconstructions",
         "N(0, I)",
         "energy-based prior, 6 gradients",
-        "latent DDPM, 10 steps",
-        "latent DDPM, 48 steps",
-        "T = 1, 30 gradients",
+        "latent DDPM, 10 deterministic steps",
+        "latent DDPM, 48 deterministic steps",
+        "latent DDPM, 48 ancestral steps",
+        f"T = 1, {JOINT_CHAIN} gradients",
     ]
     assert rows["N(0, I)"]["gap_closed"] in (0, pytest.approx(0)) or math.isnan(
         rows["N(0, I)"]["gap_closed"]
     )
     assert all(row["num_pictures"] == 20 for row in rows.values())
-    assert rows["latent DDPM, 48 steps"]["seconds_a_picture"] > 0
+    ddpm = rows["latent DDPM, 48 ancestral steps"]
+    assert ddpm["seconds_a_picture"] > 0 and ddpm["training_seconds"] > 0
+    assert ddpm["training_steps"] == rows[list(rows)[-1]]["training_steps"] == 10
+    assert ddpm["parameters"] == sum(p.numel() for p in load_ddpm(trained / "ddpm").parameters())
     (seeds,) = found["seeds"].values()
     assert all(len(x) == 5 for x in seeds.values())
-    assert "latent DDPM, 10 steps" in to_markdown(show_baselines(found))
+    (differences,) = found["differences"].values()
+    own = seeds["energy-based prior, 6 gradients"]
+    above = np.array(seeds["N(0, I)"]) - np.array(own)
+    assert differences["N(0, I)"]["value"] == pytest.approx(above.mean())
+    assert differences["N(0, I)"]["error"] == pytest.approx(above.std(ddof=1) / math.sqrt(5))
+    assert differences.keys() == rows.keys() - {"reconstructions", list(rows)[2]}
+    assert "latent DDPM, 10 deterministic" in to_markdown(show_baselines(found))
+    monkeypatch.setattr(baselines, "sample_ddpm", lambda *_, **__: pytest.fail("drawn again"))
+    again = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
+    assert run_baselines(again, spaces, folders) == found  # seconds too
 
 
 @pytest.mark.slow

@@ -20,11 +20,12 @@ from hebm_sample.metrics.reference import build_set, write_set
 from hebm_sample.training import report as report_module
 from hebm_sample.training import report_latents
 from hebm_sample.training.cli import main
+from hebm_sample.training.cli_report import _folders
 from hebm_sample.training.compare import compare_folders
 from hebm_sample.training.data import load_pictures
 from hebm_sample.training.draws import Bench, fingerprint
 from hebm_sample.training.evaluate import make_bench
-from hebm_sample.training.report import ReportPlan, write_report
+from hebm_sample.training.report import ReportPlan, shipped_gap, write_report
 from hebm_sample.training.report_page import (
     Code,
     Heading,
@@ -36,6 +37,7 @@ from hebm_sample.training.report_page import (
     to_markdown,
     with_error,
 )
+from hebm_sample.training.report_pictures import _advice
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -103,7 +105,8 @@ class TestPage:
             "inverted",
         }
         inverted, negatives = (found["ood"]["auroc"][k] for k in ("inverted", "negatives"))
-        assert len(inverted) == len(negatives) == 3 + 3
+        assert len(inverted) == len(negatives) == 3 + 3 + 3
+        assert found["ood"]["auroc"]["noise"]["energy after the chain, top 3 of 3"]["error"] >= 0
         assert found["ood"]["auroc"]["noise"]["compression"]["value"] > 0.9
         assert len(found["hole"]["ebm"]["groups"]) == 3
         assert found["memorisation"]["counts"]["training"] == 50
@@ -133,6 +136,28 @@ class TestPage:
 
 def pipe_levels() -> int:
     return tiny_pipeline().config.prior.num_levels
+
+
+@pytest.mark.parametrize(
+    "energy, chain, likelihood, compression, sentence",
+    [
+        (0.95, 0.90, 0.70, 0.60, "use energy, top 2 of 2 (0.950), against likelihood (0.700)"),
+        (0.95, 0.96, 0.94, 0.60, "use likelihood (0.940), the simpler score; energies do no bet"),
+        (0.80, 0.82, 0.95, 0.99, "use compression (0.990), the simpler score; no energy does as"),
+        (0.55, 0.52, 0.50, 0.40, "none is of use, the best is energy, top 2 of 2 (0.550)"),
+    ],
+)
+def test_the_simplest_of_equal_scores_is_advised(energy, chain, likelihood, compression, sentence):
+    values = {
+        "energy, top 1 of 2": 0.5,
+        "energy, top 2 of 2": energy,
+        "energy after the chain, top 2 of 2": chain,
+        "likelihood": likelihood,
+        "compression": compression,
+        "likelihood less compression": 0.5,
+    }
+    table = {name: {"value": value, "error": 0.01} for name, value in values.items()}
+    assert _advice("x", table).startswith(f"x: {sentence}")
 
 
 class TestBench:
@@ -200,7 +225,19 @@ class TestWithoutData:
         quality = found["quality"][net.name]
         assert quality["ebm"]["frechet"] == pytest.approx(with_data.fd_model, rel=1e-6)
         assert quality["gaussian"]["frechet"] == pytest.approx(with_data.fd_gauss, rel=1e-6)
-        assert "need --data" in (tmp_path / "out/index.md").read_text()
+        assert "gap closed, bits and KL need --data" in (tmp_path / "out/index.md").read_text()
+        known.recipe["reconstructions"] = {
+            "model": fingerprint(bench.pipe, encoder=True),
+            "num_pictures": 60,
+            "frechet": with_data.fd_recon,
+            "frechet_error": with_data.fd_recon_error,
+        }
+        found = shipped_gap(bench)
+        if with_data.fd_gauss > with_data.fd_recon:
+            assert found["gap_closed"]["value"] == pytest.approx(with_data.gap_closed, rel=1e-4)
+            assert found["gap_closed"]["error"] > 0
+        else:
+            assert found["gap_closed"] is None
 
     def test_unknown_parts(self):
         with pytest.raises(
@@ -246,6 +283,13 @@ class TestCommand:
         results = json.loads((tmp_path / "out/results.json").read_text())
         assert "Smiling" in results["parts"]["control"]["table"]
         assert "Control" in (tmp_path / "out/index.html").read_text()
+
+    def test_a_name_may_have_an_equals_sign(self, tmp_path):
+        assert _folders((f"T = 1={tmp_path}",)) == {"T = 1": tmp_path}
+        with pytest.raises(UserInputError, match="there is no folder no-such"):
+            _folders(("T = 1=no-such",))
+        with pytest.raises(UserInputError, match="write NAME=DIR"):
+            _folders((str(tmp_path),))
 
     def test_compare(self, home, tmp_path, monkeypatch):
         monkeypatch.setenv("HEBM_CACHE", str(home / "cli-cache"))

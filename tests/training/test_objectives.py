@@ -337,6 +337,32 @@ def test_a_nan_batch_leaves_weights_and_optimiser_as_they_were():
     assert torch.isfinite(model.weight).all() and not torch.equal(model.weight.detach(), weight)
 
 
+@pytest.mark.parametrize(
+    "own, mean, decision",
+    [(math.inf, 1.0, True), (0.0, math.nan, False), (0.0, 1.0, True), (math.nan, math.inf, False)],
+)
+def test_processes_decide_alike(own, mean, decision):
+    """By the gradient that they share: a loss is one process's, and some would update alone."""
+
+    class Local(Line):
+        def forward(self, batch, fraction):
+            loss, stats = super().forward(batch, fraction)
+            return loss + own, stats
+
+    def averaged_over_processes(loss):
+        loss.backward()
+        model.weight.grad = torch.full((2,), mean)
+
+    model = Local()
+    before, optimizer = model.weight.detach().clone(), make_optimizer(model, SETTINGS)
+    parameters = list(model.parameters())
+    finite, _ = train_step(
+        model, (GOOD, None), 0.5, optimizer, parameters, 1.0, averaged_over_processes
+    )
+    assert finite is decision
+    assert torch.equal(model.weight.detach(), before) is not decision
+
+
 def test_the_gradient_is_clipped_and_its_norm_is_reported_unclipped():
     model = Line()
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)

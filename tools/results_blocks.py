@@ -1,0 +1,343 @@
+"""The parts of docs/results.md that are made from docs/results/*.json, a function each.
+
+    {{gap cifar10-32}}      a line of page.md.in, answered by `BLOCKS["gap"]` from cifar10-32.json
+
+A part that was not measured leaves nothing on the page.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ablation_page import blocks as ablation_blocks
+
+from hebm_sample.training.baselines import show_baselines
+from hebm_sample.training.report_latents import PRIORS, show_diagnostics, show_hole
+from hebm_sample.training.report_page import (
+    Block,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    number,
+    to_markdown,
+    with_error,
+)
+from hebm_sample.training.report_pictures import show_memorisation, show_ood
+
+Results = Mapping[str, Any]
+
+# What each model was to reach.
+GAP_GOAL, DEAD_NATS = 0.5, 0.1
+CLASS_GOALS = {"1": 0.5, "best": 0.75}
+ATTRIBUTE_GOAL = 0.8
+# Seconds of the energies' training, as the cards in docs/cards have them, run by run.
+TRAINED = {
+    "cifar10-32": 2997 + 2660,
+    "celeba64-64": 2312 + 1787 + 1511,
+    "celebahq-64": 2312 + 1787 + 1501,
+    "celebahq-256": 2312 + 1787 + 1501,
+}
+
+
+def picture_path(key: str, path: str) -> str:
+    """Where a report's figure of a model lies beside the page."""
+    return f"images/results/{key}-{Path(path).stem}.webp"
+
+
+def _placed(blocks: Sequence[Block], key: str, root: Path) -> list[Block]:
+    """A report's blocks as a section's: headings a level down, pictures where the docs have them,
+    without those that they have not.
+    """
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            block = Heading(block.text, 3)
+        if isinstance(block, Picture):
+            block = replace(block, path=picture_path(key, block.path))
+            if not (root / block.path).is_file():
+                continue
+        found.append(block)
+    return found
+
+
+def headline_gap(results: Results) -> tuple[str, Mapping[str, Any]]:
+    """The first space's name and distances."""
+    return next(iter(results["parts"]["gap"]["gaps"].items()))
+
+
+# Distances
+
+
+def gap(results: Results) -> list[Block]:
+    """Distances in every space, neighbours, KL, bits, goals."""
+    found, count = results["parts"]["gap"], len(results["parts"]["gap"]["kl"])
+    header = ["features", "reconstructions", "N(0, I)", "energy-based prior", "gap closed"]
+    rows = []
+    for space, x in found["gaps"].items():
+        names = ("fd_recon", "fd_gauss", "fd_model")
+        closed = with_error(x["gap_closed"], x["gap_closed_error"])
+        distances = [with_error(x[n], x[f"{n}_error"], 2) for n in names]
+        rows.append([space, *distances, f"**{closed}**"])
+    groups = ["", *(f"group {i}" for i in range(count))]
+    latents = [
+        ["KL, nats", *(number(v, 1) for v in found["kl"])],
+        ["mean square of q(u)", *(number(v) for v in found["u_square_posterior"])],
+        ["mean square of samples", *(number(v) for v in found["u_square"])],
+    ]
+    pictures = headline_gap(results)[1]["num_pictures"]
+    text = (
+        "Bits a dimension on held-out pictures (Gaussian-prior ELBO): "
+        f"{found['bits']:.3f}, of which distortion {found['distortion_bits']:.3f}. "
+        f"Sampling {pictures:,} pictures took {found['sampling_seconds']:.0f} s."
+    )
+    quality: list[Block] = [_quality(found["quality"])] if found.get("quality") else []
+    picture = Picture("figures/gap.png", "Distances to held-out pictures")
+    blocks = [Table(header, rows), picture, *quality, Table(groups, latents)]
+    return [*blocks, Text(text), _goals(results)]
+
+
+def _quality(spaces: Mapping[str, Any]) -> Table:
+    """KID and the neighbours in the first space."""
+    space, sets = next(iter(spaces.items()))
+    measures = [m for m in ("precision", "recall", "density", "coverage") if m in sets["ebm"]]
+    titles = {"reconstructions": "reconstructions", **PRIORS}
+    rows = [
+        [
+            title,
+            with_error(sets[name]["kernel"], sets[name]["kernel_error"], 4),
+            *(with_error(sets[name][m], sets[name][f"{m}_error"]) for m in measures),
+        ]
+        for name, title in titles.items()
+        if name in sets
+    ]
+    return Table([f"in {space}", "KID", *measures], rows)
+
+
+def _goals(results: Results) -> Text:
+    """Which of the goals are reached."""
+    parts, (_, distances) = results["parts"], headline_gap(results)
+    closed, kl = distances["gap_closed"], min(parts["gap"]["kl"])
+    verdicts = [
+        (f"a gap closed of {GAP_GOAL}", closed >= GAP_GOAL, f"{closed:.3f}"),
+        ("no dead group", kl > DEAD_NATS, f"least KL {kl:.1f} nats"),
+    ]
+    if "memorisation" in parts:
+        shorter = parts["memorisation"]["shorter"]
+        verdicts.append(
+            (
+                "no memorisation",
+                parts["memorisation"]["no_shorter"],
+                f"a sample is nearer to its nearest training picture than a held-out picture with "
+                f"probability {shorter:.3f}",
+            )
+        )
+    said = "; ".join(
+        f"{goal}: {'reached' if met else 'short'} ({value})" for goal, met, value in verdicts
+    )
+    return Text(f"Goals. {said[0].upper()}{said[1:]}.")
+
+
+# Control
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return with_error(found["share"], found["error"], 2)
+
+
+def control(results: Results) -> list[Block]:
+    """What the judge finds, by what was asked and guidance."""
+    found = results["parts"]["control"]
+    several = {k: v for k, v in found["variables"].items() if len(v["asked"]) > 1}
+    single = [v["asked"][0] for v in found["variables"].values() if len(v["asked"]) == 1]
+    blocks: list[Block] = []
+    for name, variable in several.items():
+        blocks += _class_table(name, variable)
+    if single:
+        blocks += _attribute_table([*single, *found["combinations"]])
+    if (layers := found.get("layers")) is not None:
+        distances = ", ".join(f"{k}: {d:.2f}" for k, d in enumerate(layers["distances"]))
+        blocks.append(
+            Text(
+                f"Mean feature distance (the judge's) of {layers['variations']} variations of "
+                f"{layers['pictures']} samples, by the number of top groups kept: {distances}."
+            )
+        )
+    return blocks
+
+
+def _class_table(name: str, variable: Mapping[str, Any]) -> list[Block]:
+    guidance, ceiling = list(variable["found"]), variable["reconstructed"]["accuracy"]
+    header = ["asked", *(f"guidance {g}" for g in guidance), "real pictures", "reconstructions"]
+    rows = [
+        [
+            asked["symbols"][name],
+            *(_share(asked["found"][g]) for g in guidance),
+            _share(asked["real"]),
+            _share(asked["reconstructed"]),
+        ]
+        for asked in variable["asked"]
+    ]
+    shares = {g: variable["found"][g]["share"] for g in guidance}
+    over_all = [f"**{with_error(*_pair(variable['found'][g]))}**" for g in guidance]
+    rows.append(["**all**", *over_all, number(variable["real"]["accuracy"]), number(ceiling)])
+    ratios = {g: share / ceiling for g, share in shares.items()}
+    rows.append(["of the ceiling", *(f"{r:.2f}" for r in ratios.values()), "", "1"])
+    best = max(ratios, key=lambda g: ratios[g])
+    enough = next((g for g, r in ratios.items() if r >= CLASS_GOALS["best"]), None)
+    first = "reached" if ratios["1"] >= CLASS_GOALS["1"] else "short"
+    second = f"reached from guidance {enough} on" if enough else f"short ({ratios[best]:.2f})"
+    text = (
+        f"Chance is {1 / variable['values']:.2f}, and the ceiling is the judge's accuracy on "
+        f"reconstructions. Goals. Half of the ceiling at guidance 1: {first} "
+        f"({ratios['1']:.2f}); three quarters at the best: {second}."
+    )
+    return [Table(header, rows), Text(text)]
+
+
+def _pair(found: Mapping[str, Any]) -> tuple[float, float]:
+    return found["share"], found["error"]
+
+
+def _attribute_table(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+    guidance = list(rows[0]["found"])
+    header = ["asked", "labels", *(f"guidance {g}" for g in guidance)]
+    table = [
+        [
+            _spelt(row["symbols"]),
+            _share(row["labelled"]),
+            *(_share(row["found"][g]) for g in guidance),
+            _share(row["real"]),
+            _share(row["reconstructed"]),
+        ]
+        for row in rows
+    ]
+    best = {_spelt(r["symbols"]): max(x["share"] for x in r["found"].values()) for r in rows}
+    short = {name: share for name, share in best.items() if share < ATTRIBUTE_GOAL}
+    text = f"Goal. {ATTRIBUTE_GOAL} at the best guidance: "
+    text += f"reached by {len(best) - len(short)} of {len(best)}"
+    if short:
+        text += ", short are " + ", ".join(f"{n} ({s:.2f})" for n, s in short.items())
+    return [Table([*header, "real pictures", "reconstructions"], table), Text(text + ".")]
+
+
+def _spelt(symbols: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in symbols.items())
+
+
+def edits(results: Results) -> list[Block]:
+    """Edits that were measured, one row each."""
+    found = results["edits"]
+    first = found[0]
+    rows = [
+        [
+            "reconstruction",
+            "",
+            f"{first['others']['reconstruction']:.3f}",
+            f"{first['upper']['reconstruction']:.1f}",
+            f"{first['whole']['reconstruction']:.1f}",
+        ]
+    ]
+    for edit in found:
+        rows.append(
+            [
+                f"by {'the flow' if edit.get('method', 'noise') == 'flow' else 'noise'}, strength "
+                f"{edit['strength']:g}, guidance {edit['guidance']:g}",
+                _share(edit["flipped"]),
+                f"{edit['others']['edit']:.3f}",
+                f"{edit['upper']['edit']:.1f}",
+                f"{edit['whole']['edit']:.1f}",
+            ]
+        )
+    text = (
+        f"Edits: {first['pictures']} held-out pictures that lack it, `{_spelt(first['symbols'])}` "
+        "asked for. *Flipped*: of those in whose reconstruction the judge does not find it. "
+        "Beside it what else moved, as mean absolute change against the picture itself: the "
+        "judge's probabilities of all other columns, and pixels from 0 to 255."
+    )
+    header = ["", "flipped", "other probabilities", "upper half's pixels", "all pixels"]
+    return [Text(text), Table(header, rows)]
+
+
+# With another figure
+
+
+def baselines(results: Results) -> list[Block]:
+    """The report's part, with distances against seconds."""
+    blocks = show_baselines(results["parts"]["baselines"])
+    seconds = TRAINED.get(f"{results['model']}-{results['resolution']}")
+    if seconds is not None:
+        blocks.append(Text(f"The model's own energies were trained for {seconds:,} s (its card)."))
+    return [*blocks, Picture("figures/quality.png", "Distance against seconds a picture")]
+
+
+def hole(results: Results) -> list[Block]:
+    """The report's part, with bars."""
+    picture = Picture("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
+    return [*show_hole(results["parts"]["hole"]), picture]
+
+
+# Together
+
+
+def summary(models: Mapping[str, Results]) -> list[Block]:
+    """A row a model."""
+    rows = []
+    for results in models.values():
+        space, x = headline_gap(results)
+        hole = results["parts"].get("hole")
+        memory = results["parts"].get("memorisation")
+        rows.append(
+            [
+                f"`{results['model']}`, {results['resolution']}x{results['resolution']}",
+                f"{x['num_pictures']:,}",
+                *(number(x[n], 2) for n in ("fd_recon", "fd_gauss", "fd_model")),
+                f"**{with_error(x['gap_closed'], x['gap_closed_error'])}**",
+                space,
+                "–"
+                if hole is None
+                else " → ".join(f"{hole[p]['joint']['accuracy']:.2f}" for p in PRIORS),
+                "–" if memory is None else with_error(memory["shorter"], memory["shorter_error"]),
+            ]
+        )
+    header = ["model", "pictures", "reconstructions", "N(0, I)", "energy-based prior"]
+    header += ["gap closed", "Fréchet distances in", "hole", "nearer to training"]
+    text = (
+        "*Pictures*: in each set. *Hole*: accuracy in telling q(u) from samples, all groups "
+        "together, N(0, I) → energy-based prior; 0.5 is closed. *Nearer to training*: probability "
+        "that a sample is nearer to its nearest training picture than a held-out picture is; 0.5 "
+        "and below is no memorisation. –: not measured yet."
+    )
+    return [Table(header, rows), Text(text)]
+
+
+def ablations(results: Results) -> list[Block]:
+    """`tools/ablate.py`'s page."""
+    return ablation_blocks(dict(results["ablations"]))
+
+
+def _part(name: str, show: Callable[[Any], list[Block]]) -> Callable[[Results], list[Block]]:
+    return lambda results: show(results["parts"][name])
+
+
+# Kind to what it needs, as a key of the results or of their parts, and what makes it.
+BLOCKS: dict[str, tuple[str, Callable[[Results], list[Block]]]] = {
+    "gap": ("gap", gap),
+    "control": ("control", control),
+    "edits": ("edits", edits),
+    "ablations": ("ablations", ablations),
+    "baselines": ("baselines", baselines),
+    "hole": ("hole", hole),
+    "ood": ("ood", _part("ood", show_ood)),
+    "memorisation": ("memorisation", _part("memorisation", show_memorisation)),
+    "diagnostics": ("diagnostics", _part("diagnostics", show_diagnostics)),
+}
+
+
+def section(kind: str, key: str, results: Results, docs: Path) -> str:
+    """Markdown of one kind of one model; "" where it was not measured."""
+    needs, make = BLOCKS[kind]
+    if needs not in results["parts"] and needs not in results:
+        return ""
+    return to_markdown(_placed(make(results), key, docs)).rstrip()
