@@ -1,8 +1,8 @@
 """hebm_sample: sample from hierarchical generators with a diffusion-learned energy-based prior.
 
 >>> from hebm_sample import Pipeline
->>> pipe = Pipeline.from_pretrained("celebahq")          # doctest: +SKIP
->>> pipe(num_images=16).grid().save("faces.png")         # doctest: +SKIP
+>>> pipe = Pipeline.from_pretrained("celebahq")
+>>> pipe(num_images=16).grid().save("faces.png")
 """
 
 from typing import TYPE_CHECKING

@@ -71,6 +71,14 @@ def allowed_values(symbol: SymbolConfig, wish: Wish) -> frozenset[int]:
     """S, the positions of the values that `wish` allows.
 
     Raises `UserInputError` for an unknown value, and where nothing is left.
+
+    >>> animal = SymbolConfig("class", ("cat", "dog", "ship"))
+    >>> sorted(allowed_values(animal, "dog")), sorted(allowed_values(animal, "~ship"))
+    ([1], [0, 1])
+    >>> allowed_values(animal, "shp")
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: symbol 'class' has no value 'shp' (did you mean 'ship'?);
+    it has cat, dog, ship
     """
     positive, negative = set(), set()
     for item in _items(symbol, wish):

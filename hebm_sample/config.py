@@ -192,6 +192,17 @@ class GeneratorConfig(ConfigBase):
         likelihood: p(x | h_{L+1}).
         log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
         image_channels: 3 for RGB.
+
+    >>> scales = (ScaleConfig(4, 2, latent_channels=16, width=128), ScaleConfig(8, 1, 8, 144))
+    >>> config = GeneratorConfig(32, scales, decoder=(StageConfig(16, 80),))
+    >>> config.latent_shapes
+    ((16, 4, 4), (16, 4, 4), (8, 8, 8))
+    >>> config.latent_dimensions
+    1024
+    >>> GeneratorConfig(64, scales)
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: the last stage has 8 positions and head_upsample is 2; their
+    product must be image_size = 64
     """
 
     image_size: int
@@ -282,6 +293,9 @@ class SymbolConfig(ConfigBase):
     Arguments:
         name: The variable, such as "class" or "Smiling".
         values: Its values in the order of the energies' outputs, such as "no", "yes".
+
+    >>> SymbolConfig("Smiling", ("no", "yes")).values
+    ('no', 'yes')
     """
 
     name: str
@@ -318,6 +332,12 @@ class PriorConfig(ConfigBase):
         sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
         sigma_max: Largest cum_sigma that training visits.
         symbols: The symbol table: variables that samples can be asked to have.
+
+    >>> PriorConfig(levels=(0.2, 0.6, 0.9, 1.0)).num_levels
+    3
+    >>> PriorConfig(levels=(0.6, 0.2))
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: levels [0.6, 0.2] must rise
     """
 
     levels: tuple[float, ...]
@@ -373,6 +393,14 @@ class LangevinConfig(ConfigBase):
             marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
         temperature: Factor on every noise draw's standard deviation; a list gives one a group.
         denoise: End with one flow step from the lowest level to noise 0.
+        early_share: Gradients of the noisiest level over those of the lowest, not counting one
+            that each level has anyway; those between lie on a line. 1 spends as many on each.
+
+    >>> LangevinConfig(sampler="flow", steps=20).temperature
+    1.0
+    >>> LangevinConfig(sampler="gibbs")
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: sampler is 'gibbs'; it can be 'recovery', 'annealed', 'flow'
     """
 
     sampler: SamplerName = "recovery"
@@ -383,6 +411,7 @@ class LangevinConfig(ConfigBase):
     step_scale: float = 1.5
     temperature: float | tuple[float, ...] = 1.0
     denoise: bool = True
+    early_share: float = 1.0
 
     def __post_init__(self) -> None:
         require_choice("sampler", self.sampler, SamplerName)
@@ -391,6 +420,7 @@ class LangevinConfig(ConfigBase):
         require_choice("reference_variance", self.reference_variance, ReferenceVariance)
         require_integer("steps", self.steps, 1, 100_000)
         require_range("step_scale", self.step_scale, 0.0, 1e6)
+        require_range("early_share", self.early_share, 0.0, 100.0)
         if self.kernel == "corrected":
             require(
                 self.step_scale <= 4,
@@ -403,6 +433,13 @@ class LangevinConfig(ConfigBase):
         for value in typing.cast("Any", self.temperature) if several else (self.temperature,):
             require_range("temperature", value, 0.0, 10.0)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As any other, but `early_share` only where it says something: files and hashes of models
+        from before it stay as they were.
+        """
+        plain = super().to_dict()
+        return {k: v for k, v in plain.items() if (k, v) != ("early_share", 1.0)}
+
 
 @dataclass(frozen=True)
 class ModelConfig(ConfigBase):
@@ -414,6 +451,14 @@ class ModelConfig(ConfigBase):
         prior: The energy-based prior; None for a generator that has not got one yet.
         sampling: The sampler's defaults.
         format_version: Of this file; a newer one is refused.
+
+    >>> model = ModelConfig("toy", GeneratorConfig(16, (ScaleConfig(8, 1, 4, 16),)))
+    >>> ModelConfig.from_dict(model.to_dict()) == model
+    True
+    >>> ModelConfig.from_dict(model.to_dict() | {"colour": "red"})
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: config has unknown keys ['colour']; known are
+    ['format_version', 'generator', 'name', 'prior', 'sampling']
     """
 
     name: str
@@ -435,6 +480,10 @@ class ModelConfig(ConfigBase):
                 f"max_resolution is {most}; groups of resolution {side} cannot be folded to it: "
                 f"take a divisor of {side}",
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any other, with the sampler's own form of its settings."""
+        return super().to_dict() | {"sampling": self.sampling.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":

@@ -57,6 +57,22 @@ class Pipeline(Drawer):
         prior: The energies; None for a generator without a prior of its own.
         encoder: The encoder, or a function that loads it when it is first needed.
         revision: Commit on the Hub; None for embedded and local models.
+
+    >>> from hebm_sample import Pipeline
+    >>> pipe = Pipeline.from_pretrained("cifar10")
+    >>> ships = pipe(seeds=[3, 8], symbols={"class": "ship"}, guidance=4.0, steps=12)
+    >>> ships.images[0].size, tuple(ships.energies.shape)
+    ((32, 32), (2, 4))
+    >>> [tuple(group.shape) for group in ships.latents]
+    [(2, 16, 4, 4), (2, 16, 4, 4), (2, 8, 8, 8), (2, 8, 8, 8)]
+
+    Variations that keep the top two groups, and what the model sees in a picture:
+
+    >>> varied = pipe.vary(ships, slice(0, 2), 2, steps=12)
+    >>> bool((varied.latents[0][:2] == ships.latents[0][:1]).all())
+    True
+    >>> pipe.classify(ships.images)["class"].shape == (2, len(pipe.symbols["class"]))
+    True
     """
 
     def latents_of(

@@ -1,6 +1,6 @@
 """The grammar of seeds: `0-15,20` is a list of whole numbers, one a picture.
 
-    seeds = item ("," item)*        item = number | number "-" number        number in [0, 2^63)
+    seeds = item ("," item)*        item = number | number "-" number        number in [0, 2^32)
 
 A range holds both its ends. Spaces around numbers do not matter; the order is kept. A seed that
 occurs twice is an error rather than a second equal picture; so is a range that runs backwards.
@@ -15,7 +15,8 @@ from hebm_sample.errors import UserInputError
 __all__ = ["MAX_SEED", "MAX_SEEDS", "derived_seed", "format_seeds", "parse_seeds"]
 
 MAX_SEEDS = 10_000
-MAX_SEED = 2**63 - 1
+# torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones.
+MAX_SEED = 2**32 - 1
 
 # [0-9] rather than \d: other scripts' digits are not what anybody means by a seed.
 _ITEM = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
@@ -30,7 +31,7 @@ def _number(digits: str) -> int:
     significant = digits.lstrip("0")
     if len(significant) > len(str(MAX_SEED)) or int(significant or "0") > MAX_SEED:
         raise UserInputError(
-            f"the seed {_shown(digits)[1:-1]} is too large; seeds lie in [0, 2**63)"
+            f"the seed {_shown(digits)[1:-1]} is too large; seeds lie in [0, 2**32)"
         )
     return int(significant or "0")
 
@@ -53,8 +54,14 @@ def _item(text: str) -> range:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds in the order written, e.g. (0, 1, 2, 20) from `0-2,20`.
 
-    Raises `UserInputError` for anything outside the grammar, a seed of 2^63 or more, a seed given
+    Raises `UserInputError` for anything outside the grammar, a seed of 2^32 or more, a seed given
     twice, or more than `MAX_SEEDS` seeds.
+
+    >>> parse_seeds("0-2, 20")
+    (0, 1, 2, 20)
+    >>> parse_seeds("3-1")
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: the range '3-1' runs backwards; write 1-3
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -76,7 +83,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def format_seeds(seeds: Sequence[int]) -> str:
-    """The shortest text in this grammar that `parse_seeds` turns back into `seeds`."""
+    """The shortest text in this grammar that `parse_seeds` turns back into `seeds`.
+
+    >>> format_seeds([0, 1, 2, 20])
+    '0-2,20'
+    """
     # Within a run of consecutive numbers, value minus position is constant.
     runs = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
     parts = []
@@ -90,6 +101,11 @@ def derived_seed(seed: int, number: int) -> int:
     """A seed in [0, 2^32) for the `number`-th further stream of `seed`; 0 is the seed itself.
 
     splitmix64's finaliser of the pair: neighbours are unrelated.
+
+    >>> derived_seed(7, 0)
+    7
+    >>> derived_seed(7, 1) == derived_seed(8, 1)
+    False
     """
     if number == 0:
         return seed

@@ -14,6 +14,7 @@ from hebm_sample.config import LangevinConfig, SymbolConfig
 from hebm_sample.prior.conditional import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.prior.symbols import Condition, SymbolTable, symbol_part
+from hebm_sample.sampling.driver import gradients_per_level
 
 
 def gaussian_energy(variance: float, mean: float = 0.0):
@@ -115,8 +116,9 @@ def flow_variance(v: float, path) -> float:
 
 
 def chain_variance(v: float, schedule: DiffusionSchedule, config: LangevinConfig) -> float:
-    """What `recovery` or `annealed` returns, for steps divisible by T, "sigma_next", `denoise`."""
+    """What `recovery` or `annealed` returns for "sigma_next" and `denoise`."""
     T, levels = schedule.num_levels, schedule.levels
+    budget = gradients_per_level(config.steps, T, early_share=config.early_share)
     variance, carry = 1.0, 1.0
     for t in reversed(range(T)):
         total = (1 - levels[t] ** 2) * v + levels[t] ** 2
@@ -131,7 +133,7 @@ def chain_variance(v: float, schedule: DiffusionSchedule, config: LangevinConfig
         injected = step if config.kernel == "plain" else step * (1 - step / (4 * reference))
         weight, spread = carry, 0.0  # u = weight * u_next + independent noise of variance spread
         carries = t == 0 or config.start == "flow"
-        for _ in range(config.steps // T - carries):
+        for _ in range(budget[t] - carries):
             weight = weight * (1 - step / 2 * precision) + step / 2 * pull
             spread = spread * (1 - step / 2 * precision) ** 2 + injected
         variance = weight**2 * variance + spread

@@ -34,6 +34,7 @@ from hebm_sample.config import (
 from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
 from hebm_sample.parameters import SECTIONS
+from hebm_sample.samples import Samples, Trajectory
 
 SIZE = 8
 
@@ -70,14 +71,18 @@ class FakePipeline:
             raise self.failure
         for _ in range(self.total_steps(num_images=1, batch_size=1, steps=steps, prior=prior)):
             progress(1)
-        return types.SimpleNamespace(
+        return Samples(
             images=[Image.new("RGB", (SIZE, SIZE), (s % 256, 0, 0)) for s in seeds],
+            latents=(),
             energies=torch.tensor([[s, 0.5] for s in seeds]),
-            seeds=list(seeds),
+            seeds=tuple(seeds),
         )
 
     def vary(self, source, keep, num_variations, *, seeds, **options):
         return self(seeds=seeds, prior="ebm", **options)
+
+    def trajectory(self, **options):
+        return Trajectory((self(prior="ebm", **options),))
 
     def layers(self, seed, columns, **options):
         rows = len(self.config.generator.latent_shapes)
@@ -269,6 +274,10 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", ""], "--dataset is missing"),
         (["--dataset", "a", "--out", "b.png", "--outdir", "c"], "give one of the two"),
         (["--dataset", "a", "--out", "b.jpg"], "end it in .png"),
+        (["--dataset", "a", "--out", "b.gif"], "for pictures that move: end it in .png, or add"),
+        (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .gif or .webp"),
+        (["--dataset", "a", "--trajectory", "--seconds", "3"], "ends in .gif or .webp"),
+        (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
         (["--dataset", "a", "--skip-existing"], "--skip-existing goes with --outdir"),
         (["--dataset", "a", "-n", "3", "--seeds", "0-3"], "--seeds names 4; give one of the two"),
         (["--dataset", "a", "--gaussian-prior", "--steps", "3"], "leave --sampler and --steps"),
@@ -569,6 +578,20 @@ def test_trajectories_are_rows_of_levels(sample, pipe):
     assert answer["energies"] == levels[-1].energies.tolist()
     flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4)
     assert flow.size == (4 * 18 - 2, 16)
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp"])
+def test_trajectories_move(folder, pipe, tmp_path, ending):
+    out = tmp_path / f"moving{ending}"
+    arguments = ["--trajectory", "-n", "2", "--seconds", "1", "--out", out, "--device", "cpu"]
+    result = hebm_sample_command("--dataset", folder, *arguments)
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as moving:
+        assert moving.n_frames == len(pipe.trajectory(2))
+        assert moving.size == pipe(2).grid().size
+        note = moving.info.get("comment") or moving.getexif()[0x010E]
+    facts = json.loads(note)
+    assert (facts["seeds"], facts["sheet"]) == ("0-1", "trajectory")
 
 
 @pytest.mark.parametrize(

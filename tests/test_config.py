@@ -213,6 +213,14 @@ def test_sampler_settings_out_of_range(settings, match):
         LangevinConfig(**settings)
 
 
+def test_models_from_before_a_setting_keep_their_hash():
+    config = tiny_config()
+    assert "early_share" not in config.to_dict()["sampling"]
+    uneven = replace(config, sampling=replace(config.sampling, early_share=0.5))
+    assert uneven.to_dict()["sampling"]["early_share"] == 0.5
+    assert ModelConfig.from_dict(uneven.to_dict()) == uneven
+
+
 def test_the_plain_kernel_takes_larger_steps():
     assert LangevinConfig(kernel="plain", step_scale=4.1).step_scale == 4.1
 

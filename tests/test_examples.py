@@ -5,8 +5,12 @@ argument.
 """
 
 import csv
+import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +192,10 @@ def test_trajectory(model: str, tmp_path: Path) -> None:
     assert prior is not None
     assert sheet(out) == (3, prior.num_levels)
     assert printed.count("mean energy") == prior.num_levels
+    moving = tmp_path / "moving.webp"
+    run("trajectory.py", "--dataset", model, "-n", 1, "--out", moving)
+    with Image.open(moving) as picture:
+        assert picture.n_frames == prior.num_levels
 
 
 def test_train_your_own(tmp_path: Path) -> None:
@@ -196,3 +204,56 @@ def test_train_your_own(tmp_path: Path) -> None:
     assert "circles" in printed
     assert is_picture(tmp_path / "samples.png")
     assert (tmp_path / "model" / "weights_manifest.json").is_file()
+
+
+# The notebook
+
+
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+
+
+def cells(kind: str) -> list[str]:
+    every = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in every if cell["cell_type"] == kind]
+
+
+def test_the_notebook_carries_no_outputs() -> None:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in notebook["cells"]:
+        assert cell.get("outputs", []) == [] and cell.get("execution_count") is None
+    for source in cells("code"):
+        compile(source, NOTEBOOK.name, "exec")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    environment = {**os.environ, "HEBM_TINY": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    program = [sys.executable, "-c", "\n".join(cells("code"))]
+    subprocess.run(program, cwd=tmp_path, env=environment, check=True)
+    with Image.open(tmp_path / "moving.gif") as moving:
+        assert moving.n_frames == 4
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("HEBM_TINY", "1")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    client = nbclient.NotebookClient(
+        notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = [
+        output["data"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "execute_result"
+    ]
+    assert sum("image/png" in data for data in shown) == 8
+    assert (tmp_path / "moving.gif").is_file()

@@ -41,30 +41,36 @@ ALLOWED = {
     "config": {"errors"},
     "seeds": _BASE,
     "images": _BASE,
+    "animation": _BASE | {"images"},
     "generator": _BASE,
     "prior": _BASE,
-    "sampling": _BASE | {"prior"},
+    "sampling": _BASE | {"prior", "seeds"},
     "hub": _BASE | {"generator", "prior"},
     "device": _BASE,
-    "samples": _BASE | {"images", "seeds", "generator"},
+    "samples": _BASE | {"images", "animation", "seeds", "generator"},
     "conditions": _BASE | {"prior"},
     "inpainting": _BASE | {"generator", "prior"},
-    "chain_energy": _BASE | {"generator", "prior"},
+    "heap": set(),
+    "side_by_side": set(),
+    "chain_energy": _BASE | {"generator", "prior", "heap"},
     "model": _TOOLS | {"device", "samples"},
-    "drawing": _TOOLS | {"samples", "conditions", "inpainting", "model", "chain_energy"},
+    "drawing": _TOOLS
+    | {"samples", "conditions", "inpainting", "model", "chain_energy", "side_by_side"},
     "pipeline": _TOOLS | {"samples", "conditions", "inpainting", "model", "drawing"},
     "console": _BASE,
     "parameters": _BASE | {"seeds", "hub", "console"},
-    "options": _BASE | {"seeds"},
+    "options": _BASE | {"seeds", "animation"},
     "machine": _TOOLS | {"pipeline", "options"},
     "listing": _BASE | {"hub"},
     "verifying": _BASE | {"hub"},
     "shares": _BASE,
     "memory": {"model"},
-    "cli": _TOOLS | _COMMANDS | _MANY | {"pipeline", "samples"},
+    "cli": _TOOLS | _COMMANDS | _MANY | {"pipeline", "samples", "animation"},
     "edit_options": _BASE | {"options"},
     "scoring": {"listing", "pipeline"},
     "edit_cli": _TOOLS | _COMMANDS | {"pipeline", "samples", "edit_options", "scoring"},
+    "demo": _TOOLS
+    | {"pipeline", "console", "options", "edit_options", "machine", "cli", "edit_cli"},
     "metrics": _TOOLS | {"pipeline"},
     "training": _TOOLS | {"pipeline", "console", "metrics", "conditions", "device"},
 }
@@ -215,7 +221,10 @@ def test_constraints_are_plain_pins() -> None:
     names = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in pins}
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + [
-        line for extra in ("train", "eval", "dev") for line in extras[extra] if ";" not in line
+        line
+        for extra in ("train", "eval", "demo", "dev", "docs")
+        for line in extras[extra]
+        if ";" not in line
     ]
     asked = {re.sub(r"[-_.]+", "-", re.split(r"[><=\[]", line)[0]).lower() for line in wanted}
     assert asked <= names

@@ -431,7 +431,7 @@ def test_other_bad_arguments(pipe, images):
         (lambda: pipe.energy(latents=u, groups=[0, -4]), r"groups \[0, -4\]"),
         (lambda: pipe.energy(latents=u, groups=[]), r"groups \[\]"),
         (lambda: pipe.energy(latents=u, groups=slice(5, 9)), r"groups slice\(5, 9, None\)"),
-        (lambda: pipe.to("warp"), r"device 'warp' does not exist; use auto, cpu or cuda"),
+        (lambda: pipe.to("warp"), r"device 'warp' does not exist; use auto, cpu, cuda or mps"),
         (lambda: tiny_pipeline(device="warp"), r"device 'warp' does not exist"),
         (lambda: pipe.to(dtype=torch.float16), r"dtype is torch\.float16; it can be"),
     ]

@@ -49,7 +49,7 @@ def test_reads(text, expected):
         ("٣", "is not a seed"),
         ("x" * 500, r"'x{40}\.\.\.' is not a seed"),
         ("6-4", "the range '6-4' runs backwards; write 4-6"),
-        (str(MAX_SEED + 1), r"too large; seeds lie in \[0, 2\*\*63\)"),
+        (str(MAX_SEED + 1), r"too large; seeds lie in \[0, 2\*\*32\)"),
         ("9" * 6000, r"the seed 9{40}\.\.\. is too large"),
         ("0-" + "9" * 6000, "is too large"),
         ("1,1", "seed 1 is given twice"),

@@ -263,7 +263,11 @@ def _package_manifest() -> Path:
 
 
 def list_models() -> list[ModelRow]:
-    """The models that can be loaded by name, in the manifest's order."""
+    """The models that can be loaded by name, in the manifest's order.
+
+    >>> sorted({row.name for row in list_models()})
+    ['celeba64', 'celebahq', 'church64', 'cifar10']
+    """
     return list(Manifest.load().models)
 
 
