@@ -4,32 +4,21 @@ Without this two points of a curve differ by more than its axis says, or an even
 twice.
 """
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from scripts import script
 from tiny import tiny_pipeline
 from toy import draw_pictures
 
 pytest.importorskip("matplotlib")
-TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec = importlib.util.spec_from_file_location("ablate", TOOLS / "ablate.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["ablate"] = module  # where dataclasses look up their annotations
-        spec.loader.exec_module(module)
+    with script("tools/ablate.py") as module:
         yield module
-    finally:
-        sys.path.remove(str(TOOLS))
-        sys.modules.pop("ablate", None)
 
 
 @pytest.mark.slow

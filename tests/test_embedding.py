@@ -4,22 +4,19 @@ Without this the package would carry the same energies twice, or lose a model's 
 replaced.
 """
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from scripts import script
 from tiny import tiny_config, tiny_modules
 
 from hebm_sample import Pipeline
 from hebm_sample.config import StageConfig
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub import manifest, resolve
-
-TOOL = Path(__file__).parents[1] / "tools" / "embed_weights.py"
 
 
 def grown(config, generator):
@@ -47,10 +44,11 @@ def models(tmp_path):
 
 @pytest.fixture
 def embed(models, monkeypatch):
-    spec = importlib.util.spec_from_file_location("embed_weights", TOOL)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    with script("tools/embed_weights.py") as tool:
+        yield _prepared(tool, models, monkeypatch)
+
+
+def _prepared(tool, models, monkeypatch):
     root = models / "root"
     weights = root / "hebm_sample" / "weights"
     weights.mkdir(parents=True)

@@ -3,30 +3,21 @@
 Without this a figure is measured anew and the page keeps the old one.
 """
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "results_page", ROOT / "tools/results_page.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+    with script("tools/results_page.py") as module:
         yield module
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
 
 
 @pytest.fixture

@@ -3,27 +3,20 @@
 What makes a step fast must not change what it computes.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import script
 from tiny import symbolic_pipeline, tiny_pipeline
 
 from hebm_sample.prior.conditional import conditional_at
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "langevin.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("langevin_benchmark", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("benchmarks/langevin.py") as module:
+        yield module
 
 
 @pytest.mark.parametrize("make", [tiny_pipeline, symbolic_pipeline])

@@ -2,26 +2,19 @@
 right sign and error.
 """
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from scripts import script
 
 from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.frechet import FeatureStatistics
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "steps.py"
-
 
 @pytest.fixture(scope="module")
 def steps():
-    spec = importlib.util.spec_from_file_location("steps_benchmark", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script("benchmarks/steps.py") as module:
+        yield module
 
 
 def test_every_setting_is_one_of_the_sampler(steps):
