@@ -42,7 +42,7 @@ JOINT_CHAIN = 20
 # Maximum likelihood needs a chain a step: many small steps learn more in the same time.
 JOINT_BATCH, JOINT_RATE, JOINT_AVERAGE = 16, 3e-4, 0.99
 # Steps and eta: ancestral sampling needs many, the deterministic one does with few.
-DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0))
+DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0), (100, 1.0))
 SEED_SETS = 5
 
 

@@ -157,6 +157,7 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
         "latent DDPM, 10 deterministic steps",
         "latent DDPM, 48 deterministic steps",
         "latent DDPM, 48 ancestral steps",
+        "latent DDPM, 100 ancestral steps",
         f"T = 1, {JOINT_CHAIN} gradients",
     ]
     assert rows["N(0, I)"]["gap_closed"] in (0, pytest.approx(0)) or math.isnan(
