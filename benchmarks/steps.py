@@ -53,6 +53,23 @@ OTHERS = [
     "steps=8,sampler=flow",
     "steps=16,sampler=flow",
 ]
+# What may make a chain forget its start sooner, or leave its density as it is.
+KERNELS = [
+    "steps=48",
+    "steps=48,start=ancestral",
+    "steps=48,precondition=True",
+    "steps=24,precondition=True",
+    "steps=24,precondition=True,start=ancestral",
+    "steps=48,momentum=0.5",
+    "steps=48,momentum=0.8",
+    "steps=24,momentum=0.5",
+    "steps=24,momentum=0.5,start=ancestral",
+    "steps=48,precondition=True,momentum=0.5",
+    "steps=48,step_decay=0.25",
+    "steps=48,metropolis=True",
+    "steps=48,metropolis=True,step_scale=0.3",
+    "steps=48,metropolis=True,step_scale=0.3,momentum=0.8",
+]
 SETS = {
     "all": SHORTER + OTHERS,
     "twelve": [
@@ -64,6 +81,7 @@ SETS = {
         "steps=24,kernel=plain,step_scale=0.5",
         "steps=16,sampler=flow",
     ],
+    "kernels": KERNELS,
     "six": [
         "steps=full",
         "steps=48",

@@ -8,12 +8,19 @@ Unknown keys are errors.
 import dataclasses
 import math
 import re
-import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from hebm_sample.errors import UserInputError
+from hebm_sample.config_base import (
+    FORMAT_VERSION,
+    ConfigBase,
+    require,
+    require_choice,
+    require_integer,
+    require_range,
+    require_version,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -36,7 +43,6 @@ __all__ = [
     "require_range",
 ]
 
-FORMAT_VERSION = 1
 SYMBOL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 SamplerName = Literal["recovery", "annealed", "flow"]
@@ -45,94 +51,6 @@ Start = Literal["ancestral", "flow", "u_next"]
 ReferenceVariance = Literal["sigma_next", "posterior"]
 Parametrization = Literal["log_snr", "release"]
 Likelihood = Literal["discretized_logistic"]
-
-_C = TypeVar("_C", bound="ConfigBase")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserInputError` with `message` unless the condition holds."""
-    if not condition:
-        raise UserInputError(message)
-
-
-def require_choice(name: str, value: object, choices: Any) -> None:
-    """Raise `UserInputError` unless `value` is one of the `Literal` type's values."""
-    allowed = get_args(choices)
-    require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
-
-
-def require_range(name: str, value: object, low: float, high: float) -> None:
-    """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
-
-
-def require_integer(name: str, value: object, low: int, high: int) -> None:
-    """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
-    require(
-        isinstance(value, int) and not isinstance(value, bool),
-        f"{name} is {value!r}; it must be a whole number",
-    )
-    require_range(name, typing.cast("int", value), low, high)
-
-
-def _decode(kind: Any, value: Any, path: str) -> Any:
-    """One JSON value as the annotated type: nested dataclasses, tuples and optional values."""
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        kinds = [k for k in get_args(kind) if k is not type(None)]
-        listed = isinstance(value, (list, tuple))
-        fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
-        return _decode((fitting or kinds)[0], value, path)
-    if origin is tuple:
-        require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
-        item = get_args(kind)[0]
-        return tuple(_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
-    if dataclasses.is_dataclass(kind):
-        return typing.cast("type[ConfigBase]", kind).from_dict(value, path)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        require(abs(value) < 2**1023, f"{path} is a whole number of too many digits")
-        return float(value)
-    if kind in (int, float, str, bool):
-        require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
-    return value
-
-
-def _require_version(version: object) -> None:
-    require(
-        version == FORMAT_VERSION and not isinstance(version, bool),
-        f"format_version is {version!r}; this release reads {FORMAT_VERSION}: "
-        "upgrade hebm_sample, or export the model again",
-    )
-
-
-class ConfigBase:
-    """Dictionary round trip shared by the dataclasses below."""
-
-    @classmethod
-    def from_dict(cls: type[_C], data: Any, path: str = "config") -> _C:
-        """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed
-        keys.
-        """
-        require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
-        fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
-        unknown = sorted(set(data) - set(fields))
-        require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
-        needed = {
-            n
-            for n, f in fields.items()
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        missing = sorted(needed - set(data))
-        require(not missing, f"{path} lacks the keys {missing}")
-        hints = typing.get_type_hints(cls)
-        return cls(**{k: _decode(hints[k], v, f"{path}.{k}") for k, v in data.items()})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict(to_dict())` is the identity."""
-        return dataclasses.asdict(typing.cast("Any", self))
 
 
 @dataclass(frozen=True)
@@ -395,6 +313,13 @@ class LangevinConfig(ConfigBase):
         denoise: End with one flow step from the lowest level to noise 0.
         early_share: Gradients of the noisiest level over those of the lowest, not counting one
             that each level has anyway; those between lie on a line. 1 spends as many on each.
+        step_decay: s at the end of each level's chain over s at its start; geometric between.
+        momentum: rho, the part of the momentum that a step keeps (`sampling/chain.py`). 0 is
+            overdamped Langevin.
+        metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
+            is; costs a gradient a level.
+        precondition: Longer steps where the data leaves more room: B_t of each coordinate from
+            the posterior's variance there, see `sampling/driver.py`.
 
     >>> LangevinConfig(sampler="flow", steps=20).temperature
     1.0
@@ -412,6 +337,10 @@ class LangevinConfig(ConfigBase):
     temperature: float | tuple[float, ...] = 1.0
     denoise: bool = True
     early_share: float = 1.0
+    step_decay: float = 1.0
+    momentum: float = 0.0
+    metropolis: bool = False
+    precondition: bool = False
 
     def __post_init__(self) -> None:
         require_choice("sampler", self.sampler, SamplerName)
@@ -426,19 +355,36 @@ class LangevinConfig(ConfigBase):
                 self.step_scale <= 4,
                 f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
             )
-        require_choice("denoise", self.denoise, Literal[True, False])
+        require_range("step_decay", self.step_decay, 0.001, 1.0)
+        require_range("momentum", self.momentum, 0.0, 0.999)
+        for name in ("denoise", "metropolis", "precondition"):
+            require_choice(name, getattr(self, name), Literal[True, False])
+        self._check_temperature()
+        moving = self.momentum > 0 or self.metropolis
+        require(
+            not moving or self.kernel == "plain" or self.step_scale < 4,
+            "momentum and metropolis need steps with noise: step_scale below 4",
+        )
+
+    def _check_temperature(self) -> None:
         several = isinstance(self.temperature, (tuple, list))
         if several:  # a list from a caller becomes what a frozen dataclass should hold
             object.__setattr__(self, "temperature", tuple(typing.cast("Any", self.temperature)))
         for value in typing.cast("Any", self.temperature) if several else (self.temperature,):
             require_range("temperature", value, 0.0, 10.0)
+        require(
+            not self.metropolis or (not several and self.temperature != 0.0),
+            f"temperature is {self.temperature}; metropolis needs one number above 0",
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """As any other, but `early_share` only where it says something: files and hashes of models
-        from before it stay as they were.
+        """As any other, but what was added later only where it says something: files and hashes
+        of models from before it stay as they were.
         """
-        plain = super().to_dict()
-        return {k: v for k, v in plain.items() if (k, v) != ("early_share", 1.0)}
+        later = ("early_share", "step_decay", "momentum", "metropolis", "precondition")
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in later}
+        missing = object()
+        return {k: v for k, v in super().to_dict().items() if v != usual.get(k, missing)}
 
 
 @dataclass(frozen=True)
@@ -468,7 +414,7 @@ class ModelConfig(ConfigBase):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _require_version(self.format_version)
+        require_version(self.format_version)
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
@@ -489,5 +435,5 @@ class ModelConfig(ConfigBase):
     def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":
         """As any other; but the version first, because a newer one may have other keys."""
         if isinstance(data, dict):
-            _require_version(typing.cast("dict[str, Any]", data).get("format_version", 1))
+            require_version(typing.cast("dict[str, Any]", data).get("format_version", 1))
         return super().from_dict(data, path)

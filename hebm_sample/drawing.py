@@ -18,6 +18,7 @@ from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.inpainting import KnownPixels
 from hebm_sample.model import Model
+from hebm_sample.posterior import posterior_variance
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.samples import (
     OutputType,
@@ -104,6 +105,7 @@ class Drawer(Model):
 
     compile_chains: bool = False
     _chains: tuple[object, ChainEnergy] | None = None
+    _widths: tuple[object, Latents] | None = None
 
     def sampling_config(self, **overrides: Any) -> LangevinConfig:
         """The model's sampler settings with those that are given (not None) in their place."""
@@ -332,6 +334,7 @@ class Drawer(Model):
             step_size_0=self.config.prior.step_size_0,
             sigma_high=min(FLOW_START, self.config.prior.sigma_max),
             given=given,
+            posterior_variance=self.posterior_variance() if config.precondition else None,
             progress=cast("Callable[[int], None] | None", request.progress),
         )
 
@@ -360,6 +363,15 @@ class Drawer(Model):
             return torch.cat([terms, likelihood(u, level)[:, None]], dim=1)
 
         return energy
+
+    def posterior_variance(self) -> Latents:
+        """Of every coordinate; found once, and again after the networks were moved."""
+        state = addresses(self.generator, self.encoder)
+        if self._widths is None or self._widths[0] != state:
+            with self._precision():
+                found = posterior_variance(self.generator, self.encoder, self.device)
+            self._widths = state, found
+        return self._widths[1]
 
     def _chain_energy(self) -> ChainEnergy:
         """`energy_terms` for chains; made again after the networks were moved."""

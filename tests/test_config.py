@@ -206,6 +206,12 @@ def test_levels_rise_within_their_range(levels, match):
         ({"kernel": "exact"}, r"kernel is 'exact'; it can be 'corrected', 'plain'"),
         ({"start": "noise"}, r"start is 'noise'"),
         ({"reference_variance": "one"}, r"reference_variance is 'one'"),
+        ({"step_decay": 0.0}, r"step_decay is 0\.0; it must lie in \[0\.001, 1"),
+        ({"momentum": 1.0}, r"momentum is 1\.0"),
+        ({"momentum": 0.5, "step_scale": 4.0}, "need steps with noise: step_scale below 4"),
+        ({"metropolis": True, "temperature": 0.0}, "metropolis needs one number above 0"),
+        ({"metropolis": True, "temperature": [1.0, 0.9]}, "metropolis needs one number above 0"),
+        ({"precondition": "yes"}, r"precondition is 'yes'"),
     ],
 )
 def test_sampler_settings_out_of_range(settings, match):
@@ -215,7 +221,8 @@ def test_sampler_settings_out_of_range(settings, match):
 
 def test_models_from_before_a_setting_keep_their_hash():
     config = tiny_config()
-    assert "early_share" not in config.to_dict()["sampling"]
+    later = {"early_share", "step_decay", "momentum", "metropolis", "precondition"}
+    assert not later & set(config.to_dict()["sampling"])
     uneven = replace(config, sampling=replace(config.sampling, early_share=0.5))
     assert uneven.to_dict()["sampling"]["early_share"] == 0.5
     assert ModelConfig.from_dict(uneven.to_dict()) == uneven

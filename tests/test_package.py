@@ -38,7 +38,8 @@ _MANY = {"shares", "memory"}
 _COMMANDS = {"console", "parameters", "options", "machine", "listing", "verifying"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config_base": {"errors"},
+    "config": {"errors", "config_base"},
     "seeds": _BASE,
     "images": _BASE,
     "animation": _BASE | {"images"},
@@ -49,13 +50,15 @@ ALLOWED = {
     "device": _BASE,
     "samples": _BASE | {"images", "animation", "seeds", "generator"},
     "conditions": _BASE | {"prior"},
+    "posterior": _BASE | {"generator", "sampling"},
     "inpainting": _BASE | {"generator", "prior"},
     "heap": set(),
     "side_by_side": set(),
     "chain_energy": _BASE | {"generator", "prior", "heap"},
     "model": _TOOLS | {"device", "samples"},
     "drawing": _TOOLS
-    | {"samples", "conditions", "inpainting", "model", "chain_energy", "side_by_side"},
+    | {"samples", "conditions", "inpainting", "model", "chain_energy", "side_by_side"}
+    | {"posterior"},
     "pipeline": _TOOLS | {"samples", "conditions", "inpainting", "model", "drawing"},
     "console": _BASE,
     "parameters": _BASE | {"seeds", "hub", "console"},

@@ -240,6 +240,10 @@ def test_a_stream_says_what_is_wrong_before_the_first_picture(pipe):
         {"start": "u_next"},
         {"reference_variance": "posterior"},
         {"step_scale": 1.0},
+        {"step_decay": 0.1},
+        {"momentum": 0.5},
+        {"metropolis": True},
+        {"precondition": True},
         {"temperature": 0.8},
         {"denoise": False},
         {"prior": "gaussian"},
@@ -248,6 +252,19 @@ def test_a_stream_says_what_is_wrong_before_the_first_picture(pipe):
 )
 def test_each_knob_moves_the_pictures(pipe, setting):
     assert (draw(pipe, **setting) - draw(pipe)).abs().max() > LEVEL
+
+
+def test_the_posteriors_variance_is_that_of_the_models_own_pictures(pipe):
+    """Found once, the same in another pipeline, and of the size that pictures have."""
+    found = pipe.posterior_variance()
+    assert found is pipe.posterior_variance()
+    for group, shape in zip(found, pipe.generator.latent_shapes, strict=True):
+        assert tuple(group.shape) == (1, *shape) and bool((group > 0).all())
+    torch.testing.assert_close(tiny_pipeline().posterior_variance(), found)
+    drawn = pipe(num_images=64, prior="gaussian", output_type="torch").images
+    means, draws = (pipe.encode(drawn, mode=mode) for mode in ("mean", "sample"))
+    spread = (draws[0] - means[0]).square().mean()  # of the first group: the same h for both
+    assert float(spread) == pytest.approx(float(found[0].mean()), rel=0.1)
 
 
 def test_none_means_the_models_own(pipe):
@@ -473,6 +490,8 @@ def test_a_model_without_encoder(images):
     assert len(blind(num_images=2)) == 2
     with pytest.raises(UserInputError, match="tiny has no encoder, so it cannot read pictures"):
         blind.encode(images)
+    with pytest.raises(UserInputError, match="tiny has no encoder"):
+        blind(num_images=1, precondition=True)
 
 
 def test_the_encoder_is_loaded_when_it_is_needed(images):

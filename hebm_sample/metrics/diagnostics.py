@@ -31,7 +31,8 @@ from hebm_sample.generator.hierarchy import Latents
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.conditional import MarginalEBM, flatten, marginal_at
 from hebm_sample.prior.schedule import DiffusionSchedule
-from hebm_sample.sampling.driver import chain_variances, run_chain, sample_prior
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.driver import chain_variances, sample_prior
 from hebm_sample.sampling.langevin import LogDensity, noise_scale, value_and_grad
 from hebm_sample.sampling.noise import NoiseStreams
 
@@ -169,6 +170,7 @@ def diagnose_levels(
         parametrization=chain.prior.parametrization,
         step_size_0=chain.prior.step_size_0,
         sigma_high=min(0.99, chain.prior.sigma_max),
+        posterior_variance=pipe.posterior_variance() if config.precondition else None,
         progress=cast("Callable[[int], None] | None", progress),
     )
     width = math.sqrt(chain.dimensions)

@@ -29,7 +29,8 @@ from hebm_sample.metrics.ranks import Figure, auroc
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.conditional import conditional_at, marginal_at, net_level
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
-from hebm_sample.sampling.driver import chain_variances, run_chain
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.driver import chain_variances
 from hebm_sample.sampling.noise import NoiseStreams
 
 __all__ = [

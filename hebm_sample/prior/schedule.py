@@ -39,8 +39,12 @@ Scalar = float | Tensor
 
 
 def per_example(value: Scalar, like: Tensor) -> Scalar:
-    """`value` ready to multiply `like` (B, ...): a number as it is, (B,) as (B, 1, ...)."""
-    return value.reshape(-1, *(1,) * (like.dim() - 1)) if isinstance(value, Tensor) else value
+    """`value` ready to multiply `like` (B, ...): a number as it is, (B,) as (B, 1, ...). What has
+    as many dimensions as `like` stays.
+    """
+    if not isinstance(value, Tensor) or value.dim() == like.dim():
+        return value
+    return value.reshape(-1, *(1,) * (like.dim() - 1))
 
 
 def log_snr_of(cum_sigma: float) -> float:

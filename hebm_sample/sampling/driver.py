@@ -1,4 +1,4 @@
-r"""From noise to latents: a chain at one level, and the loops over levels.
+r"""From noise to latents: the loops over levels.
 
 - `recovery`: for t = T-1 ... 0 a chain on log p(u_t | u_{t+1}); at t = T-1, where r_T = 0, on the
   marginal.
@@ -22,6 +22,12 @@ reference variances C, with
 
 B_t is the variance of the chain's target if u_0 were known, the least a direction can have, so
 c < 4 is stable; the first C ("sigma_next") is its variance if u_0 were N(0, I). So B_t <= C <= 1.
+With `precondition` a coordinate whose posterior has the variance w, averaged over pictures, has
+
+    cum_a_t^2 w + cum_sigma_t^2    in place of cum_sigma_t^2
+
+in B_t, which is then between the two: B_t where a picture fixes its latents (w = 0), C where it
+says nothing of them (w = 1).
 
 Every sampler evaluates exactly `config.steps` gradients. With latents given (`sampling/given.py`)
 the loop runs over the free groups, and over the levels below the one that they start at.
@@ -31,79 +37,52 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hebm_sample.config import Kernel, LangevinConfig, Parametrization, ReferenceVariance
+from hebm_sample.config import LangevinConfig, Parametrization, ReferenceVariance
 from hebm_sample.errors import UserInputError
 from hebm_sample.prior.conditional import (
     Energy,
     MarginalEBM,
     conditional_at,
     cum_sigma_of,
+    flatten,
     marginal_at,
 )
 from hebm_sample.prior.schedule import DiffusionSchedule, Latents, Scalar, release_step_sizes
+from hebm_sample.sampling.chain import Metropolis, run_chain
 from hebm_sample.sampling.flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.given import FreeGroups, Given
-from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step, value_and_grad
+from hebm_sample.sampling.langevin import StepInfo, value_and_grad
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.state import GradientTally, LevelState
 
-__all__ = ["LevelState", "chain_variances", "gradients_per_level", "run_chain", "sample_prior"]
+__all__ = ["LevelState", "chain_variances", "gradients_per_level", "sample_prior"]
 
-
-def run_chain(
-    u: Latents,
-    log_density: LogDensity,
-    draw: Callable[[], Latents],
-    *,
-    num_steps: int,
-    step_size: Scalar,
-    kernel: Kernel = "corrected",
-    reference_variance: Scalar = 1.0,
-    tally: Callable[[], None] | None = None,
-) -> tuple[Latents, StepInfo]:
-    """`num_steps` Langevin steps on one density.
-
-    Arguments:
-        u: Where the chains start, (B, C_i, H_i, W_i) a group.
-        log_density: Latents to log p (B,).
-        draw: Gives fresh standard normal latents shaped like `u`.
-        num_steps: K; 0 gives `u` back.
-        step_size: s, one number or (B,).
-        kernel: "corrected" or "plain".
-        reference_variance: C of the corrected kernel, one number or (B,).
-        tally: Called after each gradient.
-
-    Returns:
-        Where the chains end, and the diagnostics of all steps, (K, B) each.
-    """
-    infos: list[StepInfo] = []
-    for _ in range(num_steps):
-        u, info = langevin_step(
-            u, log_density, step_size, draw(), kernel=kernel, reference_variance=reference_variance
-        )
-        infos.append(info)
-        if tally is not None:
-            tally()
-    if not infos:
-        nothing = u[0].new_empty(0, len(u[0]))
-        return u, StepInfo(nothing, nothing, nothing)
-    return u, StepInfo(*(torch.stack(column) for column in zip(*infos, strict=True)))
+_S = TypeVar("_S", float, Tensor)
 
 
 def chain_variances(
     schedule: DiffusionSchedule, t: int, *, conditional: bool, reference: ReferenceVariance
 ) -> tuple[float, float]:
     """B_t, the unit of the step size, and C, the reference variance, of a chain at level t."""
-    cum_sigma = float(schedule.cum_sigma[t])
+    unit, widest = coordinate_variances(schedule, t, 0.0, conditional=conditional)
+    return unit, widest if reference == "sigma_next" else unit
+
+
+def coordinate_variances(
+    schedule: DiffusionSchedule, t: int, posterior_variance: _S, *, conditional: bool
+) -> tuple[_S, float]:
+    """B_t for a posterior of that variance, one number or one a coordinate; and B_t for 1."""
+    cum_a, cum_sigma = float(schedule.cum_a[t]), float(schedule.cum_sigma[t])
+    wide = cum_a**2 * posterior_variance + cum_sigma**2
     if not conditional:
-        return cum_sigma**2, 1.0 if reference == "sigma_next" else cum_sigma**2
-    sigma_next = float(schedule.sigma[t + 1])
-    unit = (sigma_next * cum_sigma / float(schedule.cum_sigma[t + 1])) ** 2
-    return unit, sigma_next**2 if reference == "sigma_next" else unit
+        return wide, 1.0
+    a, variance = float(schedule.a[t + 1]), float(schedule.sigma[t + 1]) ** 2
+    return wide * variance / (variance + a**2 * wide), variance
 
 
 def gradients_per_level(
@@ -144,6 +123,7 @@ def sample_prior(
     step_size_0: float = 2e-5,
     sigma_high: float = 0.99,
     given: Given | None = None,
+    posterior_variance: Latents | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[LevelState]:
     """Sample the prior from noise, yielding after each noise level; the last state is the result.
@@ -158,6 +138,8 @@ def sample_prior(
             kernel.
         sigma_high: cum_sigma where the flow starts.
         given: Latents to keep or to start from; None samples all groups from noise.
+        posterior_variance: w of every coordinate, (1, C_i, H_i, W_i) a group, on the latents'
+            device; for `config.precondition`.
         progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
 
     Raises:
@@ -191,7 +173,14 @@ def sample_prior(
         # A start below the noisiest level first takes a step down from there.
         descends = top < schedule.num_levels and config.start != "u_next"
         budget = gradients_per_level(config.steps, top, descends, config.early_share)
-        chains = _Chains(energy, schedule, config, parametrization, step_size_0)
+        widths = None
+        if config.precondition:
+            if posterior_variance is None:
+                raise UserInputError("precondition needs the posterior's variance; give it")
+            widths = flatten(groups.select(posterior_variance))
+        chains = _Chains(
+            energy, schedule, config, parametrization, step_size_0, noise.uniform, widths
+        )
         states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
         sigmas = [0.0, *schedule.levels[1:]]
     return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
@@ -205,6 +194,7 @@ def _check_parametrization(config: LangevinConfig, parametrization: Parametrizat
         ("sampler", config.sampler, "recovery"),
         ("start", config.start, "u_next"),
         ("denoise", config.denoise, False),
+        ("precondition", config.precondition, False),
     ):
         if value != allowed:
             raise UserInputError(
@@ -244,8 +234,14 @@ class _Chains:
         config: LangevinConfig,
         parametrization: Parametrization,
         step_size_0: float,
+        uniform: Callable[[], Tensor],
+        posterior_variance: Tensor | None,
     ) -> None:
         self.energy, self.schedule, self.config = energy, schedule, config
+        self.posterior_variance, self.metropolis = posterior_variance, None
+        if config.metropolis:
+            assert isinstance(config.temperature, float | int)
+            self.metropolis = Metropolis(uniform, config.temperature)
         self.parametrization: Parametrization = parametrization
         self.release_steps = release_step_sizes(schedule, step_size_0)
 
@@ -308,9 +304,7 @@ class _Chains:
         """The chain at level t, with its density, step size and reference variance."""
         config, schedule = self.config, self.schedule
         conditional = config.sampler == "recovery" and bool(schedule.recovery[t + 1] > 0)
-        unit, reference = chain_variances(
-            schedule, t, conditional=conditional, reference=config.reference_variance
-        )
+        unit, reference = self._variances(t, conditional)
         if self.parametrization == "release" and config.kernel == "plain":
             unit = self.release_steps[t]
         if conditional:
@@ -325,5 +319,18 @@ class _Chains:
             step_size=config.step_scale * unit,
             kernel=config.kernel,
             reference_variance=reference,
+            decay=config.step_decay,
+            momentum=config.momentum,
+            metropolis=self.metropolis,
             tally=tally,
         )
+
+    def _variances(self, t: int, conditional: bool) -> tuple[Scalar, Scalar]:
+        """B_t and C, of each coordinate where steps are preconditioned."""
+        reference = self.config.reference_variance
+        if self.posterior_variance is None:
+            return chain_variances(self.schedule, t, conditional=conditional, reference=reference)
+        unit, widest = coordinate_variances(
+            self.schedule, t, self.posterior_variance, conditional=conditional
+        )
+        return unit, widest if reference == "sigma_next" else unit

@@ -51,6 +51,7 @@ def flow_step(
         log_density=marginal.log_density(terms, position),
         gradient_norm=row_norm(marginal.gradient(drift, position)),
         displacement=abs(weight) * row_norm(drift),
+        acceptance=torch.ones_like(position[:, 0]),
     )
     return moved, terms, info
 

@@ -37,11 +37,14 @@ class StepInfo(NamedTuple):
         log_density: log p before the step, without its constant.
         gradient_norm: |grad log p| before the step.
         displacement: |u_after - u_before|.
+        acceptance: The probability that the step was accepted with; 1 without Metropolis's
+            correction.
     """
 
     log_density: Tensor
     gradient_norm: Tensor
     displacement: Tensor
+    acceptance: Tensor
 
 
 def value_and_grad(function: LogDensity, u: Latents) -> tuple[Tensor, Latents]:
@@ -106,11 +109,11 @@ def langevin_step(
     Arguments:
         u: (B, C_i, H_i, W_i) a group.
         log_density: Latents to log p (B,), up to a constant.
-        step_size: s, one number or (B,).
+        step_size: s, one number, (B,), or (1, D), a number for each of the D dimensions of u.
         noise: eps, shaped like `u`.
         kernel: "corrected" or "plain".
-        reference_variance: C of the corrected kernel, one number or (B,); `plain` has no use for
-            it.
+        reference_variance: C of the corrected kernel, shaped as `step_size` may be; `plain` has no
+            use for it.
 
     Returns:
         The new latents, detached, and what the step saw.
@@ -133,4 +136,5 @@ def langevin_step(
         moved = row + drift + per_example(scale, row) * flatten(noise)
         parts = torch.split(moved, [g[0].numel() for g in u], dim=1)
         groups = tuple(part.reshape(g.shape) for part, g in zip(parts, u, strict=True))
-        return groups, StepInfo(log_p, row_norm(gradient), row_norm(moved - row))
+        moves = row_norm(moved - row)
+        return groups, StepInfo(log_p, row_norm(gradient), moves, torch.ones_like(log_p))

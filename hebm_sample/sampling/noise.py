@@ -83,6 +83,11 @@ class NoiseStreams:
             for g, shape in zip(groups, self.shapes, strict=True)
         )
 
+    def uniform(self) -> torch.Tensor:
+        """The next number in [0, 1) of every stream, (B,)."""
+        drawn = [torch.rand((), generator=stream) for stream in self._streams]
+        return torch.stack(drawn).to(self.device)
+
 
 def _checked(seed: int) -> int:
     try:

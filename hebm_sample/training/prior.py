@@ -37,7 +37,8 @@ from hebm_sample.prior.conditional import conditional_at, flatten, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 from hebm_sample.prior.symbols import Condition
-from hebm_sample.sampling.driver import chain_variances, run_chain
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.driver import chain_variances
 from hebm_sample.training.generator import standard_normal
 
 __all__ = ["MleObjective", "PriorObjective", "ScoreObjective", "stratified"]

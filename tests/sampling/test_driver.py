@@ -15,8 +15,13 @@ from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.prior.schedule import DiffusionSchedule, release_levels, release_step_sizes
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.driver import chain_variances, gradients_per_level
+from hebm_sample.sampling.driver import (
+    chain_variances,
+    coordinate_variances,
+    gradients_per_level,
+)
 from hebm_sample.sampling.flow import flow_levels
+from hebm_sample.sampling.given import Given
 
 LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)
@@ -74,6 +79,69 @@ def test_exact_energies_with_uneven_levels(early_share):
     assert abs(variances[0] - variances[1]) > 0.01  # more than what is allowed below
     u = row(final(gaussian_energy(0.1), config).u)
     assert_moments(u, 0.0, variances[0])
+
+
+@pytest.mark.parametrize("sampler", ["recovery", "annealed"])
+@pytest.mark.parametrize("kept", [(), (0,)])
+def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, kept):
+    """Where u is Gaussian and a picture says nothing of it, w is its variance and B_t that of
+    every density; a step of 2 B_t draws it, whatever came before.
+    """
+    given = Given(tuple(torch.ones(1, *s) for s in WIDE), kept=kept) if kept else None
+    config = LangevinConfig(
+        sampler=sampler,
+        steps=6,
+        step_scale=2.0,
+        reference_variance="posterior",
+        start="u_next",
+        denoise=False,
+        precondition=True,
+    )
+    widths = tuple(torch.full((1, *s), v) for s, v in zip(WIDE, (0.3, 2.0), strict=True))
+
+    def energy(u, level):
+        pairs = zip(u, (0.3, 2.0), strict=True)
+        return torch.cat([gaussian_energy(v)((g,), level) for g, v in pairs], dim=1)
+
+    state = final(energy, config, posterior_variance=widths, given=given)
+    for i, v in enumerate((0.3, 2.0)):
+        if i not in kept:
+            total = (1 - LEVELS[0] ** 2) * v + LEVELS[0] ** 2
+            assert_moments(state.u[i], 0.0, total)
+
+
+def test_preconditioning_lies_between_the_least_and_the_reference_variance():
+    for conditional, levels in ((True, range(5)), (False, range(6))):
+        for t in levels:
+            unit, reference = chain_variances(
+                SCHEDULE, t, conditional=conditional, reference="sigma_next"
+            )
+            units = [
+                coordinate_variances(SCHEDULE, t, w, conditional=conditional)[0]
+                for w in (0.0, 0.1, 0.5, 1.0)
+            ]
+            assert units == sorted(units) and units[0] == unit
+            assert units[-1] == pytest.approx(reference)
+    with pytest.raises(UserInputError, match="precondition needs the posterior's variance"):
+        final(flat_energy, LangevinConfig(precondition=True), shapes=SMALL)
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 0.6}, {"momentum": 0.6, "metropolis": True}])
+@pytest.mark.parametrize("sampler", ["recovery", "annealed"])
+def test_momentum_and_metropolis_without_energies(sampler, settings):
+    """Every density is a Gaussian of its chain's reference variance, so nothing is refused."""
+    config = LangevinConfig(sampler=sampler, steps=60, **settings)
+    noise = NoiseStreams([0], WIDE)
+    *states, last = sample_prior(flat_energy, SCHEDULE, noise, config)
+    assert_moments(row(last.u), 0.0, 1.0)
+    assert all(float(state.info.acceptance.min()) > 0.9 for state in (*states, last))
+
+
+@pytest.mark.parametrize("variance", [0.1, 1.0])
+def test_longer_chains_with_momentum_return_the_variance_of_the_data(variance):
+    config = LangevinConfig(steps=192, momentum=0.5)
+    u = row(final(gaussian_energy(variance), config).u)
+    assert float(u.var()) / variance == pytest.approx(1.0, abs=0.06)
 
 
 @pytest.mark.parametrize("variance", [0.02, 0.1, 1.0, 10.0])
@@ -136,9 +204,11 @@ def test_temperature_scales_every_draw():
 # ---- seeds
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "metropolis"])
 def test_a_seed_does_not_depend_on_the_batch(sampler):
-    config = LangevinConfig(sampler=sampler, steps=12)
+    config = LangevinConfig(steps=24, momentum=0.5, metropolis=True)
+    if sampler != "metropolis":
+        config = LangevinConfig(sampler=sampler, steps=12)
     energy = Wavy()
     together = row(final(energy, config, seeds=(3, 1, 4, 15), shapes=SMALL).u)
     for index, seed in enumerate((3, 1, 4, 15)):
@@ -165,8 +235,9 @@ def test_global_random_state_is_untouched(sampler):
 @pytest.mark.parametrize("steps", [6, 13, 48])
 @pytest.mark.parametrize("denoise", [True, False])
 @pytest.mark.parametrize("start", ["flow", "u_next"])
-def test_exactly_as_many_gradients_as_steps(sampler, steps, denoise, start):
-    config = LangevinConfig(sampler=sampler, steps=steps, denoise=denoise, start=start)
+@pytest.mark.parametrize("kind", [{}, {"momentum": 0.5}, {"metropolis": True}])
+def test_exactly_as_many_gradients_as_steps(sampler, steps, denoise, start, kind):
+    config = LangevinConfig(sampler=sampler, steps=steps, denoise=denoise, start=start, **kind)
     energy, reported = Wavy(), []
     final(energy, config, shapes=SMALL, progress=reported.append)
     assert energy.gradients == sum(reported) == steps

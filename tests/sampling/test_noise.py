@@ -28,6 +28,15 @@ def test_batch_and_order_do_not_matter():
             assert torch.equal(g[row], h[0])
 
 
+def test_uniform_numbers_belong_to_their_seeds():
+    batch, alone = NoiseStreams([5, 2, 5], SHAPES), NoiseStreams([2], SHAPES)
+    drawn = torch.stack([batch.uniform() for _ in range(200)])
+    assert torch.equal(drawn[:, 0], drawn[:, 2])
+    assert torch.equal(drawn[:, 1], torch.cat([alone.uniform() for _ in range(200)]))
+    assert 0 <= float(drawn.min()) < 0.05 and 0.95 < float(drawn.max()) < 1
+    assert abs(float(drawn.mean()) - 0.5) < 0.06
+
+
 def test_seeds_differ_and_repeat():
     (a,) = NoiseStreams([0, 1, 0], ((64, 1, 1),)).normal()
     assert torch.equal(a[0], a[2]) and not torch.equal(a[0], a[1])

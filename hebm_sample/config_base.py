@@ -1,0 +1,109 @@
+"""Checks of settings, and dataclasses that round-trip through JSON and refuse unknown keys."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, TypeVar, get_args
+
+from hebm_sample.errors import UserInputError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ConfigBase",
+    "require",
+    "require_choice",
+    "require_integer",
+    "require_range",
+    "require_version",
+]
+
+FORMAT_VERSION = 1
+
+_C = TypeVar("_C", bound="ConfigBase")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserInputError` with `message` unless the condition holds."""
+    if not condition:
+        raise UserInputError(message)
+
+
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """Raise `UserInputError` unless `value` is one of the `Literal` type's values."""
+    allowed = get_args(choices)
+    require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+
+
+def require_range(name: str, value: object, low: float, high: float) -> None:
+    """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
+
+
+def require_integer(name: str, value: object, low: int, high: int) -> None:
+    """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
+    require(
+        isinstance(value, int) and not isinstance(value, bool),
+        f"{name} is {value!r}; it must be a whole number",
+    )
+    require_range(name, typing.cast("int", value), low, high)
+
+
+def _decode(kind: Any, value: Any, path: str) -> Any:
+    """One JSON value as the annotated type: nested dataclasses, tuples and optional values."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        kinds = [k for k in get_args(kind) if k is not type(None)]
+        listed = isinstance(value, (list, tuple))
+        fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
+        return _decode((fitting or kinds)[0], value, path)
+    if origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
+        item = get_args(kind)[0]
+        return tuple(_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if dataclasses.is_dataclass(kind):
+        return typing.cast("type[ConfigBase]", kind).from_dict(value, path)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        require(abs(value) < 2**1023, f"{path} is a whole number of too many digits")
+        return float(value)
+    if kind in (int, float, str, bool):
+        require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def require_version(version: object) -> None:
+    """Raise `UserInputError` unless it is this release's `FORMAT_VERSION`."""
+    require(
+        version == FORMAT_VERSION and not isinstance(version, bool),
+        f"format_version is {version!r}; this release reads {FORMAT_VERSION}: "
+        "upgrade hebm_sample, or export the model again",
+    )
+
+
+class ConfigBase:
+    """Dictionary round trip shared by the dataclasses below."""
+
+    @classmethod
+    def from_dict(cls: type[_C], data: Any, path: str = "config") -> _C:
+        """Build from plain JSON values; raises `UserInputError` on unknown, missing or ill-typed
+        keys.
+        """
+        require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
+        fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
+        unknown = sorted(set(data) - set(fields))
+        require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
+        needed = {
+            n
+            for n, f in fields.items()
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        missing = sorted(needed - set(data))
+        require(not missing, f"{path} lacks the keys {missing}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{k: _decode(hints[k], v, f"{path}.{k}") for k, v in data.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict(to_dict())` is the identity."""
+        return dataclasses.asdict(typing.cast("Any", self))
