@@ -140,7 +140,8 @@ class _Walk:
         """Where `num_steps` gradients lead, and what each step saw."""
         if num_steps == 0:
             return u, []
-        like, infos = u, []
+        infos: list[StepInfo] = []
+        like = u
         state = _State(flatten(u), flatten(self.draw()), *self._score(u))
         for k, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
             half = per_example(0.5 * size, state.row)
@@ -178,8 +179,11 @@ class _Walk:
         chance = gain.clamp(max=0).exp().nan_to_num(0.0)
         accepted = metropolis.uniform() < chance
         stayed = old._replace(p=-old.p)
-        pairs = zip(new, stayed, strict=True)
-        return _State(*(torch.where(per_example(accepted, a), a, b) for a, b in pairs)), chance
+        found = [
+            torch.where(accepted.reshape(-1, *(1,) * (a.dim() - 1)), a, b)
+            for a, b in zip(new, stayed, strict=True)
+        ]
+        return _State(*found), chance
 
 
 def _seen(state: _State, moved: Tensor, chance: Tensor) -> StepInfo:
