@@ -39,7 +39,8 @@ _COMMANDS = {"console", "parameters", "options", "machine", "listing", "verifyin
 ALLOWED = {
     "errors": set(),
     "config_base": {"errors"},
-    "config": {"errors", "config_base"},
+    "config_sampling": {"errors", "config_base"},
+    "config": {"errors", "config_base", "config_sampling"},
     "seeds": _BASE,
     "images": _BASE,
     "animation": _BASE | {"images"},
