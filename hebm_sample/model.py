@@ -38,6 +38,7 @@ __all__ = ["EncodeMode", "Groups", "Model", "Pictures"]
 EncodeMode = Literal["sample", "mean"]
 Groups = slice | Sequence[int] | int
 Pictures = Tensor | Any
+MOST_PIXELS = (2**22, 2**18)  # decoded at a time, elsewhere and on the CPU
 _M = TypeVar("_M", bound="Model")
 
 
@@ -207,8 +208,17 @@ class Model:
 
     @torch.no_grad()
     def _decode(self, u: Latents) -> Tensor:
+        """Mean pictures, a few at a time: at 256x256 the decoder's maps, and no chain, are what
+        memory is needed for.
+        """
+        most = MOST_PIXELS[self.device.type == "cpu"]
+        count = max(1, most // self.config.generator.image_size**2)
         with torch.inference_mode(False), self._precision():
-            return self.generator(u).float().cpu()
+            parts = [
+                self.generator(tuple(g[i : i + count] for g in u)).float().cpu()
+                for i in range(0, len(u[0]), count)
+            ]
+        return torch.cat(parts)
 
     def decode(
         self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16

@@ -153,6 +153,19 @@ def test_decoding_the_latents_gives_the_pictures(pipe, eight):
     )
 
 
+def test_decoding_a_few_at_a_time_changes_nothing(pipe, eight, monkeypatch):
+    whole = pipe.decode(eight.latents, output_type="torch")
+    side = pipe.config.generator.image_size
+    counts, forward = [], pipe.generator.forward
+    monkeypatch.setattr(
+        pipe.generator, "forward", lambda u: counts.append(len(u[0])) or forward(u)
+    )
+    monkeypatch.setattr("hebm_sample.model.MOST_PIXELS", (3 * side**2,) * 2)
+    parts = pipe.decode(eight.latents, output_type="torch")
+    assert counts == [3, 3, 2]
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
 def test_energies_are_minus_f_at_the_lowest_level(pipe, eight):
     u = eight.latents
     level = torch.full((8,), log_snr_of(CONFIG.prior.levels[0]))
