@@ -1,13 +1,14 @@
 r"""How few gradients give pictures as good as the full chain's.
 
     distance     Fréchet distance to the package's reference, with its standard error
-    less full    distance minus that of the first setting, with the standard error of the
+    less first   distance minus that of the first setting, with the standard error of the
                  difference (jackknife; the same seeds in both)
     cost         gradients a picture, seconds a picture
 
 A setting is written as the sampler's fields, such as `steps=24,start=ancestral`, and in place of
 steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was stopped goes
 on where it was, in steps of 500 pictures, and a setting that was measured is not measured again.
+With `--dtype bfloat16` the folder is OUT/bfloat16.
 """
 
 import ast
@@ -82,6 +83,7 @@ SETS = {
         "steps=16,sampler=flow",
     ],
     "kernels": KERNELS,
+    "one": ["steps=48"],
     "six": [
         "steps=full",
         "steps=48",
@@ -162,7 +164,7 @@ def table(result: dict[str, Any]) -> str:
         f"{machine['threads']} threads of {machine['cores']} cores, torch {machine['torch']}, "
         f"hebm_sample {machine['version']}",
         "",
-        f"{'setting':<42}{'gradients':>10}{'distance':>18}{'less full':>18}{'s/img':>8}"
+        f"{'setting':<42}{'gradients':>10}{'distance':>18}{'less first':>18}{'s/img':>8}"
         f"{'cpu s/img':>10}{'u^2':>12}",
     ]
     for text, row in result["settings"].items():
@@ -229,12 +231,22 @@ def measure(
 @click.option("--setting", "extra", multiple=True, metavar="TEXT", help="One more.")
 @click.option("--pictures", type=click.IntRange(20), default=1000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(
-    dataset: str, name: str, extra: tuple[str, ...], pictures: int, batch: int, out: Path
+    dataset: str,
+    name: str,
+    extra: tuple[str, ...],
+    pictures: int,
+    batch: int,
+    dtype: str,
+    out: Path,
 ) -> None:
     """Measure sampler settings; the first is what the others are compared with."""
-    pipe = Pipeline.from_pretrained(dataset)
+    pipe = Pipeline.from_pretrained(dataset, dtype=getattr(torch, dtype))
+    out = out / dtype if dtype != "float32" else out
     chosen = list(dict.fromkeys([*SETS[name], *extra]))
     if pipe.config.prior is None:
         raise click.ClickException(f"{pipe.name} has no energy-based prior")

@@ -21,6 +21,7 @@ from hebm_sample.config_base import (
     require_version,
 )
 from hebm_sample.config_sampling import (
+    EDIT_STEPS,
     Kernel,
     LangevinConfig,
     ReferenceVariance,
@@ -29,6 +30,7 @@ from hebm_sample.config_sampling import (
 )
 
 __all__ = [
+    "EDIT_STEPS",
     "FORMAT_VERSION",
     "ConfigBase",
     "GeneratorConfig",

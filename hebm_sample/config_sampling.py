@@ -13,7 +13,16 @@ from hebm_sample.config_base import (
     require_range,
 )
 
-__all__ = ["Kernel", "LangevinConfig", "ReferenceVariance", "SamplerName", "Start"]
+__all__ = [
+    "EDIT_STEPS",
+    "Kernel",
+    "LangevinConfig",
+    "ReferenceVariance",
+    "SamplerName",
+    "Start",
+]
+
+EDIT_STEPS = 48  # gradients of an edit by the flow, half of them up; no model's sampler knows
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hebm_sample.config import EDIT_STEPS
 from hebm_sample.options import CommandOptions, SteeringOptions, refuse
 
 __all__ = [
@@ -32,6 +33,9 @@ class EditOptions(SteeringOptions):
             f"--sampler {self.sampler} draws, and an edit by the flow does not; "
             "leave it out, or add --method noise",
         )
+        if self.method == "flow":  # said here, for progress bars and for what a picture tells
+            object.__setattr__(self, "sampler", "flow")
+            object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
         count, seeds = len(self.images), self.seeds or ()
         refuse(
             self.seeds is not None and len(seeds) != count,

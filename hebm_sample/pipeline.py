@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.conditions import Guidance, Symbols
-from hebm_sample.config import require_choice, require_integer, require_range
+from hebm_sample.config import EDIT_STEPS, require_choice, require_integer, require_range
 from hebm_sample.drawing import Drawer, Prior, Request
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import Latents, check_latents
@@ -290,10 +290,10 @@ class Pipeline(Drawer):
             strength: cum_sigma of the level to start from, in (0, 1]; the model's nearest level is
                 taken.
             method: "flow": the flow, with nothing asked, carries u_0 up, and back down with what
-                is asked, with half of the gradients each. Nothing is drawn, so what is not asked
-                for comes back. "noise": u_0 is diffused by drawn noise and the model's sampler
-                draws u_0 anew; a `strength` of 1 keeps nothing of the groups but what the others
-                say.
+                is asked, with half of the gradients each, `EDIT_STEPS` in all unless `steps` says
+                otherwise. Nothing is drawn, so what is not asked for comes back. "noise": u_0 is
+                diffused by drawn noise and the model's sampler draws u_0 anew; a `strength` of 1
+                keeps nothing of the groups but what the others say.
             seeds: One a picture; 0 ... N-1 if None.
             mode: "sample" or "mean" of q(u | x).
             options: `progress` and fields of `LangevinConfig`.
@@ -331,10 +331,10 @@ class Pipeline(Drawer):
                 "method 'flow' needs a level between data and noise; this model has one level: "
                 "use method='noise'"
             )
-        steps = self.sampling_config(steps=options.get("steps")).steps
+        steps = self.sampling_config(steps=options.get("steps") or EDIT_STEPS).steps
         if steps < 2:
             raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
-        return options | {"sampler": "flow"}
+        return options | {"sampler": "flow", "steps": steps}
 
     def _seeded(self, images: Pictures, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
         """Pictures (N, 3, S, S) in [-1, 1], and one seed each."""

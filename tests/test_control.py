@@ -19,6 +19,7 @@ from tiny import (
 )
 
 from hebm_sample.conditions import read_condition
+from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
 from hebm_sample.seeds import derived_seed
@@ -482,6 +483,19 @@ def test_the_flow_up_and_down_is_the_way_back(pipe, images):
     assert moved[0] > 2 * moved[1] > 4 * moved[2]
     noisy = pipe.edit(images, mode="mean", method="noise", guidance=1.0)
     assert distance(pipe.edit(images, mode="mean").latents, u) < 0.2 * distance(noisy.latents, u)
+
+
+def test_an_edit_by_the_flow_has_its_own_number_of_gradients(pipe, images):
+    """The sampler's may be as few as its chains need, which says nothing of the flow."""
+    for method, options, total in (
+        ("flow", {}, EDIT_STEPS),
+        ("flow", {"steps": 10}, 10),
+        ("noise", {}, pipe.config.sampling.steps),
+    ):
+        counted = []
+        pipe.edit(images, method=method, progress=counted.append, guidance=1.0, **options)
+        assert sum(counted) == total
+    assert pipe.config.sampling.steps != EDIT_STEPS
 
 
 def test_an_edit_by_the_flow_draws_nothing(pipe, images):

@@ -118,6 +118,7 @@ def test_edited_pictures_one_by_one(run, pipe, pictures):
         with Image.open(path) as picture:
             assert alike(picture, image)
             assert picture.text["seed"] == seed
+            assert (picture.text["sampler"], picture.text["steps"]) == ("flow", "48")
 
 
 def test_interpolate_is_a_row(run, pipe, pictures):

@@ -117,7 +117,7 @@ class Controls:
                     0,
                     step=1,
                     label="Steps",
-                    info="0: the model's own number.",
+                    info="Gradients in all; 0: the method's own number.",
                     elem_id="hebm-edit-steps",
                 )
             with gr.Row():
