@@ -116,16 +116,42 @@ class Reference:
         """cum_sigma of t = 0 ... T."""
         return self.schedule.levels
 
+    def down(self, u: Latents, t: int, noise: NoiseStreams) -> Latents:
+        """From level t to where the chain below starts; from level 0 to no noise."""
+        if t == 0 or self.config.start == "flow":
+            return self.flow(u, t, self.levels[t - 1] if t else 0.0)
+        a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
+        rows = zip(u, self.slope(u, t), noise.normal(), strict=True)
+        return tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows)
+
+    def chain(
+        self, u: Latents, u_next: Latents, t: int, steps: int, noise: NoiseStreams
+    ) -> Latents:
+        """Steps at level t: `step`, with momentum where the config has any."""
+        s, c = self.variances(t)
+        spread, rho, before = (s * (1 - s / (4 * c))) ** 0.5, self.config.momentum, None
+        p = noise.normal() if steps else ()
+        for _ in range(steps):
+            slopes = zip(self.slope(u, t), self.gaussian_slope(u, u_next, t), strict=True)
+            slope = tuple(d + e for d, e in slopes)
+            if before is not None:
+                pushed = zip(p, before, slope, noise.normal(), strict=True)
+                p = tuple(
+                    rho * (g + s / (2 * spread) * (old + new)) + (1 - rho**2) ** 0.5 * eps
+                    for g, old, new, eps in pushed
+                )
+            u = tuple(g + s / 2 * d + spread * q for g, d, q in zip(u, slope, p, strict=True))
+            before = slope
+        return u
+
     def sample(self, seeds: list[int]) -> Latents:
-        """u_0 of the seeds: T levels of chains, each carried on by a step of the flow."""
+        """u_0 of the seeds: T levels of chains, each with a step down at its end."""
         noise = NoiseStreams(seeds, self.generator.latent_shapes)
         u = u_next = noise.normal()
+        budget = gradients_per_level(self.config.steps, self.schedule.num_levels)
         for t in reversed(range(self.schedule.num_levels)):
-            for _ in range(
-                gradients_per_level(self.config.steps, self.schedule.num_levels)[t] - 1
-            ):
-                u = self.step(u, u_next, t, noise.normal())
-            u_next, u = u, self.flow(u, t, self.levels[t - 1] if t else 0.0)
+            u = self.chain(u, u_next, t, budget[t] - 1, noise)
+            u_next, u = u, self.down(u, t, noise)
         return u
 
 

@@ -5,10 +5,11 @@ r"""How few gradients give pictures as good as the full chain's.
                  difference (jackknife; the same seeds in both)
     cost         gradients a picture, seconds a picture
 
-A setting is written as the sampler's fields, such as `steps=24,start=ancestral`, and in place of
-steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was stopped goes
-on where it was, in steps of 500 pictures, and a setting that was measured is not measured again.
-With `--dtype bfloat16` the folder is OUT/bfloat16.
+A setting is written as the sampler's fields, such as `steps=24,start=ancestral`; what it does not
+name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`. In
+place of steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was
+stopped goes on where it was, in steps of 500 pictures, and a setting that was measured is not
+measured again. With `--dtype bfloat16` the folder is OUT/bfloat16.
 """
 
 import ast
@@ -35,69 +36,77 @@ from hebm_sample.metrics.reference import EvaluationSet, find_set
 from hebm_sample.training.draws import Bench, fingerprint
 
 FULL = 50  # K of the paper, steps a level
+USUAL = {"sampler": "recovery", "start": "flow", "step_scale": 1.0, "momentum": 0.0}
 
-# Shorter and shorter, each with the model's own kernel; then what might make short chains better.
-SHORTER = ["steps=full", *(f"steps={n}" for n in (96, 48, 32, 24, 16, 12, 8))]
-OTHERS = [
-    "steps=24,start=u_next",
-    "steps=24,start=ancestral",
-    "steps=24,step_scale=1.5",
-    "steps=24,step_scale=2",
-    "steps=24,start=ancestral,step_scale=1.5",
-    "steps=24,early_share=0.25",
-    "steps=24,early_share=4",
-    "steps=24,kernel=plain,step_scale=0.5",
-    "steps=24,reference_variance=posterior",
-    "steps=48,sampler=annealed",
-    "steps=48,start=ancestral",
-    "steps=48,kernel=plain,step_scale=0.5",
-    "steps=8,sampler=flow",
-    "steps=16,sampler=flow",
-]
-# What may make a chain forget its start sooner, or leave its density as it is.
-KERNELS = [
-    "steps=48",
-    "steps=48,start=ancestral",
-    "steps=48,precondition=True",
-    "steps=24,precondition=True",
-    "steps=24,precondition=True,start=ancestral",
-    "steps=48,momentum=0.5",
-    "steps=48,momentum=0.8",
-    "steps=24,momentum=0.5",
-    "steps=24,momentum=0.5,start=ancestral",
-    "steps=48,precondition=True,momentum=0.5",
-    "steps=48,step_decay=0.25",
-    "steps=48,metropolis=True",
-    "steps=48,metropolis=True,step_scale=0.3",
-    "steps=48,metropolis=True,step_scale=0.3,momentum=0.8",
-]
+_SHORTER = ["steps=full", *(f"steps={n}" for n in (48, 32, 24, 16, 12, 8))]
+# What a name of `--set` stands for; the first is what the others are compared with.
 SETS = {
-    "all": SHORTER + OTHERS,
-    "twelve": [
-        *SHORTER[:1],
-        *SHORTER[2:],
+    "objects": [
+        *_SHORTER,
+        "steps=48,start=ancestral",
         "steps=24,start=ancestral",
-        "steps=24,early_share=0.25",
         "steps=24,start=ancestral,step_scale=1.5",
+        "steps=24,early_share=0.25",
         "steps=24,kernel=plain,step_scale=0.5",
         "steps=16,sampler=flow",
+        "steps=48,precondition=True",
+        "steps=24,precondition=True",
+        "steps=24,start=ancestral,precondition=True",
+        "steps=48,momentum=0.5",
+        "steps=48,momentum=0.8",
+        "steps=24,start=ancestral,momentum=0.5",
+        "steps=16,start=ancestral,momentum=0.5",
+        "steps=12,start=ancestral,momentum=0.5",
+        "steps=48,momentum=0.5,precondition=True",
+        "steps=48,step_decay=0.25",
+        "steps=48,metropolis=True",
+        "steps=48,metropolis=True,step_scale=0.3",
+        "steps=48,metropolis=True,step_scale=0.3,momentum=0.8",
+        "steps=48,temperature=0.9",
     ],
-    "kernels": KERNELS,
-    "one": ["steps=48"],
-    "six": [
+    "faces": [
         "steps=full",
         "steps=48",
         "steps=24",
         "steps=16",
+        "steps=48,start=ancestral",
         "steps=24,start=ancestral",
+        "steps=16,start=ancestral",
+        "steps=8,start=ancestral",
+        "steps=48,momentum=0.3",
+        "steps=48,momentum=0.5",
+        "steps=48,momentum=0.7",
+        "steps=32,start=ancestral,momentum=0.5",
+        "steps=24,start=ancestral,momentum=0.5",
+        "steps=24,start=ancestral,momentum=0.5,step_scale=1.5",
+        "steps=24,start=ancestral,momentum=0.7",
+        "steps=16,start=ancestral,momentum=0.5",
+        "steps=16,start=ancestral,momentum=0.8",
+        "steps=12,start=ancestral,momentum=0.5",
+        "steps=48,precondition=True",
+        "steps=48,momentum=0.5,precondition=True",
         "steps=16,sampler=flow",
+        "steps=24,sampler=flow",
+        "steps=32,sampler=flow",
+        "steps=48,metropolis=True,step_scale=0.3",
+        "steps=48,temperature=0.9",
     ],
+    "few": [
+        "steps=48",
+        "steps=32,start=ancestral,momentum=0.5",
+        "steps=24,start=ancestral,momentum=0.5",
+        "steps=16,start=ancestral,momentum=0.5",
+        "steps=16,start=ancestral,momentum=0.8",
+    ],
+    "own": ["own"],
 }
 
 
 def read_setting(text: str, levels: int) -> dict[str, Any]:
     """Fields of the sampler's config of such a text."""
-    found: dict[str, Any] = {}
+    if text == "own":
+        return {}
+    found: dict[str, Any] = dict(USUAL)
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals:
@@ -226,7 +235,7 @@ def measure(
 @click.command()
 @click.option("--dataset", default="cifar10", show_default=True, help="Name, Hub id or folder.")
 @click.option(
-    "--set", "name", type=click.Choice(sorted(SETS)), default="twelve", show_default=True
+    "--set", "name", type=click.Choice(sorted(SETS)), default="objects", show_default=True
 )
 @click.option("--setting", "extra", multiple=True, metavar="TEXT", help="One more.")
 @click.option("--pictures", type=click.IntRange(20), default=1000, show_default=True)

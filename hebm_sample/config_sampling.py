@@ -22,7 +22,9 @@ __all__ = [
     "Start",
 ]
 
-EDIT_STEPS = 48  # gradients of an edit by the flow, half of them up; no model's sampler knows
+# Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
+# samplers of some models.
+EDIT_STEPS = 48
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]

@@ -80,6 +80,10 @@ class InpaintOptions(SteeringOptions):
     strength: float
     weight: float
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
+
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
         """As typed, or 0."""

@@ -388,10 +388,11 @@ class Pipeline(Drawer):
             strength: Level to start from, as for `edit`. The masked region begins as a smooth
                 filling from what is known around it; less than 1 keeps some of its colours.
             seeds: One a picture; 0 ... N-1 if None.
-            options: `progress` and fields of `LangevinConfig`.
+            options: `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS` unless said.
         """
         require_range("strength", strength, 0.0, 1.0)
         require_range("weight", weight, 0.0, 1e3)
+        options["steps"] = options.get("steps") or EDIT_STEPS
         x, chosen = self._seeded(images, seeds)
         unknown = prepare_masks(masks, images, self.config.generator.image_size, len(x))
         filled = fill_smoothly(x, ~unknown)

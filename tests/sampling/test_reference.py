@@ -35,8 +35,9 @@ def test_one_step(benchmark, make):
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-def test_equal_seeds_give_equal_pictures(benchmark, batch):
-    pipe, seeds = symbolic_pipeline(), list(range(batch))
+@pytest.mark.parametrize("settings", [{}, {"start": "ancestral", "momentum": 0.8}])
+def test_equal_seeds_give_equal_pictures(benchmark, batch, settings):
+    pipe, seeds = symbolic_pipeline(**settings), list(range(batch))
     with torch.no_grad():
         u = benchmark.Reference(pipe).sample(seeds)
     expected = pipe.decode(u, output_type="torch")

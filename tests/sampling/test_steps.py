@@ -19,14 +19,17 @@ def steps():
 
 def test_every_setting_is_one_of_the_sampler(steps):
     for texts in steps.SETS.values():
-        assert texts[0] in ("steps=full", "steps=48") and len(set(texts)) == len(texts)
-        for text in texts:
-            config = LangevinConfig(**steps.read_setting(text, 6))
-            assert (config.steps == 300) == (text == "steps=full")
+        assert texts[0] in ("steps=full", "steps=48", "own") and len(set(texts)) == len(texts)
+        configs = [LangevinConfig(**steps.read_setting(text, 6)) for text in texts]
+        assert len(set(configs)) == len(texts)
+        assert [c.steps == 300 for c in configs] == [text == "steps=full" for text in texts]
     assert steps.read_setting("start=ancestral,step_scale=1.5", 6) == {
+        "sampler": "recovery",
         "start": "ancestral",
         "step_scale": 1.5,
+        "momentum": 0.0,
     }
+    assert steps.read_setting("own", 6) == {}
     with pytest.raises(UserInputError, match="must be name=value"):
         steps.read_setting("24", 6)
 
