@@ -58,9 +58,9 @@ def strip() -> Image.Image:
 
 @figure
 def variations() -> Image.Image:
-    """Rows: seeds 8 and 3 of celebahq at 64x64, each with seven that keep its top three groups."""
+    """Rows: seeds 4 and 9 of celebahq at 64x64, each with seven that keep its top three groups."""
     pipe = model("celebahq", 64)
-    own = pipe(seeds=[8, 3])
+    own = pipe(seeds=[4, 9])
     varied = pipe.vary(own, slice(0, 3), 7).images
     rows = [[face, *varied[7 * k : 7 * k + 7]] for k, face in enumerate(own.images)]
     return grid([picture for row in rows for picture in row], 8)
@@ -89,8 +89,8 @@ def edits() -> Image.Image:
 
 @figure
 def inpainting_256() -> Image.Image:
-    """Rows: seeds 8 and 9 of celebahq at 256x256, what is known of them, two ways to go on."""
-    pipe, seeds = model("celebahq"), [8, 9]
+    """Rows: seeds 4 and 9 of celebahq at 256x256, what is known of them, two ways to go on."""
+    pipe, seeds = model("celebahq"), [4, 9]
     faces, size = pipe(seeds=seeds).images, pipe.config.generator.image_size
     mask = Image.new("L", (size, size), 0)
     mask.paste(255, (0, size // 2, size, size))  # the lower half is filled in
@@ -110,8 +110,8 @@ def priors() -> Image.Image:
 
 @figure
 def torn() -> Image.Image:
-    """Seeds 0, 2, 4 and 6 of celeba64; with a temperature of 0.8; the best of four."""
-    pipe, seeds = model("celeba64"), [0, 2, 4, 6]
+    """Seeds 3, 4, 5 and 9 of celeba64; with a temperature of 0.8; the best of four."""
+    pipe, seeds = model("celeba64"), [3, 4, 5, 9]
     rows = pipe(seeds=seeds).images + pipe(seeds=seeds, temperature=0.8).images
     return grid(rows + pipe(seeds=seeds, best_of=4).images, 4)
 
