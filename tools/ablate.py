@@ -3,7 +3,7 @@
     python tools/ablate.py cifar10 --data DATA --out runs/ablations --time-budget 210s -n 1000
 
     levels       T, that many noise levels even in log SNR, with the model's own energies
-    steps        gradients in all; and T = 3 levels of K = 50, as in the paper
+    steps        gradients in all
     step-scale   c of the Langevin step s = c B_t, which is to the corrected kernel what s_0 is to
                  the release's schedule
     width        channels of the energy nets: trained afresh, for equal time
@@ -85,9 +85,7 @@ def variants(name: str, preset: Preset, model: Pipeline) -> list[Variant]:
         assert model.config.prior is not None
         counts = [model.config.prior.num_levels * k for k in (1, 2, 4)]
         counts = sorted({*counts, sampling.steps, 2 * sampling.steps})
-        found = [Variant(str(k), (f"sampling.steps={k}",)) for k in counts]
-        paper = ("prior.num_levels=3", "sampling.steps=150")  # T = 3, K = 50
-        return [*found, Variant("150, T = 3", paper)]
+        return [Variant(str(k), (f"sampling.steps={k}",)) for k in counts]
     if name == "step-scale":
         scales = sorted({0.5, 1.0, 1.5, 2.0, sampling.step_scale})
         return [Variant(f"{c:g}", (f"sampling.step_scale={c}",)) for c in scales]
