@@ -184,7 +184,7 @@ def run_ood(
 
     Arguments:
         others: Name to uint8 (N, 3, S, S).
-        images: Of each set, at most.
+        images: Of each set, at most; and no more than the bench has.
     """
     pipe, half = bench.pipe, bench.num_pictures
     count = min(images, half)
@@ -206,7 +206,7 @@ def run_ood(
         return scores(energies, nats, png_bytes(pictures), after)
 
     own = score(own_images, own_seen)
-    strange = {name: np.asarray(x[:images]) for name, x in others.items()}
+    strange = {name: np.asarray(x[:count]) for name, x in others.items()}
     strange |= corruptions(own_images)
     found = {name: score(x, bench.look_at(x)) for name, x in strange.items()}
     bar.close()
