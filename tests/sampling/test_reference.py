@@ -51,12 +51,12 @@ def test_the_table(benchmark, monkeypatch):
     pipe = tiny_pipeline()
     clock = benchmark.Clock("wall", pipe.device)
     with torch.no_grad():
-        result = benchmark.measure(pipe, [2], 1, clock, compiled=False)
+        result = benchmark.measure(pipe, [2], 1, clock, compiled=False, half=True)
         (plain,) = benchmark.reference_seconds(pipe, [2], 1, clock)
     (row,) = result["rows"]
-    assert set(row["seconds"]) == {"reference", "ours"} and len(row["parts"]) == 6
+    assert set(row["seconds"]) == {"reference", "ours", "bfloat16"} and len(row["parts"]) == 6
     row["seconds"]["plain"] = plain
     assert 0 < row["gflop"] < row["reference_gflop"]  # the last block is left out
     facts = ("model", "device", "where", "torch", "version", "clock")
     result["machine"] = dict.fromkeys(facts, "x")
-    assert benchmark.table(result).count("\n") == 14
+    assert benchmark.table(result).count("\n") == 15
