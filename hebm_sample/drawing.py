@@ -365,7 +365,13 @@ class Drawer(Model):
         return energy
 
     def posterior_variance(self) -> Latents:
-        """Of every coordinate; found once, and again after the networks were moved."""
+        """w of every coordinate, (1, C_i, H_i, W_i) a group, on the pipeline's device: how wide
+        q(u | x) is there, averaged over pictures (`posterior.py`). The steps of
+        `precondition=True` follow it. Found once, and again after the networks were moved.
+
+        Raises:
+            UserInputError: the model has no encoder.
+        """
         state = addresses(self.generator, self.encoder)
         if self._widths is None or self._widths[0] != state:
             with self._precision():

@@ -46,6 +46,12 @@ def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return (weights[0] * x + weights[1] * y).reshape(a.shape).to(a.dtype)
 
 
+def _with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with `EDIT_STEPS` where they leave the steps open."""
+    steps = options.get("steps")
+    return options | {"steps": EDIT_STEPS if steps is None else steps}
+
+
 class Pipeline(Drawer):
     """A loaded model.
 
@@ -331,10 +337,11 @@ class Pipeline(Drawer):
                 "method 'flow' needs a level between data and noise; this model has one level: "
                 "use method='noise'"
             )
-        steps = self.sampling_config(steps=options.get("steps") or EDIT_STEPS).steps
+        options = _with_edit_steps(options)
+        steps = self.sampling_config(steps=options["steps"]).steps
         if steps < 2:
             raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
-        return options | {"sampler": "flow", "steps": steps}
+        return options | {"sampler": "flow"}
 
     def _seeded(self, images: Pictures, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
         """Pictures (N, 3, S, S) in [-1, 1], and one seed each."""
@@ -392,7 +399,7 @@ class Pipeline(Drawer):
         """
         require_range("strength", strength, 0.0, 1.0)
         require_range("weight", weight, 0.0, 1e3)
-        options["steps"] = options.get("steps") or EDIT_STEPS
+        options = _with_edit_steps(options)
         x, chosen = self._seeded(images, seeds)
         unknown = prepare_masks(masks, images, self.config.generator.image_size, len(x))
         filled = fill_smoothly(x, ~unknown)

@@ -528,6 +528,7 @@ def test_edits_that_cannot_be(pipe, images):
         ({"mode": "mode"}, r"mode is 'mode'"),
         ({"method": "chain"}, r"method is 'chain'; it can be 'flow', 'noise'"),
         ({"sampler": "recovery"}, r"sampler is 'recovery', but method 'flow' draws nothing"),
+        ({"steps": 0}, r"steps is 0; it must lie in"),
         ({"steps": 1}, r"steps is 1; an edit by the flow takes at least 2"),
         ({"seeds": [1]}, r"seed"),
         ({"symbols": {"class": "d"}}, r"no value 'd'"),

@@ -34,6 +34,12 @@ class Wish:
     weight: gr.Slider | None = None
 
 
+def _steps(whose: str, elem_id: str) -> gr.Slider:
+    """How many gradients; 0 leaves it to the model or the method."""
+    info = f"Gradients in all; 0: the {whose}'s own number."
+    return gr.Slider(0, 200, 0, step=1, label="Steps", info=info, elem_id=elem_id)
+
+
 class Controls:
     """The three tabs. Made inside the context of the page."""
 
@@ -53,15 +59,7 @@ class Controls:
                     label="Sampler",
                     filterable=False,
                 )
-                self.steps = gr.Slider(
-                    0,
-                    200,
-                    0,
-                    step=1,
-                    label="Steps",
-                    info="Gradients in all; 0: the model's own number.",
-                    elem_id="hebm-steps",
-                )
+                self.steps = _steps("model", "hebm-steps")
         with gr.Tab("Vary", id="vary"):
             gr.Markdown("Keeps the top layers of the chosen picture and draws those below anew.")
             self.keep = gr.Slider(
@@ -111,15 +109,7 @@ class Controls:
                     value="flow",
                     label="Method",
                 )
-                self.edit_steps = gr.Slider(
-                    0,
-                    200,
-                    0,
-                    step=1,
-                    label="Steps",
-                    info="Gradients in all; 0: the method's own number.",
-                    elem_id="hebm-edit-steps",
-                )
+                self.edit_steps = _steps("method", "hebm-edit-steps")
             with gr.Row():
                 self.reconstruct = gr.Button(
                     "Reconstruct", elem_id="hebm-reconstruct", min_width=120

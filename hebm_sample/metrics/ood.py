@@ -105,8 +105,9 @@ def chain_latents(
     batch_size: int = 50,
     progress: Callable[[int], object] | None = None,
 ) -> Latents:
-    """u_0 of chains that start at u and run, as the sampler's do, on log p(u_0 | u_1) with u_1 the
-    same u diffused; on log p_0 where there is one level only, or the sampler anneals.
+    """u_0 of chains that start at u and run on log p(u_0 | u_1) with u_1 the same u diffused; on
+    log p_0 where there is one level only, or the sampler anneals. The sampler's kernel and step
+    size, without its momentum.
 
     Arguments:
         u: (N, C_i, H_i, W_i) a group, u ~ q(u | x).

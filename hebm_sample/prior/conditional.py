@@ -29,6 +29,7 @@ __all__ = [
     "marginal_at",
     "net_level",
     "row_norm",
+    "unflatten",
 ]
 
 Energy = Callable[[Latents, Tensor], Tensor]
@@ -42,6 +43,12 @@ CumSigma = Callable[[Tensor], Tensor]
 def flatten(u: Latents) -> Tensor:
     """All groups of each example in one row, (B, D)."""
     return torch.cat([g.flatten(1) for g in u], dim=1)
+
+
+def unflatten(row: Tensor, like: Latents) -> Latents:
+    """Rows (B, D) as groups shaped like `like`; undoes `flatten`."""
+    parts = torch.split(row, [g[0].numel() for g in like], dim=1)
+    return tuple(part.reshape(g.shape) for part, g in zip(parts, like, strict=True))
 
 
 def row_norm(rows: Tensor) -> Tensor:

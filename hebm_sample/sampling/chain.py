@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import Kernel
-from hebm_sample.prior.conditional import flatten, row_norm
+from hebm_sample.prior.conditional import flatten, row_norm, unflatten
 from hebm_sample.prior.schedule import Latents, Scalar, per_example
 from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step, noise_scale, score
 
@@ -151,15 +151,15 @@ class _Walk:
             last = k == len(sizes) - 1
             if last and self.metropolis is None:  # nobody asks for the gradient there
                 infos.append(_seen(state, moved, chance))
-                return _split(moved, like), infos
-            log_p, gradient = self._score(_split(moved, like))
+                return unflatten(moved, like), infos
+            log_p, gradient = self._score(unflatten(moved, like))
             p = state.p + half / spread * (state.gradient + gradient)
             found = _State(moved, p, log_p, gradient)
             if self.metropolis is not None:
                 found, chance = self._decided(state, found, self.metropolis)
             infos.append(_seen(state, found.row, chance))
             state = found if last else found._replace(p=self._refreshed(found.p))
-        return _split(state.row, like), infos
+        return unflatten(state.row, like), infos
 
     def _score(self, u: Latents) -> tuple[Tensor, Tensor]:
         found = score(self.log_density, u)
@@ -188,9 +188,3 @@ class _Walk:
 
 def _seen(state: _State, moved: Tensor, chance: Tensor) -> StepInfo:
     return StepInfo(state.log_p, row_norm(state.gradient), row_norm(moved - state.row), chance)
-
-
-def _split(row: Tensor, like: Latents) -> Latents:
-    """(B, D) as groups shaped like `like`."""
-    parts = torch.split(row, [g[0].numel() for g in like], dim=1)
-    return tuple(part.reshape(g.shape) for part, g in zip(parts, like, strict=True))

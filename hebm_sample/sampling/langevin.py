@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hebm_sample.config import Kernel
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import MarginalEBM, flatten, row_norm
+from hebm_sample.prior.conditional import MarginalEBM, flatten, row_norm, unflatten
 from hebm_sample.prior.schedule import Latents, Scalar, per_example
 
 __all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score", "value_and_grad"]
@@ -134,7 +134,6 @@ def langevin_step(
         row = flatten(u)
         drift = per_example(0.5 * step_size, row) * gradient
         moved = row + drift + per_example(scale, row) * flatten(noise)
-        parts = torch.split(moved, [g[0].numel() for g in u], dim=1)
-        groups = tuple(part.reshape(g.shape) for part, g in zip(parts, u, strict=True))
         moves = row_norm(moved - row)
-        return groups, StepInfo(log_p, row_norm(gradient), moves, torch.ones_like(log_p))
+        info = StepInfo(log_p, row_norm(gradient), moves, torch.ones_like(log_p))
+        return unflatten(moved, u), info
