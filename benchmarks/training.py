@@ -34,7 +34,7 @@ from hebm_sample.hub.load import new_prior
 from hebm_sample.training.generator import GeneratorObjective
 from hebm_sample.training.presets import PRESETS
 from hebm_sample.training.prior import MleObjective, ScoreObjective
-from hebm_sample.training.step import averaged, make_optimizer, train_step
+from hebm_sample.training.step import Part, averaged, make_optimizer, train_step
 
 # name: channels last, decoded beforehand
 VARIANTS = {
@@ -106,7 +106,7 @@ def step_of(task: str, preset: Any, settings: Any, draw: Batch, last: bool) -> C
 
     def step() -> None:
         clip = settings.gradient_clip
-        train_step(objective, (draw(), None), 0.5, optimizer, parameters, clip, Tensor.backward)
+        train_step(objective, [Part(draw())], 0.5, optimizer, parameters, clip)
         ema.update_parameters(learner)
 
     return step

@@ -15,12 +15,15 @@ __all__ = ["keep_freed_memory"]
 # mallopt's numbers in glibc's malloc.h, and bytes
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 KEPT = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 128 << 20, TOP_PAD: 64 << 20}
+# A training step frees all of a batch's activations.
+KEPT_IN_TRAINING = KEPT | {TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 256 << 20}
 CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 @cache
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep up to 128 MiB that were freed, and tensors of up to 32 MiB among them.
+def keep_freed_memory(*, training: bool = False) -> bool:
+    """Tell glibc to keep up to 128 MiB that were freed, in training 2 GiB, and tensors of up to
+    32 MiB among them.
 
     Does nothing, and says False, where there is another C library, or where the environment says
     how glibc should do it.
@@ -32,4 +35,9 @@ def keep_freed_memory() -> bool:
         ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 (musl has none)
     except (OSError, AttributeError):
         return False
-    return all([mallopt(what, size) == 1 for what, size in KEPT.items()])
+    return all(
+        [
+            mallopt(what, size) == 1
+            for what, size in (KEPT_IN_TRAINING if training else KEPT).items()
+        ]
+    )

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["FEWEST", "Stop", "Stopped", "part_bounds", "side_by_side"]
+__all__ = ["FEWEST", "TURN", "Stop", "Stopped", "part_bounds", "side_by_side"]
 
 FEWEST = 4  # pictures in a part
 TURN = 1e-3  # seconds that a thread may keep Python's lock while others wait for it

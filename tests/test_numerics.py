@@ -15,7 +15,7 @@ from torch import nn
 from hebm_sample.cli import main
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.sampling.state import MOST
-from hebm_sample.training.step import train_step
+from hebm_sample.training.step import Part, train_step
 
 CONFIG = tiny_config()
 
@@ -158,17 +158,16 @@ def test_a_step_that_is_not_finite_leaves_no_trace(value):
     optimizer = torch.optim.AdamW(layer.parameters())
     before = {key: x.clone() for key, x in layer.state_dict().items()}
 
-    def objective(images, fraction):
+    def objective(images, *_):
         return (layer(images) * value * value).sum(), {}
 
     finite, stats = train_step(
         objective,
-        (torch.ones(2, 4), None),
+        [Part(torch.ones(2, 4))],
         0.0,
         optimizer,
         list(layer.parameters()),
         1.0,
-        lambda loss: loss.backward(),
     )
     assert not finite and not torch.isfinite(stats["loss"])
     assert not optimizer.state

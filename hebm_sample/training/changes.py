@@ -25,6 +25,7 @@ from hebm_sample.config import (
     require_range,
 )
 from hebm_sample.errors import UserInputError
+from hebm_sample.training.generator import group_weights
 from hebm_sample.training.preset import Preset
 from hebm_sample.training.settings import TrainSettings
 
@@ -46,15 +47,17 @@ _READ: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Plain(ConfigBase):
-    """The fields of `Preset` that are numbers."""
+    """The fields of `Preset` that are numbers, or lists of them."""
 
-    kl_weight: float
+    kl_weight: float | tuple[float, ...]
     chain_steps: int
     symbol_weight: float
     condition_share: float
 
     def __post_init__(self) -> None:
-        require_range("kl_weight", self.kl_weight, 0.0, 1e6)
+        several = isinstance(self.kl_weight, tuple)
+        for weight in cast("Any", self.kl_weight) if several else (self.kl_weight,):
+            require_range("kl_weight", weight, 0.0, 1e6)
         require_integer("chain_steps", self.chain_steps, 1, 100_000)
         require_range("symbol_weight", self.symbol_weight, 0.0, 1e6)
         require_range("condition_share", self.condition_share, 0.0, 1.0)
@@ -122,7 +125,10 @@ def _one(preset: Preset, kind: Kind, change: str) -> Preset:
     part, rest = keys[0], keys[1:]
     if not rest and part in _PLAIN[kind]:
         plain = {name: getattr(preset, name) for name in _Plain.__dataclass_fields__}
-        return replace(preset, **_Plain.from_dict(plain | {part: value}, "preset").to_dict())
+        found = _Plain.from_dict(plain | {part: value}, "preset")
+        if part == "kl_weight":
+            group_weights(preset.generator, found.kl_weight)
+        return replace(preset, **vars(found))
     if not rest or part not in _READ[kind]:
         raise UserInputError(
             f"--set {change}: training a {kind} reads no {'.'.join(keys)!r}; "

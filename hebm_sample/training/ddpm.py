@@ -44,7 +44,7 @@ from hebm_sample.training.data import Pictures
 from hebm_sample.training.generator import standard_normal
 from hebm_sample.training.loop import RunResult, Task, make_accelerator, make_run_folder, train
 from hebm_sample.training.preset import Preset
-from hebm_sample.training.prior import PriorObjective, stratified
+from hebm_sample.training.prior import Images, PriorObjective, stratified
 
 __all__ = [
     "DDPM_FILE",
@@ -186,19 +186,24 @@ class DenoisingObjective(nn.Module):
         self.frozen, self.net, self.sigma_max = frozen.requires_grad_(False), net, sigma_max
 
     def forward(
-        self, images: Tensor, fraction: float, labels: Tensor | None = None
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Mean square a dimension, with `gaussian` (the loss at net = 0) and `drop` below it.
 
         Arguments:
-            images: (B, 3, S, S) in [-1, 1].
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
             fraction, labels: Unused here.
+            stream: Of all draws.
         """
-        u_0 = self.frozen.posterior_draw(images)
-        batch, device = len(images), images.device
+        u_0 = self.frozen.posterior_draw(images, stream)
+        batch, device = len(u_0[0]), u_0[0].device
         ratio = self.sigma_max / self.net.sigma_min
-        sigma = self.net.sigma_min * ratio ** stratified(batch, device)
-        noise = standard_normal(self.net.shapes, batch, device)  # pyright: ignore
+        sigma = self.net.sigma_min * ratio ** stratified(batch, device, stream)
+        noise = standard_normal(self.net.shapes, batch, device, stream)
         s = sigma[:, None, None, None]
         a = (1 - s.square()).sqrt()
         u = tuple(a * g + s * n for g, n in zip(u_0, noise, strict=True))

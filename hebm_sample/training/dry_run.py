@@ -38,7 +38,7 @@ from hebm_sample.training.metering import Meter
 from hebm_sample.training.preset import Preset
 from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.settings import TrainSettings
-from hebm_sample.training.step import averaged, make_optimizer, seed_step, train_step
+from hebm_sample.training.step import Part, averaged, make_optimizer, seed_step, train_step
 
 __all__ = ["Costs", "Estimate", "dry_run"]
 
@@ -205,7 +205,7 @@ def _timed(
     clip, start = settings.gradient_clip, 0.0
     for _ in range(2):
         start = _clock(device)
-        train_step(objective, (images, labels), 0.5, optimizer, parameters, clip, Tensor.backward)
+        train_step(objective, [Part(images, labels)], 0.5, optimizer, parameters, clip)
     done = _clock(device)
     optimizer.step()
     average.update_parameters(learner)
@@ -254,9 +254,10 @@ def _prior_objective(
     return ScoreObjective(generator, encoder, energy)
 
 
-def _objective_text(objective: nn.Module, kl_weight: float) -> str:
+def _objective_text(objective: nn.Module) -> str:
     if isinstance(objective, GeneratorObjective):
-        return f"ELBO, the KL weighted by {kl_weight:g}"
+        weights = list(dict.fromkeys(objective.kl_weight))
+        return "ELBO, the KL weighted by " + ", ".join(f"{w:g}" for w in weights)
     if isinstance(objective, MleObjective):
         levels = len(objective.energy.config.levels) - 1
         return f"mle, T = {levels}, chains of K = {objective.chain_steps} steps"
@@ -313,7 +314,7 @@ def dry_run(
     estimate = Estimate(
         kind=kind,
         name=preset.name,
-        objective=_objective_text(built, preset.kl_weight),
+        objective=_objective_text(built),
         generator=config,
         parameters={name: _count(part) for name, part in parts.items()},
         learned=learned,

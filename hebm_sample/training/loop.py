@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,18 @@ from hebm_sample.training.logs import RunLog
 from hebm_sample.training.settings import TrainSettings
 from hebm_sample.training.step import (
     NanGuard,
+    Part,
+    Threads,
     averaged,
     learning_rate,
     make_optimizer,
-    seed_step,
+    step_seed,
     train_step,
 )
 
 __all__ = ["RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
+
+FEWEST_ROWS = 16  # of a part that is worth a thread of its own
 
 PROBE_STEPS = 6
 BUDGET_SHARE = (
@@ -62,6 +67,7 @@ class Task:
             then.
         identity: Of what else must agree on resuming: the data, the frozen generator.
         columns: The label columns that the objective is given, in its order.
+        prepare: Rows and flips to what the objective is given in the place of images.
     """
 
     kind: str
@@ -71,6 +77,7 @@ class Task:
     preview: Callable[[nn.Module], Tensor]
     identity: str
     columns: tuple[str, ...] = ()
+    prepare: Callable[[Tensor, Tensor | None], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,21 +149,46 @@ class Run:
         self.pictures = pictures
         self.ema = averaged(task.learner, settings.ema_decay).to(accelerator.device)
         optimizer = make_optimizer(task.learner, settings)
-        self.objective, self.optimizer = accelerator.prepare(task.objective, optimizer)
+        self.objective, self.optimizer = task.objective, accelerator.prepare(optimizer)
         self.parameters = [p for p in task.learner.parameters() if p.requires_grad]
-        self.sampler = StepSampler(
-            len(pictures),
-            settings.batch_size,
-            settings.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+        self.threads = Threads()
+        self.samplers: list[StepSampler] = []
+        self.cut(self._parts())
         self.guard = NanGuard(settings.max_skipped)
         self.total = settings.steps or 0
         # A short budget is cut into at least six checkpoints, so that little of it can be lost.
         self.checkpoint_every = min(settings.checkpoint_every, (settings.time_budget or 1e9) / 6)
         self.step = 0
         self.seconds = 0.0
+
+    def _parts(self) -> int:
+        """Into how many parts a batch is best cut here: as many as a CPU has threads."""
+        batch = self.settings.batch_size
+        most = torch.get_num_threads() if self.accelerator.device.type == "cpu" else 1
+        return max(
+            n for n in range(1, most + 1) if n == 1 or batch % n == 0 <= batch // n - FEWEST_ROWS
+        )
+
+    def cut(self, parts: int) -> None:
+        """Cut batches into parts. They are what processes are: rows and noise follow from
+        (seed, step, rank) with a rank for every part of every process.
+        """
+        self.parts = parts
+        self.threads = Threads(min(parts, torch.get_num_threads()))
+        world, first = (
+            parts * self.accelerator.num_processes,
+            parts * self.accelerator.process_index,
+        )
+        self.samplers = [
+            StepSampler(
+                len(self.pictures),
+                self.settings.batch_size // parts,
+                self.settings.seed,
+                rank=first + k,
+                world=world,
+            )
+            for k in range(parts)
+        ]
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -176,32 +208,35 @@ class Run:
             "processes": self.accelerator.num_processes,
         }
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """This process's pictures of a step and their labels, on its device."""
-        flips = self.sampler.flips(step) if self.settings.flip else None
-        rows, device = self.sampler.indices(step), self.accelerator.device
+    def part(self, step: int, sampler: StepSampler) -> Part:
+        """A part's images at a step, their labels, and its noise, on this process's device."""
+        flips = sampler.flips(step) if self.settings.flip else None
+        rows, device = sampler.indices(step), self.accelerator.device
         labels = self.pictures.label_rows(rows, self.task.columns) if self.task.columns else None
-        pictures = self.pictures.batch(rows, flips).to(device)
-        if self.settings.zoom < 1:
-            pictures = zoomed(pictures, self.sampler.squares(step, self.settings.zoom))
-        return (
-            pictures,
-            None if labels is None else labels.to(device),
+        images = self.task.prepare(rows, flips) if self.task.prepare else None
+        if images is None:
+            images = self.pictures.batch(rows, flips).to(device)
+            if self.settings.zoom < 1:
+                images = zoomed(images, sampler.squares(step, self.settings.zoom))
+        stream = torch.Generator(device).manual_seed(
+            step_seed(self.settings.seed, step, sampler.rank)
         )
+        return Part(images, None if labels is None else labels.to(device), stream)
 
     def one_step(self, step: int) -> tuple[bool, dict[str, Any]]:
-        """Seed, draw, learn; without the average and the guard."""
-        seed_step(self.settings.seed, step, self.accelerator.process_index)
+        """Draw and learn; without the average and the guard."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step, max(self.total, 1))
+        several = self.accelerator.num_processes > 1
         return train_step(
             self.objective,
-            self.batch(step),
+            [self.part(step, sampler) for sampler in self.samplers],
             step / max(self.total, 1),
             self.optimizer,
             self.parameters,
             self.settings.gradient_clip,
-            self.accelerator.backward,
+            threads=self.threads,
+            reduce=partial(self.accelerator.reduce, reduction="mean") if several else None,
         )
 
     def plan_steps(self) -> None:
@@ -236,6 +271,7 @@ class Run:
             state = {
                 "step": self.step,
                 "total": self.total,
+                "parts": self.parts,
                 "seconds": self.seconds,
                 "skipped": self.guard.total,
                 "skipped_in_a_row": self.guard.in_a_row,
@@ -270,6 +306,7 @@ class Run:
             )
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
+        self.cut(state.get("parts", 1))
         self.guard = NanGuard(
             self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"]
         )

@@ -30,7 +30,8 @@ class Preset:
     Arguments:
         name: What `--preset` takes.
         note: One line for `--help` and the docs.
-        kl_weight: beta of the generator's loss after the warm-up; 1 is the ELBO.
+        kl_weight: beta of the generator's loss, one number or one a scale or group, coarse to
+            fine; 1 is the ELBO.
         objective: What the prior is trained with where no other is asked for.
         chain_steps: K of the chains that objective "mle" trains with.
         label_columns: (symbol, column of the data) where the two have other names.
@@ -46,7 +47,7 @@ class Preset:
     sampling: LangevinConfig
     generator_settings: TrainSettings
     prior_settings: TrainSettings
-    kl_weight: float = 1.0
+    kl_weight: float | tuple[float, ...] = 1.0
     objective: Literal["score", "mle"] = "score"
     chain_steps: int = 20
     label_columns: tuple[tuple[str, str], ...] = ()

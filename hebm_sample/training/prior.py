@@ -41,14 +41,23 @@ from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.driver import chain_variances
 from hebm_sample.training.generator import standard_normal
 
-__all__ = ["MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
+__all__ = ["Images", "MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
+
+Images = Tensor | dict[int, Tensor]
+"""(B, 3, S, S) in [-1, 1], or what `Encoder.features` makes of them."""
 
 
-def stratified(count: int, device: torch.device) -> Tensor:
+def _first(images: Images) -> Tensor:
+    """A tensor of the batch, for its size and device."""
+    return images if isinstance(images, Tensor) else next(iter(images.values()))
+
+
+def stratified(count: int, device: torch.device, stream: torch.Generator | None = None) -> Tensor:
     """(B,) numbers, each uniform in (0, 1), one in every B-th of it: less noise over the levels of
     a batch.
     """
-    slots = torch.arange(count, device=device) + torch.rand(count, device=device)
+    within = torch.rand(count, device=device, generator=stream)
+    slots = torch.arange(count, device=device) + within
     return slots / count
 
 
@@ -94,10 +103,10 @@ class PriorObjective(nn.Module):
         return self.symbol_weight * entropy, stats
 
     @torch.no_grad()
-    def posterior_draw(self, images: Tensor) -> Latents:
-        """u_0 ~ q(u | x) of pictures (B, 3, S, S)."""
-        shapes = self.generator.latent_shapes
-        noise = standard_normal(shapes, images.shape[0], images.device)
+    def posterior_draw(self, images: Images, stream: torch.Generator | None = None) -> Latents:
+        """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `Encoder.features`."""
+        like = _first(images)
+        noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
         return encode(self.generator, self.encoder, images, noise).u
 
 
@@ -121,12 +130,12 @@ class ScoreObjective(PriorObjective):
         super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
         self.condition_share = condition_share
 
-    def reveal(self, labels: Tensor) -> Condition:
+    def reveal(self, labels: Tensor, stream: torch.Generator | None = None) -> Condition:
         """Set some of the labels (B, variables) of some examples, with weight 1."""
-        batch, device = len(labels), labels.device
-        share = torch.rand(batch, 1, device=device)
-        seen = torch.rand(batch, 1, device=device) < self.condition_share
-        shown = (labels >= 0) & seen & (torch.rand(labels.shape, device=device) < share)
+        batch, how = len(labels), {"device": labels.device, "generator": stream}
+        share = torch.rand(batch, 1, **how)
+        seen = torch.rand(batch, 1, **how) < self.condition_share
+        shown = (labels >= 0) & seen & (torch.rand(labels.shape, **how) < share)
         allowed = [
             F.one_hot(y.clamp(min=0), size).bool() | ~known[:, None]
             for y, known, size in zip(labels.T, shown.T, self.energy.table.sizes, strict=True)
@@ -152,25 +161,30 @@ class ScoreObjective(PriorObjective):
         return cum_sigma[:, None] * score + flatten(noise), logits
 
     def forward(
-        self, images: Tensor, fraction: float, labels: Tensor | None = None
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
         bands of noise.
 
         Arguments:
-            images: (B, 3, S, S) in [-1, 1].
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
             fraction: Unused here: every step sees every level.
             labels: (B, variables), -1 where unknown.
+            stream: Of all draws.
         """
-        u_0 = self.posterior_draw(images)
-        config, batch = self.energy.config, images.shape[0]
+        u_0 = self.posterior_draw(images, stream)
+        config, batch, device = self.energy.config, len(u_0[0]), u_0[0].device
         ratio = config.sigma_max / config.sigma_min
-        cum_sigma = config.sigma_min * ratio ** stratified(batch, images.device)
+        cum_sigma = config.sigma_min * ratio ** stratified(batch, device, stream)
         cum_a = (1 - cum_sigma.square()).sqrt()
-        noise = standard_normal(self.generator.latent_shapes, batch, images.device)
+        noise = standard_normal(self.generator.latent_shapes, batch, device, stream)
         a, s = cum_a[:, None, None, None], cum_sigma[:, None, None, None]
         u_t = tuple(a * u + s * eps for u, eps in zip(u_0, noise, strict=True))
-        condition = None if labels is None else self.reveal(labels)
+        condition = None if labels is None else self.reveal(labels, stream)
         residual, logits = self.residual(u_t, noise, cum_sigma, condition)
         square = residual.square().mean(1)
         with torch.no_grad():
@@ -230,22 +244,27 @@ class MleObjective(PriorObjective):
         return self.step_scale * unit, reference
 
     def forward(
-        self, images: Tensor, fraction: float, labels: Tensor | None = None
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a
         dimension.
 
         Arguments:
-            images: (B, 3, S, S) in [-1, 1].
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
             fraction: Unused here.
             labels: (B, variables), -1 where unknown.
+            stream: Of all draws.
         """
-        u_0 = self.posterior_draw(images)
-        batch, device = images.shape[0], images.device
+        u_0 = self.posterior_draw(images, stream)
+        batch, device = len(u_0[0]), u_0[0].device
         shapes = self.generator.latent_shapes
-        t = torch.randint(self.schedule.num_levels, (batch,), device=device)
-        positive = self.schedule.diffuse(u_0, t, standard_normal(shapes, batch, device))
-        noise = standard_normal(shapes, batch, device)
+        t = torch.randint(self.schedule.num_levels, (batch,), device=device, generator=stream)
+        positive = self.schedule.diffuse(u_0, t, standard_normal(shapes, batch, device, stream))
+        noise = standard_normal(shapes, batch, device, stream)
         a = self.schedule.gather(self.schedule.a, t + 1)
         sigma = self.schedule.gather(self.schedule.sigma, t + 1)
         assert isinstance(a, Tensor) and isinstance(sigma, Tensor)
@@ -253,7 +272,7 @@ class MleObjective(PriorObjective):
             a[:, None, None, None] * u + sigma[:, None, None, None] * eps
             for u, eps in zip(positive, noise, strict=True)
         )
-        negative, moved = self.negative(u_next, t)
+        negative, moved = self.negative(u_next, t, stream)
         level = net_level(self.schedule, t, self.energy.config.parametrization)
         assert isinstance(level, Tensor)
         f_plus, logits = self.energies(positive, level)
@@ -271,29 +290,24 @@ class MleObjective(PriorObjective):
             loss, stats = loss + symbol_loss, stats | symbol_stats
         return loss, stats
 
-    def negative(self, u_next: Latents, t: Tensor) -> tuple[Latents, Tensor]:
+    def negative(
+        self, u_next: Latents, t: Tensor, stream: torch.Generator | None = None
+    ) -> tuple[Latents, Tensor]:
         """u_t^- after K Langevin steps from u_{t+1}, and the root mean square it moved, (B,)."""
         config = self.energy.config
         step, reference = (table.to(t.device)[t] for table in self.step_sizes())
         shapes, batch = self.generator.latent_shapes, t.shape[0]
-        trainable = [p for p in self.energy.parameters() if p.requires_grad]
-        for p in trainable:
-            p.requires_grad_(False)
-        try:
-            density = conditional_at(self.terms, self.schedule, t, u_next, config.parametrization)
-            with torch.no_grad():
-                u, _ = run_chain(
-                    u_next,
-                    density,
-                    lambda: standard_normal(shapes, batch, t.device),
-                    num_steps=self.chain_steps,
-                    step_size=step,
-                    kernel=self.kernel,
-                    reference_variance=reference,
-                )
-        finally:
-            for p in trainable:
-                p.requires_grad_(True)
+        density = conditional_at(self.terms, self.schedule, t, u_next, config.parametrization)
+        with torch.no_grad():
+            u, _ = run_chain(
+                u_next,
+                density,
+                lambda: standard_normal(shapes, batch, t.device, stream),
+                num_steps=self.chain_steps,
+                step_size=step,
+                kernel=self.kernel,
+                reference_variance=reference,
+            )
         u = tuple(g.detach() for g in u)
         moved = (flatten(u) - flatten(u_next)).square().mean(1).sqrt()
         return u, moved

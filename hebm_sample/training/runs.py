@@ -18,7 +18,11 @@ from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.data import Pictures
-from hebm_sample.training.generator import GeneratorObjective, standard_normal
+from hebm_sample.training.generator import (
+    GeneratorObjective,
+    group_weights,
+    standard_normal,
+)
 from hebm_sample.training.loop import RunResult, Task, make_accelerator, make_run_folder, train
 from hebm_sample.training.presets import Preset
 from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
@@ -36,7 +40,7 @@ def _channels_last(module: nn.Module) -> None:
 
 def _generator_task(
     config: ModelConfig,
-    kl_weight: float,
+    kl_weight: float | tuple[float, ...],
     validation: Pictures,
     identity: str,
     device: torch.device,
@@ -93,7 +97,7 @@ def train_generator(
         name=preset.model_name, generator=preset.generator, sampling=preset.sampling
     )
     grown_from: Pipeline | None = None
-    identity = f"{training.identity} kl_weight={preset.kl_weight}"
+    identity = f"{training.identity} kl_weight={_weights_text(preset)}"
     task = _generator_task(config, preset.kl_weight, validation, identity, accelerator.device)
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
@@ -116,6 +120,12 @@ def train_generator(
         prior = grown_from.prior if grown_from else None
         Pipeline(config, learner.generator, prior, encoder).save_pretrained(Path(folder) / "model")
     return result
+
+
+def _weights_text(preset: Preset) -> str:
+    """The weights as they enter a run's identity: one number where all are alike."""
+    weights = group_weights(preset.generator, preset.kl_weight)
+    return str(weights[0] if len(set(weights)) == 1 else weights)
 
 
 def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> bool:

@@ -1,15 +1,21 @@
 """One optimiser step with a NaN guard, an average of the weights, and draws that depend on the
 step alone.
 
-    theta <- AdamW(clip(grad)),    ema <- d ema + (1 - d) theta
+    theta <- AdamW(clip(mean over parts of grad)),    ema <- d ema + (1 - d) theta
 
-A step's randomness is a function of (seed, step, rank): a resumed run draws what the uninterrupted
+A batch may be cut into parts that are computed at the same time, each in a thread of its own: on a
+CPU that is faster than to share each operation out among all cores. A part is what a process's
+batch is where several processes share the work: it has rows and noise of its own, and gradients
+are averaged.
+
+A part's randomness is a function of (seed, step, rank): a resumed run draws what the uninterrupted
 one would.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +24,61 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hebm_sample.errors import TrainingDivergedError
 from hebm_sample.training.settings import TrainSettings
 
-__all__ = ["NanGuard", "averaged", "learning_rate", "make_optimizer", "seed_step", "train_step"]
+__all__ = [
+    "NanGuard",
+    "Part",
+    "Threads",
+    "averaged",
+    "learning_rate",
+    "make_optimizer",
+    "seed_step",
+    "step_seed",
+    "train_step",
+]
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+
+
+class Part(NamedTuple):
+    """What one call of the objective sees: images (B, 3, S, S), or whatever it takes in their
+    place; labels (B, variables) where it asks for them; and the stream that it draws from, torch's
+    global one if None.
+    """
+
+    images: Any
+    labels: Tensor | None = None
+    stream: torch.Generator | None = None
+
+
+class Threads:
+    """Calls the parts of a step at the same time, each with its share of torch's threads.
+
+    Arguments:
+        parts: How many; a single one is called by the caller itself.
+    """
+
+    def __init__(self, parts: int = 1) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+        if parts > 1:
+            # torch asks each new thread how many threads it may use; the answer is its own.
+            share = (max(1, torch.get_num_threads() // parts),)
+            self.pool = ThreadPoolExecutor(parts, "part", torch.set_num_threads, share)
+
+    def call(self, function: Callable[[_A], _B], items: Iterable[_A]) -> list[_B]:
+        """`function` of every item, in order."""
+        if self.pool is None:
+            return [function(item) for item in items]
+        return list(self.pool.map(function, items))
+
+    def __enter__(self) -> "Threads":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what still runs."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
 
 
 def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
@@ -58,14 +118,17 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     return ema
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch's global stream from (seed, step, rank) through splitmix64, so that neighbours
-    differ in all bits.
-    """
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed from (seed, step, rank) through splitmix64, so that neighbours differ in all bits."""
     x = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
-    torch.manual_seed((x ^ (x >> 31)) % 2**63)
+    return (x ^ (x >> 31)) % 2**63
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global stream from (seed, step, rank)."""
+    torch.manual_seed(step_seed(seed, step, rank))
 
 
 class NanGuard:
@@ -87,32 +150,62 @@ class NanGuard:
 
 def train_step(
     objective: Callable[..., tuple[Tensor, dict[str, Any]]],
-    batch: tuple[Tensor, Tensor | None],
+    parts: Sequence[Part],
     fraction: float,
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     clip: float,
-    backward: Callable[[Tensor], None],
+    *,
+    threads: Threads | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[bool, dict[str, Any]]:
     """Forward, backward, clip, update unless a gradient is not finite.
 
     Arguments:
-        objective: (pictures, fraction of the run done[, labels]) to (loss, statistics).
-        batch: Pictures, and their labels where the objective asks for them.
-        backward: Takes the loss; `accelerator.backward` where several processes share the work.
+        objective: (images, fraction of the run done, labels, stream) to (loss, statistics).
+        parts: Of the batch, of equal sizes.
+        threads: To call them in; one after another if None.
+        reduce: A gradient (P,) to its mean over all processes, where several share the work.
 
     Returns:
         Whether the update was made, and the objective's statistics with `loss` and
         `gradient_norm`.
     """
-    optimizer.zero_grad(set_to_none=True)
-    images, labels = batch
-    inputs = (images, fraction) if labels is None else (images, fraction, labels)
-    loss, stats = objective(*inputs)
-    backward(loss)
+
+    def differentiate(part: Part) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        loss, stats = objective(part.images, fraction, part.labels, part.stream)
+        # Not `backward`: it would go on to the noisy latents, which are leaves as well.
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return grads, {"loss": loss.detach(), **stats}
+
+    found = (threads or Threads()).call(differentiate, parts)
+    _set_gradients(parameters, [grads for grads, _ in found], reduce)
     norm = nn.utils.clip_grad_norm_(parameters, clip)
     # The gradients are every process's mean, so all decide alike; a loss is a process's own.
     finite = bool(torch.isfinite(norm))
     if finite:
         optimizer.step()
-    return finite, {"loss": loss.detach(), "gradient_norm": norm.detach(), **stats}
+    return finite, {"gradient_norm": norm.detach(), **_mean([stats for _, stats in found])}
+
+
+def _set_gradients(
+    parameters: Sequence[Tensor],
+    grads: Sequence[Sequence[Tensor]],
+    reduce: Callable[[Tensor], Tensor] | None,
+) -> None:
+    """Every parameter's `grad` as the mean over parts and processes."""
+    for p, *own in zip(parameters, *grads, strict=True):
+        p.grad = own[0] if len(own) == 1 else torch.stack(own).mean(0)
+    if reduce is None:
+        return
+    row = reduce(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    sizes = [p.numel() for p in parameters]
+    for p, part in zip(parameters, row.split(sizes), strict=True):
+        p.grad = part.view_as(p)
+
+
+def _mean(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each statistic over the parts."""
+    if len(stats) == 1:
+        return stats[0]
+    return {name: sum(s[name] for s in stats) / len(stats) for name in stats[0]}

@@ -31,6 +31,8 @@ def test_each_change_changes_one_setting():
         assert changed(PRESET, kind, [change]) == expected != PRESET
     assert changed(PRESET, "prior", ["chain_steps=7"]) == replace(PRESET, chain_steps=7)
     assert changed(PRESET, "generator", ["kl_weight=1"]) == replace(PRESET, kl_weight=1.0)
+    two = changed(PRESET, "generator", ["kl_weight=[2, 3.5]"])
+    assert two == replace(PRESET, kl_weight=(2.0, 3.5))
     wide = changed(PRESET, "generator", ["generator.scales.1.width=96"]).generator
     assert [s.width for s in wide.scales] == [128, 96] and wide.scales[
         0
@@ -58,6 +60,10 @@ def test_levels_by_their_number():
         ("prior", "prior.levels.9=1", "has the parts 0 to 6"),
         ("prior", "prior.width.a=1", "has no part 'a'"),
         ("prior", "prior.num_levels=0", "num_levels is 0"),
+        ("generator", "kl_weight=[2, 3, 4]", "kl_weight has 3 numbers; this generator has 2 sc"),
+        ("generator", "kl_weight=[2, -1]", "kl_weight is -1"),
+        ("generator", "kl_weight=-1", "kl_weight is -1"),
+        ("generator", "kl_weight=much", "kl_weight is 'much'"),
         ("prior", "settings.learning_rate=NaN", "learning_rate is nan"),
         ("prior", "generator.image_size=64", "training a prior reads no 'generator.image_size'"),
         ("generator", "prior.width=4", "training a generator reads no 'prior.width'"),

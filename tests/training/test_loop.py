@@ -5,6 +5,7 @@ data, a lost moment of AdamW or an average that starts anew shows only as a slig
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from hebm_sample import Pipeline
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.training import loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
-from hebm_sample.training.data import load_pictures
+from hebm_sample.training.data import StepSampler, load_pictures
 from hebm_sample.training.generator import GeneratorObjective
 from hebm_sample.training.logs import read_log
 from hebm_sample.training.loop import Run, make_accelerator
@@ -71,11 +72,11 @@ def stop_at(patch, kind, step):
     """Ctrl-C in the middle of a step."""
     forward, calls = KINDS[kind].forward, []
 
-    def interrupted(self, images, fraction, *labels):
+    def interrupted(self, images, fraction, *rest):
         calls.append(fraction)
         if len(calls) == step + 1:
             raise KeyboardInterrupt
-        return forward(self, images, fraction, *labels)
+        return forward(self, images, fraction, *rest)
 
     patch.setattr(KINDS[kind], "forward", interrupted)
 
@@ -179,6 +180,56 @@ class TestResume:
         assert tensors(tmp_path / "with") == tensors(tmp_path / "without")
         names = sorted(p.name for p in (tmp_path / "with/samples").iterdir())
         assert names == [f"grid-{step:08d}.png" for step in (4, 8, 10)]
+
+
+class TestParts:
+    """A batch in two parts is two processes with a part each."""
+
+    @pytest.fixture
+    def two(self, monkeypatch):
+        monkeypatch.setattr(loop, "FEWEST_ROWS", 2)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        turn = sys.getswitchinterval()
+        sys.setswitchinterval(1e-4)
+        yield
+        sys.setswitchinterval(turn)
+
+    def parts(self, pictures, world=1, rank=0):
+        objective = GeneratorObjective(*tiny_modules()[:2])
+        task = loop.Task("generator", objective, objective, tiny_config(), lambda _: None, "")
+        engine = make_accelerator("cpu")
+        settings = short_preset(batch_size=8 // world).generator_settings
+        run = Run(task, pictures, settings, Path("nowhere"), engine)
+        if world > 1:
+            run.samplers = [StepSampler(len(pictures), 8 // world, settings.seed, rank, world)]
+        return [run.part(3, sampler) for sampler in run.samplers]
+
+    def test_they_have_the_rows_and_noise_of_processes(self, pictures, two):
+        cut = self.parts(pictures)
+        processes = [self.parts(pictures, 2, rank)[0] for rank in (0, 1)]
+        assert len(cut) == 2
+        for one, other in zip(cut, processes, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.stream.get_state(), other.stream.get_state())
+        assert not torch.equal(cut[0].images, cut[1].images)
+        assert cut[0].stream.initial_seed() != cut[1].stream.initial_seed()
+
+    @pytest.mark.parametrize("kind", ["generator", "score", "mle"])
+    def test_a_resumed_run_keeps_them(self, run, tmp_path, monkeypatch, two, kind):
+        run(tmp_path / "whole", kind)
+        with monkeypatch.context() as patch:
+            stop_at(patch, kind, 13)  # two calls a step
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "cut", kind)
+        assert read_state(latest_checkpoint(tmp_path / "cut"))["parts"] == 2
+        shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
+        run(tmp_path / "cut", kind, resume=True)
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+        # On another machine the draws are the same, and sums are rounded in another way.
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        alone = run(tmp_path / "elsewhere", kind, resume=True).learner.state_dict()
+        for key, value in run(tmp_path / "cut", kind, resume=True).learner.state_dict().items():
+            assert torch.allclose(value, alone[key], atol=1e-4), key
 
 
 @pytest.fixture(scope="module")
@@ -286,13 +337,13 @@ class TestNanGuard:
     @pytest.fixture
     def spoil(self, monkeypatch):
         def spoil(*steps):
-            batch = Run.batch
+            part = Run.part
 
-            def spoilt(self, step):
-                images, labels = batch(self, step)
-                return images * (float("nan") if step in steps else 1), labels
+            def spoilt(self, step, sampler):
+                whole = part(self, step, sampler)
+                return whole._replace(images=whole.images * (float("nan") if step in steps else 1))
 
-            monkeypatch.setattr(Run, "batch", spoilt)
+            monkeypatch.setattr(Run, "part", spoilt)
 
         return spoil
 
@@ -419,11 +470,11 @@ def run(folder, kind, **more):
 
 keep(run("whole", "generator"), "generator")
 forward, calls = KINDS["generator"].forward, []
-def interrupted(self, images, fraction):
+def interrupted(self, *inputs):
     calls.append(1)
     if len(calls) == 6:
         raise KeyboardInterrupt
-    return forward(self, images, fraction)
+    return forward(self, *inputs)
 KINDS["generator"].forward = interrupted
 try:
     run("cut", "generator")

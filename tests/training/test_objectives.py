@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hebm_sample.config import PriorConfig
-from hebm_sample.errors import TrainingDivergedError
+from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.hub.load import new_prior
 from hebm_sample.prior.conditional import flatten
@@ -27,12 +27,15 @@ from hebm_sample.training.generator import (
     GeneratorObjective,
     balance,
     elbo,
+    group_weights,
     standard_normal,
 )
 from hebm_sample.training.prior import MleObjective, ScoreObjective, stratified
 from hebm_sample.training.settings import TrainSettings
 from hebm_sample.training.step import (
     NanGuard,
+    Part,
+    Threads,
     averaged,
     learning_rate,
     make_optimizer,
@@ -109,6 +112,30 @@ def test_kl_weight_charges_more_and_leaves_the_statistics_alone():
     assert len({stats["bits"].item() for _, stats in found}) == 1
 
 
+@pytest.mark.parametrize("fraction", [WARM_UP / 2, 1.0])
+def test_every_group_is_charged_its_own_weight(fraction):
+    generator, encoder, _ = tiny_modules()
+    weights = (2.0, 3.0, 5.0)
+
+    def loss(kl_weight):
+        torch.manual_seed(5)
+        return GeneratorObjective(generator, encoder, kl_weight)(IMAGES, fraction)[0].item()
+
+    free = loss(0.0)
+    alone = [loss(tuple(float(i == k) for i in range(3))) - free for k in range(3)]
+    assert min(alone) > 0
+    charged = sum(w * x for w, x in zip(weights, alone, strict=True))
+    assert loss(weights) - free == pytest.approx(charged, rel=1e-3)
+    # One a scale is the same for all groups of a scale.
+    assert loss((2.0, 3.0)) == pytest.approx(loss((2.0, 3.0, 3.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), (1.0,), (1.0,) * 4])
+def test_kl_weights_of_another_number_are_refused(weights):
+    with pytest.raises(UserInputError, match="2 scales and 3 groups: give one number, one a"):
+        group_weights(CONFIG.generator, weights)
+
+
 # ---- score matching
 
 
@@ -169,7 +196,7 @@ def toy_loss(variance, believed):
     """The loss of Gaussian data of one variance under the exact energies of another."""
     config = PriorConfig(levels=(0.05, 1.0), sigma_min=0.05, sigma_max=0.95)
     objective = ScoreObjective(Toy(), Toy(), Toy(config))
-    objective.posterior_draw = lambda images: (
+    objective.posterior_draw = lambda images, _: (
         math.sqrt(variance) * torch.randn(len(images), 1, 32, 32),
     )
     exact = gaussian_energy(believed)
@@ -226,18 +253,17 @@ def test_mle_pushes_data_up_and_chains_down(config, monkeypatch):
     plain, energies = objective.terms, objective.energies
 
     def record(u, level, condition=None):
-        frozen = not any(p.requires_grad for p in objective.energy.parameters())
-        calls.append((tuple(g.detach() for g in u), level, frozen))
+        calls.append((tuple(g.detach() for g in u), level))
         return energies(u, level, condition)
 
     monkeypatch.setattr(objective, "energies", record)
     seed_step(0, 0, 0)
     loss, stats = objective(IMAGES, 0.0)
     loss.backward()
-    assert [frozen for *_, frozen in calls] == [True] * 3 + [False] * 2
+    assert len(calls) == 3 + 2
     grads = {name: p.grad.clone() for name, p in objective.energy.named_parameters()}
     objective.energy.zero_grad()
-    (positive, level, _), (negative, again, _) = calls[-2:]
+    (positive, level), (negative, again) = calls[-2:]
     assert torch.equal(level, again)
     up, down = plain(positive, level).sum(1), plain(negative, level).sum(1)
     dimensions = CONFIG.generator.latent_dimensions
@@ -271,18 +297,18 @@ def test_a_gradient_step_of_mle_lowers_the_loss_on_its_own_pairs():
     assert advantage() > before
 
 
-def test_parameters_are_trainable_again_after_a_failed_chain(monkeypatch):
+def test_chains_of_mle_give_the_parameters_no_gradient(monkeypatch):
     objective = mle()
-    kept = objective.energy.nets[0].pooled.weight.requires_grad_(False)
-
-    def fail(*_):
-        raise RuntimeError("the chain broke")
-
-    monkeypatch.setattr(objective, "terms", fail)
-    with pytest.raises(RuntimeError, match="the chain broke"):
-        objective(IMAGES, 0.0)
-    flags = {p.requires_grad for p in objective.energy.parameters() if p is not kept}
-    assert flags == {True} and not kept.requires_grad
+    monkeypatch.setattr(objective, "energies", lambda *_: pytest.fail("after the chain"))
+    terms = objective.terms
+    plain = MleObjective.energies
+    monkeypatch.setattr(objective, "terms", lambda u, level: plain(objective, u, level)[0])
+    assert terms is not objective.terms
+    level = torch.zeros(len(IMAGES), dtype=torch.long)
+    u = tuple(torch.zeros(len(IMAGES), *shape) for shape in SHAPES)
+    moved, _ = objective.negative(u, level)
+    assert not any(g.requires_grad for g in moved)
+    assert all(p.grad is None and p.requires_grad for p in objective.energy.parameters())
 
 
 def test_mle_chains_of_the_release_use_its_step_sizes():
@@ -305,7 +331,7 @@ class Line(nn.Module):
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
         self.register_buffer("seen", torch.zeros(1))
 
-    def forward(self, batch, fraction):
+    def forward(self, batch, fraction, *_):
         return (batch @ self.weight).square().mean(), {"fraction": fraction}
 
 
@@ -316,9 +342,7 @@ SETTINGS = TrainSettings(steps=100, learning_rate=0.1, warmup_steps=10, weight_d
 
 def one_step(model, optimizer, batch, clip=1.0):
     parameters = list(model.parameters())
-    return train_step(
-        model, (batch, None), 0.5, optimizer, parameters, clip, lambda x: x.backward()
-    )
+    return train_step(model, [Part(batch)], 0.5, optimizer, parameters, clip)
 
 
 def test_a_nan_batch_leaves_weights_and_optimiser_as_they_were():
@@ -345,22 +369,49 @@ def test_processes_decide_alike(own, mean, decision):
     """By the gradient that they share: a loss is one process's, and some would update alone."""
 
     class Local(Line):
-        def forward(self, batch, fraction):
+        def forward(self, batch, fraction, *_):
             loss, stats = super().forward(batch, fraction)
             return loss + own, stats
-
-    def averaged_over_processes(loss):
-        loss.backward()
-        model.weight.grad = torch.full((2,), mean)
 
     model = Local()
     before, optimizer = model.weight.detach().clone(), make_optimizer(model, SETTINGS)
     parameters = list(model.parameters())
     finite, _ = train_step(
-        model, (GOOD, None), 0.5, optimizer, parameters, 1.0, averaged_over_processes
+        model,
+        [Part(GOOD)],
+        0.5,
+        optimizer,
+        parameters,
+        1.0,
+        reduce=lambda row: torch.full_like(row, mean),
     )
     assert finite is decision
     assert torch.equal(model.weight.detach(), before) is not decision
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_parts_of_a_batch_are_averaged(threads):
+    """Equal parts with a mean each have the whole's mean, its gradient and its statistics."""
+    batch = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    whole, cut = Line(), Line()
+    found = []
+    for model, parts in ((whole, [batch]), (cut, list(batch.chunk(3)))):
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Threads(threads or 1) as pool:
+            _, stats = train_step(
+                model, [Part(x) for x in parts], 0.5, sgd, [model.weight], 1.0, threads=pool
+            )
+        found.append([model.weight.detach(), stats["loss"], stats["gradient_norm"]])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5)
+    assert not torch.equal(found[0][0], Line().weight)
+
+
+def test_threads_keep_the_order_and_pass_errors_on():
+    with Threads(3) as pool:
+        assert pool.call(lambda x: x * x, range(20)) == [x * x for x in range(20)]
+        with pytest.raises(ZeroDivisionError):
+            pool.call(lambda x: 1 / x, [1, 0])
 
 
 def test_the_gradient_is_clipped_and_its_norm_is_reported_unclipped():
@@ -486,9 +537,9 @@ def mixture_loss(reveal, energies=None):
         logits = MIXTURE.logits(flatten(u), level)
         return symbol_part(MIXTURE.table, logits, condition)[:, None], logits
 
-    objective.posterior_draw = lambda images: (u_0.float().reshape(-1, 1, 1, 1),)
+    objective.posterior_draw = lambda images, _: (u_0.float().reshape(-1, 1, 1, 1),)
     objective.energies = energies or exact
-    objective.reveal = lambda labels: reveal(labels, y)
+    objective.reveal = lambda labels, _: reveal(labels, y)
     loss, stats = objective(torch.zeros(COUNT, 1), 0.0, y[:, None])
     return loss.item(), stats
 
@@ -565,7 +616,7 @@ def test_share_zero_and_no_labels_see_the_same_density():
     objective = symbolic_objective(condition_share=0.0, symbol_weight=0.0)
     results = []
     for labels in (None, LABELS):
-        objective.reveal = lambda labels: None
+        objective.reveal = lambda labels, _: None
         seed_step(0, 0, 0)
         results.append(objective(*(IMAGES, 0.0) + ((labels,) if labels is not None else ())))
     assert results[0][0].item() == results[1][0].item()
@@ -628,7 +679,7 @@ def test_labels_are_learned_in_a_few_steps():
         u_0 = standard_normal(SHAPES, 16, torch.device("cpu"))
         signs = (labels * torch.tensor([1.0, 2.0]) - 1).T[:, :, None, None, None]
         u_0 = (u_0[0] + 2 * signs[0], u_0[1] + 2 * signs[1], u_0[2])
-        objective.posterior_draw = lambda images, u_0=u_0: u_0
+        objective.posterior_draw = lambda images, stream=None, u_0=u_0: u_0
         loss, stats = objective(IMAGES.repeat(2, 1, 1, 1), 0.0, labels)
         optimizer.zero_grad()
         loss.backward()
