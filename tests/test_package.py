@@ -76,7 +76,8 @@ ALLOWED = {
     "demo": _TOOLS
     | {"pipeline", "console", "options", "edit_options", "machine", "cli", "edit_cli"},
     "metrics": _TOOLS | {"pipeline"},
-    "training": _TOOLS | {"pipeline", "console", "metrics", "conditions", "device"},
+    "training": _TOOLS
+    | {"pipeline", "console", "metrics", "conditions", "device", "heap", "side_by_side"},
 }
 
 HEAVY = ("torch", "numpy", "PIL", "huggingface_hub", "safetensors")

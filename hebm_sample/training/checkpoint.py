@@ -48,7 +48,7 @@ def save_checkpoint(
     step: int,
     *,
     modules: Mapping[str, nn.Module],
-    optimizer: Optimizer,
+    optimizer: Optimizer | None = None,
     state: dict[str, Any],
     keep: int = 2,
 ) -> Path:
@@ -58,7 +58,8 @@ def save_checkpoint(
         run_dir: The run's folder; made if need be.
         step: Steps done.
         modules: What to save, by file name; copies with averaged weights are modules of their own.
-        optimizer: Its state is saved by the position of each parameter.
+        optimizer: Its state is saved by the position of each parameter; None saves none, for
+            weights that are kept and not trained further.
         state: Anything else, as JSON values; floats survive exactly.
         keep: Checkpoints to leave, this one included; later steps than `step` are never touched.
 
@@ -143,14 +144,17 @@ def _write_contents(
     folder: Path,
     step: int,
     modules: Mapping[str, nn.Module],
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     state: dict[str, Any],
 ) -> None:
-    optimizer_tensors, optimizer_rest = _flatten_optimizer(optimizer)
+    optimizer_rest: dict[str, Any] = {}
+    optimizers: dict[str, dict[str, Tensor]] = {}
+    if optimizer is not None:
+        optimizers[OPTIMIZER_NAME], optimizer_rest = _flatten_optimizer(optimizer)
     # A generator, so that one module at a time is held as bytes.
     contents = ((name, module.state_dict()) for name, module in modules.items())
     files = {}
-    for name, tensors in (*contents, (OPTIMIZER_NAME, optimizer_tensors)):
+    for name, tensors in (*contents, *optimizers.items()):
         data = safetensors.torch.save(_saveable(tensors))
         _write_file(folder / f"{name}.safetensors", data)
         files[f"{name}.safetensors"] = {

@@ -1,7 +1,7 @@
 """From a checkpoint to a model folder: the only bridge between training and inference.
 
-The averaged weights of the newest whole checkpoint, in half precision, with config, card and
-manifest row.
+The averaged weights, from where they were best on held-out images, in half precision, with config,
+card and manifest row.
 """
 
 from dataclasses import replace
@@ -22,19 +22,21 @@ from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.pipeline import Pipeline
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
 from hebm_sample.training.generator import GeneratorObjective
+from hebm_sample.training.loop import BEST
 from hebm_sample.training.step import averaged
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run"]
 
 
 def load_run(run: str | Path) -> Pipeline:
-    """The averaged weights of a run's newest whole checkpoint, as a pipeline on the CPU.
+    """A run's averaged weights as a pipeline on the CPU: where they were best on held-out images,
+    or those of the newest whole checkpoint where nothing was measured.
 
     Raises:
         UserInputError: The folder holds no whole checkpoint.
     """
     run = Path(run)
-    checkpoint = latest_checkpoint(run) if run.is_dir() else None
+    checkpoint = _chosen(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserInputError(
             f"{run} holds no whole checkpoint; give the --out folder of a training run"
@@ -51,6 +53,13 @@ def load_run(run: str | Path) -> Pipeline:
     energy = new_prior(config)
     _load_average(checkpoint, energy)
     return Pipeline(config, base.generator, energy, base.encoder)
+
+
+def _chosen(run: Path) -> Path | None:
+    """The checkpoint to export. The best is of no use before the run has a whole checkpoint."""
+    newest = latest_checkpoint(run)
+    measured = newest is not None and read_state(newest).get("best") is not None
+    return (latest_checkpoint(run / BEST) if measured else None) or newest
 
 
 def _load_average(checkpoint: Path, learner: nn.Module) -> None:

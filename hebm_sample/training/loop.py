@@ -9,6 +9,7 @@ processes and devices are the business of `accelerate`.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -44,8 +45,9 @@ from hebm_sample.training.step import (
     train_step,
 )
 
-__all__ = ["RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
+__all__ = ["BEST", "RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
 
+BEST = "best"  # folder of the averaged weights that were best on held-out images
 FEWEST_ROWS = 16  # of a part that is worth a thread of its own
 
 PROBE_STEPS = 6
@@ -68,6 +70,8 @@ class Task:
         identity: Of what else must agree on resuming: the data, the frozen generator.
         columns: The label columns that the objective is given, in its order.
         prepare: Rows and flips to what the objective is given in the place of images.
+        evaluate: The averaged learner to its figures on held-out images, with the same noise
+            whenever it is called; the lowest `heldout_loss` is the best.
     """
 
     kind: str
@@ -78,16 +82,20 @@ class Task:
     identity: str
     columns: tuple[str, ...] = ()
     prepare: Callable[[Tensor, Tensor | None], Any] | None = None
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """The averaged learner at the end, the steps done, those skipped, and the seconds it took."""
+    """The averaged learner, at the end or where it was best on held-out images; the steps done,
+    those skipped, the seconds it took; and the best step and its figures, if any were measured.
+    """
 
     learner: nn.Module
     steps: int
     skipped: int
     seconds: float
+    best: dict[str, Any] | None = None
 
 
 def make_accelerator(device: str = "auto") -> Any:
@@ -147,7 +155,9 @@ class Run:
             accelerator,
         )
         self.pictures = pictures
-        self.ema = averaged(task.learner, settings.ema_decay).to(accelerator.device)
+        self.ema = averaged(task.learner, settings.ema_decay, settings.ema_length).to(
+            accelerator.device
+        )
         optimizer = make_optimizer(task.learner, settings)
         self.objective, self.optimizer = task.objective, accelerator.prepare(optimizer)
         self.parameters = [p for p in task.learner.parameters() if p.requires_grad]
@@ -160,6 +170,7 @@ class Run:
         self.checkpoint_every = min(settings.checkpoint_every, (settings.time_budget or 1e9) / 6)
         self.step = 0
         self.seconds = 0.0
+        self.best: dict[str, Any] | None = None
 
     def _parts(self) -> int:
         """Into how many parts a batch is best cut here: as many as a CPU has threads."""
@@ -174,7 +185,7 @@ class Run:
         (seed, step, rank) with a rank for every part of every process.
         """
         self.parts = parts
-        self.threads = Threads(min(parts, torch.get_num_threads()))
+        self.threads = Threads(parts)
         world, first = (
             parts * self.accelerator.num_processes,
             parts * self.accelerator.process_index,
@@ -273,6 +284,7 @@ class Run:
                 "total": self.total,
                 "parts": self.parts,
                 "seconds": self.seconds,
+                "best": self.best,
                 "skipped": self.guard.total,
                 "skipped_in_a_row": self.guard.in_a_row,
                 "identity": self.identity(),
@@ -281,6 +293,30 @@ class Run:
                 self.folder, self.step, modules=self.modules, optimizer=self.optimizer, state=state
             )
         self.accelerator.wait_for_everyone()
+
+    def evaluate(self) -> dict[str, float]:
+        """The averaged weights' figures on held-out images; the best weights are kept in
+        `FOLDER/best`.
+        """
+        if self.task.evaluate is None:
+            return {}
+        figures = self.task.evaluate(self.ema.module)
+        loss = figures["heldout_loss"]
+        if math.isfinite(loss) and (self.best is None or loss < self.best["heldout_loss"]):
+            self.best = {"step": self.step, **figures}
+            if self.accelerator.is_main_process:
+                state = self.best | {"identity": self.identity()}
+                save_checkpoint(
+                    self.folder / BEST, self.step, modules={"ema": self.ema}, state=state, keep=1
+                )
+        return figures
+
+    def chosen(self) -> nn.Module:
+        """The averaged learner where it was best, or at the end if nothing was measured."""
+        path = latest_checkpoint(self.folder / BEST) if self.best else None
+        if path is not None:
+            load_checkpoint(path, modules={"ema": self.ema}, optimizer=None)
+        return self.ema.module
 
     def restore(self) -> None:
         """Take up the newest whole checkpoint; `UserInputError` if there is none or it is another
@@ -294,6 +330,9 @@ class Run:
             )
         state = read_state(path)
         found, wanted = state["identity"], json.loads(json.dumps(self.identity()))
+        # Settings that are newer than the checkpoint are those that it had without them.
+        found["settings"] = TrainSettings(steps=1).to_dict() | found.get("settings", {})
+        found["settings"] = {k: found["settings"].get(k) for k in wanted["settings"]}
         differing = sorted(k for k in wanted if found.get(k) != wanted[k])
         if "settings" in differing:
             old, new = found.get("settings", {}), wanted["settings"]
@@ -307,6 +346,7 @@ class Run:
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
         self.cut(state.get("parts", 1))
+        self.best = state.get("best")
         self.guard = NanGuard(
             self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"]
         )
@@ -362,11 +402,19 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         if run.step % settings.log_every and run.step < run.total:
             continue
         run.seconds = seconds_before + time.monotonic() - started
+        every = settings.evaluate_every
+        measured = every and (run.step % every == 0 or run.step == run.total)
+        figures = run.evaluate() if measured else {}
         if log is not None:
             means = window.take()
             rate = run.optimizer.param_groups[0]["lr"]
             log.log(
-                run.step, **means, learning_rate=rate, skipped=run.guard.total, seconds=run.seconds
+                run.step,
+                **means,
+                **figures,
+                learning_rate=rate,
+                skipped=run.guard.total,
+                seconds=run.seconds,
             )
             bar.set_postfix(
                 {k: f"{v:.4g}" for k, v in means.items() if k in ("loss", "bits", "drop")}
@@ -429,4 +477,4 @@ def train(
         if not resume:
             run.save()
         _loop(run, log, show_progress and main)
-    return RunResult(run.ema.module, run.step, run.guard.total, run.seconds)
+    return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best)

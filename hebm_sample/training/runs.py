@@ -2,6 +2,7 @@
 loads.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,6 +31,7 @@ from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObject
 __all__ = ["Objective", "train_generator", "train_prior"]
 
 PREVIEW = 16
+HELDOUT_BATCH = 50
 Objective = Literal["score", "mle"]
 
 
@@ -38,12 +40,38 @@ def _channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def _heldout(
+    objective: Callable[..., tuple[Tensor, dict[str, Any]]],
+    images: Pictures,
+    count: int,
+    device: torch.device,
+    names: dict[str, str],
+) -> dict[str, float]:
+    """Means of an objective's loss and statistics over held-out images, with fixed noise.
+
+    Arguments:
+        names: Of the statistics, to what they are logged as.
+    """
+    sums = dict.fromkeys(["heldout_loss", *names.values()], 0.0)
+    count = min(count, len(images))
+    with torch.no_grad():
+        for start in range(0, count, HELDOUT_BATCH):
+            rows = torch.arange(start, min(start + HELDOUT_BATCH, count))
+            stream = torch.Generator(device).manual_seed(start)
+            loss, stats = objective(images.batch(rows).to(device), 1.0, None, stream)
+            sums["heldout_loss"] += float(loss) * len(rows) / count
+            for name, logged in names.items():
+                sums[logged] += float(stats[name]) * len(rows) / count
+    return sums
+
+
 def _generator_task(
     config: ModelConfig,
     kl_weight: float | tuple[float, ...],
     validation: Pictures,
     identity: str,
     device: torch.device,
+    heldout: int,
 ) -> Task:
     """Generator and encoder. The grid shows held-out pictures, their reconstructions, N(0, I)
     samples.
@@ -65,7 +93,12 @@ def _generator_task(
             parts = [images, learner.generator.decode(posterior.top.features), *parts]
         return torch.cat(parts)
 
-    return Task("generator", objective, objective, config, preview, identity)
+    def evaluate(learner: nn.Module) -> dict[str, float]:
+        assert isinstance(learner, GeneratorObjective)
+        return _heldout(learner, validation, heldout, device, {"bits": "heldout_bits"})
+
+    measured = evaluate if len(validation) else None
+    return Task("generator", objective, objective, config, preview, identity, evaluate=measured)
 
 
 def train_generator(
@@ -98,7 +131,9 @@ def train_generator(
     )
     grown_from: Pipeline | None = None
     identity = f"{training.identity} kl_weight={_weights_text(preset)}"
-    task = _generator_task(config, preset.kl_weight, validation, identity, accelerator.device)
+    task = _generator_task(
+        config, preset.kl_weight, validation, identity, accelerator.device, settings.heldout
+    )
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
         if _start_from(init, task.learner, preset):
@@ -249,7 +284,7 @@ def train_prior(
     require_choice("objective", objective, Objective)
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
-    training, _ = pictures.split(settings.validation)
+    training, validation = pictures.split(settings.validation)
     generator, encoder = model.generator.to(device), model.encoder.to(device)
     config = replace(
         model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
@@ -276,7 +311,14 @@ def train_prior(
     columns = _label_columns(preset, training)
     if columns:
         identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"
-    task = Task("prior", learned, energy, config, preview, identity, columns)
+
+    def evaluate(learner: nn.Module) -> dict[str, float]:
+        judged = ScoreObjective(generator, encoder, cast("JointEnergy", learner))
+        return _heldout(judged, validation, settings.heldout, device, {"drop": "heldout_gain"})
+
+    # Maximum likelihood's loss tells energies apart from their own chains only.
+    measured = evaluate if len(validation) and objective == "score" else None
+    task = Task("prior", learned, energy, config, preview, identity, columns, evaluate=measured)
     result = train(
         task,
         training,

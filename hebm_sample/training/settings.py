@@ -20,6 +20,8 @@ class TrainSettings(ConfigBase):
         weight_decay: AdamW's.
         betas: AdamW's.
         ema_decay: Of the averaged weights that are exported.
+        ema_length: Relative length of a power-function average that takes the place of a fixed
+            decay: standard deviation of its profile over the steps done, 0.05 to 0.2.
         gradient_clip: Largest gradient norm, after the loss is scaled to bits or squares a
             dimension.
         max_skipped: Non-finite steps in a row after which training stops.
@@ -30,6 +32,9 @@ class TrainSettings(ConfigBase):
         log_every: Steps between log lines; checkpoints fall on multiples of it.
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
         sample_every: Seconds between picture grids.
+        evaluate_every: Steps between measurements of the averaged weights on held-out images; the
+            best of them is kept and exported. 0 for none. A multiple of `log_every`.
+        heldout: Held-out images that are measured on, with fixed noise.
         seed: Of the weights, the order of the pictures and every draw.
     """
 
@@ -41,6 +46,7 @@ class TrainSettings(ConfigBase):
     weight_decay: float = 1e-4
     betas: tuple[float, ...] = (0.9, 0.99)
     ema_decay: float = 0.998
+    ema_length: float | None = None
     gradient_clip: float = 1.0
     max_skipped: int = 25
     flip: bool = True
@@ -49,6 +55,8 @@ class TrainSettings(ConfigBase):
     log_every: int = 25
     checkpoint_every: float = 120.0
     sample_every: float = 600.0
+    evaluate_every: int = 0
+    heldout: int = 500
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,6 +71,15 @@ class TrainSettings(ConfigBase):
         require_range("learning_rate", self.learning_rate, 0.0, 10.0)
         require_range("weight_decay", self.weight_decay, 0.0, 10.0)
         require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
+        if self.ema_length is not None:
+            require_range("ema_length", self.ema_length, 0.001, 0.28)
+        require_integer("evaluate_every", self.evaluate_every, 0, 10**9)
+        require(
+            self.evaluate_every % self.log_every == 0,
+            f"evaluate_every is {self.evaluate_every}; it must be a multiple of log_every = "
+            f"{self.log_every}",
+        )
+        require_integer("heldout", self.heldout, 1, 10**6)
         require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
         require_range("zoom", self.zoom, 0.5, 1.0)
         require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")

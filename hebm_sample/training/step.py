@@ -31,6 +31,7 @@ __all__ = [
     "averaged",
     "learning_rate",
     "make_optimizer",
+    "power_exponent",
     "seed_step",
     "step_seed",
     "train_step",
@@ -101,17 +102,40 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     )
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `model` whose parameters and buffers follow it by an exponential moving average.
+def power_exponent(length: float) -> float:
+    """gamma of the average whose profile, t^gamma over the steps t done, has the relative standard
+    deviation `length`: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
 
-    The decay is ramped up as min(decay, (1 + n) / (10 + n)) over the first updates, so that short
-    runs do not export their initial weights.
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
+    (arXiv 2312.02696), equations 2 and 126.
+    """
+    low, high = 0.0, 1e7
+    for _ in range(200):
+        gamma = (low + high) / 2
+        wide = (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)) > length**2
+        low, high = (gamma, high) if wide else (low, gamma)
+    return low
+
+
+def averaged(model: nn.Module, decay: float, length: float | None = None) -> AveragedModel:
+    """A copy of `model` whose parameters and buffers follow it by a moving average.
+
+    Arguments:
+        decay: Of an exponential average. It is ramped up as min(decay, (1 + n) / (10 + n)) over
+            the first updates n, so that short runs do not export their initial weights.
+        length: If given, in the place of `decay`: a power-function average of this relative
+            length, whose decay after update n is (1 - 1 / (n + 1))^(gamma + 1)
+            (`power_exponent`): it forgets a fixed share of the run, however long that is.
     """
     ema = AveragedModel(model, use_buffers=True)
+    gamma = None if length is None else power_exponent(length)
 
     def average(targets: list[Tensor], sources: list[Tensor], updates: Tensor) -> None:
         n = int(updates)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(targets, sources, updates)
+        kept = min(decay, (1 + n) / (10 + n))
+        if gamma is not None:
+            kept = (1 - 1 / (n + 1)) ** (gamma + 1)
+        get_ema_multi_avg_fn(kept)(targets, sources, updates)
 
     ema.multi_avg_fn = average  # pyright: ignore[reportAttributeAccessIssue]
     ema.requires_grad_(False)

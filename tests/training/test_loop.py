@@ -4,8 +4,8 @@ Without this a kill costs more than the steps since the last checkpoint: a wrong
 data, a lost moment of AdamW or an average that starts anew shows only as a slightly worse model.
 """
 
+import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +24,14 @@ from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserIn
 from hebm_sample.training import loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.data import StepSampler, load_pictures
+from hebm_sample.training.export import load_run
 from hebm_sample.training.generator import GeneratorObjective
 from hebm_sample.training.logs import read_log
-from hebm_sample.training.loop import Run, make_accelerator
+from hebm_sample.training.loop import BEST, Run, make_accelerator
 from hebm_sample.training.prior import MleObjective, ScoreObjective
 from hebm_sample.training.runs import train_generator, train_prior
 
+PARTS = {"generator": "generator", "score": "prior"}
 KINDS = {"generator": GeneratorObjective, "score": ScoreObjective, "mle": MleObjective}
 
 
@@ -187,8 +189,7 @@ class TestParts:
 
     @pytest.fixture
     def two(self, monkeypatch):
-        monkeypatch.setattr(loop, "FEWEST_ROWS", 2)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+        monkeypatch.setattr(Run, "_parts", lambda self: 2)
         turn = sys.getswitchinterval()
         sys.setswitchinterval(1e-4)
         yield
@@ -222,14 +223,78 @@ class TestParts:
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "cut", kind)
         assert read_state(latest_checkpoint(tmp_path / "cut"))["parts"] == 2
-        shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
+        monkeypatch.setattr(Run, "_parts", lambda self: 1)  # it was another machine
         run(tmp_path / "cut", kind, resume=True)
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
-        # On another machine the draws are the same, and sums are rounded in another way.
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        alone = run(tmp_path / "elsewhere", kind, resume=True).learner.state_dict()
-        for key, value in run(tmp_path / "cut", kind, resume=True).learner.state_dict().items():
-            assert torch.allclose(value, alone[key], atol=1e-4), key
+
+
+class TestHeldOut:
+    """The best of the averaged weights is kept, by figures of the same images and noise."""
+
+    @pytest.mark.parametrize("kind", ["generator", "score"])
+    def test_is_logged_and_the_best_is_exported(self, run, tmp_path, monkeypatch, kind):
+        folder, weights = tmp_path / "run", []
+        real = Run.evaluate
+
+        def record(self):
+            weights.append({k: v.clone() for k, v in self.ema.module.state_dict().items()})
+            return real(self)
+
+        monkeypatch.setattr(Run, "evaluate", record)
+        # Steps that are too long get worse after the first of them.
+        rate = {"generator": 0.2, "score": 0.02}[kind]
+        result = run(folder, kind, steps=12, evaluate_every=4, learning_rate=rate, warmup_steps=0)
+        lines = logged(folder)
+        losses = [line["heldout_loss"] for line in lines]
+        assert [line["step"] for line in lines] == [4, 8, 12] and len(set(losses)) == 3
+        best = min(range(3), key=losses.__getitem__)
+        assert result.best["step"] == lines[best]["step"]
+        assert result.best["heldout_loss"] == losses[best]
+        for found in (result.learner, getattr(load_run(folder), PARTS[kind])):
+            state = found.state_dict()
+            for key, value in weights[best].items():
+                name = key.removeprefix("generator.") if found is not result.learner else key
+                assert name not in state or torch.equal(state[name], value), key
+        saved = latest_checkpoint(folder / BEST)
+        assert [p.name for p in (folder / BEST).iterdir()] == [saved.name]
+        assert read_state(saved)["heldout_loss"] == losses[best]
+
+    @pytest.mark.parametrize("kind", ["generator", "score"])
+    def test_is_the_objective_at_the_end_of_the_warm_up_with_fixed_noise(
+        self, run, tmp_path, kind
+    ):
+        run(tmp_path / "a", kind, steps=4, evaluate_every=4, learning_rate=0.0)
+        run(tmp_path / "b", kind, steps=8, evaluate_every=4, learning_rate=0.0)
+        a, b = logged(tmp_path / "a"), logged(tmp_path / "b")
+        assert a[0]["heldout_loss"] == b[0]["heldout_loss"] == b[1]["heldout_loss"]
+        name = {"generator": "heldout_bits", "score": "heldout_gain"}[kind]
+        assert math.isfinite(a[0][name])
+
+    def test_a_resumed_run_chooses_alike(self, run, tmp_path, monkeypatch):
+        options = {"evaluate_every": 4, "learning_rate": 0.05, "warmup_steps": 0}
+        run(tmp_path / "whole", "score", **options)
+        with monkeypatch.context() as patch:
+            stop_at(patch, "score", 9 + 1)  # held-out images are measured by the objective too
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "cut", "score", **options)
+        run(tmp_path / "cut", "score", resume=True, **options)
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+        assert tensors(tmp_path / "cut" / BEST).keys() == {"ema.safetensors"}
+        assert tensors(tmp_path / "cut" / BEST) == tensors(tmp_path / "whole" / BEST)
+
+    def test_a_run_from_before_the_settings_goes_on(self, run, tmp_path, monkeypatch):
+        identity = Run.identity
+
+        def older(self):
+            found = identity(self)
+            for name in ("evaluate_every", "heldout", "ema_length"):
+                del found["settings"][name]
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "identity", older)
+            run(tmp_path / "run", steps=4)
+        assert run(tmp_path / "run", resume=True, steps=4).steps == 4
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,7 @@ from hebm_sample.training.step import (
     averaged,
     learning_rate,
     make_optimizer,
+    power_exponent,
     seed_step,
     train_step,
 )
@@ -461,6 +462,30 @@ def test_the_average_is_the_ramped_formula():
     found = torch.cat([ema.module.weight, ema.module.seen])
     assert torch.allclose(found, expected, rtol=1e-5)
     assert not found.requires_grad and model.weight.requires_grad
+
+
+@pytest.mark.parametrize("length", [0.05, 0.15, 0.25])
+def test_the_power_function_average_forgets_a_fixed_share_of_the_run(length):
+    """Its weights over the steps t are t^gamma, of relative standard deviation `length`."""
+    gamma, steps = power_exponent(length), 3000
+
+    class Clock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("impulse", torch.zeros(steps, dtype=torch.float64))
+
+    model = Clock()
+    ema = averaged(model, 0.5, length)
+    for t in range(steps):
+        model.impulse.zero_()[t] = 1
+        ema.update_parameters(model)
+    profile = ema.module.impulse
+    assert float(profile.sum()) == pytest.approx(1.0)
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    mean = float((profile * times).sum())
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), rel=2e-3)
+    spread = float((profile * (times - mean) ** 2).sum()) ** 0.5
+    assert spread == pytest.approx(length, rel=5e-3)
 
 
 def test_the_learning_rates_ends():

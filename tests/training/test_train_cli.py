@@ -330,23 +330,23 @@ class TestMistakes:
         assert not (tmp_path / "run").exists()
 
     def test_nothing_but_nan(self, home, run, tmp_path, monkeypatch):
-        batch = Run.batch
+        part = Run.part
 
-        def spoilt(self, step):
-            images, labels = batch(self, step)
-            return images * float("nan"), labels
+        def spoilt(self, step, sampler):
+            whole = part(self, step, sampler)
+            return whole._replace(images=whole.images * float("nan"))
 
-        monkeypatch.setattr(Run, "batch", spoilt)
+        monkeypatch.setattr(Run, "part", spoilt)
         command = (*generator_command(home), "--max-steps", 40, "--out", tmp_path / "run")
         assert_refused(run(*command), 1, "25 steps in a row had non-finite gradients")
         assert read_state(latest_checkpoint(tmp_path / "run"))["step"] in (0, 10, 20)
         assert not (tmp_path / "run/model").exists()
 
     def test_ctrl_c(self, home, run, tmp_path, monkeypatch):
-        def interrupted(self, step):
+        def interrupted(self, step, sampler):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Run, "batch", interrupted)
+        monkeypatch.setattr(Run, "part", interrupted)
         result = run(*generator_command(home), "--out", tmp_path / "run")
         assert_refused(result, 130, "interrupted")
 
