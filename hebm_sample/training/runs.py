@@ -2,6 +2,7 @@
 loads.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hebm_sample.pipeline import Pipeline
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.data import Pictures
+from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
 from hebm_sample.training.generator import (
     GeneratorObjective,
     group_weights,
@@ -316,9 +318,13 @@ def train_prior(
         judged = ScoreObjective(generator, encoder, cast("JointEnergy", learner))
         return _heldout(judged, validation, settings.heldout, device, {"drop": "heldout_gain"})
 
+    prepare = None
+    started = latest_checkpoint(folder) is not None
+    if settings.encode_once and settings.zoom == 1 and resume == started:  # else it is refused
+        prepare = _encoded(generator, encoder, training, Path(folder), accelerator, show_progress)
     # Maximum likelihood's loss tells energies apart from their own chains only.
     measured = evaluate if len(validation) and objective == "score" else None
-    task = Task("prior", learned, energy, config, preview, identity, columns, evaluate=measured)
+    task = Task("prior", learned, energy, config, preview, identity, columns, prepare, measured)
     result = train(
         task,
         training,
@@ -331,7 +337,40 @@ def train_prior(
     if accelerator.is_main_process:
         prior = cast("JointEnergy", result.learner)
         Pipeline(config, generator, prior, encoder).save_pretrained(Path(folder) / "model")
+        remove_encoded(Path(folder))
     return result
+
+
+def _encoded(
+    generator: HierarchicalGenerator,
+    encoder: Encoder,
+    pictures: Pictures,
+    folder: Path,
+    accelerator: Any,
+    show_progress: bool,
+) -> EncodedImages | None:
+    """The encoder's maps of the training images; None where the disk has no room for them. The
+    first process makes them, the others wait.
+    """
+    main, found = accelerator.is_main_process, None
+    for turn in (True, False):
+        if main is turn:
+            found = encode_images(
+                encoder,
+                pictures,
+                folder,
+                accelerator.device,
+                key=_fingerprint(generator) + _fingerprint(encoder),
+                build=main,
+                progress=show_progress and main,
+            )
+        accelerator.wait_for_everyone()
+    if found is None and main:
+        warnings.warn(
+            f"{folder} has no room for the encoder's maps of all images; each step makes them",
+            stacklevel=2,
+        )
+    return found
 
 
 def sampling_for(preset: Preset) -> LangevinConfig:

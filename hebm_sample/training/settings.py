@@ -28,6 +28,9 @@ class TrainSettings(ConfigBase):
         flip: Mirror half of the pictures.
         zoom: Least share of the side that a random square of the picture keeps, enlarged to the
             whole; 1 leaves pictures alone. For small data sets.
+        encode_once: Compute the frozen encoder's maps of all images before the energies' first
+            step, and keep them in half precision in the run's folder until its end. Without
+            effect where images are zoomed, and on a generator's run.
         validation: Rows at the end of the data that are never trained on.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
@@ -51,6 +54,7 @@ class TrainSettings(ConfigBase):
     max_skipped: int = 25
     flip: bool = True
     zoom: float = 1.0
+    encode_once: bool = True
     validation: int = 4000
     log_every: int = 25
     checkpoint_every: float = 120.0

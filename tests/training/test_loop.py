@@ -4,6 +4,7 @@ Without this a kill costs more than the steps since the last checkpoint: a wrong
 data, a lost moment of AdamW or an average that starts anew shows only as a slightly worse model.
 """
 
+import copy
 import math
 import os
 import signal
@@ -21,9 +22,10 @@ from toy import draw_pictures, labelled_preset, short_preset
 import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
-from hebm_sample.training import loop
+from hebm_sample.training import encoded, loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.data import StepSampler, load_pictures
+from hebm_sample.training.encoded import encode_images, remove_encoded
 from hebm_sample.training.export import load_run
 from hebm_sample.training.generator import GeneratorObjective
 from hebm_sample.training.logs import read_log
@@ -226,6 +228,53 @@ class TestParts:
         monkeypatch.setattr(Run, "_parts", lambda self: 1)  # it was another machine
         run(tmp_path / "cut", kind, resume=True)
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+class TestEncodedImages:
+    """The encoder's maps are those that each step would make, and make the same run."""
+
+    def test_maps_are_the_encoders(self, pictures, model, tmp_path):
+        device = torch.device("cpu")
+        options = {"key": "k", "progress": False}
+        found = encode_images(model.encoder, pictures, tmp_path, device, **options)
+        rows, flips = torch.tensor([3, 0, 39]), torch.tensor([True, False, True])
+        maps = found(rows, flips)
+        with torch.no_grad():
+            expected = model.encoder.features(pictures.batch(rows, flips))
+        assert maps.keys() <= expected.keys() and len(maps) == 2
+        for side, value in maps.items():
+            assert torch.allclose(value, expected[side], rtol=1e-3, atol=1e-4)
+            assert value.is_contiguous(memory_format=torch.channels_last)
+        assert not torch.equal(found(rows, ~flips)[4], maps[4])
+        assert torch.equal(found(rows, None)[4][1], maps[4][1])
+
+    def test_they_are_made_once_and_again_for_another_key(self, pictures, model, tmp_path):
+        device, made = torch.device("cpu"), []
+        encoder = copy.deepcopy(model.encoder)
+        features = encoder.features
+        encoder.features = lambda images: [made.append(len(images)), features(images)][1]
+        for key, expected in (("a", 2), ("a", 2), ("b", 4)):
+            encode_images(encoder, pictures, tmp_path, device, key=key, progress=False)
+            assert len(made) == expected
+        (tmp_path / "encoded.bin").unlink()
+        assert encode_images(encoder, pictures, tmp_path, device, key="b", build=False) is None
+        remove_encoded(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_is_said_and_does_without(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(encoded, "FREE", 2**62)
+        with pytest.warns(UserWarning, match="has no room for the encoder's maps"):
+            run(tmp_path / "full", "score", steps=4)
+        run(tmp_path / "never", "score", steps=4, encode_once=False)
+        assert tensors(tmp_path / "full") == tensors(tmp_path / "never")
+
+    def test_the_run_is_the_same_but_for_half_precision(self, run, tmp_path):
+        once = run(tmp_path / "once", "score", steps=4).learner.state_dict()
+        assert not list((tmp_path / "once").glob("encoded*"))
+        each = run(tmp_path / "each", "score", steps=4, encode_once=False).learner.state_dict()
+        assert any(not torch.equal(v, each[k]) for k, v in once.items())
+        first, second = (read_log(tmp_path / f)[-1]["loss"] for f in ("once", "each"))
+        assert first == pytest.approx(second, rel=1e-3)
 
 
 class TestHeldOut:
