@@ -125,11 +125,11 @@ class TestExport:
     def test_of_an_unfinished_run_is_its_average(self, pictures, options, tmp_path, monkeypatch):
         forward, calls = GeneratorObjective.forward, []
 
-        def interrupted(self, images, fraction):
+        def interrupted(self, images, fraction, *rest):
             calls.append(fraction)
             if len(calls) == 6:
                 raise KeyboardInterrupt
-            return forward(self, images, fraction)
+            return forward(self, images, fraction, *rest)
 
         monkeypatch.setattr(GeneratorObjective, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
