@@ -6,7 +6,8 @@ r"""How fast a Langevin step is, beside the formulas written down plainly and th
     ours         `langevin_step` on `ChainEnergy`, as `Pipeline` runs it: on several cores parts of
                  the batch side by side
     plain        the reference in a process of its own that leaves freed memory to the system, as
-                 any loop without `heap.py` does; before and after the others, the mean of the two
+                 any loop without `pipeline/runtime/malloc.py` does; before and after the others,
+                 the mean of the two
     whole        ours without parts: torch shares each operation out among the cores
     compiled     ours with --compile
     bfloat16     ours with --bfloat16: networks in bfloat16, u in float32
@@ -35,15 +36,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hebm_sample import Pipeline, __version__, chain_energy
-from hebm_sample.chain_energy import ChainEnergy
-from hebm_sample.prior.conditional import conditional_at, net_level
-from hebm_sample.prior.schedule import Latents
-from hebm_sample.sampling.driver import chain_variances, gradients_per_level
+from hebm_sample import Pipeline, __version__
+from hebm_sample.latents import Latents, concatenate
+from hebm_sample.pipeline.runtime import frozen_energy as chain_energy
+from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy
+from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.side_by_side import Stop, part_bounds, side_by_side
-from hebm_sample.training.draws import joined
+from hebm_sample.sampling.sample import chain_variances, gradients_per_level
 
 MATMUL_SIDES = (512, 1024)
 CONVOLUTIONS = ((64, 8), (64, 16), (128, 8), (128, 16), (256, 8), (256, 16))  # channels, side
@@ -287,7 +288,7 @@ def steps(
 
         walks = [walk(*bounds) for bounds in part_bounds(batch, cores)]
         together = side_by_side(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
-        return lambda: joined(next(together))
+        return lambda: concatenate(next(together))
 
     calls: dict[str, Any] = {
         "reference": _repeated(reference, u, u_next, eps),

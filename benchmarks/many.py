@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import click
 
-COMMAND = [sys.executable, "-m", "hebm_sample.cli"]
+COMMAND = [sys.executable, "-m", "hebm_sample.cli.sample"]
 MIB = 2**20
 
 

@@ -27,7 +27,7 @@ BATCHES = (1, 16)
 SAMPLERS = ("recovery", "annealed", "flow")
 # In bytes on macOS, in KiB elsewhere.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-COMMAND = [sys.executable, "-m", "hebm_sample.cli"]
+COMMAND = [sys.executable, "-m", "hebm_sample.cli.sample"]
 
 
 def run_process(arguments: list[str]) -> tuple[float, float]:

@@ -26,14 +26,14 @@ import torch
 
 from hebm_sample import Pipeline, __version__
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.files import write_atomically
+from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.reference import EvaluationSet, find_set
+from hebm_sample.io.files import write_atomically
 from hebm_sample.metrics.frechet import (
     FeatureStatistics,
     frechet_distance,
     jackknife_standard_error,
 )
-from hebm_sample.metrics.reference import EvaluationSet, find_set
-from hebm_sample.training.draws import Bench, fingerprint
 
 FULL = 50  # K of the paper, steps a level
 USUAL = {"sampler": "recovery", "start": "flow", "step_scale": 1.0, "momentum": 0.0}

@@ -29,12 +29,12 @@ from hebm_sample import __version__
 from hebm_sample.config import ModelConfig
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.heap import keep_freed_memory
 from hebm_sample.hub.load import new_prior
-from hebm_sample.training.generator import GeneratorObjective
-from hebm_sample.training.presets import PRESETS
-from hebm_sample.training.prior import MleObjective, ScoreObjective
-from hebm_sample.training.step import Part, averaged, make_optimizer, train_step
+from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
+from hebm_sample.presets.models import PRESETS
+from hebm_sample.training.elbo import GeneratorObjective
+from hebm_sample.training.energy import MleObjective, ScoreObjective
+from hebm_sample.training.optim import Part, averaged, make_optimizer, train_step
 
 # name: channels last, decoded beforehand
 VARIANTS = {

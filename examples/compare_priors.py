@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid, prepare, to_pil
+from hebm_sample.io.images import grid, prepare, to_pil
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 

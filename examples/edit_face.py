@@ -8,7 +8,7 @@ Rows of the sheet: pictures, their reconstructions, the edits.
 import click
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid, prepare, to_pil
+from hebm_sample.io.images import grid, prepare, to_pil
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 from PIL import Image
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid, prepare, to_pil
+from hebm_sample.io.images import grid, prepare, to_pil
 
 
 @click.command()

@@ -9,7 +9,7 @@ Both begin at a and end at b.
 import click
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid
+from hebm_sample.io.images import grid
 
 
 @click.command()

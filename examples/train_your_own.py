@@ -14,10 +14,10 @@ import click
 from PIL import Image, ImageDraw
 
 from hebm_sample import Pipeline
-from hebm_sample.training.data import load_pictures
+from hebm_sample.data.dataset import load_pictures
+from hebm_sample.presets.models import find_preset
 from hebm_sample.training.export import export
-from hebm_sample.training.presets import find_preset
-from hebm_sample.training.runs import train_generator, train_prior
+from hebm_sample.training.train import train_generator, train_prior
 
 SIDE = 32
 

@@ -6,7 +6,7 @@ With `--out moving.gif` or `moving.webp` the levels follow each other in time.
 import click
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid
+from hebm_sample.io.images import grid
 
 
 @click.command()

@@ -11,10 +11,10 @@ import math
 import torch
 
 from hebm_sample.config import LangevinConfig, SymbolConfig
-from hebm_sample.prior.conditional import flatten
+from hebm_sample.latents import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.prior.symbols import Condition, SymbolTable, symbol_part
-from hebm_sample.sampling.driver import gradients_per_level
+from hebm_sample.sampling.sample import gradients_per_level
 
 
 def gaussian_energy(variance: float, mean: float = 0.0):

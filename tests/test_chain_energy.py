@@ -9,9 +9,9 @@ import torch
 from tiny import symbolic_pipeline, tiny_latents, tiny_pipeline
 from torch._dynamo.utils import counters
 
-from hebm_sample.chain_energy import ChainEnergy, addresses
-from hebm_sample.conditions import read_condition
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.pipeline.conditions import read_condition
+from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
 from hebm_sample.sampling.langevin import value_and_grad
 
 

@@ -22,8 +22,11 @@ from PIL import Image, ImageChops
 from tiny import symbolic_config, symbolic_pipeline
 
 import hebm_sample
-from hebm_sample import cli, images, listing
-from hebm_sample.cli import main
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.options import SECTIONS
+from hebm_sample.cli import list_models as listing
+from hebm_sample.cli.sample import main
+from hebm_sample.cli import sample as cli
 from hebm_sample.config import (
     GeneratorConfig,
     LangevinConfig,
@@ -31,10 +34,9 @@ from hebm_sample.config import (
     PriorConfig,
     ScaleConfig,
 )
-from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
-from hebm_sample.parameters import SECTIONS
-from hebm_sample.samples import Samples, Trajectory
+from hebm_sample.io import images
+from hebm_sample.pipeline.outputs import Samples, Trajectory
 
 SIZE = 8
 
@@ -94,7 +96,7 @@ class FakePipeline:
 def fake(monkeypatch, tmp_path):
     pipeline = type("Pipeline", (FakePipeline,), {"loads": [], "calls": []})
     stand_in = types.SimpleNamespace(Pipeline=pipeline)
-    monkeypatch.setitem(sys.modules, "hebm_sample.pipeline", stand_in)
+    monkeypatch.setitem(sys.modules, "hebm_sample.pipeline.pipeline", stand_in)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.chdir(tmp_path)
     return pipeline
@@ -699,7 +701,7 @@ def test_the_examples_of_the_help_run(fake, models):
 def test_quick_answers_do_not_wait_for_torch(arguments):
     script = (
         "import sys\n"
-        "from hebm_sample.cli import main\n"
+        "from hebm_sample.cli.sample import main\n"
         "try:\n"
         "    main(sys.argv[1:])\n"
         "finally:\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import SYMBOLS
 
-from hebm_sample.conditions import allowed_values, find_symbol, read_condition
 from hebm_sample.config import SymbolConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.pipeline.conditions import allowed_values, find_symbol, read_condition
 from hebm_sample.prior.symbols import SymbolTable
 
 TABLE = SymbolTable(SYMBOLS)

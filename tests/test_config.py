@@ -22,7 +22,7 @@ from hebm_sample.config import (
     SymbolConfig,
 )
 from hebm_sample.errors import UserInputError
-from hebm_sample.training.presets import PRESETS
+from hebm_sample.presets.models import PRESETS
 
 SCALES = (
     ScaleConfig(resolution=2, groups=1, latent_channels=4, width=16),

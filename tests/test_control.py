@@ -18,11 +18,11 @@ from tiny import (
     tiny_pipeline,
 )
 
-from hebm_sample.conditions import read_condition
 from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
-from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
-from hebm_sample.seeds import derived_seed
+from hebm_sample.io.seeds import derived_seed
+from hebm_sample.pipeline.conditions import read_condition
+from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
 
 CONFIG = symbolic_config(steps=6)
 GROUPS = len(CONFIG.generator.latent_shapes)

@@ -21,13 +21,13 @@ from tiny import tiny_config, tiny_pipeline
 from torch import nn
 
 import hebm_sample
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
 from hebm_sample.errors import EnvironmentFailure, WeightsError
 from hebm_sample.hub.manifest import read_row, write_row
 from hebm_sample.hub.resolve import resolve
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.hub.weights import save_weights
-from hebm_sample.images import save_png
+from hebm_sample.io.images import save_png
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 
 resource = pytest.importorskip("resource")  # signals, limits and modes of POSIX
@@ -276,7 +276,8 @@ def environment():
 
 SIGNALLED = """
 import os, signal
-from hebm_sample import cli, images
+from hebm_sample.cli import sample as cli
+from hebm_sample.io import images
 
 # A shell that put the tests into the background had them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hebm_sample.device import pick_device
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.pipeline.device import pick_device
 
 
 @pytest.mark.parametrize("cuda", [False, True])

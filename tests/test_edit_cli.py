@@ -18,10 +18,11 @@ from PIL import Image, ImageChops
 from tiny import symbolic_pipeline, tiny_config, tiny_modules
 
 import hebm_sample
-from hebm_sample import edit_cli, images
-from hebm_sample.edit_cli import main
-from hebm_sample.pipeline import ENCODE_STREAM, Pipeline
-from hebm_sample.seeds import derived_seed
+from hebm_sample.cli.edit import main
+from hebm_sample.cli import edit as edit_cli
+from hebm_sample.io import images
+from hebm_sample.io.seeds import derived_seed
+from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
 
 SIZE = 16
 STEP = SIZE + 2
@@ -298,7 +299,7 @@ def test_a_model_without_a_prior_has_no_energies(pictures, tmp_path):
 def test_quick_answers_do_not_wait_for_torch(arguments):
     script = (
         "import sys\n"
-        "from hebm_sample.edit_cli import main\n"
+        "from hebm_sample.cli.edit import main\n"
         "try:\n"
         "    main(sys.argv[1:])\n"
         "finally:\n"

@@ -25,18 +25,18 @@ from tiny import symbolic_config, tiny_config, tiny_modules
 from torch import nn
 
 from hebm_sample import Pipeline
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
 from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError, WeightsError
 from hebm_sample.hub import load
-from hebm_sample.hub.files import parse_json
 from hebm_sample.hub.load import build_model, read_config
 from hebm_sample.hub.manifest import Manifest, list_models, write_row
 from hebm_sample.hub.resolve import _EMBEDDED, resolve
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.hub.weights import load_weights, save_weights
-from hebm_sample.images import MAX_PIXELS, open_picture, prepare
+from hebm_sample.io.files import parse_json
+from hebm_sample.io.images import MAX_PIXELS, open_picture, prepare
 
 EXAMPLES = int(os.environ.get("HEBM_FUZZ", "3000"))
 FEW = settings(max_examples=40, deadline=None)

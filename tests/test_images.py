@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hebm_sample import images as module
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.images import (
+from hebm_sample.io import images as module
+from hebm_sample.io.images import (
     MAX_PIXELS,
     check_folder,
     check_writable,

@@ -11,8 +11,8 @@ from tiny import symbolic_config, tiny_images, tiny_latents, tiny_modules, tiny_
 from hebm_sample import Pipeline
 from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
-from hebm_sample.images import prepare, prepare_masks, to_pil
-from hebm_sample.inpainting import PULL, KnownPixels, fill_smoothly, known_cells
+from hebm_sample.io.images import prepare, prepare_masks, to_pil
+from hebm_sample.pipeline.inpainting import PULL, KnownPixels, fill_smoothly, known_cells
 
 CONFIG = symbolic_config(steps=6)
 SIZE = CONFIG.generator.image_size

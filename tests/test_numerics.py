@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from tiny import symbolic_pipeline, tiny_config, tiny_latents, tiny_pipeline
 from torch import nn
 
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.sampling.state import MOST
-from hebm_sample.training.step import Part, train_step
+from hebm_sample.training.optim import Part, train_step
 
 CONFIG = tiny_config()
 

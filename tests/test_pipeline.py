@@ -22,7 +22,7 @@ from tiny import (
 )
 
 from hebm_sample.errors import NonFiniteSampleError, UserInputError, WeightsError
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
 
 CONFIG = tiny_config()
@@ -160,7 +160,7 @@ def test_decoding_a_few_at_a_time_changes_nothing(pipe, eight, monkeypatch):
     monkeypatch.setattr(
         pipe.generator, "forward", lambda u: counts.append(len(u[0])) or forward(u)
     )
-    monkeypatch.setattr("hebm_sample.model.MOST_PIXELS", (3 * side**2,) * 2)
+    monkeypatch.setattr("hebm_sample.pipeline.model.MOST_PIXELS", (3 * side**2,) * 2)
     parts = pipe.decode(eight.latents, output_type="torch")
     assert counts == [3, 3, 2]
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.seeds import MAX_SEED, MAX_SEEDS, format_seeds, parse_seeds
+from hebm_sample.io.seeds import MAX_SEED, MAX_SEEDS, format_seeds, parse_seeds
 
 seeds = st.lists(
     st.one_of(st.integers(0, 30), st.integers(0, MAX_SEED)), min_size=1, max_size=30, unique=True

@@ -16,11 +16,11 @@ import torch
 from click.testing import CliRunner
 from tiny import tiny_config, tiny_pipeline
 
-from hebm_sample import memory
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
+from hebm_sample.cli.sharding import Share, holds, unfinished
 from hebm_sample.errors import UserInputError
-from hebm_sample.memory import bytes_a_picture, fitting_batch, free_bytes
-from hebm_sample.shares import Share, holds, unfinished
+from hebm_sample.pipeline.batch_size import bytes_a_picture, fitting_batch, free_bytes
+from hebm_sample.pipeline import batch_size as memory
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,8 @@ def test_two_processes_write_what_one_writes(model, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal
-from hebm_sample import cli, images
+from hebm_sample.cli import sample as cli
+from hebm_sample.io import images
 
 save, files = images.save_png, []
 

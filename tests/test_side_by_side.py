@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import symbolic_pipeline
 
-from hebm_sample import drawing
 from hebm_sample.errors import NonFiniteSampleError
-from hebm_sample.heap import CHOSEN_BY_USER, keep_freed_memory
-from hebm_sample.side_by_side import FEWEST, Stop, Stopped, part_bounds, side_by_side
+from hebm_sample.pipeline import sampler as drawing
+from hebm_sample.pipeline.runtime.malloc import CHOSEN_BY_USER, keep_freed_memory
+from hebm_sample.pipeline.runtime.threads import FEWEST, Stop, Stopped, part_bounds, side_by_side
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])

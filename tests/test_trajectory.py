@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageSequence
 from tiny import tiny_pipeline
 
-from hebm_sample.animation import HOLD, MAX_SECONDS, frame_times, save_animation
 from hebm_sample.errors import UserInputError
-from hebm_sample.samples import SHOWN_PICTURES, SHOWN_SIDE, Samples, Trajectory
+from hebm_sample.io.animation import HOLD, MAX_SECONDS, frame_times, save_animation
+from hebm_sample.pipeline.outputs import SHOWN_PICTURES, SHOWN_SIDE, Samples, Trajectory
 
 ENDINGS = (".gif", ".webp")
 

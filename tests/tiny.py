@@ -14,8 +14,8 @@ from hebm_sample.config import ModelConfig, SymbolConfig
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
-from hebm_sample.pipeline import Pipeline
-from hebm_sample.training.presets import find_preset
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import find_preset
 
 SYMBOLS = (SymbolConfig("class", ("a", "b", "c")), SymbolConfig("Smiling", ("no", "yes")))
 

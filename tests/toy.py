@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from hebm_sample.config import SymbolConfig
-from hebm_sample.training.presets import Preset, find_preset
+from hebm_sample.presets.models import Preset, find_preset
 
 SHORT = {"steps": 10, "log_every": 4, "checkpoint_every": 0.0, "sample_every": 1e9}
 

@@ -30,24 +30,24 @@ from typing import Any
 import click
 from ablation_page import TITLES, blocks, draw_figures
 
-from hebm_sample.console import OneLineErrors
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluate import load_model
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.files import write_atomically
+from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.distances import feature_spaces, open_held_out
+from hebm_sample.evaluation.reference import find_set
+from hebm_sample.evaluation.report.page import Code, Heading, to_markdown
+from hebm_sample.io.files import write_atomically
 from hebm_sample.metrics.quality import measure_quality, measure_to_reference
-from hebm_sample.metrics.reference import find_set
-from hebm_sample.pipeline import Pipeline
-from hebm_sample.training.changes import changed
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import find_preset
+from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import parse_duration
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
-from hebm_sample.training.cli_measure import load_model
-from hebm_sample.training.draws import Bench, fingerprint
-from hebm_sample.training.evaluate import feature_spaces, open_held_out
 from hebm_sample.training.export import load_run
-from hebm_sample.training.loop import make_accelerator
-from hebm_sample.training.preset import Preset
-from hebm_sample.training.presets import find_preset
-from hebm_sample.training.report_page import Code, Heading, to_markdown
-from hebm_sample.training.runs import train_prior
-from hebm_sample.training.settings import parse_duration
+from hebm_sample.training.overrides import changed
+from hebm_sample.training.train import train_prior
+from hebm_sample.training.trainer import make_accelerator
 
 FORMAT_VERSION = 1
 DEFAULT = ("levels", "steps", "step-scale", "width", "ema")
@@ -332,7 +332,7 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
 
 def _all_rows(data: str, pipe: Pipeline, training: Any, validation: int, show: bool) -> Any:
     """What `train_prior` splits for itself."""
-    from hebm_sample.training.data import load_pictures
+    from hebm_sample.data.dataset import load_pictures
 
     if not validation:
         return training

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hebm_sample.training.report_page import (
+from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
     Picture,
@@ -12,7 +12,7 @@ from hebm_sample.training.report_page import (
     number,
     with_error,
 )
-from hebm_sample.training.report_plots import bars
+from hebm_sample.evaluation.report.plots import bars
 
 TITLES = {
     "levels": "T, noise levels (the same energies)",

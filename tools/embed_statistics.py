@@ -19,18 +19,18 @@ from typing import Any
 import click
 import numpy as np
 
-from hebm_sample.metrics.features import extract
-from hebm_sample.metrics.quality import measure_to_reference
-from hebm_sample.metrics.reference import SHIPPED, EvaluationSet, build_set, find_set, write_set
-from hebm_sample.pipeline import Pipeline
-from hebm_sample.training.draws import Bench, fingerprint
-from hebm_sample.training.evaluate import (
+from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.distances import (
     DEFAULT_FEATURE_STEPS,
     DEFAULT_PICTURES,
     feature_spaces,
     open_held_out,
 )
-from hebm_sample.training.presets import find_preset
+from hebm_sample.evaluation.reference import SHIPPED, EvaluationSet, build_set, find_set, write_set
+from hebm_sample.metrics.features import extract
+from hebm_sample.metrics.quality import measure_to_reference
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import find_preset
 
 SHARED_SIZE = 64
 

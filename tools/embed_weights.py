@@ -21,7 +21,6 @@ import click
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.files import sha256_of
 from hebm_sample.hub.manifest import (
     MODEL_FILES,
     FileRow,
@@ -30,6 +29,7 @@ from hebm_sample.hub.manifest import (
     write_manifest,
     write_row,
 )
+from hebm_sample.io.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "hebm_sample" / "weights"

@@ -32,14 +32,14 @@ import torch._dynamo
 import torch.utils.tensorboard
 from PIL import Image
 
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.hub.manifest import read_row
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import Preset, find_preset
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.logs import read_log
-from hebm_sample.training.loop import make_accelerator
-from hebm_sample.training.presets import Preset, find_preset
-from hebm_sample.training.runs import train_generator, train_prior
+from hebm_sample.training.log import read_log
+from hebm_sample.training.train import train_generator, train_prior
+from hebm_sample.training.trainer import make_accelerator
 
 STEPS = 20
 Kind = Literal["generator", "score", "mle"]

@@ -12,9 +12,10 @@ from typing import Any
 
 from ablation_page import blocks as ablation_blocks
 
-from hebm_sample.training.baselines import show_baselines
-from hebm_sample.training.report_latents import PRIORS, show_diagnostics, show_hole
-from hebm_sample.training.report_page import (
+from hebm_sample.evaluation.baselines import show_baselines
+from hebm_sample.evaluation.report.images import show_memorisation, show_ood
+from hebm_sample.evaluation.report.latents import PRIORS, show_diagnostics, show_hole
+from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
     Picture,
@@ -24,7 +25,6 @@ from hebm_sample.training.report_page import (
     to_markdown,
     with_error,
 )
-from hebm_sample.training.report_pictures import show_memorisation, show_ood
 
 Results = Mapping[str, Any]
 

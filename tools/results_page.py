@@ -22,14 +22,14 @@ from embed_weights import headline, steering
 from PIL import Image
 from results_blocks import BLOCKS, headline_gap, picture_path, section, summary
 
+from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.config import ModelConfig
-from hebm_sample.console import OneLineErrors
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.report.page import to_markdown
+from hebm_sample.evaluation.report.plots import bars, lines, scatter_named
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.files import write_atomically
 from hebm_sample.hub.manifest import MANIFEST_NAME, Manifest, write_manifest
-from hebm_sample.training.report_page import to_markdown
-from hebm_sample.training.report_plots import bars, lines, scatter_named
+from hebm_sample.io.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = "page.md.in"

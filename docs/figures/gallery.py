@@ -16,8 +16,8 @@ import click
 from PIL import Image
 
 from hebm_sample import Pipeline
-from hebm_sample.images import grid
-from hebm_sample.samples import Trajectory
+from hebm_sample.io.images import grid
+from hebm_sample.pipeline.outputs import Trajectory
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 QUALITY = 88

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import LangevinConfig
-from hebm_sample.prior.conditional import ConditionalEBM, conditional_at
+from hebm_sample.prior.density import ConditionalEBM, conditional_at
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
-from hebm_sample.sampling.driver import sample_prior
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.sample import sample_prior
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

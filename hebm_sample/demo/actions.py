@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hebm_sample.cli.run import model_facts, png_text, sampler_facts, within_memory
 from hebm_sample.demo.recipes import (
     Draw,
     Edit,
@@ -30,14 +31,13 @@ from hebm_sample.demo.recipes import (
     sample_options,
 )
 from hebm_sample.errors import UserInputError
-from hebm_sample.machine import model_facts, png_text, sampler_facts, within_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hebm_sample.generator.hierarchy import Latents
-    from hebm_sample.options import SampleOptions
-    from hebm_sample.pipeline import Pipeline, Samples
+    from hebm_sample.cli.requests import SampleOptions
+    from hebm_sample.latents import Latents
+    from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
 __all__ = [
     "MAX_PICTURES",
@@ -193,7 +193,7 @@ def _pictures(
     facts: Mapping[str, Any] | None,
 ) -> list[Picture]:
     """Samples as pictures; without facts they are on their way."""
-    from hebm_sample.images import png_bytes
+    from hebm_sample.io.images import png_bytes
 
     energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
     seen = [()] * len(samples) if facts is None else _seen(pipe, samples.latents)
@@ -232,7 +232,7 @@ def upload(pipe: "Pipeline", path: str | os.PathLike[str]) -> Picture:
         UserInputError: It is no PNG, JPEG or WebP picture, or too large.
         EnvironmentFailure: It is damaged.
     """
-    from hebm_sample.images import open_picture, png_bytes, prepare, to_pil
+    from hebm_sample.io.images import open_picture, png_bytes, prepare, to_pil
 
     name = safe_name(os.fspath(path))
     if os.path.getsize(path) > MAX_UPLOAD_BYTES:
@@ -269,7 +269,7 @@ def reconstruct(pipe: "Pipeline", step: Reconstruct, source: Picture) -> list[Pi
 
 
 def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: Picture) -> Picture:
-    from hebm_sample.images import png_bytes
+    from hebm_sample.io.images import png_bytes
 
     latents = pipe.encode([source.image])
     groups = range(len(latents)) if pipe.prior is not None else ()
@@ -304,7 +304,7 @@ def average(pipe: "Pipeline") -> Picture:
     """The picture of u = 0, the middle of N(0, I)."""
     import torch
 
-    from hebm_sample.images import png_bytes
+    from hebm_sample.io.images import png_bytes
 
     zero = tuple(torch.zeros(1, *shape) for shape in pipe.generator.latent_shapes)
     return Picture(png_bytes(pipe.decode(zero)[0]), "all latents at zero: the model's average")

@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from hebm_sample import __version__
-from hebm_sample.console import OneLineErrors
+from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.errors import EnvironmentFailure
 
 __all__ = ["main"]

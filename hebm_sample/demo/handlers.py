@@ -31,7 +31,7 @@ from hebm_sample.demo.recipes import (
 )
 from hebm_sample.demo.studio import Offer, Studio
 from hebm_sample.errors import HebmError, UserInputError
-from hebm_sample.seeds import parse_seeds
+from hebm_sample.io.seeds import parse_seeds
 
 __all__ = ["Handlers", "Shown"]
 

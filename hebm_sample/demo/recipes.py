@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import click
 
+from hebm_sample.cli.requests import SampleOptions, SteeringOptions
 from hebm_sample.errors import UserInputError
-from hebm_sample.options import SampleOptions, SteeringOptions
-from hebm_sample.seeds import format_seeds
+from hebm_sample.io.seeds import format_seeds
 
 __all__ = [
     "Asked",
@@ -178,15 +178,15 @@ def sample_options(step: Draw | Vary) -> SampleOptions:
     Raises:
         UserInputError: They are wrong.
     """
-    from hebm_sample.cli import main
+    from hebm_sample.cli.sample import main
 
     return _parsed(SampleOptions, main, _sample_words(step))
 
 
 def edit_options(step: Edit) -> Any:
     """As `hebm-edit edit` reads them; an `EditOptions`."""
-    from hebm_sample.edit_cli import edit
-    from hebm_sample.edit_options import EditOptions
+    from hebm_sample.cli.edit import edit
+    from hebm_sample.cli.edit_requests import EditOptions
 
     return _parsed(EditOptions, edit, _edit_words(step, "picture.png"))
 

@@ -10,7 +10,7 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.demo.recipes import ModelName
 
 if TYPE_CHECKING:
-    from hebm_sample.pipeline import Pipeline
+    from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["Offer", "Studio", "offers"]
 
@@ -96,7 +96,7 @@ class Studio:
 
     def pipeline(self, name: ModelName) -> "Pipeline":
         """The model, from memory or from its files."""
-        from hebm_sample.pipeline import Pipeline
+        from hebm_sample.pipeline.pipeline import Pipeline
 
         with self._loading:
             pipe = self._loaded.pop(name, None)

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from hebm_sample.config import GeneratorConfig, ScaleConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.blocks import Cell, Downsample, cells, narrow_start
-from hebm_sample.generator.hierarchy import HierarchicalGenerator, Latents, TopDown, soft_bound
+from hebm_sample.generator.hierarchy import HierarchicalGenerator, TopDown, soft_bound
+from hebm_sample.latents import Latents
 
 __all__ = ["Encoder", "Posterior", "encode", "kl_per_group"]
 

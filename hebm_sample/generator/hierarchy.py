@@ -16,21 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hebm_sample.config import GeneratorConfig, ScaleConfig, StageConfig
-from hebm_sample.errors import UserInputError
 from hebm_sample.generator.blocks import Upsample, cells, narrow_start
 from hebm_sample.generator.likelihood import DiscretizedLogistic
+from hebm_sample.latents import Latents, check_latents
 
 __all__ = [
     "HierarchicalGenerator",
     "ImageDecoder",
-    "Latents",
     "TopDown",
-    "check_latents",
     "soft_bound",
 ]
-
-Latents = tuple[Tensor, ...]
-"""One (B, C_i, H_i, W_i) tensor a group, top (coarse) to bottom (fine)."""
 
 
 class TopDown(NamedTuple):
@@ -47,18 +42,6 @@ class TopDown(NamedTuple):
 def soft_bound(x: Tensor, bound: float) -> Tensor:
     """x kept in (-bound, bound), with slope 1 at 0."""
     return bound * torch.tanh(x / bound)
-
-
-def check_latents(latents: Latents, shapes: tuple[tuple[int, int, int], ...]) -> int:
-    """The batch size of `latents`; raises `UserInputError` where a shape differs."""
-    found = [tuple(x.shape[1:]) for x in latents]
-    batches = {int(x.shape[0]) for x in latents}
-    if found != list(shapes) or len(batches) != 1 or 0 in batches:
-        raise UserInputError(
-            f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs "
-            f"(B, C, H, W) = {[('B', *s) for s in shapes]} with one B >= 1"
-        )
-    return batches.pop()
 
 
 class Group(nn.Module):

@@ -9,7 +9,7 @@ import os
 import re
 
 from hebm_sample.errors import HebmError, HubError, UserInputError
-from hebm_sample.hub.files import short
+from hebm_sample.io.files import short
 
 __all__ = ["check_arguments", "in_one_sentence", "reason", "status_of"]
 

@@ -10,10 +10,10 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.hub.files import parse_json, read_capped
 from hebm_sample.hub.resolve import ResolvedModel, resolve
 from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
+from hebm_sample.io.files import parse_json, read_capped
 from hebm_sample.prior.joint import JointEnergy
 
 __all__ = ["LoadedModel", "build_model", "load_encoder", "new_prior", "read_config"]

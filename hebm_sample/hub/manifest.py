@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
-from hebm_sample.hub.files import (
+from hebm_sample.io.files import (
     MAX_FILE_BYTES,
     parse_json,
     read_capped,

@@ -19,8 +19,8 @@ from typing import Literal
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
-from hebm_sample.hub.files import sha256_of, short
 from hebm_sample.hub.manifest import MANIFEST_NAME, MODEL_FILES, Manifest, ModelRow, read_row
+from hebm_sample.io.files import sha256_of, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
 

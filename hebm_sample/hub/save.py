@@ -11,9 +11,9 @@ from torch import nn
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.files import write_atomically
 from hebm_sample.hub.manifest import ModelRow, write_row
 from hebm_sample.hub.weights import save_weights
+from hebm_sample.io.files import write_atomically
 
 __all__ = ["UNSTATED_LICENCE", "write_model_folder"]
 

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from hebm_sample.errors import WeightsError
-from hebm_sample.hub.files import MAX_FILE_BYTES, parse_json, read_capped, short, write_atomically
+from hebm_sample.io.files import MAX_FILE_BYTES, parse_json, read_capped, short, write_atomically
 
 __all__ = ["load_weights", "save_weights"]
 

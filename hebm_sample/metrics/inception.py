@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.metrics.extras import import_extra
+from hebm_sample.io.extras import import_extra
 
 __all__ = ["InceptionFeatures"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.metrics.ranks import Figure
+from hebm_sample.metrics.statistics import Figure
 
 __all__ = ["Kernel", "gaussian_kernel", "kernel_distance", "mmd_squared", "polynomial_kernel"]
 

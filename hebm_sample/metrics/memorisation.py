@@ -21,7 +21,7 @@ import numpy as np
 
 from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.neighbours import nearest
-from hebm_sample.metrics.ranks import Figure, auroc
+from hebm_sample.metrics.statistics import Figure, auroc
 
 __all__ = ["QUANTILES", "Memorisation", "measure_memorisation"]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.metrics.ranks import Figure, mean_figure
+from hebm_sample.metrics.statistics import Figure, mean_figure
 
 __all__ = ["Neighbourhoods", "nearest", "neighbourhoods"]
 

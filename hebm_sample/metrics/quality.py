@@ -14,7 +14,7 @@ from hebm_sample.metrics.frechet import (
 )
 from hebm_sample.metrics.kernel import kernel_distance
 from hebm_sample.metrics.neighbours import DEFAULT_K, Neighbourhoods, neighbourhoods
-from hebm_sample.metrics.ranks import Figure
+from hebm_sample.metrics.statistics import Figure
 
 __all__ = ["Quality", "measure_quality", "measure_to_reference"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.config import PriorConfig
-from hebm_sample.prior.energy import EnergyNet, LevelFeatures
+from hebm_sample.prior.network import EnergyNet, LevelFeatures
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 from hebm_sample.prior.symbols import Condition, GroupOutputs, SymbolTable, symbol_part
 

@@ -15,36 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.latents import Latents, Scalar, per_example
 
 __all__ = [
     "DiffusionSchedule",
-    "Latents",
     "Level",
-    "Scalar",
     "log_snr_levels",
     "log_snr_of",
-    "per_example",
     "release_levels",
     "release_step_sizes",
 ]
 
-Latents = tuple[Tensor, ...]
-"""One (B, C_i, H_i, W_i) tensor a group, top (coarse) to bottom (fine)."""
-
 Level = int | Tensor
 """A noise level t: one for the batch, or integers of shape (B,)."""
-
-Scalar = float | Tensor
-"""A number for the batch, or one an example, of shape (B,)."""
-
-
-def per_example(value: Scalar, like: Tensor) -> Scalar:
-    """`value` ready to multiply `like` (B, ...): a number as it is, (B,) as (B, 1, ...). What has
-    as many dimensions as `like` stays.
-    """
-    if not isinstance(value, Tensor) or value.dim() == like.dim():
-        return value
-    return value.reshape(-1, *(1,) * (like.dim() - 1))
 
 
 def log_snr_of(cum_sigma: float) -> float:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import Kernel
-from hebm_sample.prior.conditional import flatten, row_norm, unflatten
-from hebm_sample.prior.schedule import Latents, Scalar, per_example
+from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
+from hebm_sample.prior.density import row_norm
 from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step, noise_scale, score
 
 __all__ = ["Metropolis", "run_chain", "step_sizes"]

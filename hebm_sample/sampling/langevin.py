@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hebm_sample.config import Kernel
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import MarginalEBM, flatten, row_norm, unflatten
-from hebm_sample.prior.schedule import Latents, Scalar, per_example
+from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
+from hebm_sample.prior.density import MarginalEBM, row_norm
 
 __all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score", "value_and_grad"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.schedule import Latents
-from hebm_sample.seeds import MAX_SEED
+from hebm_sample.io.seeds import MAX_SEED
+from hebm_sample.latents import Latents
 
 __all__ = ["NoiseStreams"]
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.errors import NonFiniteSampleError
-from hebm_sample.prior.conditional import flatten
-from hebm_sample.prior.schedule import Latents
+from hebm_sample.latents import Latents, flatten
 from hebm_sample.sampling.langevin import StepInfo
 
 __all__ = ["GradientTally", "LevelState"]

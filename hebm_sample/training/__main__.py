@@ -2,7 +2,7 @@
 `hebm-train`.
 """
 
-from hebm_sample.training.cli import main
+from hebm_sample.cli.train import main
 
 if __name__ == "__main__":
     main()

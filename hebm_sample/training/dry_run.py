@@ -31,14 +31,14 @@ from hebm_sample.config import GeneratorConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.training.generator import GeneratorObjective
-from hebm_sample.training.metering import Meter
-from hebm_sample.training.preset import Preset
-from hebm_sample.training.prior import MleObjective, PriorObjective, ScoreObjective
-from hebm_sample.training.settings import TrainSettings
-from hebm_sample.training.step import Part, averaged, make_optimizer, seed_step, train_step
+from hebm_sample.training.elbo import GeneratorObjective
+from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
+from hebm_sample.training.flops import Meter
+from hebm_sample.training.optim import Part, averaged, make_optimizer, seed_step, train_step
 
 __all__ = ["Costs", "Estimate", "dry_run"]
 

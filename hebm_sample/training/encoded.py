@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hebm_sample.data.dataset import Pictures
 from hebm_sample.generator.encoder import Encoder
-from hebm_sample.training.data import Pictures
 
 __all__ = ["EncodedImages", "encode_images", "remove_encoded"]
 

@@ -19,11 +19,11 @@ from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
-from hebm_sample.training.generator import GeneratorObjective
-from hebm_sample.training.loop import BEST
-from hebm_sample.training.step import averaged
+from hebm_sample.training.elbo import GeneratorObjective
+from hebm_sample.training.optim import averaged
+from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run"]
 

@@ -4,7 +4,8 @@ import shlex
 
 from click.testing import CliRunner
 
-from hebm_sample import cli, edit_cli
+from hebm_sample.cli import edit as edit_cli
+from hebm_sample.cli import sample as cli
 
 
 def run_python(lines: str) -> dict:

@@ -20,7 +20,7 @@ from hebm_sample.demo.actions import Picture, Stopped, Watch
 from hebm_sample.demo.recipes import Asked, Draw, Edit, ModelName, Reconstruct, Vary
 from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
 
 NOTHING = Asked({}, {})
 ASKED = Asked({"class": "~a", "Smiling": "yes"}, {"class": 1.0, "Smiling": 2.5}, temperature=0.85)

@@ -20,7 +20,7 @@ from demo.running import run_python
 from PIL import Image
 from tiny import symbolic_pipeline
 
-from hebm_sample.pipeline import Pipeline
+from hebm_sample.pipeline.pipeline import Pipeline
 
 pytestmark = [
     pytest.mark.slow,

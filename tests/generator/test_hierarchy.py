@@ -10,7 +10,8 @@ import torch
 from tiny import release_config, tiny_config, tiny_latents, tiny_modules
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.generator.hierarchy import HierarchicalGenerator, check_latents, soft_bound
+from hebm_sample.generator.hierarchy import HierarchicalGenerator, soft_bound
+from hebm_sample.latents import check_latents
 
 CONFIG = tiny_config()
 SHAPES = CONFIG.generator.latent_shapes

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from hub.loopback import REPO, SECRET, damage, flip
 
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
 from hebm_sample.errors import HubError, UserInputError, WeightsError
-from hebm_sample.hub import client, files, manifest
+from hebm_sample.hub import client, manifest
 from hebm_sample.hub.resolve import resolve
+from hebm_sample.io import files
 
 
 def test_download_then_offline_without_a_request(published):

@@ -15,11 +15,11 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.hub import save
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.files import sha256_of
 from hebm_sample.hub.load import build_model, load_encoder, read_config
 from hebm_sample.hub.manifest import MODEL_FILES, read_row, write_row
 from hebm_sample.hub.resolve import resolve
 from hebm_sample.hub.save import write_model_folder
+from hebm_sample.io.files import sha256_of
 
 CONFIG = tiny_config()
 BARE = replace(CONFIG, prior=None)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
-from hebm_sample.hub import files, manifest
+from hebm_sample.hub import manifest
 from hebm_sample.hub.manifest import FileRow, Manifest, ModelRow, read_row, write_row
+from hebm_sample.io import files
 
 FILE = FileRow(3, "0" * 64)
 FILES = {"config.json": FILE, "generator.safetensors": FILE}

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from hub.loopback import REPO, damage
 
-from hebm_sample.cli import main
+from hebm_sample.cli.sample import main
 from hebm_sample.hub import manifest
 from hebm_sample.hub.resolve import resolve
 
@@ -98,7 +98,7 @@ def test_what_is_refused(arguments, message):
 
 def test_torch_is_not_loaded():
     code = (
-        "import sys; from hebm_sample.cli import main\n"
+        "import sys; from hebm_sample.cli.sample import main\n"
         "try: main(['--verify', '--dataset', 'cifar10'])\n"
         "except SystemExit as left: assert not left.code and 'torch' not in sys.modules"
     )

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from hebm_sample.errors import EnvironmentFailure, WeightsError
-from hebm_sample.hub import files, weights
+from hebm_sample.hub import weights
 from hebm_sample.hub.weights import load_weights, save_weights
+from hebm_sample.io import files
 
 
 def net(seed=0, width=4):

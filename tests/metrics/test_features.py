@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from hebm_sample.errors import UserInputError, WeightsError
-from hebm_sample.metrics.classifier import masked_cross_entropy, train_feature_net
+from hebm_sample.metrics.classifiers import masked_cross_entropy, train_feature_net
 from hebm_sample.metrics.features import (
     FeatureNet,
     PcaFeatures,

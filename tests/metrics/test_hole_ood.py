@@ -13,16 +13,14 @@ import torch
 from tiny import tiny_latents, tiny_pipeline
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.metrics.diagnostics import (
+from hebm_sample.evaluation.mcmc import (
     acceptance,
     check_steps,
     diagnose_levels,
     split_r_hat,
     traces_from,
 )
-from hebm_sample.metrics.extras import import_extra
-from hebm_sample.metrics.hole import correlated_pairs, measure_hole
-from hebm_sample.metrics.ood import (
+from hebm_sample.evaluation.ood import (
     CHAIN_SEEDS,
     chain_latents,
     corruptions,
@@ -31,7 +29,9 @@ from hebm_sample.metrics.ood import (
     separations,
     top_group_energies,
 )
-from hebm_sample.prior.conditional import flatten
+from hebm_sample.io.extras import import_extra
+from hebm_sample.latents import flatten
+from hebm_sample.metrics.prior_hole import correlated_pairs, measure_hole
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.noise import NoiseStreams
 

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError, WeightsError
 from hebm_sample.metrics import PcaFeatures, save_extractor
-from hebm_sample.metrics.classifier import masked_cross_entropy
-from hebm_sample.metrics.judge import (
+from hebm_sample.metrics.attribute_classifier import (
     SMOOTHING,
     JudgeNet,
     Verdict,
@@ -24,6 +23,7 @@ from hebm_sample.metrics.judge import (
     save_judge,
     train_judge,
 )
+from hebm_sample.metrics.classifiers import masked_cross_entropy
 
 SHORT = {"steps": 30, "batch_size": 16, "progress": False}
 

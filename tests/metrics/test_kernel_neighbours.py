@@ -17,7 +17,7 @@ from hebm_sample.metrics.kernel import (
 )
 from hebm_sample.metrics.memorisation import measure_memorisation
 from hebm_sample.metrics.neighbours import nearest, neighbourhoods
-from hebm_sample.metrics.ranks import auroc, mean_figure
+from hebm_sample.metrics.statistics import auroc, mean_figure
 
 
 def cloud(seed: int, count: int, dim: int = 4, centre: float = 0.0) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.evaluation.reference import SHIPPED, build_set, find_set, write_set
 from hebm_sample.metrics.features import (
     FeatureNet,
     averaged_down,
@@ -23,7 +24,6 @@ from hebm_sample.metrics.features import (
 )
 from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance
 from hebm_sample.metrics.inception import InceptionFeatures
-from hebm_sample.metrics.reference import SHIPPED, build_set, find_set, write_set
 
 RECIPE = {"classifier": {"mean_accuracy": 0.71239}, "rows": [2000, 4000], "data": "abc"}
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from analytic import flat_energy, gaussian_energy
 
-from hebm_sample.prior.conditional import (
+from hebm_sample.latents import flatten
+from hebm_sample.prior.density import (
     ConditionalEBM,
     conditional_at,
-    flatten,
     marginal_at,
     net_level,
     row_norm,

@@ -11,7 +11,7 @@ import torch
 from tiny import release_config, tiny_config, tiny_latents, tiny_modules
 
 from hebm_sample.hub.load import new_prior
-from hebm_sample.prior.energy import EnergyNet
+from hebm_sample.prior.network import EnergyNet
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of, release_step_sizes
 
 CONFIG = tiny_config()

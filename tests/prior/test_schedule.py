@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.latents import per_example
 from hebm_sample.prior.schedule import (
     DiffusionSchedule,
     log_snr_levels,
     log_snr_of,
-    per_example,
     release_levels,
     release_step_sizes,
 )

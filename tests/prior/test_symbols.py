@@ -12,7 +12,7 @@ import torch
 from tiny import SYMBOLS, symbolic_config, tiny_latents, tiny_modules
 
 from hebm_sample.config import SymbolConfig
-from hebm_sample.prior.energy import EnergyNet
+from hebm_sample.prior.network import EnergyNet
 from hebm_sample.prior.symbols import (
     Condition,
     GroupOutputs,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from analytic import assert_moments, standard_normal
 
-from hebm_sample.prior.conditional import flatten
+from hebm_sample.latents import flatten
 from hebm_sample.sampling.chain import Metropolis, run_chain, step_sizes
 from hebm_sample.sampling.noise import NoiseStreams
 

@@ -15,13 +15,13 @@ from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.prior.schedule import DiffusionSchedule, release_levels, release_step_sizes
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.driver import (
+from hebm_sample.sampling.constraints import Given
+from hebm_sample.sampling.probability_flow import flow_levels
+from hebm_sample.sampling.sample import (
     chain_variances,
     coordinate_variances,
     gradients_per_level,
 )
-from hebm_sample.sampling.flow import flow_levels
-from hebm_sample.sampling.given import Given
 
 LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)

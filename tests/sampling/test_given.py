@@ -12,10 +12,10 @@ from analytic import Mixture, assert_moments, flat_energy, gaussian_energy
 
 from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
-from hebm_sample.prior.conditional import flatten
+from hebm_sample.latents import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.given import FreeGroups, Given
+from hebm_sample.sampling.constraints import FreeGroups, Given
 
 LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)

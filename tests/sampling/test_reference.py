@@ -8,7 +8,7 @@ import torch
 from scripts import script
 from tiny import symbolic_pipeline, tiny_pipeline
 
-from hebm_sample.prior.conditional import conditional_at
+from hebm_sample.prior.density import conditional_at
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from tiny import tiny_pipeline
 from toy import draw_pictures
 
+from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
-from hebm_sample.training.changes import changed, changed_settings
-from hebm_sample.training.cli import main
-from hebm_sample.training.presets import find_preset
+from hebm_sample.presets.models import find_preset
+from hebm_sample.training.overrides import changed, changed_settings
 
 PRESET = find_preset("cifar10")
 

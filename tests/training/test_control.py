@@ -16,14 +16,14 @@ import torch
 from tiny import symbolic_config, symbolic_pipeline, tiny_latents, tiny_modules
 
 from hebm_sample import Pipeline
+from hebm_sample.data.dataset import Pictures
 from hebm_sample.errors import UserInputError
-from hebm_sample.metrics.judge import JudgeNet, Verdict
-from hebm_sample.samples import Samples
-from hebm_sample.training import judging
-from hebm_sample.training.control import _Bench, control
-from hebm_sample.training.control_report import ControlPlan, Share
-from hebm_sample.training.data import Pictures
-from hebm_sample.training.judging import find_judge, label_columns, parse_wish
+from hebm_sample.evaluation import classifiers as judging
+from hebm_sample.evaluation.classifiers import find_judge, label_columns, parse_wish
+from hebm_sample.evaluation.control import _Bench, control
+from hebm_sample.evaluation.control_results import ControlPlan, Share
+from hebm_sample.metrics.attribute_classifier import JudgeNet, Verdict
+from hebm_sample.pipeline.outputs import Samples
 
 STEP = 40  # levels between values
 COLUMNS = {"class": "label", "Smiling": "Smiling"}

@@ -14,16 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
-from hebm_sample.images import prepare
-from hebm_sample.training import sources
-from hebm_sample.training.data import (
+from hebm_sample.data import sources
+from hebm_sample.data.dataset import (
     StepSampler,
     last_pictures,
     load_pictures,
     to_float,
     zoomed,
 )
+from hebm_sample.errors import EnvironmentFailure, HubError, UserInputError
+from hebm_sample.io.images import prepare
 
 SIZE = 8
 
@@ -240,7 +240,7 @@ class TestCache:
     def test_second_load_decodes_nothing(self, tmp_path, monkeypatch):
         fill(tmp_path / "set")
         first = load(tmp_path / "set", tmp_path)
-        monkeypatch.setattr("hebm_sample.training.data._decode", None)
+        monkeypatch.setattr("hebm_sample.data.dataset._decode", None)
         second = load(tmp_path / "set", tmp_path)
         assert second.identity == first.identity
         assert (second.images == first.images).all()

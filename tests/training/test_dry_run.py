@@ -14,14 +14,14 @@ from tiny import tiny_modules, tiny_pipeline
 from torch import nn
 from toy import draw_pictures, labelled_preset, short_preset
 
+from hebm_sample.cli.train import main
 from hebm_sample.config import StageConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.training.cli import main
+from hebm_sample.presets.models import find_preset
 from hebm_sample.training.dry_run import Costs, Estimate, dry_run
-from hebm_sample.training.metering import Meter
-from hebm_sample.training.presets import find_preset
-from hebm_sample.training.prior import MleObjective
+from hebm_sample.training.energy import MleObjective
+from hebm_sample.training.flops import Meter
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ from tiny import release_config, tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_pictures
 
 from hebm_sample import Pipeline
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.errors import UserInputError
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.evaluate import evaluate, open_held_out
+from hebm_sample.evaluation.distances import evaluate, open_held_out
 
 SHORT = {"num_pictures": 12, "steps": 4, "batch_size": 7, "progress": False}
 FIGURES = ("bits", "distortion_bits", "kl", "u_square", "u_square_posterior")
@@ -118,7 +118,7 @@ def test_with_labels_a_classifier_comes_first_and_is_kept(home, pipe, monkeypatc
     assert "bright" in json.dumps(first.feature_reports[names[0]])
     assert len(list((home / "features/features").iterdir())) == 1
     monkeypatch.setattr(
-        "hebm_sample.training.evaluate.train_feature_net", lambda *a, **k: pytest.fail("again")
+        "hebm_sample.evaluation.distances.train_feature_net", lambda *a, **k: pytest.fail("again")
     )
     again = evaluate(pipe, *labelled, **SHORT, feature_steps=2, cache_dir=home / "features")
     assert repr(again.gaps) == repr(first.gaps)

@@ -13,20 +13,18 @@ from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_pictures, short_preset
 
 from hebm_sample import Pipeline
+from hebm_sample.cli.baseline import baseline
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.errors import UserInputError, WeightsError
-from hebm_sample.prior.conditional import flatten
-from hebm_sample.prior.schedule import log_snr_levels
-from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.training import baselines
-from hebm_sample.training.baselines import (
+from hebm_sample.evaluation import baselines
+from hebm_sample.evaluation.baselines import (
     JOINT_CHAIN,
     joint_ebm,
     run_baselines,
     show_baselines,
 )
-from hebm_sample.training.cli_baseline import baseline
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.ddpm import (
+from hebm_sample.evaluation.distances import feature_spaces, make_bench
+from hebm_sample.evaluation.latent_ddpm import (
     HIGHEST,
     LatentDenoiser,
     load_ddpm,
@@ -35,9 +33,11 @@ from hebm_sample.training.ddpm import (
     save_ddpm,
     train_ddpm,
 )
-from hebm_sample.training.evaluate import feature_spaces, make_bench
-from hebm_sample.training.report_page import to_markdown
-from hebm_sample.training.runs import train_prior
+from hebm_sample.evaluation.report.page import to_markdown
+from hebm_sample.latents import flatten
+from hebm_sample.prior.schedule import log_snr_levels
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.train import train_prior
 
 SHAPES = ((16, 4, 4), (4, 8, 8), (2, 16, 16))
 

@@ -14,19 +14,18 @@ from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_pictures
 
+from hebm_sample.cli.evaluate_report import _folders
+from hebm_sample.cli.train import main
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.errors import UserInputError
-from hebm_sample.metrics.features import FeatureNet
-from hebm_sample.metrics.reference import build_set, write_set
-from hebm_sample.training import report as report_module
-from hebm_sample.training import report_latents
-from hebm_sample.training.cli import main
-from hebm_sample.training.cli_report import _folders
-from hebm_sample.training.compare import compare_folders
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.draws import Bench, fingerprint
-from hebm_sample.training.evaluate import make_bench
-from hebm_sample.training.report import ReportPlan, shipped_gap, write_report
-from hebm_sample.training.report_page import (
+from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.distances import make_bench
+from hebm_sample.evaluation.folders import compare_folders
+from hebm_sample.evaluation.reference import build_set, write_set
+from hebm_sample.evaluation.report import latents as report_latents
+from hebm_sample.evaluation.report import report as report_module
+from hebm_sample.evaluation.report.images import _advice
+from hebm_sample.evaluation.report.page import (
     Code,
     Heading,
     Picture,
@@ -37,7 +36,8 @@ from hebm_sample.training.report_page import (
     to_markdown,
     with_error,
 )
-from hebm_sample.training.report_pictures import _advice
+from hebm_sample.evaluation.report.report import ReportPlan, shipped_gap, write_report
+from hebm_sample.metrics.features import FeatureNet
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -212,14 +212,14 @@ class TestWithoutData:
         net = FeatureNet({"a": 2}, widths=(8, 8)).eval()
         recipe = {"classifier": {"mean_accuracy": 0.7}, "training": "", "rows": [60, 120]}
         write_set(build_set("tiny", net, np.asarray(sets[1].images[60:]), recipe), tmp_path)
-        from hebm_sample.metrics.reference import find_set
+        from hebm_sample.evaluation.reference import find_set
 
         known = find_set("tiny", 16, tmp_path)
         monkeypatch.setattr(report_module, "find_set", lambda *_: known)
         found = write_report(bench, plan(parts=("gap",)), tmp_path / "out")["gap"]
         space = {net.name: (known.net, {})}
         full = make_bench(bench.pipe, *sets, **SHORT)
-        from hebm_sample.training.evaluate import measure
+        from hebm_sample.evaluation.distances import measure
 
         with_data = measure(full, space).gaps[net.name]
         quality = found["quality"][net.name]

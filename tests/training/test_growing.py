@@ -14,12 +14,12 @@ from toy import draw_pictures, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.config import StageConfig
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import read_row
-from hebm_sample.inpainting import KnownPixels
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.loop import make_accelerator
-from hebm_sample.training.runs import train_generator
+from hebm_sample.pipeline.inpainting import KnownPixels
+from hebm_sample.training.train import train_generator
+from hebm_sample.training.trainer import make_accelerator
 
 SMALL = symbolic_config()
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hebm_sample.errors import EnvironmentFailure
-from hebm_sample.training.logs import LOG_NAME, RunLog, read_log
+from hebm_sample.training.log import LOG_NAME, RunLog, read_log
 
 
 def refuse(name):

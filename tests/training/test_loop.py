@@ -21,17 +21,18 @@ from toy import draw_pictures, labelled_preset, short_preset
 
 import hebm_sample
 from hebm_sample import Pipeline
+from hebm_sample.data.dataset import StepSampler, load_pictures
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
-from hebm_sample.training import encoded, loop
+from hebm_sample.training import encoded
+from hebm_sample.training import trainer as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
-from hebm_sample.training.data import StepSampler, load_pictures
+from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.encoded import encode_images, remove_encoded
+from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.export import load_run
-from hebm_sample.training.generator import GeneratorObjective
-from hebm_sample.training.logs import read_log
-from hebm_sample.training.loop import BEST, Run, make_accelerator
-from hebm_sample.training.prior import MleObjective, ScoreObjective
-from hebm_sample.training.runs import train_generator, train_prior
+from hebm_sample.training.log import read_log
+from hebm_sample.training.train import train_generator, train_prior
+from hebm_sample.training.trainer import BEST, Run, make_accelerator
 
 PARTS = {"generator": "generator", "score": "prior"}
 KINDS = {"generator": GeneratorObjective, "score": ScoreObjective, "mle": MleObjective}
@@ -560,9 +561,9 @@ import torch
 from test_loop import KINDS, latest_checkpoint
 from toy import short_preset
 from hebm_sample import Pipeline
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.loop import make_accelerator
-from hebm_sample.training.runs import train_generator, train_prior
+from hebm_sample.data.dataset import load_pictures
+from hebm_sample.training.trainer import make_accelerator
+from hebm_sample.training.train import train_generator, train_prior
 
 home = Path(sys.argv[1])
 engine = make_accelerator("cpu")

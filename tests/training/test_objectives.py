@@ -20,9 +20,10 @@ from hebm_sample.config import PriorConfig
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.hub.load import new_prior
-from hebm_sample.prior.conditional import flatten
+from hebm_sample.latents import flatten
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.symbols import Condition, symbol_part
-from hebm_sample.training.generator import (
+from hebm_sample.training.elbo import (
     WARM_UP,
     GeneratorObjective,
     balance,
@@ -30,9 +31,8 @@ from hebm_sample.training.generator import (
     group_weights,
     standard_normal,
 )
-from hebm_sample.training.prior import MleObjective, ScoreObjective, stratified
-from hebm_sample.training.settings import TrainSettings
-from hebm_sample.training.step import (
+from hebm_sample.training.energy import MleObjective, ScoreObjective, stratified
+from hebm_sample.training.optim import (
     NanGuard,
     Part,
     Threads,

@@ -15,14 +15,14 @@ import torch
 
 from hebm_sample import Pipeline
 from hebm_sample.config import ModelConfig
+from hebm_sample.data.dataset import Pictures
+from hebm_sample.presets.models import find_preset
+from hebm_sample.presets.paper import PAPER_PRESETS
 from hebm_sample.prior.schedule import DiffusionSchedule, release_levels
-from hebm_sample.training import runs
-from hebm_sample.training.data import Pictures
+from hebm_sample.training import train as runs
 from hebm_sample.training.export import load_run
-from hebm_sample.training.loop import Run, make_accelerator
-from hebm_sample.training.paper_presets import PAPER_PRESETS
-from hebm_sample.training.presets import find_preset
-from hebm_sample.training.runs import sampling_for, train_generator, train_prior
+from hebm_sample.training.train import sampling_for, train_generator, train_prior
+from hebm_sample.training.trainer import Run, make_accelerator
 
 NAMES = ("celeba64-paper", "celebahq-paper", "cifar10-paper", "lsun-church")
 # Picture's side, groups a scale, latent dimensions.
@@ -75,7 +75,7 @@ def test_batches_of_the_release():
 
 
 def test_listing_presets_needs_no_torch():
-    script = "import sys, hebm_sample.training.presets; assert 'torch' not in sys.modules"
+    script = "import sys, hebm_sample.presets.models; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from hub.loopback import SECRET, LoopbackHub, damage
 from tiny import tiny_config, tiny_modules
 
+from hebm_sample.cli import push as command
 from hebm_sample.hub import client, load
 from hebm_sample.hub.manifest import MODEL_FILES, ModelRow, read_row, write_row
 from hebm_sample.hub.save import write_model_folder
-from hebm_sample.pipeline import Pipeline
-from hebm_sample.training import push as command
+from hebm_sample.pipeline.pipeline import Pipeline
 
 REPO = "acme/faces"
 PUBLISHED = {*MODEL_FILES, "README.md", "weights_manifest.json", ".gitattributes"}

@@ -16,14 +16,14 @@ from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_pictures, labelled_preset, short_preset
 
 from hebm_sample import Pipeline
+from hebm_sample.data.dataset import load_pictures
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.checkpoint import latest_checkpoint
-from hebm_sample.training.data import load_pictures
+from hebm_sample.training.elbo import GeneratorObjective
+from hebm_sample.training.energy import ScoreObjective
 from hebm_sample.training.export import export, load_run
-from hebm_sample.training.generator import GeneratorObjective
-from hebm_sample.training.loop import make_accelerator
-from hebm_sample.training.prior import ScoreObjective
-from hebm_sample.training.runs import sampling_for, train_generator, train_prior
+from hebm_sample.training.train import sampling_for, train_generator, train_prior
+from hebm_sample.training.trainer import make_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_an_abandoned_starts_generator_is_not_taken_for_ones_own(pictures, optio
     generator, encoder, _ = tiny_modules(seed=1)
     first, second = tiny_pipeline(), Pipeline(tiny_config(), generator, None, encoder)
     with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hebm_sample.training.loop.Run.save", lambda _: 1 / 0)
+        patch.setattr("hebm_sample.training.trainer.Run.save", lambda _: 1 / 0)
         train_prior(short_preset(steps=1), first, pictures, tmp_path / "run", **options)
     assert_equal(load(tmp_path / "run/generator").generator, first.generator)
     train_prior(short_preset(steps=1), second, pictures, tmp_path / "run", **options)

@@ -10,13 +10,13 @@ import sys
 import pytest
 from PIL import Image
 
+from hebm_sample.data import sources
+from hebm_sample.data.celeba import read_attributes
+from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.lmdb import count_values
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.training import sources
-from hebm_sample.training.celeba import read_attributes
-from hebm_sample.training.data import load_pictures
-from hebm_sample.training.lmdb_pictures import count_values
-from hebm_sample.training.presets import find_preset
-from hebm_sample.training.runs import _label_columns
+from hebm_sample.presets.models import find_preset
+from hebm_sample.training.train import _label_columns
 
 SIZE = 8
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}

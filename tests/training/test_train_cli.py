@@ -15,12 +15,12 @@ from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_pictures
 
 from hebm_sample import Pipeline, __version__
+from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
+from hebm_sample.presets.settings import parse_duration
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
-from hebm_sample.training.cli import main
-from hebm_sample.training.logs import read_log
-from hebm_sample.training.loop import Run
-from hebm_sample.training.settings import parse_duration
+from hebm_sample.training.log import read_log
+from hebm_sample.training.trainer import Run
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +368,7 @@ def test_help_does_not_wait_for_torch():
     """Of the group and of each command."""
     script = """
 import sys
-from hebm_sample.training.cli import main
+from hebm_sample.cli.train import main
 names = ("generator", "prior", "export", "evaluate", "judge")
 for arguments in ([], *([name] for name in names)):
     try:

@@ -1,0 +1,84 @@
+"""`hebm-train baseline`: train what the energy-based prior is compared with."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.errors import UserInputError
+
+__all__ = ["baseline"]
+
+
+class _Duration(click.ParamType):
+    """90s, 3m, 1.5h or seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Seconds."""
+        from hebm_sample.presets.settings import parse_duration
+
+        return parse_duration(value) if isinstance(value, str) else value
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("kind", type=click.Choice(["ddpm", "joint-ebm"]))
+@click.option(
+    "--generator", required=True, metavar="MODEL", help="The model whose generator is used."
+)
+@click.option("--data", required=True, metavar="SOURCE", help="The data it was trained on.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Of the run."
+)
+@click.option("--preset", metavar="NAME", help="Settings of the run.  [default: the model's name]")
+@click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Steps.")
+@click.option("--time-budget", type=_Duration(), metavar="TIME", help="Instead: 90s, 3m, 1.5h.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def baseline(
+    kind: str, generator: str, data: str, out: Path, preset: str | None, **options: Any
+) -> None:
+    """Train a baseline on a model's generator, with its prior's settings: a latent diffusion
+    model (ddpm) or an energy-based prior without diffusion (joint-ebm, T = 1).
+
+    `hebm-train evaluate MODEL --report OUT --baseline NAME=DIR` measures it beside the model; DIR
+    is --out for ddpm, --out/model for joint-ebm.
+    """
+    from hebm_sample.cli.evaluate import load_model
+    from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.evaluation.baselines import joint_ebm
+    from hebm_sample.evaluation.latent_ddpm import train_ddpm
+    from hebm_sample.presets.models import find_preset
+    from hebm_sample.training.train import train_prior
+    from hebm_sample.training.trainer import make_accelerator
+
+    steps, budget = options["max_steps"], options["time_budget"]
+    if steps is not None and budget is not None:
+        raise UserInputError(
+            "--max-steps and --time-budget were both given; leave one of them out"
+        )
+    model = load_model(generator)
+    chosen = find_preset(preset or model.name)
+    if steps is not None or budget is not None:
+        settings = replace(chosen.prior_settings, steps=steps, time_budget=budget)
+        chosen = replace(chosen, prior_settings=settings)
+    quiet = options["quiet"]
+    pictures = load_pictures(data, size=model.config.generator.image_size, progress=not quiet)
+    shared: dict[str, Any] = {
+        "resume": options["resume"],
+        "accelerator": make_accelerator(options["device"]),
+        "show_progress": not quiet,
+    }
+    if kind == "ddpm":
+        result = train_ddpm(chosen, model, pictures, out, **shared)
+        where = out
+    else:
+        result = train_prior(joint_ebm(chosen), model, pictures, out, objective="mle", **shared)
+        where = out / "model"
+    click.echo(f"{kind}: {result.steps} steps in {result.seconds:.0f} s; in {where}")

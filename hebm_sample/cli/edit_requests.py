@@ -1,0 +1,119 @@
+"""What `hebm-edit` was asked: the typed options of its commands, checked before any work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hebm_sample.cli.requests import CommandOptions, SteeringOptions, refuse
+from hebm_sample.config import EDIT_STEPS
+
+__all__ = [
+    "EditOptions",
+    "InpaintOptions",
+    "InterpolateOptions",
+    "ScoreOptions",
+    "counted",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(SteeringOptions):
+    """Of `edit`."""
+
+    images: tuple[Path, ...]
+    seeds: tuple[int, ...] | None
+    groups: tuple[int, ...] | None
+    strength: float
+    method: Literal["flow", "noise"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse(
+            self.method == "flow" and self.sampler not in (None, "flow"),
+            f"--sampler {self.sampler} draws, and an edit by the flow does not; "
+            "leave it out, or add --method noise",
+        )
+        if self.method == "flow":  # said here, for progress bars and for what a picture tells
+            object.__setattr__(self, "sampler", "flow")
+            object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
+        count, seeds = len(self.images), self.seeds or ()
+        refuse(
+            self.seeds is not None and len(seeds) != count,
+            f"--seeds names {len(seeds)} for {counted(count)}; give one a picture",
+        )
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        """As of every command; guidance only if it was typed: an edit has its own default."""
+        wishes = super().wishes
+        return wishes if self.guidance else {k: v for k, v in wishes.items() if k == "symbols"}
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """As typed, or 0 to N-1 for N pictures."""
+        return self.seeds or tuple(range(len(self.images)))
+
+    @property
+    def targets(self) -> list[Path]:
+        """--outdir DIR/<stem>.png of each picture; two of one name are an error."""
+        if self.outdir is None:
+            return []
+        taken: dict[str, Path] = {}
+        for image in self.images:
+            # Some file systems do not tell A.png from a.png.
+            other = taken.setdefault(image.stem.casefold(), image)
+            refuse(
+                other is not image,
+                f"{other} and {image} would both become {image.stem}.png; "
+                "rename one, or edit them apart",
+            )
+        return [self.outdir / f"{image.stem}.png" for image in self.images]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintOptions(SteeringOptions):
+    """Of `inpaint`."""
+
+    image: Path
+    mask: Path
+    seeds: tuple[int, ...] | None
+    strength: float
+    weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """As typed, or 0."""
+        return self.seeds or (0,)
+
+    @property
+    def targets(self) -> list[Path]:
+        """--outdir DIR/<stem>-seed0007.png of each seed."""
+        if self.outdir is None:
+            return []
+        return [self.outdir / f"{self.image.stem}-seed{s:04d}.png" for s in self.chosen_seeds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateOptions(CommandOptions):
+    """Of `interpolate`."""
+
+    a: Path
+    b: Path
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(CommandOptions):
+    """Of `score`."""
+
+    images: tuple[Path, ...]
+    groups: tuple[int, ...] | None
+
+
+def counted(count: int) -> str:
+    """`1 picture`, `3 pictures`."""
+    return f"{count} picture" if count == 1 else f"{count} pictures"

@@ -1,0 +1,68 @@
+"""`hebm-sample --list`: the models of the manifest, and the symbols that they can be asked for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hebm_sample.hub.manifest import ModelRow
+
+__all__ = ["aligned", "list_models"]
+
+_EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
+
+
+def list_models(as_json: bool) -> None:
+    """Print the models, as a table or as one JSON object."""
+    import hebm_sample
+
+    rows = sorted(hebm_sample.list_models(), key=lambda row: (row.name, row.resolution))
+    if as_json:
+        keys = ("name", "resolution", "default", "repo_id", "revision", "licence")
+        models = [
+            {key: getattr(row, key) for key in keys}
+            | {"embedded": row.folder is not None, "symbols": _symbols(row)}
+            | {"figures": dict(row.figures)}
+            for row in rows
+        ]
+        click.echo(json.dumps({"models": models}))
+        return
+    table = [("name", "resolution", "where", "licence", "gap closed", "symbols")]
+    for row in rows:
+        where = "embedded" if row.folder is not None else row.repo_id or "not published"
+        gap = row.figures.get("gap_closed")
+        shown = f"{gap:.2f}" if isinstance(gap, (int, float)) else "-"
+        symbols = ", ".join(_short(*item) for item in (_symbols(row) or {}).items()) or "-"
+        table.append((row.name, str(row.resolution), where, row.licence, shown, symbols))
+    click.echo(aligned(table))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Lines with the cells of each column under each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        for cells in table
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _short(name: str, values: Sequence[str]) -> str:
+    """`Smiling` for a yes or no, `class (10)` for more."""
+    return name if set(values) == {"no", "yes"} else f"{name} ({len(values)})"
+
+
+def _symbols(row: "ModelRow") -> Mapping[str, Sequence[str]] | None:
+    """Each variable's values, of an embedded model's config; None where there is none to read."""
+    if row.folder is None:
+        return None
+    try:
+        text = (_EMBEDDED / row.folder / "config.json").read_text(encoding="utf-8")
+        config: Any = json.loads(text)
+        table = (config["prior"] or {}).get("symbols", [])
+        return {symbol["name"]: list(symbol["values"]) for symbol in table}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a listing does not fail over one model; loading it says what is wrong

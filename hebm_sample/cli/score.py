@@ -1,0 +1,57 @@
+"""What a model says about pictures, as rows and as a table: energies, symbol probabilities."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hebm_sample.cli.list_models import aligned
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hebm_sample.pipeline.pipeline import Pipeline
+
+__all__ = ["score_table", "scores"]
+
+
+def scores(
+    pipe: "Pipeline", pictures: Sequence["Image"], groups: Sequence[int] | None, batch: int
+) -> list[dict[str, Any]]:
+    """A row a picture: -F of the groups together and of each alone, p of each symbol's values."""
+    shown = range(len(pipe.config.generator.latent_shapes)) if groups is None else groups
+    u = pipe.encode(list(pictures), batch_size=batch)
+    energies = pipe.energy(latents=u, groups=groups, batch_size=batch).tolist()
+    single = [pipe.energy(latents=u, groups=i, batch_size=batch).tolist() for i in shown]
+    found = pipe.classify(latents=u, groups=groups, batch_size=batch) if pipe.symbols else {}
+    return [
+        {
+            "energy": energies[i],
+            "groups": {str(g): column[i] for g, column in zip(shown, single, strict=True)},
+            "symbols": {
+                name: dict(zip(pipe.symbols[name], p[i].tolist(), strict=True))
+                for name, p in found.items()
+            },
+        }
+        for i in range(len(pictures))
+    ]
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a picture: energies, p(yes) of what is yes or no, else the likeliest value."""
+    header = ["picture", "energy", *(f"group {g}" for g in rows[0]["groups"])]
+    header += [f"{n}=yes" if set(p) == {"no", "yes"} else n for n, p in _symbols(rows[0])]
+    table = [header]
+    for score in rows:
+        numbers = [f"{value:.1f}" for value in (score["energy"], *score["groups"].values())]
+        table.append([score["image"], *numbers, *(_likely(p) for _, p in _symbols(score))])
+    return aligned(table)
+
+
+def _symbols(score: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    return list(score["symbols"].items())
+
+
+def _likely(probabilities: dict[str, float]) -> str:
+    if set(probabilities) == {"no", "yes"}:
+        return f"{probabilities['yes']:.2f}"
+    best = max(probabilities, key=probabilities.__getitem__)
+    return f"{best} {probabilities[best]:.2f}"

@@ -1,0 +1,48 @@
+"""A model's description: frozen dataclasses that round-trip through `config.json`.
+
+Everything a sampler needs to rebuild a model is here and is checked when it is built: shapes,
+noise levels as explicit numbers, the parametrisation of the energies, the sampler's defaults.
+Unknown keys are errors.
+"""
+
+from hebm_sample.config.base import (
+    FORMAT_VERSION,
+    ConfigBase,
+    require,
+    require_choice,
+    require_integer,
+    require_range,
+)
+from hebm_sample.config.generator import GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.config.model import ModelConfig
+from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
+from hebm_sample.config.sampler import (
+    EDIT_STEPS,
+    Kernel,
+    LangevinConfig,
+    ReferenceVariance,
+    SamplerName,
+    Start,
+)
+
+__all__ = [
+    "EDIT_STEPS",
+    "FORMAT_VERSION",
+    "ConfigBase",
+    "GeneratorConfig",
+    "Kernel",
+    "LangevinConfig",
+    "ModelConfig",
+    "Parametrization",
+    "PriorConfig",
+    "ReferenceVariance",
+    "SamplerName",
+    "ScaleConfig",
+    "StageConfig",
+    "Start",
+    "SymbolConfig",
+    "require",
+    "require_choice",
+    "require_integer",
+    "require_range",
+]

@@ -1,0 +1,65 @@
+"""Everything that `config.json` holds."""
+
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from hebm_sample.config.base import FORMAT_VERSION, ConfigBase, require, require_version
+from hebm_sample.config.generator import GeneratorConfig
+from hebm_sample.config.prior import PriorConfig
+from hebm_sample.config.sampler import LangevinConfig
+
+__all__ = ["ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig(ConfigBase):
+    """Everything `config.json` holds.
+
+    Arguments:
+        name: The model's name, as in the manifest.
+        generator: The generator and its encoder.
+        prior: The energy-based prior; None for a generator that has not got one yet.
+        sampling: The sampler's defaults.
+        format_version: Of this file; a newer one is refused.
+
+    >>> model = ModelConfig("toy", GeneratorConfig(16, (ScaleConfig(8, 1, 4, 16),)))
+    >>> ModelConfig.from_dict(model.to_dict()) == model
+    True
+    >>> ModelConfig.from_dict(model.to_dict() | {"colour": "red"})
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: config has unknown keys ['colour']; known are
+    ['format_version', 'generator', 'name', 'prior', 'sampling']
+    """
+
+    name: str
+    generator: GeneratorConfig
+    prior: PriorConfig | None = None
+    sampling: LangevinConfig = field(default_factory=LangevinConfig)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        require_version(self.format_version)
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
+            f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
+        )
+        most = self.prior.max_resolution if self.prior is not None else 1
+        for side in (scale.resolution for scale in self.generator.scales):
+            require(
+                self.prior is None or side % max(1, side // most) == 0,
+                f"max_resolution is {most}; groups of resolution {side} cannot be folded to it: "
+                f"take a divisor of {side}",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any other, with the sampler's own form of its settings."""
+        return super().to_dict() | {"sampling": self.sampling.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":
+        """As any other; but the version first, because a newer one may have other keys."""
+        if isinstance(data, dict):
+            require_version(typing.cast("dict[str, Any]", data).get("format_version", 1))
+        return super().from_dict(data, path)

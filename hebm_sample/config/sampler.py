@@ -1,0 +1,125 @@
+"""The sampler's settings, a part of a model's description that every call can change."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hebm_sample.config.base import (
+    ConfigBase,
+    require,
+    require_choice,
+    require_integer,
+    require_range,
+)
+
+__all__ = [
+    "EDIT_STEPS",
+    "Kernel",
+    "LangevinConfig",
+    "ReferenceVariance",
+    "SamplerName",
+    "Start",
+]
+
+# Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
+# samplers of some models.
+EDIT_STEPS = 48
+
+SamplerName = Literal["recovery", "annealed", "flow"]
+Kernel = Literal["corrected", "plain"]
+Start = Literal["ancestral", "flow", "u_next"]
+ReferenceVariance = Literal["sigma_next", "posterior"]
+
+
+@dataclass(frozen=True)
+class LangevinConfig(ConfigBase):
+    """How to sample: the method, its number of gradients, and the Langevin kernel's settings.
+
+    Arguments:
+        sampler: "recovery" (the paper's), "annealed" or "flow".
+        steps: Gradient evaluations in all.
+        kernel: "corrected" leaves a Gaussian of the reference variance invariant; "plain" is the
+            release's.
+        start: Where a level's chain starts: "u_next", one deterministic flow step from it
+            ("flow"), or one random ancestral step from it ("ancestral").
+        reference_variance: C of the corrected kernel: "sigma_next", sigma_{t+1}^2 (1 for a
+            marginal), or "posterior", B_t below.
+        step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a
+            marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
+        temperature: Factor on every noise draw's standard deviation; a list gives one a group.
+        denoise: End with one flow step from the lowest level to noise 0.
+        early_share: Gradients of the noisiest level over those of the lowest, not counting one
+            that each level has anyway; those between lie on a line. 1 spends as many on each.
+        step_decay: s at the end of each level's chain over s at its start; geometric between.
+        momentum: rho, the part of the momentum that a step keeps (`sampling/chain.py`). 0 is
+            overdamped Langevin.
+        metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
+            is; costs a gradient a level.
+        precondition: Longer steps where the data leaves more room: B_t of each coordinate from
+            the posterior's variance there, see `sampling/sample.py`.
+
+    >>> LangevinConfig(sampler="flow", steps=20).temperature
+    1.0
+    >>> LangevinConfig(sampler="gibbs")
+    Traceback (most recent call last):
+    hebm_sample.errors.UserInputError: sampler is 'gibbs'; it can be 'recovery', 'annealed', 'flow'
+    """
+
+    sampler: SamplerName = "recovery"
+    steps: int = 48
+    kernel: Kernel = "corrected"
+    start: Start = "flow"
+    reference_variance: ReferenceVariance = "sigma_next"
+    step_scale: float = 1.5
+    temperature: float | tuple[float, ...] = 1.0
+    denoise: bool = True
+    early_share: float = 1.0
+    step_decay: float = 1.0
+    momentum: float = 0.0
+    metropolis: bool = False
+    precondition: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("sampler", self.sampler, SamplerName)
+        require_choice("kernel", self.kernel, Kernel)
+        require_choice("start", self.start, Start)
+        require_choice("reference_variance", self.reference_variance, ReferenceVariance)
+        require_integer("steps", self.steps, 1, 100_000)
+        require_range("step_scale", self.step_scale, 0.0, 1e6)
+        require_range("early_share", self.early_share, 0.0, 100.0)
+        if self.kernel == "corrected":
+            require(
+                self.step_scale <= 4,
+                f"step_scale is {self.step_scale}; the corrected kernel needs s <= 4 C",
+            )
+        require_range("step_decay", self.step_decay, 0.001, 1.0)
+        require_range("momentum", self.momentum, 0.0, 0.999)
+        for name in ("denoise", "metropolis", "precondition"):
+            require_choice(name, getattr(self, name), Literal[True, False])
+        self._check_temperature()
+        moving = self.momentum > 0 or self.metropolis
+        require(
+            not moving or self.kernel == "plain" or self.step_scale < 4,
+            "momentum and metropolis need steps with noise: step_scale below 4",
+        )
+
+    def _check_temperature(self) -> None:
+        several = isinstance(self.temperature, (tuple, list))
+        if several:  # a list from a caller becomes what a frozen dataclass should hold
+            object.__setattr__(self, "temperature", tuple(typing.cast("Any", self.temperature)))
+        for value in typing.cast("Any", self.temperature) if several else (self.temperature,):
+            require_range("temperature", value, 0.0, 10.0)
+        require(
+            not self.metropolis or (not several and self.temperature != 0.0),
+            f"temperature is {self.temperature}; metropolis needs one number above 0",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any other, but what was added later only where it says something: files and hashes
+        of models from before it stay as they were.
+        """
+        later = ("early_share", "step_decay", "momentum", "metropolis", "precondition")
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in later}
+        missing = object()
+        return {k: v for k, v in super().to_dict().items() if v != usual.get(k, missing)}

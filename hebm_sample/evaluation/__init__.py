@@ -1,0 +1,1 @@
+"""How good is a model: the measurements that need one, and their reports."""

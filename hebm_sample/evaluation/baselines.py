@@ -1,0 +1,304 @@
+"""Baselines by the same generator: what else could stand in the place of the prior.
+
+    joint-ebm    one energy-based prior p(u) without a diffusion (T = 1, the 2023 predecessor):
+                 maximum likelihood, chains from N(0, I); `joint_ebm` is its preset
+    ddpm         a latent DDPM, `evaluation/latent_ddpm.py`
+
+`run_baselines` measures all of them with the same feature spaces, reference, seeds and number of
+pictures; the seconds a picture that drawing u took; and over five disjoint sets of seeds by how
+much each is worse than the energy-based prior.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.context import Bench, Spaces
+from hebm_sample.evaluation.latent_ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
+from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
+from hebm_sample.io.files import sha256_of
+from hebm_sample.latents import Latents, concatenate
+from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
+from hebm_sample.metrics.quality import measure_quality
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import Preset
+from hebm_sample.prior.schedule import release_levels
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+
+__all__ = ["joint_ebm", "run_baselines", "show_baselines"]
+
+JOINT_STEP = 0.1  # s of the joint EBM's chains, in training and sampling
+JOINT_CHAIN = 20
+# Maximum likelihood needs a chain a step: many small steps learn more in the same time.
+JOINT_BATCH, JOINT_RATE, JOINT_AVERAGE = 16, 3e-4, 0.99
+# Steps and eta: ancestral sampling needs many, the deterministic one does with few.
+DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0), (100, 1.0))
+SEED_SETS = 5
+
+
+def joint_ebm(preset: Preset) -> Preset:
+    """The preset without its diffusion: levels of T = 1, the release's parametrisation, chains of
+    20 steps from N(0, I) with s = 0.1, no symbols.
+    """
+    prior = replace(
+        preset.prior,
+        levels=release_levels(1),
+        parametrization="release",
+        step_size_0=JOINT_STEP,
+        symbols=(),
+    )
+    sampling = replace(
+        preset.sampling,
+        sampler="recovery",
+        steps=JOINT_CHAIN,
+        kernel="plain",
+        start="u_next",
+        denoise=False,
+        step_scale=1.0,
+    )
+    settings = replace(
+        preset.prior_settings,
+        batch_size=min(JOINT_BATCH, preset.prior_settings.batch_size),
+        learning_rate=JOINT_RATE,
+        warmup_steps=20,
+        ema_decay=JOINT_AVERAGE,
+    )
+    return replace(
+        preset,
+        prior=prior,
+        sampling=sampling,
+        prior_settings=settings,
+        objective="mle",
+        chain_steps=JOINT_CHAIN,
+        label_columns=(),
+    )
+
+
+def _generator_of(name: str, other: Pipeline, bench: Bench) -> None:
+    """`UserInputError` unless both models have one generator."""
+    if other.config.generator == bench.pipe.config.generator:
+        pairs = zip(
+            other.generator.state_dict().values(),
+            bench.pipe.generator.state_dict().values(),
+            strict=True,
+        )
+        # Half precision on disk: a copy may be off by its rounding.
+        if all(torch.allclose(a.cpu(), b.cpu(), rtol=2e-3, atol=1e-5) for a, b in pairs):
+            return
+    raise UserInputError(
+        f"baseline {name} has another generator than {bench.pipe.name}; "
+        "train it with --generator of this model"
+    )
+
+
+class _Drawn(NamedTuple):
+    """A prior's latents, the seconds that drawing them took, its parameters, and the steps and
+    seconds of its training, as far as they are known.
+    """
+
+    u: Latents
+    seconds: float
+    parameters: int | None = None
+    training_steps: int | None = None
+    training_seconds: float | None = None
+
+
+def _training(folder: Path) -> tuple[int | None, float | None]:
+    """Steps and seconds of the run that a folder, or the one above it, holds."""
+    for place in (folder, folder.parent):
+        if (path := latest_checkpoint(place)) is not None:
+            state = read_state(path)
+            return state["step"], state["seconds"]
+    return None, None
+
+
+def _size(module: nn.Module | None) -> int | None:
+    return None if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _ddpm_draws(
+    bench: Bench, folder: Path, net: LatentDenoiser, steps: int, eta: float
+) -> tuple[Latents, float]:
+    """u of the bench's seeds and the seconds that they took, kept in its folder."""
+    shapes, device = bench.pipe.generator.latent_shapes, bench.pipe.device
+    net, digest = net.to(device), sha256_of(folder / DDPM_FILE)
+
+    def make(start: int, stop: int) -> dict[str, Tensor]:
+        began, parts = time.perf_counter(), []
+        for i in range(start, stop, bench.batch_size):
+            noise = NoiseStreams(range(i, min(i + bench.batch_size, stop)), shapes, device=device)
+            u = sample_ddpm(net, noise, steps=steps, eta=eta, progress=bar.update)
+            parts.append(tuple(g.cpu() for g in u))
+        seconds = torch.tensor([time.perf_counter() - began])
+        return {f"u{i}": g for i, g in enumerate(concatenate(parts))} | {"seconds": seconds}
+
+    total = steps * -(-bench.num_pictures // bench.batch_size)
+    with tqdm(total=total, desc="latent DDPM", unit="step", disable=not bench.progress) as bar:
+        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", digest, steps, eta]
+        found = bench._kept(name, key, bench.num_pictures, make)
+    return bench._latents(found), float(found["seconds"].sum())
+
+
+def _draws(bench: Bench, folders: Mapping[str, Path | str]) -> dict[str, _Drawn]:
+    """Latents of every baseline, and what they took."""
+    found: dict[str, _Drawn] = {}
+    for name, folder in folders.items():
+        run = _training(Path(folder))
+        if (Path(folder) / DDPM_FILE).is_file():
+            net = load_ddpm(folder)
+            if net.shapes != bench.pipe.generator.latent_shapes:
+                raise UserInputError(f"baseline {name} is for latents of other shapes")
+            for steps, eta in DDPM_SAMPLERS:
+                title = f"{name}, {steps} {'ancestral' if eta else 'deterministic'} steps"
+                found[title] = _Drawn(
+                    *_ddpm_draws(bench, Path(folder), net, steps, eta), _size(net), *run
+                )
+            continue
+        other = Pipeline.from_pretrained(folder, device=bench.pipe.device)
+        _generator_of(name, other, bench)
+        own = replace(bench, pipe=other, sampling={}, _made={})
+        drawn = own.drawn("ebm")
+        title = f"{name}, {other.config.sampling.steps} gradients"
+        found[title] = _Drawn(*drawn, _size(other.prior), *run)
+    return found
+
+
+def run_baselines(
+    bench: Bench, spaces: Spaces, folders: Mapping[str, Path | str]
+) -> dict[str, Any]:
+    """Every prior's distances and seconds a picture, in every space.
+
+    Arguments:
+        folders: Name to a folder of `train_ddpm`, or a model with the same generator.
+    """
+    count = bench.num_pictures
+    gauss, ebm = bench.drawn("gaussian"), bench.drawn("ebm")
+    steps = bench.pipe.sampling_config(**bench.sampling).steps
+    own = f"energy-based prior, {steps} gradients"
+    features = {
+        "reconstructions": bench.features("reconstructions", spaces),
+        "N(0, I)": bench.features("gaussian", spaces),
+        own: bench.features("ebm", spaces),
+    }
+    drawn = {"N(0, I)": _Drawn(*gauss, 0), own: _Drawn(*ebm, _size(bench.pipe.prior))}
+    for name, draws in _draws(bench, folders).items():
+        drawn[name] = draws
+        features[name] = bench.features_of(f"baseline {name}", draws.u, spaces)
+    reference = bench.features("reference", spaces)
+    found: dict[str, Any] = {"count": count, "own": own, "spaces": {}}
+    for space in spaces:
+        rows: dict[str, dict[str, Any]] = {}
+        for name in features:
+            rows[name] = measure_quality(features[name][space], reference[space]).to_dict()
+            rows[name] |= _costs(drawn.get(name), count)
+        ends = rows["N(0, I)"]["frechet"], rows["reconstructions"]["frechet"]
+        for row in rows.values():
+            row["gap_closed"] = gap_closed(ends[0], row["frechet"], ends[1])
+        found["spaces"][space] = rows
+    found["seeds"] = _seed_spread(features, reference, cast("dict[str, Any]", spaces))
+    found["differences"] = {
+        space: _differences(spread, own) for space, spread in found["seeds"].items()
+    }
+    return found
+
+
+def _costs(drawn: _Drawn | None, count: int) -> dict[str, Any]:
+    """What a prior costs, a picture and once."""
+    return {
+        "seconds_a_picture": None if drawn is None else drawn.seconds / count,
+        "parameters": None if drawn is None else drawn.parameters,
+        "training_steps": None if drawn is None else drawn.training_steps,
+        "training_seconds": None if drawn is None else drawn.training_seconds,
+    }
+
+
+def _differences(spread: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
+    """By how much each prior's FD is above our own's, over the sets of seeds: mean and standard
+    error. Both draw the same seeds against the same reference, so a set is a pair.
+    """
+    found = {}
+    for name, distances in spread.items():
+        if name in (own, "reconstructions"):
+            continue
+        pairs = [a - b for a, b in zip(distances, spread[own], strict=True)]
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+        found[name] = {"value": statistics.fmean(pairs), "error": error}
+    return found
+
+
+def _seed_spread(
+    named: Mapping[str, Mapping[str, Any]],
+    reference: Mapping[str, Any],
+    spaces: Mapping[str, Any],
+    blocks: int = SEED_SETS,
+) -> dict[str, dict[str, list[float]]]:
+    """FD of five disjoint runs of seeds, each a fifth of the pictures: what another choice of
+    seeds changes. These distances are of fewer pictures, so larger; compare them among each other.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for space in spaces:
+        against = FeatureStatistics.from_features(reference[space])
+        found[space] = {}
+        for name, features in named.items():
+            rows = features[space]
+            size = len(rows) // blocks
+            if size < 2:
+                continue
+            found[space][name] = [
+                frechet_distance(
+                    FeatureStatistics.from_features(rows[i * size : (i + 1) * size]), against
+                )
+                for i in range(blocks)
+            ]
+    return found
+
+
+def show_baselines(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    blocks: list[Block] = [
+        Heading("Baselines"),
+        Text(
+            f"The same generator, {found['count']} pictures and seeds, the same reference. "
+            "Seconds are those of drawing u; decoding comes to all alike. The last column is by "
+            "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
+            "sets of seeds, each a fifth of the pictures, ± the standard error of the five."
+        ),
+    ]
+    for space, rows in found["spaces"].items():
+        table = [
+            [
+                name,
+                with_error(row["frechet"], row["frechet_error"], 2),
+                number(row["gap_closed"]),
+                with_error(row["kernel"], row["kernel_error"], 4),
+                number(row.get("precision")),
+                number(row.get("recall")),
+                number(row["seconds_a_picture"], 4),
+                _millions(row.get("parameters")),
+                number(row.get("training_seconds"), 0),
+                _above(found.get("differences", {}).get(space, {}).get(name)),
+            ]
+            for name, row in rows.items()
+        ]
+        header = ["", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds a picture"]
+        header += ["parameters", "seconds of training", "above ours"]
+        blocks += [Text(f"In {space}:"), Table(header, table)]
+    return blocks
+
+
+def _millions(count: int | None) -> str:
+    return "–" if not count else f"{count / 1e6:.2f} M"
+
+
+def _above(difference: Mapping[str, float] | None) -> str:
+    return "" if difference is None else with_error(difference["value"], difference["error"], 2)

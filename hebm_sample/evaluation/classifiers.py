@@ -1,0 +1,131 @@
+"""Judges for the data at hand: which label columns, and one network a data set and recipe.
+
+Value j of a variable of the model is label j of its column.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hebm_sample.config import SymbolConfig
+from hebm_sample.data.dataset import Pictures
+from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.distances import cache_path
+from hebm_sample.metrics.attribute_classifier import (
+    JudgeNet,
+    accuracies,
+    load_judge,
+    save_judge,
+    train_judge,
+)
+from hebm_sample.pipeline.conditions import allowed_values, find_symbol
+from hebm_sample.presets.models import PRESETS
+
+__all__ = ["Wish", "find_judge", "label_columns", "parse_wish"]
+
+JUDGE_RECIPE = 1
+JUDGE_EPOCHS = 10
+JUDGE_BATCH = 128
+Wish = dict[str, str]  # variable to value
+
+
+def _require_column(pictures: Pictures, column: str) -> None:
+    if column not in pictures.labels:
+        raise UserInputError(
+            f"the data have no label column {column!r}; they have "
+            f"{', '.join(sorted(pictures.labels)) or 'none'}"
+        )
+
+
+def label_columns(
+    symbols: Sequence[SymbolConfig],
+    pictures: Pictures,
+    model: str,
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Which column of the data holds the labels of which variable.
+
+    Arguments:
+        symbols: The model's.
+        pictures: With their labels; value j of a variable is label j.
+        model: A preset of that name says so; else columns are called as the variables.
+        named: Variable to column, in the preset's place.
+
+    Variables without a column are left out. Raises `UserInputError` if a named one does not exist
+    or none is left.
+    """
+    for name, column in (named or {}).items():
+        find_symbol(symbols, name, model)
+        _require_column(pictures, column)
+    preset = PRESETS.get(model)
+    columns = dict(preset.label_columns) if preset is not None else {}
+    columns |= named or {}
+    found = {s.name: columns.get(s.name, s.name) for s in symbols}
+    found = {name: column for name, column in found.items() if column in pictures.labels}
+    if not found:
+        raise UserInputError(
+            f"the data have no labels for any symbol of {model} "
+            f"({', '.join(s.name for s in symbols) or 'it has none'}); "
+            "name a column with --label-column SYMBOL=COLUMN"
+        )
+    return found
+
+
+def parse_wish(text: str, symbols: Sequence[SymbolConfig], model: str) -> Wish:
+    """`Male=no,Smiling` to variable and value; a name alone means yes. Raises `UserInputError`."""
+    wish: Wish = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        symbol, value = find_symbol(symbols, name, model), value or "yes"
+        if name in wish or len(allowed_values(symbol, value)) != 1 or value.startswith("~"):
+            raise UserInputError(f"{text!r} is no set of values: write NAME=VALUE,NAME=VALUE")
+        wish[name] = value
+    return wish
+
+
+def find_judge(
+    training: Pictures,
+    held_out: Pictures,
+    columns: Sequence[str],
+    *,
+    steps: int | None = None,
+    out: Path | None = None,
+    cache_dir: Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> tuple[JudgeNet, dict[str, Any]]:
+    """A judge of these columns and its report: from the cache, or trained and kept there.
+
+    Arguments:
+        training, held_out: What it learns from, and what its accuracies are measured on.
+        steps: Of training; ten passes over the rows if None.
+        out: Keep it in this file, in place of the cache, and always train it.
+        cache_dir: By default $HEBM_CACHE or ~/.cache/hebm_sample; of it the folder `judges`.
+
+    Raises:
+        UserInputError: A column that the data have not, or without any known label.
+    """
+    columns = sorted(set(columns))
+    for column in columns:
+        _require_column(training, column)
+        if not (training.labels[column] >= 0).any():
+            raise UserInputError(f"label column {column!r} is unknown in every training row")
+    steps = steps or max(2, JUDGE_EPOCHS * len(training) // JUDGE_BATCH)
+    key = [JUDGE_RECIPE, steps, columns, training.identity]
+    path = out or cache_path("judges", key, cache_dir)
+    if out is None and path.is_file():
+        return load_judge(path, device=device)
+    labels = {column: training.labels[column] for column in columns}
+    batch = min(JUDGE_BATCH, len(training))
+    judge, report = train_judge(
+        training.images, labels, steps=steps, batch_size=batch, device=device, progress=progress
+    )
+    verdict = judge.judge(np.asarray(held_out.images))
+    report |= {"data": training.identity, "held_out": held_out.identity}
+    report["columns"] = accuracies(verdict, held_out.labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_judge(judge, path, report)
+    return judge, report

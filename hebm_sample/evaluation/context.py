@@ -1,0 +1,272 @@
+"""A model's latents and pictures, made once and looked at by every part of a measurement.
+
+    gaussian, ebm      u of seeds 0 ... n - 1 under N(0, I) and under the energy-based prior
+    held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out pictures
+
+With a folder these are kept there as safetensors, 500 pictures a file, under a key of the model,
+the sampler and the data: a measurement that was interrupted goes on where it was, and a second one
+reads them. Pictures are decoded again each time, which costs little beside the chains.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hebm_sample.data.dataset import Pictures
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.files import write_atomically
+from hebm_sample.io.images import to_uint8
+from hebm_sample.latents import Latents, concatenate
+from hebm_sample.metrics.features import extract
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.elbo import elbo
+
+__all__ = ["Bench", "Drawn", "Seen", "Spaces", "as_bytes", "fingerprint"]
+
+FORMAT = 1
+PICTURES_A_FILE = 500
+PICTURE_SETS = ("gaussian", "ebm", "reconstructions", "reconstructed", "reference", "training")
+Spaces = dict[str, tuple[Any, dict[str, Any]]]
+Prior = Literal["gaussian", "ebm"]
+
+
+class Drawn(NamedTuple):
+    """Latents of seeds 0 ... n - 1, and the seconds that drawing them took."""
+
+    u: Latents
+    seconds: float
+
+
+class Seen(NamedTuple):
+    """Held-out pictures: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL a group (N, L) in nats."""
+
+    u: Latents
+    distortion: Tensor
+    kl: Tensor
+
+
+def as_bytes(images: Tensor) -> np.ndarray:
+    """What a user would save: float pictures in [-1, 1] to uint8 (N, 3, S, S)."""
+    return np.ascontiguousarray(to_uint8(images).transpose(0, 3, 1, 2))
+
+
+def fingerprint(pipe: Pipeline, *, encoder: bool = False) -> str:
+    """A hash of a model's config and weights."""
+    digest = hashlib.sha256(json.dumps(pipe.config.to_dict(), sort_keys=True).encode())
+    modules = [pipe.generator, *([pipe.prior] if pipe.prior is not None else [])]
+    for module in [*modules, *([pipe.encoder] if encoder else [])]:
+        for name, tensor in module.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@dataclass
+class Bench:
+    """A model, the pictures to measure it on, and what has been made of both so far.
+
+    Arguments:
+        pipe: The model.
+        num_pictures: n, in each set.
+        training: What it was trained on; None where a measurement does without.
+        held_out: 2 n pictures that it was not: the first n are reconstructed, the others are the
+            reference.
+        batch_size: Pictures at a time.
+        folder: Where latents are kept; None keeps them in memory only.
+        progress: Show bars.
+        sampling: Fields of `LangevinConfig` in place of the model's own.
+    """
+
+    pipe: Pipeline
+    num_pictures: int
+    training: Pictures | None = None
+    held_out: Pictures | None = None
+    batch_size: int = 50
+    folder: Path | None = None
+    progress: bool = True
+    sampling: dict[str, Any] = field(default_factory=dict)
+    _made: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def drawn(self, prior: Prior) -> Drawn:
+        """Latents of seeds 0 ... n - 1 under a prior."""
+        settings = self.sampling if prior == "ebm" else {}
+        total = self.pipe.total_steps(
+            num_images=self.num_pictures,
+            batch_size=self.batch_size,
+            steps=settings.get("steps"),
+            prior=prior,
+        )
+        key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
+        bar = tqdm(
+            total=total, desc="sampling", unit="grad", disable=not (self.progress and total)
+        )
+
+        def make(start: int, stop: int) -> dict[str, Tensor]:
+            began = time.perf_counter()
+            parts = [
+                self._drawn_batch(range(i, min(i + self.batch_size, stop)), prior, bar.update)
+                for i in range(start, stop, self.batch_size)
+            ]
+            seconds = torch.tensor([time.perf_counter() - began])
+            return _by_group(concatenate(parts)) | {"seconds": seconds}
+
+        with bar:
+            found = self._kept(prior, key, self.num_pictures, make)
+        return Drawn(self._latents(found), float(found["seconds"].sum()))
+
+    def _drawn_batch(
+        self, seeds: range, prior: Prior, progress: Callable[[int], object]
+    ) -> Latents:
+        settings = self.sampling if prior == "ebm" else {}
+        out = self.pipe(
+            seeds=seeds,
+            batch_size=self.batch_size,
+            output_type="torch",
+            prior=prior,
+            progress=progress,
+            **settings,
+        )
+        return out.latents
+
+    def seen(self) -> Seen:
+        """What generator and encoder say of the held-out pictures."""
+        pictures = self._held_out()
+        key = ["seen", fingerprint(self.pipe, encoder=True), pictures.identity]
+        found = self._kept("held-out", key, len(pictures), self._look)
+        return Seen(self._latents(found), found["distortion"], found["kl"])
+
+    def look_at(self, images: np.ndarray) -> Seen:
+        """The same of any pictures, uint8 (N, 3, S, S); not kept."""
+        found = self._looked(images, 0)
+        return Seen(self._latents(found), found["distortion"], found["kl"])
+
+    def _look(self, start: int, stop: int) -> dict[str, Tensor]:
+        return self._looked(np.asarray(self._held_out().images[start:stop]), start)
+
+    @torch.no_grad()
+    def _looked(self, images: np.ndarray, first_seed: int) -> dict[str, Tensor]:
+        pipe, parts = self.pipe, []
+        starts = range(0, len(images), self.batch_size)
+        for i in tqdm(starts, desc="encoding", unit="batch", disable=not self.progress):
+            x = torch.from_numpy(np.array(images[i : i + self.batch_size])).float() / 127.5 - 1
+            seeds = range(first_seed + i, first_seed + i + len(x))
+            noise = NoiseStreams(seeds, pipe.generator.latent_shapes, device=pipe.device).normal()
+            found = elbo(pipe.generator, pipe.encoder, x.to(pipe.device), noise)
+            u = _by_group(tuple(g.cpu() for g in found.posterior.u))
+            nats = {"distortion": found.distortion.double().cpu(), "kl": found.kl.double().cpu()}
+            parts.append(u | nats)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def pictures(self, u: Latents) -> Iterator[np.ndarray]:
+        """Mean pictures of u as bytes, uint8 (B, 3, S, S) a batch."""
+        for i in range(0, len(u[0]), self.batch_size):
+            rows = tuple(g[i : i + self.batch_size] for g in u)
+            found = self.pipe.decode(rows, output_type="torch", batch_size=self.batch_size)
+            yield as_bytes(found * 2 - 1)
+
+    def stream(self, name: str) -> Iterator[np.ndarray]:
+        """Batches of a set of `PICTURE_SETS`: `reconstructed` are the held-out pictures whose
+        `reconstructions` are compared with the others, the `reference`.
+        """
+        half = self.num_pictures
+        if name in ("gaussian", "ebm"):
+            yield from self.pictures(self.drawn(name).u)  # pyright: ignore[reportArgumentType]
+            return
+        if name == "reconstructions":
+            yield from self.pictures(tuple(g[:half] for g in self.seen().u))
+            return
+        if name == "training":
+            if self.training is None:
+                raise UserInputError("this needs the training pictures; give them with --data")
+            images = self.training.images
+        else:
+            images = self._held_out().images
+            images = images[:half] if name == "reconstructed" else images[half : 2 * half]
+        for i in range(0, len(images), self.batch_size):
+            yield np.asarray(images[i : i + self.batch_size])
+
+    def features(self, name: str, spaces: Spaces) -> dict[str, np.ndarray]:
+        """Features (N, D) of a set of pictures in every space; each set is decoded once."""
+        return self._features(name, lambda: self.stream(name), spaces)
+
+    def features_of(self, name: str, u: Latents, spaces: Spaces) -> dict[str, np.ndarray]:
+        """The same of the pictures of any latents, kept under a name of the caller's."""
+        return self._features(name, lambda: self.pictures(u), spaces)
+
+    def _features(
+        self, name: str, stream: Callable[[], Iterator[np.ndarray]], spaces: Spaces
+    ) -> dict[str, np.ndarray]:
+        missing = {s: e for s, (e, _) in spaces.items() if (name, s) not in self._made}
+        if missing:
+            parts: dict[str, list[np.ndarray]] = {s: [] for s in missing}
+            bar = tqdm(desc=f"features, {name}", unit="img", disable=not self.progress)
+            for batch in stream():
+                for space, extractor in missing.items():
+                    parts[space].append(extract(extractor, batch))
+                bar.update(len(batch))
+            bar.close()
+            for space, found in parts.items():
+                self._made[name, space] = np.concatenate(found)
+        return {s: self._made[name, s] for s in spaces}
+
+    def _held_out(self) -> Pictures:
+        if self.held_out is None:
+            raise UserInputError("this needs held-out pictures; give the data with --data")
+        return self.held_out
+
+    def _latents(self, found: dict[str, Tensor]) -> Latents:
+        return tuple(found[f"u{i}"] for i in range(len(self.pipe.generator.latent_shapes)))
+
+    def _kept(
+        self,
+        name: str,
+        key: list[Any],
+        count: int,
+        make: Callable[[int, int], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Rows 0 ... count - 1 of what `make(start, stop)` gives, from memory, the folder, or
+        made.
+        """
+        if name not in self._made:
+            parts = []
+            for start in range(0, count, PICTURES_A_FILE):
+                stop = min(start + PICTURES_A_FILE, count)
+                parts.append(self._kept_file(name, [*key, start, stop], start, stop, make))
+            self._made[name] = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        return self._made[name]
+
+    def _kept_file(
+        self,
+        name: str,
+        key: list[Any],
+        start: int,
+        stop: int,
+        make: Callable[[int, int], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        if self.folder is None:
+            return make(start, stop)
+        digest = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
+        path = self.folder / f"{name}-{start:06}-{digest}.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            found = make(start, stop)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, serialise({k: v.contiguous() for k, v in found.items()}))
+        return found
+
+
+def _by_group(u: Latents) -> dict[str, Tensor]:
+    return {f"u{i}": g for i, g in enumerate(u)}

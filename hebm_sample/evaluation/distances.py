@@ -1,0 +1,376 @@
+"""The first measurement of a model, on pictures it was not trained on.
+
+    gap closed = (FD_gauss - FD_ebm) / (FD_gauss - FD_recon)
+
+Fréchet distances to one half of the held-out pictures; reconstructions come from the other half,
+so nothing is compared with itself, and all four sets have the same size. Held-out pictures are the
+last rows of the data, or another split of it where training used all rows. Distances are taken in
+the features of a small classifier trained here on the training rows' labels, and in principal
+components of the pixels beside it; without labels in the components only. Bits a dimension are the
+ELBO under the generator's own N(0, I).
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hebm_sample import __version__
+from hebm_sample.data.dataset import Pictures, load_pictures
+from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.context import Bench, as_bytes
+from hebm_sample.evaluation.reference import find_set
+from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.latents import Latents
+from hebm_sample.metrics import (
+    GapMeasurement,
+    PcaFeatures,
+    load_extractor,
+    measure_gap,
+    save_extractor,
+    train_feature_net,
+)
+from hebm_sample.metrics.quality import Quality, measure_quality
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import PRESETS
+
+__all__ = [
+    "DEFAULT_FEATURE_STEPS",
+    "DEFAULT_PICTURES",
+    "Evaluation",
+    "as_bytes",
+    "cache_path",
+    "evaluate",
+    "feature_spaces",
+    "make_bench",
+    "measure",
+    "open_held_out",
+]
+
+FEATURE_RECIPE = 1
+DEFAULT_VALIDATION = 4000
+TEST_SPLIT = "test"
+DEFAULT_FEATURE_STEPS = 1200
+DEFAULT_PICTURES = 2000
+PCA_ROWS = 8000
+FEWEST_LABELS = 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    Arguments:
+        model: The model's name.
+        sampling: Its sampler's settings in this measurement.
+        held_out: Held-out pictures: reference and reconstructed halves together.
+        bits: ELBO under N(0, I) in bits a dimension, on all held-out pictures.
+        distortion_bits: Its first part, -log p(x | h_{L+1}).
+        kl: KL a group in nats.
+        u_square: Mean square of the sampler's u a group; q(u)'s is beside it.
+        gaps: Distances and gap closed by name of the feature space; the first is the headline.
+        feature_reports: What is known of each space, such as its classifier's accuracy.
+        seconds: The whole measurement.
+        sampling_seconds: Of that, sampling the energy-based prior.
+        quality: By space and set ("reconstructions", "gaussian", "ebm"): kernel distance,
+            precision, recall, density and coverage against the reference.
+    """
+
+    model: str
+    sampling: dict[str, Any]
+    held_out: int
+    bits: float
+    distortion_bits: float
+    kl: list[float]
+    u_square: list[float]
+    u_square_posterior: list[float]
+    gaps: dict[str, GapMeasurement]
+    feature_reports: dict[str, Any]
+    seconds: float
+    sampling_seconds: float
+    version: str = __version__
+    quality: dict[str, dict[str, Quality]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None for a figure that is not a number, such as a gap closed where
+        N(0, I) is no worse than the reconstructions.
+        """
+        plain = asdict(self)
+        plain["quality"] = {
+            space: {name: q.to_dict() for name, q in sets.items()}
+            for space, sets in self.quality.items()
+        }
+        for gap in plain["gaps"].values():  # JSON has no nan
+            gap |= {k: v if math.isfinite(v) else None for k, v in gap.items()}
+        return plain
+
+    def table(self) -> str:
+        """The figures as text."""
+        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
+        lines = [
+            f"{self.model}: {self.held_out} held-out pictures; {how}, "
+            f"{self.sampling_seconds:.0f} s",
+            f"bits a dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "
+            f"(of which distortion {self.distortion_bits:.3f})",
+            "group                 " + "".join(f"{i:>9}" for i in range(len(self.kl))),
+            "KL in nats            " + "".join(f"{v:9.1f}" for v in self.kl),
+            "mean square of q(u)   " + "".join(f"{v:9.3f}" for v in self.u_square_posterior),
+            "mean square of samples" + "".join(f"{v:9.3f}" for v in self.u_square),
+        ]
+        for name, gap in self.gaps.items():
+            lines += [
+                f"Fréchet distances in {name}, {gap.num_pictures} pictures a side:",
+                f"  reconstructions {gap.fd_recon:.3f} ± {gap.fd_recon_error:.3f}",
+                f"  N(0, I)         {gap.fd_gauss:.3f} ± {gap.fd_gauss_error:.3f}",
+                f"  EBM prior       {gap.fd_model:.3f} ± {gap.fd_model_error:.3f}",
+                f"  gap closed      {gap.gap_closed:.3f} ± {gap.gap_closed_error:.3f}",
+                *(f"  {which:15} {q}" for which, q in self.quality.get(name, {}).items()),
+            ]
+        return "\n".join(lines)
+
+
+def open_held_out(
+    source: str | Path,
+    *,
+    size: int,
+    model: str | None = None,
+    validation: int | None = None,
+    split: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> tuple[Pictures, Pictures]:
+    """The rows that a model was trained on, and those that it was not.
+
+    Arguments:
+        source: As for `load_pictures`.
+        size: Side of the pictures.
+        model: A preset of that name says how many rows at the end were kept apart.
+        validation: How many, in the preset's place; 0 means none, and the split `test` is
+            held out. 4,000 if neither says.
+        split: Of the source, that is held out; then no rows at the end are.
+        cache_dir: Of `load_pictures`.
+        progress: Show a bar while decoding.
+
+    Raises:
+        UserInputError: There are no such rows or split, or the split is the training rows.
+    """
+    if split is not None and validation:
+        raise UserInputError(
+            f"{validation} validation rows and the split {split!r} were both given; "
+            "leave one of them out"
+        )
+    if validation is None:
+        preset = PRESETS.get(model or "")
+        validation = preset.prior_settings.validation if preset else DEFAULT_VALIDATION
+    options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
+    training = load_pictures(source, **options)
+    if split is None and validation:
+        return training.split(validation)
+    held_out = load_pictures(source, split=split or TEST_SPLIT, **options)
+    if held_out.identity == training.identity:
+        raise UserInputError(
+            f"the split {split or TEST_SPLIT!r} of {source} is what the model is trained on; "
+            "name another with --split, or keep rows apart with --validation"
+        )
+    return training, held_out
+
+
+def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Path:
+    """Where a trained network is kept: a safetensors file named by its key's hash, in a folder of
+    `cache_dir`, $HEBM_CACHE or ~/.cache/hebm_sample.
+    """
+    home = cache_dir or Path(os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample")
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return home.expanduser() / folder / f"{name}.safetensors"
+
+
+def feature_spaces(
+    training: Pictures,
+    *,
+    steps: int | None = None,
+    model: str | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Name to (extractor, report): a classifier if the training rows have labels, and PCA.
+
+    Arguments:
+        training: The PCA is fitted to them, and the classifier trained on their labels.
+        steps: Of the classifier, 1,200 if None. It is kept in the cache folder, under a key of
+            data, recipe and steps.
+        model: Without `steps`, the classifier that the package has for a model of that name and
+            these very training rows is used in place of a new one; one of other data, which the
+            package has reference statistics of these rows for, is a space of its own, the last.
+    """
+    spaces: dict[str, tuple[Any, dict[str, Any]]] = {}
+    # Fewer labels than that teach a classifier nothing.
+    labels = {k: v for k, v in training.labels.items() if (v >= 0).sum() >= FEWEST_LABELS}
+    shipped = find_set(model, training.images.shape[-1]) if model and steps is None else None
+    if shipped is not None and shipped.recipe.get("training") != training.identity:
+        shipped = None
+    if shipped is not None and shipped.net_of is None:
+        spaces[shipped.space] = (shipped.net, shipped.recipe["classifier"])
+    elif labels:
+        steps = steps or DEFAULT_FEATURE_STEPS
+        path = cache_path("features", [FEATURE_RECIPE, steps, training.identity], cache_dir)
+        if path.is_file():
+            net, report = load_extractor(path)
+        else:
+            net, report = train_feature_net(
+                training.images, labels, steps=steps, progress=progress
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_extractor(net, path, report)
+        spaces[net.name] = (net, report)
+    rows = training.images[:PCA_ROWS]
+    pca = PcaFeatures(min(100, len(rows) - 1))
+    pca.fit(rows)
+    spaces[pca.name] = (pca, {})
+    if shipped is not None and shipped.net_of is not None:
+        spaces[shipped.space] = (shipped.net, shipped.recipe["classifier"])
+    return spaces
+
+
+def make_bench(
+    pipe: Pipeline,
+    training: Pictures,
+    held_out: Pictures,
+    *,
+    num_pictures: int = DEFAULT_PICTURES,
+    batch_size: int = 50,
+    folder: Path | None = None,
+    progress: bool = True,
+    **sampling: Any,
+) -> Bench:
+    """A model with an energy-based prior and the first 2 n held-out pictures.
+
+    Raises:
+        UserInputError: Too few held-out pictures, a model without a prior, or a setting that the
+            sampler has not.
+    """
+    if pipe.prior is None:
+        raise UserInputError(
+            f"{pipe.name} has no energy-based prior yet; train one with hebm-train prior"
+        )
+    if len(held_out) < 20:
+        raise UserInputError(
+            f"{len(held_out)} pictures are held out; it takes 20 to measure, 10 a side"
+        )
+    if not 10 <= num_pictures <= len(held_out) // 2:
+        raise UserInputError(
+            f"{num_pictures} pictures a side were asked for; with {len(held_out)} held-out "
+            f"pictures it can be 10 to {len(held_out) // 2}"
+        )
+    pipe.sampling_config(**sampling)
+    return Bench(
+        pipe,
+        num_pictures,
+        training,
+        held_out.rows(0, 2 * num_pictures),
+        batch_size,
+        folder,
+        progress,
+        {k: v for k, v in sampling.items() if v is not None},
+    )
+
+
+def _mean_squares(u: Latents) -> list[float]:
+    return [float(g.double().square().mean()) for g in u]
+
+
+def _held_out_figures(bench: Bench) -> dict[str, Any]:
+    """ELBO and KL over all held-out pictures, and q(u)'s mean square."""
+    seen, shape = bench.seen(), tuple(bench.held_out.images.shape[1:])  # pyright: ignore
+    total = (seen.distortion + seen.kl.sum(1)).mean()
+    return {
+        "bits": float(bits_per_dimension(total, shape)),
+        "distortion_bits": float(bits_per_dimension(seen.distortion.mean(), shape)),
+        "kl": seen.kl.mean(0).tolist(),
+        "u_square_posterior": _mean_squares(seen.u),
+    }
+
+
+def measure(
+    bench: Bench,
+    spaces: dict[str, tuple[Any, dict[str, Any]]],
+    *,
+    announce: Callable[[str], object] = lambda _: None,
+) -> Evaluation:
+    """What `evaluate` measures, on a bench and in feature spaces that are there already."""
+    start = time.perf_counter()
+    announce("held-out pictures and reconstructions")
+    figures = _held_out_figures(bench)
+    announce("samples of N(0, I) and of the energy-based prior")
+    drawn = bench.drawn("ebm")
+    names = ("gaussian", "ebm", "reconstructions", "reference")
+    found = {name: bench.features(name, spaces) for name in names}
+    groups = min(20, bench.num_pictures // 2)
+    gaps = {s: measure_gap(*(found[n][s] for n in names), num_groups=groups) for s in spaces}
+    quality = {
+        s: {n: measure_quality(found[n][s], found["reference"][s]) for n in names[:-1]}
+        for s in spaces
+    }
+    return Evaluation(
+        model=bench.pipe.name,
+        sampling=bench.pipe.sampling_config(**bench.sampling).to_dict(),
+        held_out=2 * bench.num_pictures,
+        u_square=_mean_squares(drawn.u),
+        gaps=gaps,
+        feature_reports={name: report for name, (_, report) in spaces.items()},
+        seconds=time.perf_counter() - start,
+        sampling_seconds=drawn.seconds,
+        quality=quality,
+        **figures,
+    )
+
+
+def evaluate(
+    pipe: Pipeline,
+    training: Pictures,
+    held_out: Pictures,
+    *,
+    num_pictures: int = DEFAULT_PICTURES,
+    feature_steps: int | None = None,
+    batch_size: int = 50,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    announce: Callable[[str], object] = lambda _: None,
+    **sampling: Any,
+) -> Evaluation:
+    """Measure a model with an energy-based prior.
+
+    Arguments:
+        pipe: The model.
+        training: What it was trained on; the feature spaces are too.
+        held_out: What it was not.
+        num_pictures: In each of the four sets; at most half of the held-out ones.
+        feature_steps: Optimiser steps of the classifier whose features are used; None takes the
+            package's own where it has one for this model and these data, or else 1,200.
+        batch_size: Pictures at a time.
+        cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
+        progress: Show bars.
+        announce: Told what begins.
+        sampling: Fields of `LangevinConfig` in place of the model's own.
+
+    Raises:
+        UserInputError: Too few held-out pictures, or a model without a prior.
+    """
+    bench = make_bench(
+        pipe,
+        training,
+        held_out,
+        num_pictures=num_pictures,
+        batch_size=batch_size,
+        progress=progress,
+        **sampling,
+    )
+    announce("feature spaces")
+    spaces = feature_spaces(
+        training, steps=feature_steps, model=pipe.name, cache_dir=cache_dir, progress=progress
+    )
+    return measure(bench, spaces, announce=announce)

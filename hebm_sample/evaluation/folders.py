@@ -1,0 +1,118 @@
+"""Two folders of pictures, measured against each other: `hebm-train evaluate --compare A B`.
+
+B is the reference: precision is A's. Spaces are those of the classifiers that come with the
+package, principal components fitted to B, and Inception's if asked for. Pictures are cropped to
+their middle square and brought to one size, that of B's first one by default.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hebm_sample.data.dataset import Pictures, load_pictures
+from hebm_sample.data.sources import PICTURE_SUFFIXES
+from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.reference import SHIPPED, find_set
+from hebm_sample.metrics.features import PcaFeatures, extract
+from hebm_sample.metrics.inception import InceptionFeatures
+from hebm_sample.metrics.quality import Quality, measure_quality
+
+__all__ = ["FolderComparison", "compare_folders"]
+
+FEWEST = 4
+
+
+@dataclass(frozen=True)
+class FolderComparison:
+    """What two folders are like in each space.
+
+    Arguments:
+        folders: A and B, as they were given.
+        counts: Their pictures.
+        size: Side that these were brought to.
+        spaces: Name to figures, A against B.
+    """
+
+    folders: tuple[str, str]
+    counts: tuple[int, int]
+    size: int
+    spaces: dict[str, Quality]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "folders": list(self.folders),
+            "counts": list(self.counts),
+            "size": self.size,
+            "spaces": {name: q.to_dict() for name, q in self.spaces.items()},
+        }
+
+    def table(self) -> str:
+        """The figures as text."""
+        a, b = self.folders
+        lines = [
+            f"{a} ({self.counts[0]} pictures) against {b} ({self.counts[1]}), {self.size}x"
+            f"{self.size}; the larger folder's pictures are not thinned: compare only with "
+            "figures of as many"
+        ]
+        for name, q in self.spaces.items():
+            lines += [f"In {name}:", f"  Fréchet distance {q.frechet}", f"  {q}"]
+        return "\n".join(lines)
+
+
+def _first_size(folder: Path) -> int:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            with Image.open(path) as image:
+                return min(image.size)
+    raise UserInputError(f"no pictures in {folder}")
+
+
+def _spaces(reference: Pictures, inception: bool) -> dict[str, Any]:
+    rows = json.loads((SHIPPED / "index.json").read_text(encoding="utf-8"))["sets"].values()
+    found: dict[str, Any] = {}
+    for row in rows:
+        known = find_set(row["name"], row["image_size"])
+        assert known is not None
+        found[f"{known.net.name}, trained on {known.name}"] = known.net
+    dim = min(100, len(reference) - 1)
+    pca = PcaFeatures(dim).fit(reference.images)
+    found[f"{pca.name} of B"] = pca
+    if inception:
+        extractor = InceptionFeatures()
+        found[extractor.name] = extractor
+    return found
+
+
+def compare_folders(
+    a: str | Path,
+    b: str | Path,
+    *,
+    size: int | None = None,
+    inception: bool = False,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> FolderComparison:
+    """Measure the pictures of folder A against those of folder B.
+
+    Raises:
+        UserInputError: No such folder, or fewer than 4 pictures in one.
+    """
+    for folder in (a, b):
+        if not Path(folder).is_dir():
+            raise UserInputError(f"there is no folder {folder}")
+    size = size or _first_size(Path(b))
+    options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
+    sets = [load_pictures(folder, **options) for folder in (a, b)]
+    if min(map(len, sets)) < FEWEST:
+        raise UserInputError(
+            f"{a} has {len(sets[0])} pictures and {b} {len(sets[1])}; a comparison needs {FEWEST}"
+        )
+    found = {}
+    for name, extractor in _spaces(sets[1], inception).items():
+        features = [extract(extractor, x.images, progress=progress) for x in sets]
+        found[name] = measure_quality(*features)
+    return FolderComparison((str(a), str(b)), (len(sets[0]), len(sets[1])), size, found)

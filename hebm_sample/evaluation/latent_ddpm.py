@@ -1,0 +1,319 @@
+r"""A baseline: a small diffusion model of u (latent DDPM) in the place of the energy-based prior.
+
+    u_s = a(s) u_0 + s eps,   a^2 + s^2 = 1,       s log-uniform, as for the energies
+    loss = E | eps_hat(u_s, s) - eps |^2 / D       eps_hat = s u_s + net(u_s, log SNR)
+
+With net = 0 that is N(0, I), where the energies start, too. The net sees nothing of the
+generator: the groups are brought to one grid (finer ones folded into channels, coarser ones
+repeated), a stack of residual cells works there, and each group's part is brought back. Its width
+is the one that gives about as many parameters as the energies have; data, optimiser, steps,
+average and checkpoints are the prior's.
+
+Sampling steps down levels even in log SNR, from s to r < s:
+
+    u_hat = (u - s eps_hat) / a(s)
+    u <- a(r) u_hat + sqrt(r^2 - c^2) eps_hat + c eps,   c = eta (r / s) sqrt(1 - a(s)^2 / a(r)^2)
+
+eta = 1 is ancestral sampling (DDPM, Ho et al. 2020), eta = 0 is deterministic (DDIM, Song et al.
+2021); the last step is u_hat.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from hebm_sample.config import require_integer, require_range
+from hebm_sample.data.dataset import Pictures
+from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.io.files import write_atomically
+from hebm_sample.latents import Latents, flatten
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import Preset
+from hebm_sample.prior.network import LevelEmbedding
+from hebm_sample.prior.schedule import log_snr_levels
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.energy import Images, PriorObjective, stratified
+from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
+
+__all__ = [
+    "DDPM_FILE",
+    "DenoisingObjective",
+    "LatentDenoiser",
+    "load_ddpm",
+    "matching_width",
+    "sample_ddpm",
+    "save_ddpm",
+    "train_ddpm",
+]
+
+DDPM_FILE = "ddpm.safetensors"
+GRID = 8
+FORMAT_VERSION = 1
+HIGHEST = 0.999  # s where sampling starts
+Shapes = Sequence[tuple[int, int, int]]
+
+
+class _Cell(nn.Module):
+    """h + conv(silu(scale(level) conv(silu(norm(h))) + shift(level)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.first, self.last = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.level = nn.Linear(width, 2 * width)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        inner = self.first(F.silu(self.norm(h))) * (1 + scale) + shift
+        return h + self.last(F.silu(inner))
+
+
+class LatentDenoiser(nn.Module):
+    """eps_hat of all groups of u and a noise level.
+
+    Arguments:
+        shapes: (C, H, W) a group, square.
+        width: Channels of the cells.
+        cells: How many.
+        sigma_min: Smallest s that training visits, where sampling ends.
+    """
+
+    def __init__(
+        self, shapes: Shapes, width: int = 96, cells: int = 6, sigma_min: float = 0.1
+    ) -> None:
+        super().__init__()
+        require_integer("width", width, 4, 4096)
+        require_integer("cells", cells, 1, 64)
+        require_range("sigma_min", sigma_min, 1e-4, 0.9)
+        self.shapes = tuple((int(c), int(h), int(w)) for c, h, w in shapes)
+        self.width, self.cells, self.sigma_min = width, cells, sigma_min
+        self.grid = min(GRID, max(h for _, h, _ in self.shapes))
+        channels = sum(self._channels(s) for s in self.shapes)
+        self.embedding = LevelEmbedding(width)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.stack = nn.ModuleList(_Cell(width) for _ in range(cells))
+        self.norm = nn.GroupNorm(math.gcd(8, width), width)
+        self.head = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values from which `LatentDenoiser(**settings)` is rebuilt."""
+        shapes = [list(s) for s in self.shapes]
+        return {
+            "shapes": shapes,
+            "width": self.width,
+            "cells": self.cells,
+            "sigma_min": self.sigma_min,
+        }
+
+    def _channels(self, shape: tuple[int, int, int]) -> int:
+        channels, side, _ = shape
+        return channels * max(1, side // self.grid) ** 2
+
+    def _gather(self, u: Latents) -> Tensor:
+        """All groups on one grid, (B, C, G, G)."""
+        parts = []
+        for group, (_, side, _) in zip(u, self.shapes, strict=True):
+            if side > self.grid:
+                group = F.pixel_unshuffle(group, side // self.grid)
+            elif side < self.grid:
+                group = F.interpolate(group, (self.grid, self.grid), mode="nearest")
+            parts.append(group)
+        return torch.cat(parts, dim=1)
+
+    def _scatter(self, maps: Tensor) -> Latents:
+        """Back to the groups: the inverse of folding; means where positions were repeated."""
+        parts = maps.split([self._channels(s) for s in self.shapes], dim=1)
+        groups = []
+        for part, (_, side, _) in zip(parts, self.shapes, strict=True):
+            if side > self.grid:
+                part = F.pixel_shuffle(part, side // self.grid)
+            elif side < self.grid:
+                part = F.adaptive_avg_pool2d(part, side)
+            groups.append(part)
+        return tuple(groups)
+
+    def forward(self, u: Latents, sigma: Tensor) -> Latents:
+        """eps_hat, shaped like u_s; s is (B,)."""
+        level = self.embedding(torch.log1p(-sigma.square()) - 2 * sigma.log())
+        h = self.stem(self._gather(u))
+        for cell in self.stack:
+            h = cell(h, level)
+        found = self._scatter(self.head(F.silu(self.norm(h))))
+        s = sigma[:, None, None, None]
+        return tuple(s * g + part for g, part in zip(u, found, strict=True))
+
+
+def matching_width(shapes: Shapes, parameters: int, cells: int = 6) -> int:
+    """The width, a multiple of 8, whose net comes closest to that many parameters."""
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            net = LatentDenoiser(shapes, width, cells)
+        return sum(p.numel() for p in net.parameters())
+
+    low, high = 1, 64  # times 8; the count rises with the width
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if count(8 * middle) < parameters else (low, middle)
+    return min((8 * max(low - 1, 1), 8 * low), key=lambda w: abs(count(w) - parameters))
+
+
+class DenoisingObjective(nn.Module):
+    """The module's loss, on fresh draws of u_0 ~ q(u | x).
+
+    Arguments:
+        frozen: The prior's objective, for its posterior draws; none of it learns here.
+        net: What learns.
+        sigma_max: Largest s.
+    """
+
+    def __init__(self, frozen: PriorObjective, net: LatentDenoiser, sigma_max: float) -> None:
+        super().__init__()
+        self.frozen, self.net, self.sigma_max = frozen.requires_grad_(False), net, sigma_max
+
+    def forward(
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Mean square a dimension, with `gaussian` (the loss at net = 0) and `drop` below it.
+
+        Arguments:
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+            fraction, labels: Unused here.
+            stream: Of all draws.
+        """
+        u_0 = self.frozen.posterior_draw(images, stream)
+        batch, device = len(u_0[0]), u_0[0].device
+        ratio = self.sigma_max / self.net.sigma_min
+        sigma = self.net.sigma_min * ratio ** stratified(batch, device, stream)
+        noise = standard_normal(self.net.shapes, batch, device, stream)
+        s = sigma[:, None, None, None]
+        a = (1 - s.square()).sqrt()
+        u = tuple(a * g + s * n for g, n in zip(u_0, noise, strict=True))
+        loss = (flatten(self.net(u, sigma)) - flatten(noise)).square().mean()
+        with torch.no_grad():
+            gaussian = (sigma[:, None] * flatten(u) - flatten(noise)).square().mean()
+        return loss, {"gaussian": gaussian, "drop": gaussian - loss.detach()}
+
+
+@torch.no_grad()
+def sample_ddpm(
+    net: LatentDenoiser,
+    noise: NoiseStreams,
+    *,
+    steps: int = 48,
+    eta: float = 1.0,
+    progress: Callable[[int], object] | None = None,
+) -> Latents:
+    """u of the streams' seeds, by `steps` evaluations of the net."""
+    require_integer("steps", steps, 1, 100_000)
+    require_range("eta", eta, 0.0, 1.0)
+    levels = (
+        log_snr_levels(steps, net.sigma_min, HIGHEST)[:-1] if steps > 1 else (HIGHEST,)
+    )  # rising; the last there is pure noise
+    u = noise.normal()
+    for k in reversed(range(steps)):
+        s, r = levels[k], levels[k - 1] if k > 0 else 0.0
+        a, b = math.sqrt(1 - s * s), math.sqrt(1 - r * r)
+        sigma = torch.full((len(u[0]),), s, device=u[0].device)
+        eps = net(u, sigma)
+        c = eta * (r / s) * math.sqrt(max(1 - (a / b) ** 2, 0.0))
+        kept = math.sqrt(max(r * r - c * c, 0.0))
+        fresh = noise.normal() if c > 0 else eps
+        rows = zip(u, eps, fresh, strict=True)
+        u = tuple(b * (g - s * e) / a + kept * e + c * n for g, e, n in rows)
+        if progress is not None:
+            progress(1)
+    return u
+
+
+def save_ddpm(net: LatentDenoiser, path: Path) -> None:
+    """Write weights and settings to one safetensors file; raises `EnvironmentFailure`."""
+    header = {"format_version": str(FORMAT_VERSION), "settings": json.dumps(net.settings())}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    write_atomically(path, serialise(tensors, header))
+
+
+def load_ddpm(folder: str | Path) -> LatentDenoiser:
+    """What a run of `train_ddpm` left in `folder`; `UserInputError` where there is nothing."""
+    path = Path(folder) / DDPM_FILE
+    if not path.is_file():
+        raise UserInputError(f"{folder} has no {DDPM_FILE}; train one with hebm-train baseline")
+    try:
+        with safe_open(path, framework="pt") as file:
+            net = LatentDenoiser(**json.loads((file.metadata() or {})["settings"]))
+            net.load_state_dict({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path} is no usable latent DDPM ({error}); train it again") from error
+    return net.requires_grad_(False).eval()
+
+
+def train_ddpm(
+    preset: Preset,
+    model: Pipeline,
+    pictures: Pictures,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    accelerator: Any = None,
+    show_progress: bool = True,
+) -> RunResult:
+    """Train a latent DDPM for `model`'s generator, with the settings that the preset trains the
+    prior with; ends with `ddpm.safetensors` in `folder`.
+
+    Arguments:
+        preset: Its prior's sigmas and settings.
+        model: Generator, encoder, and the energies whose number of parameters is matched.
+        pictures: All rows; the settings' last `validation` rows are kept apart.
+        resume: Go on from the folder's newest whole checkpoint.
+        accelerator: accelerate's engine; made if None.
+    """
+    accelerator = accelerator or make_accelerator()
+    settings, device = preset.prior_settings, accelerator.device
+    if model.prior is None or model.config.prior is None:
+        raise UserInputError(f"{model.name} has no energy-based prior to match in size")
+    training, _ = pictures.split(settings.validation)
+    model.to(device)
+    shapes = model.generator.latent_shapes
+    width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))
+    torch.manual_seed(settings.seed)
+    net = LatentDenoiser(shapes, width, sigma_min=preset.prior.sigma_min).to(device)
+    frozen = PriorObjective(model.generator, model.encoder, model.prior)
+    objective = DenoisingObjective(frozen, net, preset.prior.sigma_max)
+    make_run_folder(Path(folder))
+
+    def preview(learner: nn.Module) -> Tensor:
+        noise = NoiseStreams(range(16), shapes, device=device)
+        u = sample_ddpm(learner, noise, steps=20)  # pyright: ignore[reportArgumentType]
+        return model.decode(u, output_type="torch") * 2 - 1
+
+    identity = f"{training.identity} ddpm {width}"
+    task = Task("ddpm", objective, net, model.config, preview, identity)
+    result = train(
+        task,
+        training,
+        settings,
+        folder,
+        resume=resume and latest_checkpoint(folder) is not None,
+        accelerator=accelerator,
+        show_progress=show_progress,
+    )
+    if accelerator.is_main_process:
+        save_ddpm(result.learner, Path(folder) / DDPM_FILE)  # pyright: ignore[reportArgumentType]
+    return result

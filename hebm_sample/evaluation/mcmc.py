@@ -1,0 +1,295 @@
+r"""Does the sampler's Langevin chain do what it is meant to?
+
+- *Displacement*: |u_after - u_before| a step, over what free diffusion with the same step would
+  move, sqrt(s D).
+- *Traces*: log p along the chain. A chain that is long enough ends on a plateau, the same one
+  from wherever it started: `split_r_hat` is 1 there.
+- *Acceptance*: were each step a Metropolis proposal, how often would it be accepted?
+
+      log alpha = log p(u') - log p(u) + log q(u | u') - log q(u' | u)
+      q(u' | u) = N(u'; u + (s/2) grad log p(u), v)
+
+  The chain accepts everything, so this is a check of the step size and nothing else: 1 where the
+  discretisation leaves the target exactly invariant, as the corrected kernel does on a Gaussian of
+  its reference variance, falling as the step grows too long for the target. With many dimensions
+  it is a strict check.
+- *Effective step*: s times the mean acceptance, the step that a chain with the correction would
+  really take. It has a maximum in s; beyond it a longer step buys nothing but bias.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import Kernel, LangevinConfig
+from hebm_sample.errors import UserInputError
+from hebm_sample.latents import Latents, flatten
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.prior.density import MarginalEBM, marginal_at
+from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.langevin import LogDensity, noise_scale, value_and_grad
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.sample import chain_variances, sample_prior
+
+__all__ = [
+    "LevelDiagnostics",
+    "StepCheck",
+    "acceptance",
+    "check_steps",
+    "diagnose_levels",
+    "split_r_hat",
+    "traces_from",
+]
+
+
+def acceptance(
+    log_density: LogDensity,
+    u: Latents,
+    noise: Latents,
+    step_size: float,
+    *,
+    kernel: Kernel = "corrected",
+    reference_variance: float = 1.0,
+) -> Tensor:
+    """min(1, alpha) of one Langevin step from u, (B,); the module's formula.
+
+    Arguments:
+        log_density: Latents to log p (B,).
+        u: (B, C_i, H_i, W_i) a group.
+        noise: eps, shaped like `u`.
+        step_size: s.
+        kernel, reference_variance: As of `langevin_step`; with s = 4 C the corrected kernel has no
+            noise, so no proposal density, and is refused.
+    """
+    scale = noise_scale(step_size, kernel, reference_variance)
+    assert isinstance(scale, float)
+    if scale == 0:
+        raise UserInputError("a step without noise has no acceptance rate; take s below 4 C")
+    before, gradient = value_and_grad(log_density, u)
+    rows = zip(u, gradient, noise, strict=True)
+    moved = tuple(g + step_size / 2 * d + scale * n for g, d, n in rows)
+    after, back = value_and_grad(log_density, moved)
+    forth_noise = flatten(noise).square().sum(1)
+    returned = flatten(u) - flatten(moved) - step_size / 2 * flatten(back)
+    back_noise = (returned / scale).square().sum(1)
+    log_alpha = after - before + (forth_noise - back_noise) / 2
+    return log_alpha.clamp(max=0).exp()
+
+
+def split_r_hat(traces: Tensor) -> float:
+    """Gelman and Rubin's ratio of a quantity along chains (K, B), each cut into halves: 1 where
+    all halves have one law. Needs K >= 4; nan where nothing moves.
+    """
+    steps = traces.shape[0] // 2
+    if steps < 2:
+        raise UserInputError(f"traces of {traces.shape[0]} steps; R hat needs at least 4")
+    halves = torch.cat([traces[:steps], traces[steps : 2 * steps]], dim=1).double()
+    within = halves.var(0).mean()
+    between = halves.mean(0).var()
+    return float(((steps - 1) / steps + between / within).sqrt())
+
+
+@dataclass(frozen=True)
+class LevelDiagnostics:
+    """What the sampler's own chain did at one noise level; means over pictures.
+
+    Arguments:
+        level: t.
+        cum_sigma: Of the level.
+        step_size: s of its steps, and `unit`, B_t.
+        steps: Langevin steps; the lists have one number a step.
+        log_density: Before each step, a dimension of u.
+        gradient_norm: Likewise, over sqrt(D).
+        displacement: Over sqrt(s D).
+        energy: -F at the end of the level, its mean and standard deviation over pictures.
+    """
+
+    level: int
+    cum_sigma: float
+    step_size: float
+    unit: float
+    steps: int
+    log_density: list[float]
+    gradient_norm: list[float]
+    displacement: list[float]
+    energy: tuple[float, float]
+
+
+class _Chain:
+    """A model's densities and step sizes, level by level."""
+
+    def __init__(self, pipe: Pipeline, config: LangevinConfig | None = None) -> None:
+        if pipe.prior is None or pipe.config.prior is None:
+            raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
+        self.pipe, self.config = pipe, config or pipe.config.sampling
+        self.prior = pipe.config.prior
+        self.schedule = DiffusionSchedule(self.prior.levels)
+        self.dimensions = sum(math.prod(s) for s in pipe.generator.latent_shapes)
+
+    def energy(self, u: Latents, level: Tensor) -> Tensor:
+        return self.pipe.energy_terms(u, level)
+
+    def marginal(self, t: int) -> MarginalEBM:
+        return marginal_at(self.energy, self.schedule, t, self.prior.parametrization)
+
+    def variances(self, t: int, *, conditional: bool) -> tuple[float, float]:
+        return chain_variances(
+            self.schedule,
+            t,
+            conditional=conditional,
+            reference=self.config.reference_variance,
+        )
+
+    def noise(self, seeds: Sequence[int]) -> NoiseStreams:
+        shapes = self.pipe.generator.latent_shapes
+        return NoiseStreams(seeds, shapes, device=self.pipe.device)
+
+
+def diagnose_levels(
+    pipe: Pipeline,
+    seeds: Sequence[int],
+    config: LangevinConfig | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[list[LevelDiagnostics], dict[int, Latents]]:
+    """Run the sampler as it is and look at its chains; also the latents after each level.
+
+    Levels that the sampler visits without Langevin steps (the flow's) have empty lists.
+    """
+    chain = _Chain(pipe, config)
+    config, found, latents = chain.config, [], {}
+    states = sample_prior(
+        chain.energy,
+        chain.schedule,
+        chain.noise(seeds),
+        config,
+        parametrization=chain.prior.parametrization,
+        step_size_0=chain.prior.step_size_0,
+        sigma_high=min(0.99, chain.prior.sigma_max),
+        posterior_variance=pipe.posterior_variance() if config.precondition else None,
+        progress=cast("Callable[[int], None] | None", progress),
+    )
+    width = math.sqrt(chain.dimensions)
+    for state in states:
+        t = min(state.level, chain.schedule.num_levels - 1)
+        conditional = config.sampler == "recovery" and t + 1 < chain.schedule.num_levels
+        unit, _ = chain.variances(t, conditional=conditional)
+        step = config.step_scale * unit
+        info, energy = state.info, -state.terms.sum(1)
+        latents[state.level] = state.u
+        found.append(
+            LevelDiagnostics(
+                state.level,
+                float(chain.schedule.cum_sigma[t]),
+                step,
+                unit,
+                len(info.log_density),
+                (info.log_density.mean(1) / chain.dimensions).tolist(),
+                (info.gradient_norm.mean(1) / width).tolist(),
+                (info.displacement.mean(1) / (width * math.sqrt(max(step, 1e-30)))).tolist(),
+                (float(energy.mean()), float(energy.std())),
+            )
+        )
+    return found, latents
+
+
+@dataclass(frozen=True)
+class StepCheck:
+    """Acceptance at one level for one step scale c, s = c B_t; means over pictures."""
+
+    level: int
+    step_scale: float
+    acceptance: float
+    effective_step: float
+
+
+def check_steps(
+    pipe: Pipeline,
+    latents: dict[int, Latents],
+    step_scales: Sequence[float],
+    config: LangevinConfig | None = None,
+    *,
+    seed: int = 0,
+) -> list[StepCheck]:
+    """Acceptance of steps on the marginal log p_t from given latents.
+
+    Arguments:
+        latents: u_t by level, best of q(u) diffused: from where log p still has to rise every
+            step is accepted. What `diagnose_levels` returns will do without data; level 0 must
+            still have its noise, so diagnose a sampler that denoises with denoise=False.
+        step_scales: c; the effective step is in units of B_t. Those without noise (c = 4 C / B_t)
+            are left out.
+    """
+    chain, found = _Chain(pipe, config), []
+    for t, u in sorted(latents.items()):
+        if t >= chain.schedule.num_levels:
+            continue
+        unit, reference = chain.variances(t, conditional=False)
+        u = tuple(g.to(pipe.device) for g in u)
+        noise = chain.noise(range(seed, seed + len(u[0]))).normal()
+        for scale in step_scales:
+            if chain.config.kernel == "corrected" and scale * unit >= 4 * reference:
+                continue
+            rate = acceptance(
+                chain.marginal(t),
+                u,
+                noise,
+                scale * unit,
+                kernel=chain.config.kernel,
+                reference_variance=reference,
+            )
+            mean = float(rate.mean())
+            found.append(StepCheck(t, scale, mean, scale * mean))
+    return found
+
+
+def traces_from(
+    pipe: Pipeline,
+    starts: dict[str, Latents],
+    level: int,
+    steps: int,
+    config: LangevinConfig | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """Chains on the marginal log p_t from different starts, each with noise of its own: under one
+    noise they would run together, and R hat would call that agreement.
+
+    Arguments:
+        starts: Name to u, (B, C_i, H_i, W_i) a group.
+        level: t.
+        steps: K, at least 8.
+
+    Returns:
+        `traces`: name to the mean of log p a dimension before each step; `r_hat`: of log p over
+        the second halves of all chains of all starts together.
+    """
+    if steps < 8:
+        raise UserInputError(f"steps is {steps}; traces need at least 8")
+    chain, traces = _Chain(pipe, config), {}
+    unit, reference = chain.variances(level, conditional=False)
+    for number, (name, u) in enumerate(starts.items()):
+        first = seed + 10_000 * number
+        noise = chain.noise(range(first, first + len(u[0])))
+        _, info = run_chain(
+            tuple(g.to(pipe.device) for g in u),
+            chain.marginal(level),
+            noise.normal,
+            num_steps=steps,
+            step_size=chain.config.step_scale * unit,
+            kernel=chain.config.kernel,
+            reference_variance=reference,
+            tally=cast("Callable[[], None] | None", progress),
+        )
+        traces[name] = info.log_density.cpu() / chain.dimensions
+    late = torch.cat([x[steps // 2 :] for x in traces.values()], dim=1)
+    return {
+        "level": level,
+        "traces": {name: x.mean(1).tolist() for name, x in traces.items()},
+        "r_hat": split_r_hat(late),
+    }

@@ -1,0 +1,192 @@
+"""Out-of-distribution detection: does a score tell other pictures from those like the training
+data?
+
+    energy of the top k groups   -F_G(u), G = the k coarsest groups, u ~ q(u | x); every k
+    energy after the chain       the same of u_0 from the energy-based prior's lowest level: u as
+                                 above, moved by the sampler's chain on log p(u_0 | u_1), with u_1
+                                 = u diffused
+    likelihood                   -ELBO in nats
+    compression                  bytes of the picture as PNG: no model at all
+    likelihood less compression  -ELBO - 8 log 2 bytes (Serrà et al. 2020)
+
+All are large for what is strange. AUROC = P(score of another picture > score of a held-out one).
+A likelihood is known to prefer smooth pictures of any kind; the compression column says how much
+of a figure that explains.
+"""
+
+import io
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from hebm_sample.config import LangevinConfig, require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.latents import Latents, check_latents
+from hebm_sample.metrics.statistics import Figure, auroc
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.prior.density import conditional_at, marginal_at, net_level
+from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.sample import chain_variances
+
+__all__ = [
+    "chain_latents",
+    "corruptions",
+    "png_bytes",
+    "scores",
+    "separations",
+    "top_group_energies",
+]
+
+NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
+BLUR_SHARE = 1 / 16  # radius, of the side
+CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that pictures were encoded with
+
+
+def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
+    """The same pictures, uint8 (N, 3, S, S), spoilt: noise, blur, one colour, inverted."""
+    rng = np.random.default_rng(seed)
+    noisy = images + NOISE_LEVEL * rng.standard_normal(images.shape, dtype=np.float32)
+    radius = max(1.0, images.shape[-1] * BLUR_SHARE)
+    blurred = [
+        np.asarray(Image.fromarray(x).filter(ImageFilter.GaussianBlur(radius)))
+        for x in images.transpose(0, 2, 3, 1)
+    ]
+    colour = images.mean(axis=(2, 3), keepdims=True)
+    return {
+        "noise": noisy.clip(0, 255).round().astype(np.uint8),
+        "blur": np.ascontiguousarray(np.stack(blurred).transpose(0, 3, 1, 2)),
+        "one colour": np.broadcast_to(colour.round(), images.shape).astype(np.uint8),
+        "inverted": (255 - images).astype(np.uint8),
+    }
+
+
+def png_bytes(images: np.ndarray) -> np.ndarray:
+    """Size of each picture, uint8 (N, 3, S, S), as an optimised PNG, (N,)."""
+    sizes = []
+    for image in images.transpose(0, 2, 3, 1):
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
+        sizes.append(buffer.tell())
+    return np.array(sizes, dtype=np.float64)
+
+
+@torch.no_grad()
+def top_group_energies(pipe: Pipeline, u: Latents, batch_size: int = 50) -> np.ndarray:
+    """-F_G at the lowest noise level for G = the top 1, 2, ... L groups, (N, L); the nets run
+    once.
+    """
+    require_integer("batch_size", batch_size, 1, 2**31)
+    prior, config = pipe.prior, pipe.config.prior
+    if prior is None or config is None:
+        raise UserInputError(f"{pipe.name} has no energy-based prior, so no energies")
+    count = check_latents(u, pipe.generator.latent_shapes)
+    level = float(net_level(DiffusionSchedule(config.levels), 0, config.parametrization))
+    tops = [list(range(k + 1)) for k in range(len(u))]
+    parts = []
+    for i in range(0, count, batch_size):
+        rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
+        levels = torch.full((len(rows[0]),), level, device=pipe.device)
+        outputs = prior.outputs(pipe.generator.transform(rows), levels)
+        parts.append(torch.stack([-prior.select(outputs, g) for g in tops], dim=1).cpu())
+    return torch.cat(parts).double().numpy()
+
+
+@torch.no_grad()
+def chain_latents(
+    pipe: Pipeline,
+    u: Latents,
+    config: LangevinConfig | None = None,
+    *,
+    batch_size: int = 50,
+    progress: Callable[[int], object] | None = None,
+) -> Latents:
+    """u_0 of chains that start at u and run on log p(u_0 | u_1) with u_1 the same u diffused; on
+    log p_0 where there is one level only, or the sampler anneals. The sampler's kernel and step
+    size, without its momentum.
+
+    Arguments:
+        u: (N, C_i, H_i, W_i) a group, u ~ q(u | x).
+        config: Of the sampler; the model's own if None. Its steps are shared among the levels, and
+            the lowest one's share is the chain's length.
+        batch_size: Chains at a time.
+        progress: Called with the gradients just evaluated.
+    """
+    prior = pipe.config.prior
+    if pipe.prior is None or prior is None:
+        raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
+    config, schedule = config or pipe.config.sampling, DiffusionSchedule(prior.levels)
+    count, shapes = check_latents(u, pipe.generator.latent_shapes), pipe.generator.latent_shapes
+    linked = config.sampler != "annealed" and schedule.num_levels > 1
+    unit, reference = chain_variances(
+        schedule, 0, conditional=linked, reference=config.reference_variance
+    )
+    if prior.parametrization == "release" and config.kernel == "plain":
+        unit = release_step_sizes(schedule, prior.step_size_0)[0]
+
+    def tally() -> None:
+        if progress is not None:
+            progress(1)
+
+    parts: list[Latents] = []
+    for i in range(0, count, batch_size):
+        rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
+        seeds = range(CHAIN_SEEDS + i, CHAIN_SEEDS + i + len(rows[0]))
+        noise = NoiseStreams(seeds, shapes, device=pipe.device)
+        about = (pipe.energy_terms, schedule, 0)
+        if linked:
+            above = schedule.diffuse(rows, 1, noise.normal())
+            density = conditional_at(*about, above, prior.parametrization)
+        else:
+            density = marginal_at(*about, prior.parametrization)
+        moved, _ = run_chain(
+            rows,
+            density,
+            noise.normal,
+            num_steps=max(1, config.steps // schedule.num_levels),
+            step_size=config.step_scale * unit,
+            kernel=config.kernel,
+            reference_variance=reference,
+            tally=tally,
+        )
+        parts.append(tuple(g.cpu() for g in moved))
+    return tuple(torch.cat(group) for group in zip(*parts, strict=True))
+
+
+def scores(
+    energies: np.ndarray,
+    nats: np.ndarray,
+    bytes_: np.ndarray,
+    after_chain: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """The module's table: name to (N,), large for what is strange.
+
+    Arguments:
+        energies: (N, L), as `top_group_energies` gives them.
+        nats: -ELBO, (N,).
+        bytes_: As `png_bytes` gives them.
+        after_chain: (N, L), the energies of `chain_latents`; None leaves them out.
+    """
+    groups = energies.shape[1]
+    named = {f"energy, top {k + 1} of {groups}": energies[:, k] for k in range(groups)}
+    if after_chain is not None:
+        named |= {
+            f"energy after the chain, top {k + 1} of {groups}": after_chain[:, k]
+            for k in range(groups)
+        }
+    return named | {
+        "likelihood": nats,
+        "compression": bytes_,
+        "likelihood less compression": nats - 8 * math.log(2) * bytes_,
+    }
+
+
+def separations(
+    own: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """AUROC a score: of the data set's own held-out pictures against others."""
+    return {name: auroc(own[name], other[name]) for name in own}

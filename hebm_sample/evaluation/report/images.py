@@ -1,0 +1,360 @@
+"""The parts of a report about pictures: distances, control, strange pictures, memorisation."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hebm_sample.evaluation.context import Bench, Seen, Spaces, fingerprint
+from hebm_sample.evaluation.distances import measure
+from hebm_sample.evaluation.ood import (
+    chain_latents,
+    corruptions,
+    png_bytes,
+    scores,
+    separations,
+    top_group_energies,
+)
+from hebm_sample.evaluation.reference import EvaluationSet
+from hebm_sample.evaluation.report.page import (
+    Block,
+    Code,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    number,
+    with_error,
+)
+from hebm_sample.evaluation.report.plots import histograms, lines
+from hebm_sample.io.images import grid, save_png
+from hebm_sample.metrics.frechet import gap_closed
+from hebm_sample.metrics.memorisation import measure_memorisation
+from hebm_sample.metrics.quality import measure_to_reference
+
+__all__ = [
+    "run_gap",
+    "run_memorisation",
+    "run_ood",
+    "run_shipped_gap",
+    "show_control",
+    "show_gap",
+    "show_memorisation",
+    "show_ood",
+]
+
+SHEET_PAIRS = 16
+SETS = {
+    "reconstructions": "reconstructions",
+    "gaussian": "N(0, I)",
+    "ebm": "energy-based prior",
+}
+MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+
+
+# Distances
+
+
+def run_gap(bench: Bench, spaces: Spaces, announce: Callable[[str], object]) -> dict[str, Any]:
+    """What `evaluate` measures."""
+    return measure(bench, spaces, announce=announce).to_dict()
+
+
+def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
+    """What can be said without the data: both priors against the package's reference."""
+    space = known.space
+    spaces: Spaces = {space: (known.net, known.recipe["classifier"])}
+    quality = {
+        name: measure_to_reference(
+            bench.features(name, spaces)[space], known.statistics, known.features
+        ).to_dict()
+        for name in ("gaussian", "ebm")
+    }
+    drawn = bench.drawn("ebm")
+    recon = known.reconstructions(fingerprint(bench.pipe, encoder=True), bench.num_pictures)
+    closed = None if recon is None else _closed(quality["gaussian"], quality["ebm"], recon)
+    return {
+        "known_reconstructions": recon,
+        "gap_closed": closed,
+        "model": bench.pipe.name,
+        "sampling": bench.pipe.sampling_config(**bench.sampling).to_dict(),
+        "quality": {space: quality},
+        "feature_reports": {space: known.recipe["classifier"]},
+        "reference": {k: known.recipe[k] for k in ("rows", "held_out") if k in known.recipe}
+        | {"count": known.statistics.count, "features": len(known.features)},
+        "sampling_seconds": drawn.seconds,
+        "u_square": [float(g.double().square().mean()) for g in drawn.u],
+    }
+
+
+def _closed(
+    gauss: Mapping[str, float], ebm: Mapping[str, float], recon: Mapping[str, float]
+) -> dict[str, float] | None:
+    """The gap closed from three distances, with its standard error as if they were independent."""
+    g, e, r = (x["frechet"] for x in (gauss, ebm, recon))
+    if g <= r:
+        return None
+    slopes = ((e - r) / (g - r) ** 2, 1 / (g - r), (g - e) / (g - r) ** 2)
+    errors = (x["frechet_error"] for x in (gauss, ebm, recon))
+    error = math.hypot(*(s * d for s, d in zip(slopes, errors, strict=True)))
+    return {"value": gap_closed(g, e, r), "error": error}
+
+
+def _quality_row(title: str, found: Mapping[str, Any]) -> list[str]:
+    digits = {"frechet": 2, "kernel": 4}
+    return [
+        title,
+        *(with_error(found.get(m), found.get(f"{m}_error"), digits.get(m, 3)) for m in MEASURES),
+    ]
+
+
+def show_gap(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks, with and without the data."""
+    sampler = f"{found['sampling']['sampler']}, {found['sampling']['steps']} gradients"
+    blocks: list[Block] = [Heading("Distances")]
+    for space, sets in found["quality"].items():
+        count = next(iter(sets.values()))
+        text = (
+            f"In {space}, {count['num_pictures']} pictures a set against "
+            f"{count['num_reference']} held-out ones; {sampler}. "
+        )
+        report = found["feature_reports"].get(space, {})
+        if "mean_accuracy" in report:
+            text += f"The classifier's held-out accuracy is {report['mean_accuracy']:.3f}. "
+        if "implementation" in report:
+            text += "; ".join(f"{k}: {v}" for k, v in report.items()) + ". "
+        gap = found.get("gaps", {}).get(space)
+        if gap is not None:
+            closed = with_error(gap["gap_closed"], gap["gap_closed_error"])
+            text += f"Gap closed: {closed}."
+        rows = [_quality_row(title, sets[n]) for n, title in SETS.items() if n in sets]
+        header = ["", "Fréchet", "KID", *(m for m in MEASURES[2:])]
+        blocks += [Text(text), Table(header, rows)]
+    if "gaps" not in found:
+        blocks.append(
+            Text(
+                "Measured without the data: the reference are statistics that come with the "
+                f"package, and KID and the neighbours use {found['reference']['features']} of its "
+                "pictures. Errors of Fréchet distances count the samples only. " + _without(found)
+            )
+        )
+        return blocks
+    header = ["", *(f"group {i}" for i in range(len(found["kl"])))]
+    rows = [
+        ["KL, nats", *(number(v, 1) for v in found["kl"])],
+        ["mean square of q(u)", *(number(v) for v in found["u_square_posterior"])],
+        ["mean square of samples", *(number(v) for v in found["u_square"])],
+    ]
+    bits = (
+        f"Bits a dimension on held-out pictures (Gaussian-prior ELBO): {found['bits']:.3f}, of "
+        f"which distortion {found['distortion_bits']:.3f}. Sampling took "
+        f"{found['sampling_seconds']:.0f} s."
+    )
+    return [*blocks, Table(header, rows), Text(bits)]
+
+
+def _without(found: Mapping[str, Any]) -> str:
+    """What is known of the gap without the data."""
+    recon, closed = found.get("known_reconstructions"), found.get("gap_closed")
+    if recon is None or closed is None:
+        return "Reconstructions, gap closed, bits and KL need --data."
+    return (
+        "The distance of this model's reconstructions comes with the package, "
+        f"{with_error(recon['frechet'], recon['frechet_error'], 2)}. Gap closed: "
+        f"{with_error(closed['value'], closed['error'])}. Bits and KL need --data."
+    )
+
+
+def show_control(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks: the control tables as text."""
+    return [Heading("Control"), Code(found["table"])]
+
+
+# Strange pictures
+
+
+def run_ood(
+    bench: Bench, others: Mapping[str, np.ndarray], out: Path, *, images: int
+) -> dict[str, Any]:
+    """AUROC of every score between held-out pictures and others, and corruptions of them.
+
+    Arguments:
+        others: Name to uint8 (N, 3, S, S).
+        images: Of each set, at most; and no more than the bench has.
+    """
+    pipe, half = bench.pipe, bench.num_pictures
+    count = min(images, half)
+    rows = slice(half, half + count)
+    own_images = np.asarray(bench._held_out().images[rows])
+    seen = bench.seen()
+    own_seen = Seen(tuple(g[rows] for g in seen.u), seen.distortion[rows], seen.kl[rows])
+
+    config = pipe.sampling_config(**bench.sampling)
+    bar = tqdm(desc="chains", unit="grad", disable=not bench.progress)
+
+    def score(pictures: np.ndarray, what: Seen) -> dict[str, np.ndarray]:
+        energies = top_group_energies(pipe, what.u, bench.batch_size)
+        nats = (what.distortion + what.kl.sum(1)).numpy()
+        moved = chain_latents(
+            pipe, what.u, config, batch_size=bench.batch_size, progress=bar.update
+        )
+        after = top_group_energies(pipe, moved, bench.batch_size)
+        return scores(energies, nats, png_bytes(pictures), after)
+
+    own = score(own_images, own_seen)
+    strange = {name: np.asarray(x[:count]) for name, x in others.items()}
+    strange |= corruptions(own_images)
+    found = {name: score(x, bench.look_at(x)) for name, x in strange.items()}
+    bar.close()
+    tables = {name: separations(own, other) for name, other in found.items()}
+    groups = len(pipe.generator.latent_shapes)
+    _plot_ood(own, found, tables, groups, out)
+    return {
+        "groups": groups,
+        "count": count,
+        "counts": {name: len(x) for name, x in strange.items()},
+        "auroc": {
+            name: {s: {"value": f.value, "error": f.error} for s, f in table.items()}
+            for name, table in tables.items()
+        },
+    }
+
+
+def _plot_ood(
+    own: dict[str, np.ndarray], found: dict[str, Any], tables: Any, groups: int, out: Path
+) -> None:
+    kinds = {"u from the encoder": "energy", "u_0 after the chain": "energy after the chain"}
+    by_groups = {
+        title: {
+            name: (
+                range(1, groups + 1),
+                [table[f"{kind}, top {k + 1} of {groups}"].value for k in range(groups)],
+            )
+            for name, table in tables.items()
+        }
+        for title, kind in kinds.items()
+    }
+    lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
+    every = f"energy, top {groups} of {groups}"
+    panels = {
+        label: {"held-out": own[key], **{name: x[key] for name, x in found.items()}}
+        for label, key in (("energy, all groups", every), ("-ELBO, nats", "likelihood"))
+    }
+    histograms(out / "figures/ood-histograms.png", panels)
+
+
+# From the simplest score to the dearest: among equals the first is to be used.
+_SIMPLEST = ("compression", "likelihood less compression", "likelihood", "energy")
+_USELESS = 0.6
+
+
+def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
+    """One sentence: which score to use, plainly a simpler one where that does as well."""
+    best = max(table, key=lambda s: table[s]["value"])
+    if table[best]["value"] < _USELESS:
+        return f"{name}: none is of use, the best is {_score(best, table)}."
+    as_good = [
+        s
+        for s in table
+        if table[s]["value"] >= table[best]["value"] - 2 * table[best]["error"] - 5e-4
+    ]
+    use = min(as_good, key=lambda s: (_cost(s), -table[s]["value"]))
+    text = f"{name}: use {_score(use, table)}"
+    energies = [s for s in table if s.startswith("energy")]
+    top = max(energies, key=lambda s: table[s]["value"])
+    if use.startswith("energy"):
+        return f"{text}, against {_score('likelihood', table)} and {_score('compression', table)}."
+    beaten = table[top]["value"] < table[use]["value"] - 2 * table[use]["error"]
+    verdict = (
+        "no energy does as well, the best is" if beaten else "energies do no better, the best is"
+    )
+    return f"{text}, the simpler score; {verdict} {_score(top, table)}."
+
+
+def _cost(score: str) -> int:
+    kind = next((i for i, s in enumerate(_SIMPLEST) if score == s), len(_SIMPLEST) - 1)
+    return kind + score.startswith("energy after")
+
+
+def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
+    return f"{score} ({table[score]['value']:.3f})"
+
+
+def show_ood(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    auroc = found["auroc"]
+    names = list(next(iter(auroc.values())))
+    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
+    largest = max(f["error"] for table in auroc.values() for f in table.values())
+    return [
+        Heading("Out-of-distribution detection"),
+        Text(
+            f"AUROC between {found['count']} held-out pictures and others: 0.5 is chance, below "
+            "it the others look more like the data than the data. Energies are those of the top "
+            "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
+            "from there; likelihood is -ELBO, compression the size as PNG. No standard error is "
+            f"above {largest:.3f}."
+        ),
+        Table(["", *auroc], rows),
+        *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
+        Picture("figures/ood.png", "AUROC by number of top groups"),
+        Picture("figures/ood-histograms.png", "Distributions of two scores"),
+    ]
+
+
+# Memorisation
+
+
+def run_memorisation(bench: Bench, spaces: Spaces, out: Path) -> dict[str, Any]:
+    """Distances to the nearest training picture, in the first feature space, and a sheet."""
+    space = next(iter(spaces))
+    first = {space: spaces[space]}
+    sets = {
+        name: bench.features(name, first)[space]
+        for name in ("ebm", "reference", "training", "reconstructions")
+    }
+    found = measure_memorisation(
+        sets["ebm"], sets["reference"], sets["training"], reconstructions=sets["reconstructions"]
+    )
+    histograms(out / "figures/memorisation.png", {"nearest training picture": found.distances})
+    rows = found.closest[:SHEET_PAIRS]
+    u = tuple(g[rows] for g in bench.drawn("ebm").u)
+    drawn = np.concatenate(list(bench.pictures(u)))
+    assert bench.training is not None
+    pairs = zip(drawn, found.neighbours[:SHEET_PAIRS], strict=True)
+    sheet = [x for a, i in pairs for x in (a, np.asarray(bench.training.images[i]))]
+    pictures = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in sheet]
+    save_png(grid(pictures, columns=8), out / "nearest.png")
+    return {"features": space, **found.to_dict()}
+
+
+def show_memorisation(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    levels = [f"{100 * q:g}%" for q in found["quantile_levels"]]
+    rows = [[n.replace("_", "-"), *map(number, q)] for n, q in found["quantiles"].items()]
+    verdict = (
+        "Samples are no nearer to training pictures than held-out pictures are."
+        if found["no_shorter"]
+        else "Samples are nearer to training pictures than held-out pictures are: look at the "
+        "nearest pairs, and at the reconstructions' distances, which show what blur alone does."
+    )
+    shorter = with_error(found["shorter"], found["shorter_error"])
+    tail = with_error(found["tail"], found["tail_error"])
+    blurred = found["shorter_than"]["reconstructions"]
+    return [
+        Heading("Memorisation"),
+        Text(
+            f"Distance to the nearest of {found['counts']['training']} training pictures in "
+            f"{found['features']}, its quantiles by set. P(sample nearer than held-out) = "
+            f"{shorter}, than a reconstruction {with_error(blurred['value'], blurred['error'])}; "
+            f"share of samples nearer than the held-out pictures' 1% quantile: {tail}."
+        ),
+        Table(["", *levels], rows),
+        Text(verdict),
+        Picture("figures/memorisation.png", "Distances to the nearest training picture"),
+        Picture("nearest.png", "The nearest pairs: sample, training picture, sample, ..."),
+    ]

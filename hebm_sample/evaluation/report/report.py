@@ -1,0 +1,308 @@
+"""One page with every figure of a model: `hebm-train evaluate NAME --data DIR --report OUT`.
+
+    OUT/index.md, index.html     the page
+    OUT/results.json             its numbers, a part a key
+    OUT/figures/, nearest.png    its pictures
+    OUT/parts/, draws/           what is kept, so that a second call goes on where the first was
+
+A part that was measured before is not measured again while the model, the data, the sampler and
+its own settings are the same: they are its key. Seeds are fixed, so the same call gives the same
+numbers to rounding.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hebm_sample import __version__
+from hebm_sample.config import require_integer
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.evaluation.baselines import run_baselines, show_baselines
+from hebm_sample.evaluation.context import Bench, Spaces, fingerprint
+from hebm_sample.evaluation.distances import feature_spaces
+from hebm_sample.evaluation.reference import find_set
+from hebm_sample.evaluation.report import images as report_pictures
+from hebm_sample.evaluation.report import latents as report_latents
+from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
+from hebm_sample.io.extras import import_extra
+from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.metrics.inception import InceptionFeatures
+
+__all__ = ["PARTS", "ReportPlan", "check_extras", "shipped_gap", "write_report"]
+
+FORMAT_VERSION = 1
+PARTS = ("gap", "baselines", "control", "hole", "ood", "memorisation", "diagnostics")
+WITHOUT_DATA = ("gap", "diagnostics")
+SHOW: Mapping[str, Callable[[dict[str, Any]], list[Block]]] = {
+    "gap": report_pictures.show_gap,
+    "baselines": show_baselines,
+    "control": report_pictures.show_control,
+    "hole": report_latents.show_hole,
+    "ood": report_pictures.show_ood,
+    "memorisation": report_pictures.show_memorisation,
+    "diagnostics": report_latents.show_diagnostics,
+}
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What to measure.
+
+    Arguments:
+        parts: Of `PARTS`, in their order; None for all that the data allow.
+        feature_steps: Of the classifier, as in `evaluate`.
+        inception: Also in Inception's features.
+        ood_images: Pictures of each set of strange ones, at most.
+        chain_images, chain_steps: Of the Langevin diagnostics.
+        others: Strange pictures by name, uint8 (N, 3, S, S), with what identifies them.
+        baselines: Other priors of the same generator, name to folder.
+        control: Measures control, and gives its figures with a `table`; None for a model without
+            symbols.
+        control_key: What its figures depend on.
+        title, command: Of the page.
+    """
+
+    parts: tuple[str, ...] | None = None
+    feature_steps: int | None = None
+    inception: bool = False
+    ood_images: int = 1000
+    chain_images: int = 16
+    chain_steps: int = 64
+    others: Mapping[str, tuple[np.ndarray, str]] = field(default_factory=dict)
+    baselines: Mapping[str, Path] = field(default_factory=dict)
+    control: Callable[[], dict[str, Any]] | None = None
+    control_key: Any = None
+    title: str = "Measurements"
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = [p for p in self.parts or () if p not in PARTS]
+        if unknown:
+            raise UserInputError(
+                f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}"
+            )
+        require_integer("ood_images", self.ood_images, 2, 10**6)
+        require_integer("chain_images", self.chain_images, 2, 10**4)
+        require_integer("chain_steps", self.chain_steps, 8, 10**5)
+
+
+def check_extras(plan: ReportPlan) -> None:
+    """Before hours of work, not after them: `EnvironmentFailure` for a library that is missing."""
+    import_extra("matplotlib.figure", "eval")
+    if plan.parts is None or "hole" in plan.parts:
+        import_extra("sklearn", "eval")
+        import_extra("scipy", "eval")
+
+
+def _chosen(bench: Bench, plan: ReportPlan) -> tuple[list[str], dict[str, str]]:
+    """Parts to measure, and why the others are not."""
+    reasons = {}
+    if bench.held_out is None:
+        reasons = {p: "needs the data: --data DIR" for p in PARTS if p not in WITHOUT_DATA}
+        if find_set(bench.pipe.name, bench.pipe.config.generator.image_size) is None:
+            reasons["gap"] = (
+                "the package has no evaluation set for this model and size: --data DIR"
+            )
+    if bench.held_out is not None and plan.control is None:
+        reasons["control"] = "the model has no symbols that the data have labels for"
+    if bench.held_out is not None and not plan.baselines:
+        reasons["baselines"] = "needs others to compare with: --baseline NAME=DIR"
+    if plan.parts is not None:
+        for part in plan.parts:
+            if part in reasons:
+                raise UserInputError(f"{part} cannot be measured: {reasons[part]}")
+        return [p for p in PARTS if p in plan.parts], {}
+    return [p for p in PARTS if p not in reasons], reasons
+
+
+def shipped_gap(bench: Bench) -> dict[str, Any]:
+    """Distances without the data; `UserInputError` where the package has no evaluation set."""
+    size = bench.pipe.config.generator.image_size
+    known = find_set(bench.pipe.name, size)
+    if known is None:
+        raise UserInputError(
+            f"the package has no evaluation set for {bench.pipe.name} at {size}x{size}; "
+            "give the data with --data"
+        )
+    return report_pictures.run_shipped_gap(bench, known)
+
+
+class _Report:
+    """One report in its folder."""
+
+    def __init__(
+        self, bench: Bench, plan: ReportPlan, out: Path, announce: Callable[[str], object]
+    ) -> None:
+        self.bench, self.plan, self.out, self.announce = bench, plan, out, announce
+        self._spaces: Spaces | None = None
+
+    def spaces(self) -> Spaces:
+        """Feature spaces, made when first needed."""
+        if self._spaces is None:
+            assert self.bench.training is not None
+            self.announce("feature spaces")
+            self._spaces = feature_spaces(
+                self.bench.training,
+                steps=self.plan.feature_steps,
+                model=self.bench.pipe.name,
+                progress=self.bench.progress,
+            )
+            if self.plan.inception:
+                extractor = InceptionFeatures()
+                self._spaces[extractor.name] = (extractor, extractor.protocol())
+        return self._spaces
+
+    def run(self, part: str) -> dict[str, Any]:
+        """Measure a part."""
+        bench, plan, out = self.bench, self.plan, self.out
+        if part == "gap" and bench.held_out is None:
+            return shipped_gap(bench)
+        if part == "gap":
+            return report_pictures.run_gap(bench, self.spaces(), self.announce)
+        if part == "baselines":
+            return run_baselines(bench, self.spaces(), plan.baselines)
+        if part == "control":
+            assert plan.control is not None
+            return plan.control()
+        if part == "hole":
+            return report_latents.run_hole(bench, out)
+        if part == "ood":
+            others = {name: images for name, (images, _) in plan.others.items()}
+            return report_pictures.run_ood(bench, others, out, images=plan.ood_images)
+        if part == "memorisation":
+            return report_pictures.run_memorisation(bench, self.spaces(), out)
+        return report_latents.run_diagnostics(
+            bench, out, images=plan.chain_images, steps=plan.chain_steps
+        )
+
+    def _shared(self) -> list[str]:
+        """The space of another model's classifier that this one's pictures are seen in, too."""
+        pipe = self.bench.pipe
+        known = find_set(pipe.name, pipe.config.generator.image_size)
+        return [] if known is None or known.net_of is None else [known.space]
+
+    def key(self, part: str) -> str:
+        """Of everything that a part's figures depend on."""
+        bench, plan = self.bench, self.plan
+        data = [x.identity for x in (bench.training, bench.held_out) if x is not None]
+        own = {
+            "gap": [plan.feature_steps, plan.inception, *self._shared()],
+            "baselines": [
+                2,
+                *self._shared(),
+                plan.feature_steps,
+                plan.inception,
+                _folder_keys(plan.baselines),
+            ],
+            "control": plan.control_key,
+            "ood": [2, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
+            "memorisation": plan.feature_steps,
+            "diagnostics": [plan.chain_images, plan.chain_steps],
+        }
+        sampling = bench.pipe.sampling_config(**bench.sampling).to_dict()
+        model = fingerprint(bench.pipe, encoder=bool(data))
+        known = [FORMAT_VERSION, part, model, data, bench.num_pictures, sampling, own.get(part)]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    def measured(self, part: str) -> dict[str, Any]:
+        """A part's figures: those kept, or measured now and kept."""
+        path, key = self.out / "parts" / f"{part}.json", self.key(part)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                self.announce(f"{part}: kept from before")
+                return kept["figures"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        self.announce(part)
+        start = time.perf_counter()
+        figures = _plain(self.run(part))
+        figures["part_seconds"] = time.perf_counter() - start
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _json({"key": key, "figures": figures}))
+        return figures
+
+    def write(self, found: dict[str, Any], missing: dict[str, str]) -> None:
+        """Page and numbers."""
+        plan, name = self.plan, self.bench.pipe.name
+        results = {
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+            "model": name,
+            "num_pictures": self.bench.num_pictures,
+            "parts": found,
+            "not_measured": missing,
+        }
+        blocks: list[Block] = [Heading(f"{name}: {plan.title}", 1)]
+        if plan.command:
+            blocks.append(Text(f"Made by `{plan.command}`, hebm_sample {__version__}."))
+        for part, figures in found.items():
+            blocks += SHOW[part](figures)
+        if missing:
+            blocks.append(Heading("Not measured"))
+            blocks += [Text(f"{part}: {reason}.") for part, reason in missing.items()]
+        write_atomically(self.out / "results.json", _json(results))
+        write_atomically(self.out / "index.md", to_markdown(blocks).encode())
+        write_atomically(self.out / "index.html", to_html(blocks).encode())
+
+
+def _folder_keys(folders: Mapping[str, Path]) -> list[Any]:
+    """Names, and size and hash of the weight files in each folder."""
+    return [
+        [name, sorted((f.name, sha256_of(f)) for f in Path(folder).glob("*.safetensors"))]
+        for name, folder in sorted(folders.items())
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan, and no NumPy numbers."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_report(
+    bench: Bench,
+    plan: ReportPlan,
+    out: Path,
+    *,
+    announce: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure what the plan asks for and write the page; returns what `results.json` holds of each
+    part.
+
+    Arguments:
+        bench: The model and its pictures; its `folder` should lie in `out`.
+        plan: What to measure.
+        out: The report's folder, made if it is not there.
+        announce: Told what begins.
+
+    Raises:
+        UserInputError: A part was asked for that cannot be measured.
+        EnvironmentFailure: A library is missing, or the folder cannot be written.
+    """
+    check_extras(plan)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot make {out}: {error.strerror or error}") from error
+    parts, missing = _chosen(bench, plan)
+    report, found = _Report(bench, plan, out, announce), {}
+    for part in parts:
+        found[part] = report.measured(part)
+        report.write(found, missing)  # what is there so far can be read meanwhile
+    return found

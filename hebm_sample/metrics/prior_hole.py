@@ -1,0 +1,169 @@
+"""The prior hole: can q(u) and the prior's samples be told apart, in u itself?
+
+    q(u) = E_x q(u | x) (held-out pictures, encoded)    against    u ~ N(0, I),  u ~ p(u)
+
+a group at a time and all groups together:
+
+    accuracy   of a classifier on rows it has not seen: 0.5 is closed, 1 is open. The joint one
+               saturates: it sees the sum of many small differences.
+    KL bound   E_q[T] - log E_p[exp T] <= KL(q || p) in nats (Donsker and Varadhan), T the
+               classifier's log odds, on the same unseen rows
+    MMD^2      with a Gaussian kernel of median width, unbiased
+
+Two classifiers, because each is blind to something: `quadratic` is a logistic regression on the
+squares and products of the directions in which the two covariances differ most, all that matters
+between Gaussians; `trees` is gradient boosting on the coordinates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.extras import import_extra
+from hebm_sample.metrics.kernel import gaussian_kernel, mmd_squared
+from hebm_sample.metrics.statistics import Figure, mean_figure
+
+__all__ = ["Hole", "correlated_pairs", "measure_hole", "two_sample_accuracy"]
+
+DIRECTIONS = 16  # of the quadratic classifier
+FEWEST_ROWS = 30
+LARGEST_LOG_ODDS = 20.0
+TREES = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.1}
+
+
+@dataclass(frozen=True)
+class Hole:
+    """How far one set of samples is from q(u), in one group or in all.
+
+    Arguments:
+        quadratic, trees: Accuracies of the two classifiers.
+        kl_bound: In nats, of the quadratic one.
+        mmd: MMD^2.
+    """
+
+    quadratic: Figure
+    trees: Figure
+    kl_bound: float
+    mmd: Figure
+
+    @property
+    def accuracy(self) -> Figure:
+        """Of the classifier that tells more."""
+        return max(self.quadratic, self.trees)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "accuracy": self.accuracy.value,
+            "accuracy_error": self.accuracy.error,
+            "quadratic": self.quadratic.value,
+            "trees": self.trees.value,
+            "kl_bound": self.kl_bound,
+            "mmd": self.mmd.value,
+            "mmd_error": self.mmd.error,
+        }
+
+
+def _thirds(rows: np.ndarray, seed: int) -> list[np.ndarray]:
+    return np.array_split(rows[np.random.default_rng(seed).permutation(len(rows))], 3)
+
+
+def _directions(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(D, at most `DIRECTIONS`): generalised eigenvectors of the two shrunk covariances with the
+    most extreme ratios of variance.
+    """
+    linalg = import_extra("scipy.linalg", "eval")
+    shrunk = import_extra("sklearn.covariance", "eval").LedoitWolf
+    ratios, vectors = linalg.eigh(shrunk().fit(a).covariance_, shrunk().fit(b).covariance_)
+    order = np.argsort(-np.abs(np.log(np.maximum(ratios, 1e-12))))
+    return vectors[:, order[:DIRECTIONS]]
+
+
+def _quadratic(parts: tuple[list[np.ndarray], list[np.ndarray]], seed: int) -> Any:
+    """The fitted quadratic classifier. Directions from the first thirds and the regression from
+    the second: on the rows that chose them, chance directions would look like differences.
+    """
+    linear = import_extra("sklearn.linear_model", "eval")
+    processing = import_extra("sklearn.preprocessing", "eval")
+    pipeline = import_extra("sklearn.pipeline", "eval")
+    a, b = parts
+    directions = _directions(a[0], b[0])
+    project = processing.FunctionTransformer(lambda x: x @ directions)
+    return pipeline.make_pipeline(
+        project,
+        processing.StandardScaler(),
+        processing.PolynomialFeatures(2, include_bias=False),
+        processing.StandardScaler(),
+        linear.LogisticRegression(C=0.01, max_iter=500, random_state=seed),
+    ).fit(np.concatenate([a[1], b[1]]), np.repeat([1, 0], [len(a[1]), len(b[1])]))
+
+
+def _trees(parts: tuple[list[np.ndarray], list[np.ndarray]], seed: int) -> Any:
+    boosting = import_extra("sklearn.ensemble", "eval").HistGradientBoostingClassifier
+    a, b = (np.concatenate(x[:2]) for x in parts)
+    labels = np.repeat([1, 0], [len(a), len(b)])
+    return boosting(random_state=seed, **TREES).fit(np.concatenate([a, b]), labels)
+
+
+def _judged(classifier: Any, a: np.ndarray, b: np.ndarray) -> tuple[Figure, float]:
+    """Balanced accuracy and the KL bound, on rows that it has not seen."""
+    odds = [
+        np.clip(classifier.decision_function(x), -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
+        for x in (a, b)
+    ]
+    hits = [mean_figure(odds[0] > 0), mean_figure(odds[1] <= 0)]
+    value = (hits[0].value + hits[1].value) / 2
+    error = float(np.hypot(hits[0].error, hits[1].error)) / 2
+    bound = float(odds[0].mean() - np.log(np.mean(np.exp(odds[1]))))
+    return Figure(value, error), bound
+
+
+def two_sample_accuracy(
+    q: np.ndarray, p: np.ndarray, *, seed: int = 0
+) -> tuple[Figure, Figure, float]:
+    """Accuracies of the quadratic classifier and of trees in telling rows q (N, D) from p (M, D),
+    each on a third that it has not seen, and the first one's KL bound.
+
+    Raises:
+        UserInputError: Fewer than 30 rows a side.
+        EnvironmentFailure: scikit-learn is not installed.
+    """
+    if min(len(q), len(p)) < FEWEST_ROWS:
+        raise UserInputError(
+            f"{len(q)} and {len(p)} rows were given; a two-sample test needs {FEWEST_ROWS} of each"
+        )
+    parts = (
+        _thirds(np.asarray(q, np.float64), seed),
+        _thirds(np.asarray(p, np.float64), seed + 1),
+    )
+    unseen = parts[0][2], parts[1][2]
+    quadratic, bound = _judged(_quadratic(parts, seed), *unseen)
+    trees, _ = _judged(_trees(parts, seed), *unseen)
+    return quadratic, trees, bound
+
+
+def measure_hole(q: np.ndarray, p: np.ndarray, *, seed: int = 0) -> Hole:
+    """All figures of one group, or of all in one row: q(u) as (N, D) against samples (M, D)."""
+    quadratic, trees, bound = two_sample_accuracy(q, p, seed=seed)
+    q, p = np.asarray(q, np.float64), np.asarray(p, np.float64)
+    groups = min(20, min(len(q), len(p)) // 2)
+    mmd = mmd_squared(q, p, gaussian_kernel(q, p), num_groups=groups, seed=seed)
+    return Hole(quadratic, trees, bound, mmd)
+
+
+def correlated_pairs(q: np.ndarray, count: int = 2) -> Sequence[tuple[int, int]]:
+    """Pairs of columns of rows (N, D), no column twice, with the largest correlations: where
+    N(0, I), which has none, is most wrong.
+
+    Look at them in other rows than these: among many pairs some are correlated by chance.
+    """
+    strength = np.nan_to_num(np.triu(np.abs(np.corrcoef(q.T)), 1))
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < count and strength.any():
+        i, j = np.unravel_index(strength.argmax(), strength.shape)
+        pairs.append((int(i), int(j)))
+        strength[[i, j]] = strength[:, [i, j]] = 0
+    return pairs

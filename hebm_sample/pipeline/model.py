@@ -1,0 +1,409 @@
+"""A loaded model: its networks, and what they say about pictures and latents.
+
+    q(u | x)                     `encode`, `reconstruct`, `decode`
+    -F_G(u)                      `energy`
+    p(y_v = j | u) = softmax_j   `classify`
+
+`drawing` adds sampling, `pipeline` what is built on it.
+"""
+
+import operator
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import ModelConfig, require_choice, require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import Encoder, encode
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.hub.load import build_model, load_encoder
+from hebm_sample.hub.save import write_model_folder
+from hebm_sample.io.images import prepare
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.pipeline.device import pick_device
+from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.prior.density import cum_sigma_of, net_level
+from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.prior.symbols import Condition, GroupOutputs
+from hebm_sample.sampling.noise import NoiseStreams
+
+__all__ = ["EncodeMode", "Groups", "Model", "Pictures"]
+
+EncodeMode = Literal["sample", "mean"]
+Groups = slice | Sequence[int] | int
+Pictures = Tensor | Any
+MOST_PIXELS = (2**22, 2**18)  # decoded at a time, elsewhere and on the CPU
+_M = TypeVar("_M", bound="Model")
+
+
+class Model:
+    """What `Pipeline` knows without sampling. Arguments as there."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        generator: HierarchicalGenerator,
+        prior: JointEnergy | None = None,
+        encoder: Encoder | Callable[[], Encoder] | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        card: Path | None = None,
+    ) -> None:
+        self.config, self.revision = config, revision
+        self.generator, self.prior = generator, prior
+        self._encoder, self._card = encoder, card
+        self._schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.to(pick_device(device), dtype or torch.float32)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_M],
+        name: str | os.PathLike[str],
+        *,
+        resolution: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> _M:
+        """Load a model; every file is checked against its manifest's size and sha256 first.
+
+        Arguments:
+            name: A name of `hebm_sample.list_models()`, a Hub repository id, or a local folder.
+            resolution: Side in pixels, where a name comes in several.
+            revision: Branch, tag or commit of a Hub repository.
+            cache_dir: The Hub cache's folder.
+            local_files_only: Never use the network.
+            token: The Hub's access token.
+            device: "auto", "cpu", "cuda" or a torch device.
+            dtype: float32 (default), or bfloat16 for the networks.
+
+        Raises:
+            UserInputError: There is no such model, resolution or device name.
+            WeightsError: A file is missing or corrupt.
+            HubError: The Hub did not deliver.
+        """
+        chosen = pick_device(device)
+        model = build_model(
+            name,
+            resolution=resolution,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        card = model.resolved.folder / "README.md"
+        return cls(
+            model.config,
+            model.generator,
+            model.prior,
+            lambda: load_encoder(model.resolved, model.config),
+            device=chosen,
+            dtype=dtype,
+            revision=model.resolved.revision,
+            card=card if card.is_file() else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.config.name
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; loaded when first asked for."""
+        if self._encoder is None:
+            raise UserInputError(
+                f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
+            )
+        if not isinstance(self._encoder, Encoder):
+            self._encoder = self._settle(self._encoder())
+        return self._encoder
+
+    @torch.inference_mode(False)
+    def _settle(self, module: Any) -> Any:
+        module = module.to(self.device, memory_format=torch.channels_last)
+        return module.requires_grad_(False).eval()
+
+    def to(
+        self: _M, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> _M:
+        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
+        pipeline.
+
+        With bfloat16 the networks compute under autocast; weights, latents and energies stay
+        float32.
+        """
+        if dtype not in (None, torch.float32, torch.bfloat16):
+            raise UserInputError(f"dtype is {dtype}; it can be torch.float32 or torch.bfloat16")
+        self.device = pick_device(device) if device is not None else self.device
+        self.dtype = dtype or self.dtype
+        self.generator = self._settle(self.generator)
+        self.prior = self._settle(self.prior) if self.prior is not None else None
+        if isinstance(self._encoder, Encoder):
+            self._encoder = self._settle(self._encoder)
+        return self
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    @property
+    def symbols(self) -> dict[str, tuple[str, ...]]:
+        """The symbol table: each variable's values, in the order of `classify`'s columns."""
+        table = self.config.prior.symbols if self.config.prior is not None else ()
+        return {symbol.name: symbol.values for symbol in table}
+
+    def _energies(self) -> JointEnergy:
+        if self.prior is None:
+            raise UserInputError(
+                f"{self.name} has no energy-based prior, so no energies; "
+                "sample it with prior='gaussian'"
+            )
+        return self.prior
+
+    def energy_terms(
+        self, u: Latents, level: Tensor, condition: Condition | None = None
+    ) -> Tensor:
+        """Terms that sum to F at u and noise level, as `JointEnergy` gives them; differentiable in
+        u. Level as in `prior.density.net_level`.
+        """
+        prior = self._energies()
+        with self._precision():
+            return prior(self.generator.transform(u), level, condition).float()
+
+    def _cum_sigma_of(self, level: Tensor) -> Tensor:
+        """cum_sigma (B,) of what the nets are told about a level, (B,)."""
+        assert self._schedule is not None and self.config.prior is not None
+        return cum_sigma_of(self._schedule, self.config.prior.parametrization, level)
+
+    @torch.no_grad()
+    def _lowest_outputs(self, u: Latents, batch_size: int) -> GroupOutputs:
+        """b_i and g_i of u at the lowest noise level, on the CPU."""
+        prior, config = self._energies(), self.config.prior
+        assert self._schedule is not None and config is not None
+        level = float(net_level(self._schedule, 0, config.parametrization))
+        parts = []
+        for i in range(0, check_latents(u, self.generator.latent_shapes), batch_size):
+            rows = tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
+            levels = torch.full((len(rows[0]),), level, device=self.device)
+            with self._precision():
+                found = prior.outputs(self.generator.transform(rows), levels)
+            parts.append([x.float().cpu() for x in found])
+        return GroupOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    # Pictures and latents
+
+    @torch.no_grad()
+    def _decode(self, u: Latents) -> Tensor:
+        """Mean pictures, a few at a time: at 256x256 the decoder's maps, and no chain, are what
+        memory is needed for.
+        """
+        most = MOST_PIXELS[self.device.type == "cpu"]
+        count = max(1, most // self.config.generator.image_size**2)
+        with torch.inference_mode(False), self._precision():
+            parts = [
+                self.generator(tuple(g[i : i + count] for g in u)).float().cpu()
+                for i in range(0, len(u[0]), count)
+            ]
+        return torch.cat(parts)
+
+    def decode(
+        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
+    ) -> Any:
+        """Mean pictures of u: N PIL pictures, or arrays as in `Samples`.
+
+        Arguments:
+            latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
+                values whose pictures are not finite.
+        """
+        require_choice("output_type", output_type, OutputType)
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        count = check_latents(latents, self.generator.latent_shapes)
+        parts = [
+            self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
+            for i in range(0, count, batch_size)
+        ]
+        pictures = torch.cat(parts)
+        if not bool(torch.isfinite(pictures).all()):
+            raise UserInputError(
+                "the pictures of these latents are not finite; the latents are not, or too large"
+            )
+        return to_output(pictures, output_type)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Pictures,
+        *,
+        mode: EncodeMode = "sample",
+        seeds: int | Iterable[int] | None = None,
+        batch_size: int = 16,
+    ) -> Latents:
+        """u of pictures, on the CPU: a draw of q(u | x), or its mean.
+
+        Arguments:
+            images: PIL pictures or paths (cropped to the middle square and resized), or floats (N,
+                3, S, S) in [0, 1], as "torch" output is.
+            mode: "sample" or "mean".
+            seeds: Of the draw, one a picture; 0 ... N-1 if None.
+        """
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        require_choice("mode", mode, EncodeMode)
+        x = self._read(images)
+        chosen = choose_seeds(len(x), seeds)
+        shapes, parts = self.generator.latent_shapes, []
+        for i in range(0, len(x), batch_size):
+            rows = x[i : i + batch_size].to(self.device)
+            noise = None
+            if mode == "sample":
+                noise = NoiseStreams(
+                    chosen[i : i + batch_size], shapes, device=self.device
+                ).normal()
+            with self._precision():
+                u = encode(self.generator, self.encoder, rows, noise).u
+            parts.append(tuple(g.float().cpu() for g in u))
+        return concatenate(parts)
+
+    def _read(self, images: Pictures) -> Tensor:
+        """Floats (N, 3, S, S) in [-1, 1]."""
+        size = self.config.generator.image_size
+        if not isinstance(images, Tensor):
+            return prepare(images, size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
+            raise UserInputError(
+                f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
+            )
+        if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+            raise UserInputError("images must be floats in [0, 1]")
+        return images.float() * 2 - 1
+
+    def reconstruct(
+        self,
+        images: Pictures,
+        *,
+        output_type: OutputType = "pil",
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+    ) -> Any:
+        """decode(encode(images)): what the generator can say about a picture."""
+        u = self.encode(images, mode=mode, batch_size=batch_size)
+        return self.decode(u, output_type=output_type, batch_size=batch_size)
+
+    def _latents_of(
+        self,
+        images: Pictures | None,
+        latents: Latents | None,
+        mode: EncodeMode,
+        batch_size: int,
+    ) -> Latents:
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        if (images is None) == (latents is None):
+            raise UserInputError("give either images or latents, and not both")
+        if latents is not None:
+            return latents
+        return self.encode(images, mode=mode, batch_size=batch_size)
+
+    def energy(
+        self,
+        images: Pictures | None = None,
+        *,
+        latents: Latents | None = None,
+        groups: Groups | None = None,
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+    ) -> Tensor:
+        """The energy -F_G at the lowest noise level, all symbols open, (N,): low for pictures like
+        the training data.
+
+        Arguments:
+            images: Pictures, as for `encode`; or give `latents`.
+            latents: u, as `encode` or a call returns it.
+            groups: The groups G that count: a slice, indices or one index; all if None.
+        """
+        chosen, prior = self._group_indices(groups), self._energies()
+        u = self._latents_of(images, latents, mode, batch_size)
+        return -prior.select(self._lowest_outputs(u, batch_size), chosen)
+
+    def classify(
+        self,
+        images: Pictures | None = None,
+        *,
+        latents: Latents | None = None,
+        groups: Groups | None = None,
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+    ) -> dict[str, Tensor]:
+        """p(y_v = j | u) at the lowest noise level: (N, values) a variable, values as in
+        `symbols`.
+
+        Arguments as for `energy`. Raises `UserInputError` for a model without symbols.
+        """
+        chosen, prior = self._group_indices(groups), self._energies()
+        if not len(prior.table):
+            raise UserInputError(
+                f"{self.name} has no symbols; `hebm-sample --list` shows the models that have"
+            )
+        u = self._latents_of(images, latents, mode, batch_size)
+        logits = self._lowest_outputs(u, batch_size).logits[:, chosen].sum(1)
+        return prior.table.probabilities(logits)
+
+    def _group_indices(self, groups: Groups | None) -> list[int]:
+        count = len(self.generator.latent_shapes)
+        every = range(count)
+        try:
+            if groups is None or isinstance(groups, slice):
+                chosen = list(every if groups is None else every[groups])
+            else:
+                asked = [groups] if isinstance(groups, int) else groups
+                chosen = [every[operator.index(i)] for i in asked]
+        except (IndexError, TypeError, ValueError):
+            chosen = []
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise UserInputError(
+                f"groups {groups} asked for; this model has {count}, "
+                f"numbered 0 (top) to {count - 1}, each to be named once"
+            )
+        return chosen
+
+    # Saving
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16
+    ) -> None:
+        """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
+        precision.
+
+        Raises:
+            EnvironmentFailure: The folder cannot be written.
+            WeightsError: A weight does not fit the precision; nothing is half-written.
+        """
+        encoder = self.encoder if self._encoder is not None else None
+        write_model_folder(
+            Path(folder),
+            self.config,
+            self.generator,
+            self.prior,
+            encoder,
+            dtype=dtype,
+            card=self._card,
+        )
+
+    def __reduce__(self) -> Any:
+        """Refused: a pipeline's weights live in safetensors, not in pickles."""
+        raise UserInputError(
+            "a Pipeline cannot be pickled; use save_pretrained and from_pretrained"
+        )

@@ -1,0 +1,190 @@
+"""What sampling is asked for and what it returns: seeds in, pictures with their latents and
+energies out, or with all that they were on the way.
+"""
+
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hebm_sample.config import require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
+from hebm_sample.io.images import grid, png_bytes, save_png, to_pil
+from hebm_sample.io.seeds import MAX_SEEDS, format_seeds
+from hebm_sample.latents import Latents
+
+__all__ = ["OutputType", "Samples", "Trajectory", "choose_seeds", "to_output"]
+
+OutputType = Literal["pil", "numpy", "torch"]
+
+# What a notebook shows of many pictures.
+SHOWN_PICTURES, SHOWN_SIDE = 64, 1024
+
+
+@dataclass(frozen=True, repr=False)
+class Samples:
+    """What a call returns.
+
+    Arguments:
+        images: N PIL pictures; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
+            1] ("torch").
+        latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
+        energies: -F_{i}, of each group alone, at the level just done, with what was asked: (N, L).
+            Without symbols they sum to -F. None where the model has no energies.
+        seeds: The seed of each picture.
+        level: Noise level just done; 0 for a finished picture.
+        columns: Of the sheet that the pictures belong on; None if they are in no order.
+
+    >>> grey = Image.new("RGB", (8, 8), "grey")
+    >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
+    >>> len(samples), samples.seeds
+    (3, (0, 1, 2))
+    >>> samples.grid(columns=3).size
+    (28, 8)
+    """
+
+    images: Any
+    latents: Latents
+    energies: Tensor | None
+    seeds: tuple[int, ...]
+    level: int = 0
+    columns: int | None = None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.seeds)
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """All pictures on one sheet: `columns` a row, by default their own order's, or as near to
+        a square as can be.
+        """
+        columns = columns or self.columns
+        if isinstance(self.images, Tensor):
+            return grid(to_pil(self.images * 2 - 1), columns)
+        if isinstance(self.images, list):
+            return grid(self.images, columns)
+        return grid(to_pil(torch.from_numpy(self.images).permute(0, 3, 1, 2) * 2 - 1), columns)
+
+    def __repr__(self) -> str:
+        """How many, and their seeds; not every number."""
+        noun = "picture" if len(self) == 1 else "pictures"
+        return f"<Samples: {len(self)} {noun}, seeds {_short(self.seeds)}, level {self.level}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the first 64 pictures, reduced to 1024 pixels a side."""
+        some = slice(0, SHOWN_PICTURES)
+        return _reduced(replace(self, images=self.images[some], seeds=self.seeds[some]).grid())
+
+
+@dataclass(frozen=True, repr=False)
+class Trajectory:
+    """Pictures on their way from noise.
+
+    Arguments:
+        steps: `Samples` after each noise level, from the noisiest to the finished pictures.
+    """
+
+    steps: tuple[Samples, ...]
+
+    def __len__(self) -> int:
+        """The number of steps, which is that of the frames."""
+        return len(self.steps)
+
+    @property
+    def samples(self) -> Samples:
+        """The finished pictures: what a call returns for the same seeds."""
+        return self.steps[-1]
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        """A sheet of all pictures after each step."""
+        return [step.grid() for step in self.steps]
+
+    def grid(self) -> Image.Image:
+        """One sheet: a row a picture, a column a step."""
+        rows = zip(*(step.images for step in self.steps), strict=True)
+        return grid([picture for row in rows for picture in row], len(self))
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        seconds: float = SECONDS,
+        text: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write it: frames that move as .gif or .webp, the sheet as .png.
+
+        Arguments:
+            path: Its ending says which.
+            seconds: How long the frames move before the last is held.
+            text: Facts to write into the file.
+        """
+        ending = Path(path).suffix.lower()
+        if ending in ANIMATED:
+            save_animation(self.frames, path, seconds, text)
+        elif ending == ".png":
+            save_png(self.grid(), path, text)
+        else:
+            raise UserInputError(
+                f"a trajectory goes to {str(path)!r}; end it in .png, {' or '.join(ANIMATED)}"
+            )
+
+    def __repr__(self) -> str:
+        """How long it is, and of what."""
+        return f"<Trajectory: {len(self)} steps to {self.samples!r}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows: the sheet, reduced to 1024 pixels a side."""
+        return _reduced(self.grid())
+
+
+def _short(seeds: Sequence[int]) -> str:
+    """The seeds as they are typed, if that is short."""
+    text = format_seeds(seeds)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _reduced(sheet: Image.Image) -> bytes:
+    """PNG of at most `SHOWN_SIDE` pixels a side."""
+    sheet.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return png_bytes(sheet)
+
+
+def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
+    """The seeds asked for; 0 ... n-1 where none were.
+
+    >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
+    ((0, 1, 2), (7, 11), (0,))
+    """
+    if num_images is not None:
+        require_integer("num_images", num_images, 1, MAX_SEEDS)
+    if isinstance(seeds, SupportsIndex):
+        seeds = (operator.index(seeds),)
+    chosen = (
+        tuple(seeds)
+        if seeds is not None
+        else tuple(range(1 if num_images is None else num_images))
+    )
+    if seeds is not None and num_images is not None and len(chosen) != num_images:
+        raise UserInputError(
+            f"num_images is {num_images} but {len(chosen)} seeds were given; leave one of them out"
+        )
+    if not 1 <= len(chosen) <= MAX_SEEDS:
+        raise UserInputError(
+            f"{len(chosen)} pictures were asked for; it can be 1 to {MAX_SEEDS} a call"
+        )
+    return chosen
+
+
+def to_output(pictures: Tensor, output_type: OutputType) -> Any:
+    """Float pictures (N, 3, S, S), about [-1, 1], as the caller asked for them."""
+    if output_type == "pil":
+        return to_pil(pictures)
+    unit = (pictures.clamp(-1, 1) + 1) / 2
+    return unit if output_type == "torch" else unit.permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,1 @@
+"""How chains use the machine: energies without ballast, threads, memory."""

@@ -1,0 +1,228 @@
+"""Presets: what each of our models was trained with.
+
+A preset names a generator, a prior and the settings of both runs. Command-line options override
+single values.
+"""
+
+from dataclasses import replace
+
+from hebm_sample.config import (
+    GeneratorConfig,
+    LangevinConfig,
+    PriorConfig,
+    ScaleConfig,
+    StageConfig,
+    SymbolConfig,
+)
+from hebm_sample.errors import UserInputError
+from hebm_sample.presets.paper import PAPER_PRESETS
+from hebm_sample.presets.preset import FACE_SYMBOLS, Preset
+from hebm_sample.presets.settings import TrainSettings
+
+__all__ = ["PRESETS", "Preset", "find_preset"]
+
+
+# Lowest to highest noise; the last is pure noise, from which every chain starts.
+LEVELS = (0.2, 0.4, 0.6, 0.77, 0.89, 0.96, 1.0)
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+# Of the faces' 64x64 pictures.
+_FACES_64 = GeneratorConfig(
+    image_size=64,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=160, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=4, width=128, cells=2),
+        ScaleConfig(resolution=16, groups=2, latent_channels=2, width=96, cells=2),
+    ),
+    decoder=(StageConfig(resolution=32, width=64, cells=3),),
+    head_upsample=2,
+    encoder_cells=2,
+)
+
+# The 64x64 generator with two more stages: the same latents, encoder, T and energies.
+_FACES_256 = replace(
+    _FACES_64,
+    image_size=256,
+    decoder=(
+        *_FACES_64.decoder,
+        StageConfig(resolution=64, width=64, cells=2),
+        StageConfig(resolution=128, width=32, cells=1),
+    ),
+    encoder_size=64,
+)
+
+# With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
+_FACES_PRIOR = PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1)
+_FACES_PRIOR_SETTINGS = TrainSettings(
+    steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
+)
+
+# Of the image decoder alone, from a trained model of 64x64 pictures.
+_GROWING_SETTINGS = TrainSettings(steps=2000, batch_size=16, learning_rate=2e-3)
+
+# 2,500 pictures to train on: narrower nets, random squares of the pictures, more weight decay.
+_CHURCHES_64 = GeneratorConfig(
+    image_size=64,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=128, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=4, width=96, cells=2),
+        ScaleConfig(resolution=16, groups=2, latent_channels=2, width=72, cells=2),
+    ),
+    decoder=(StageConfig(resolution=32, width=56, cells=3),),
+    head_upsample=2,
+    encoder_cells=1,
+)
+
+_OBJECTS_32 = GeneratorConfig(
+    image_size=32,
+    scales=(
+        ScaleConfig(resolution=4, groups=2, latent_channels=16, width=128, cells=2),
+        ScaleConfig(resolution=8, groups=2, latent_channels=8, width=144, cells=2),
+    ),
+    decoder=(StageConfig(resolution=16, width=80, cells=3),),
+    head_upsample=2,
+    encoder_cells=1,
+)
+
+_TINY = GeneratorConfig(
+    image_size=16,
+    scales=(
+        ScaleConfig(resolution=2, groups=1, latent_channels=4, width=16),
+        ScaleConfig(resolution=4, groups=2, latent_channels=2, width=16),
+    ),
+    decoder=(StageConfig(resolution=8, width=8, cells=1),),
+    head_upsample=2,
+    encoder_cells=1,
+)
+
+# What all presets of 64x64 faces start from; those of the models add symbols and a name.
+_PICTURES_64 = Preset(
+    name="pictures64",
+    note="64x64 pictures of your own, no symbols; 6 groups on 4/8/16, for two CPU cores",
+    generator=_FACES_64,
+    # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
+    kl_weight=5.0,
+    prior=_FACES_PRIOR,
+    sampling=LangevinConfig(step_scale=1.0),
+    generator_settings=TrainSettings(steps=5200),
+    prior_settings=_FACES_PRIOR_SETTINGS,
+)
+_PICTURES_256 = replace(
+    _PICTURES_64,
+    name="pictures256",
+    note="256x256 pictures of your own, grown from a model of pictures64",
+    generator=_FACES_256,
+    generator_settings=_GROWING_SETTINGS,
+)
+# The fastest that is as good as chains of 50 steps a level (docs/performance.md).
+_FACES_SAMPLING = LangevinConfig(steps=16, start="ancestral", step_scale=1.0, momentum=0.8)
+_WITH_SYMBOLS = replace(_FACES_PRIOR, symbols=FACE_SYMBOLS)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        replace(
+            _PICTURES_256,
+            name="celebahq",
+            note="256x256 faces, grown from a model of celebahq-64",
+            prior=_WITH_SYMBOLS,
+            sampling=_FACES_SAMPLING,
+        ),
+        replace(
+            _PICTURES_64,
+            name="celebahq-64",
+            model="celebahq",
+            note="64x64 faces with ten attributes; the generator of pictures64",
+            prior=_WITH_SYMBOLS,
+            sampling=_FACES_SAMPLING,
+        ),
+        replace(
+            _PICTURES_64,
+            name="celeba64",
+            note="64x64 CelebA frames with ten attributes; the generator of pictures64",
+            prior=_WITH_SYMBOLS,
+            sampling=_FACES_SAMPLING,
+        ),
+        Preset(
+            name="cifar10",
+            note="32x32 objects in ten classes, 4 groups on 4/8, for two CPU cores",
+            generator=_OBJECTS_32,
+            kl_weight=5.0,
+            prior=PriorConfig(
+                levels=LEVELS,
+                width=108,
+                cells=2,
+                sigma_min=0.1,
+                symbols=(SymbolConfig("class", CIFAR10_CLASSES),),
+            ),
+            label_columns=(("class", "label"),),
+            sampling=LangevinConfig(step_scale=1.0),
+            # Held-out pictures are the data set's test file.
+            generator_settings=TrainSettings(steps=10_000, validation=0),
+            prior_settings=TrainSettings(
+                steps=3800,
+                batch_size=64,
+                learning_rate=9e-4,
+                warmup_steps=100,
+                sample_every=900.0,
+                validation=0,
+            ),
+        ),
+        _PICTURES_64,
+        _PICTURES_256,
+        Preset(
+            name="church64",
+            note="64x64 churches from 2,500 pictures, 6 groups on 4/8/16, for two CPU cores",
+            generator=_CHURCHES_64,
+            kl_weight=5.0,
+            prior=PriorConfig(levels=LEVELS, width=76, cells=2, sigma_min=0.1),
+            sampling=LangevinConfig(step_scale=1.0),
+            generator_settings=TrainSettings(
+                steps=3000, weight_decay=0.02, zoom=0.75, validation=500
+            ),
+            prior_settings=replace(
+                _FACES_PRIOR_SETTINGS, steps=3000, weight_decay=0.02, zoom=0.75, validation=500
+            ),
+        ),
+        Preset(
+            name="tiny",
+            note="16x16 toy with 3 groups, seconds a run: for tests and first steps",
+            generator=_TINY,
+            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
+            sampling=LangevinConfig(steps=12),
+            generator_settings=TrainSettings(
+                steps=60, batch_size=8, warmup_steps=5, log_every=10, validation=8
+            ),
+            prior_settings=TrainSettings(
+                steps=30,
+                batch_size=8,
+                learning_rate=1e-3,
+                warmup_steps=5,
+                log_every=10,
+                validation=8,
+            ),
+        ),
+        *PAPER_PRESETS,
+    )
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`; `UserInputError` lists those that exist."""
+    if name not in PRESETS:
+        raise UserInputError(
+            f"preset {name!r} does not exist; there are {', '.join(sorted(PRESETS))}"
+        )
+    return PRESETS[name]

@@ -1,0 +1,117 @@
+r"""The deterministic probability flow, driven by grad F.
+
+With cum_a = cos(theta) and cum_sigma = sin(theta), the flow that carries p_t along is
+
+    du / dtheta = -tan(theta) grad F(u, theta)
+
+and one step from theta_t down to theta_s is
+
+    u_s = u_t + tan(theta_t) sin(theta_t - theta_s) grad F(u_t, t)
+
+The usual step (DDIM) has cos(theta_t - theta_s) u_t in place of u_t: it is exact for a point mass
+but shrinks N(0, I), a little at every step. F is the departure from N(0, I), so the form above is
+exact where F = 0, and the two differ by terms of second order. A step to theta_s = 0 is the
+denoising that ends a sampler. Steps upwards, from the data to the noise, are the same formula;
+they find the noise that the flow would have made a given u_0 from.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hebm_sample.latents import Latents, flatten
+from hebm_sample.prior.density import Energy, MarginalEBM, row_norm
+from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
+from hebm_sample.sampling.langevin import StepInfo, value_and_grad
+from hebm_sample.sampling.state import GradientTally, LevelState
+
+__all__ = ["flow_levels", "flow_noise", "flow_step", "probability_flow"]
+
+
+def flow_step(
+    marginal: MarginalEBM, u: Latents, sigma: float, sigma_to: float
+) -> tuple[Latents, torch.Tensor, StepInfo]:
+    """One step of the flow; costs one gradient.
+
+    Arguments:
+        marginal: The density at the level that `u` is at.
+        u: (B, C_i, H_i, W_i) a group, at noise level `sigma`.
+        sigma: cum_sigma of that level, below 1.
+        sigma_to: cum_sigma of the level to go to, up or down; 0 removes the noise.
+
+    Returns:
+        The latents at `sigma_to`; the terms F_i (B, L) at `u`; diagnostics (B,).
+    """
+    terms, grads = value_and_grad(marginal.terms, u)
+    theta, theta_to = math.asin(sigma), math.asin(sigma_to)
+    weight = math.tan(theta) * math.sin(theta - theta_to)
+    moved = tuple(g + weight * d for g, d in zip(u, grads, strict=True))
+    position, drift = flatten(u), flatten(grads)
+    info = StepInfo(
+        log_density=marginal.log_density(terms, position),
+        gradient_norm=row_norm(marginal.gradient(drift, position)),
+        displacement=abs(weight) * row_norm(drift),
+        acceptance=torch.ones_like(position[:, 0]),
+    )
+    return moved, terms, info
+
+
+def flow_levels(
+    num_gradients: int, sigma_low: float, sigma_high: float, *, denoise: bool = True
+) -> tuple[float, ...]:
+    """cum_sigma of the flow's path, falling, `num_gradients` + 1 numbers, even in log SNR.
+
+    It starts at `sigma_high`; it passes `sigma_low` and ends at 0, or without `denoise` ends at
+    `sigma_low`.
+    """
+    count = num_gradients if denoise else num_gradients + 1
+    inner = (sigma_high,) if count == 1 else log_snr_levels(count, sigma_low, sigma_high)[-2::-1]
+    return (*inner, 0.0) if denoise else inner
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def flow_noise(
+    energy: Energy, u_0: Latents, path: tuple[float, ...], tally: GradientTally
+) -> Latents:
+    """eps with cum_a_t u_0 + cum_sigma_t eps = u_t, where u_t is u_0 carried up by the flow.
+
+    Arguments:
+        energy: The terms F_i (B, L) of latents and level (B,).
+        u_0: (B, C_i, H_i, W_i) a group.
+        path: cum_sigma, rising to that of t. Below the first the flow is taken to stand still: its
+            velocity goes with tan(theta).
+        tally: Called after each gradient, of which there are len(path) - 1.
+    """
+    u = u_0
+    for sigma, sigma_to in zip(path, path[1:], strict=False):
+        u, terms, _ = flow_step(MarginalEBM(energy, log_snr_of(sigma)), u, sigma, sigma_to)
+        tally()
+        tally.check(0, u, terms)
+    sigma = path[-1]
+    cum_a = math.sqrt((1 - sigma) * (1 + sigma))
+    return tuple((t - cum_a * g) / sigma for t, g in zip(u, u_0, strict=True))
+
+
+def probability_flow(
+    energy: Energy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
+) -> Iterator[LevelState]:
+    """Follow the flow from N(0, I) along `path`, one gradient a step.
+
+    The state of each level before the last shows u where the level's gradient was taken; the last
+    is the result. The caller turns autograd off.
+    """
+    u = draw()
+    for level, (sigma, sigma_to) in zip(
+        range(len(path) - 2, -1, -1), zip(path, path[1:], strict=False), strict=True
+    ):
+        marginal = MarginalEBM(energy, log_snr_of(sigma))
+        moved, terms, info = flow_step(marginal, u, sigma, sigma_to)
+        tally()
+        if level == 0:
+            u = moved
+            terms = MarginalEBM(energy, log_snr_of(sigma_to or sigma)).terms(u)
+        tally.check(level, u, terms)
+        yield LevelState(level, u, terms, StepInfo(*(x.unsqueeze(0) for x in info)))
+        u = moved

@@ -1,0 +1,337 @@
+r"""From noise to latents: the loops over levels.
+
+- `recovery`: for t = T-1 ... 0 a chain on log p(u_t | u_{t+1}); at t = T-1, where r_T = 0, on the
+  marginal.
+- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t.
+- `flow`: no chains, the probability flow of `sampling/probability_flow.py`.
+
+The first two start from N(0, I), and between levels they
+
+    stay where they are                                            start "u_next"
+    take one step of the flow                                      start "flow"
+    u_t = a u + (sigma^2 / a) grad F(u, t+1) + sigma eps           start "ancestral"
+
+with a, sigma of level t+1. The last is the draw of u_t given u_{t+1} = u that Tweedie's guess of
+u_0 suggests, and exact for F = 0. From the other two a chain must still forget that it starts in
+step with u_{t+1}, or every level hands on too much variance. Their steps are s = c B_t and their
+reference variances C, with
+
+    chain on               B_t                                                C
+    log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
+    log p_t                cum_sigma_t^2                                      1, or B_t
+
+B_t is the variance of the chain's target if u_0 were known, the least a direction can have, so
+c < 4 is stable; the first C ("sigma_next") is its variance if u_0 were N(0, I). So B_t <= C <= 1.
+With `precondition` a coordinate whose posterior has the variance w, averaged over pictures, has
+
+    cum_a_t^2 w + cum_sigma_t^2    in place of cum_sigma_t^2
+
+in B_t, which is then between the two: B_t where a picture fixes its latents (w = 0), C where it
+says nothing of them (w = 1).
+
+Every sampler evaluates exactly `config.steps` gradients. With latents given
+(`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
+that they start at.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import LangevinConfig, Parametrization, ReferenceVariance
+from hebm_sample.errors import UserInputError
+from hebm_sample.latents import Latents, Scalar, flatten
+from hebm_sample.prior.density import (
+    Energy,
+    MarginalEBM,
+    conditional_at,
+    cum_sigma_of,
+    marginal_at,
+)
+from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.sampling.chain import Metropolis, run_chain
+from hebm_sample.sampling.constraints import FreeGroups, Given
+from hebm_sample.sampling.langevin import StepInfo, value_and_grad
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
+from hebm_sample.sampling.state import GradientTally, LevelState
+
+__all__ = ["LevelState", "chain_variances", "gradients_per_level", "sample_prior"]
+
+_S = TypeVar("_S", float, Tensor)
+
+
+def chain_variances(
+    schedule: DiffusionSchedule, t: int, *, conditional: bool, reference: ReferenceVariance
+) -> tuple[float, float]:
+    """B_t, the unit of the step size, and C, the reference variance, of a chain at level t."""
+    unit, widest = coordinate_variances(schedule, t, 0.0, conditional=conditional)
+    return unit, widest if reference == "sigma_next" else unit
+
+
+def coordinate_variances(
+    schedule: DiffusionSchedule, t: int, posterior_variance: _S, *, conditional: bool
+) -> tuple[_S, float]:
+    """B_t for a posterior of that variance, one number or one a coordinate; and B_t for 1."""
+    cum_a, cum_sigma = float(schedule.cum_a[t]), float(schedule.cum_sigma[t])
+    wide = cum_a**2 * posterior_variance + cum_sigma**2
+    if not conditional:
+        return wide, 1.0
+    a, variance = float(schedule.a[t + 1]), float(schedule.sigma[t + 1]) ** 2
+    return wide * variance / (variance + a**2 * wide), variance
+
+
+def gradients_per_level(
+    steps: int, num_levels: int, before: int = 0, early_share: float = 1.0
+) -> list[int]:
+    """`steps` split over the levels t = 0 ... T-1: one each, and the others with weights on a line
+    from 1 at t = 0 to `early_share` at T-1. What does not divide goes to the lowest first.
+
+    Arguments:
+        before: Of them, those spent before the first level.
+
+    Raises:
+        UserInputError: fewer steps than levels.
+    """
+    least = num_levels + before
+    if steps < least:
+        raise UserInputError(
+            f"steps is {steps}; this sampler visits {num_levels} levels and needs at least "
+            f"{least} steps (sampler='flow' takes any number)"
+        )
+    slope = (early_share - 1) / max(1, num_levels - 1)
+    weights = [1 + slope * t for t in range(num_levels)]
+    exact = [(steps - least) * w / sum(weights) for w in weights]
+    budget = [1 + math.floor(x) for x in exact]
+    by_rest = sorted(range(num_levels), key=lambda t: (math.floor(exact[t]) - exact[t], t))
+    for t in by_rest[: steps - before - sum(budget)]:
+        budget[t] += 1
+    return budget
+
+
+def sample_prior(
+    energy: Energy,
+    schedule: DiffusionSchedule,
+    noise: NoiseStreams,
+    config: LangevinConfig,
+    *,
+    parametrization: Parametrization = "log_snr",
+    step_size_0: float = 2e-5,
+    sigma_high: float = 0.99,
+    given: Given | None = None,
+    posterior_variance: Latents | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[LevelState]:
+    """Sample the prior from noise, yielding after each noise level; the last state is the result.
+
+    Arguments:
+        energy: The terms F_i (B, L) of latents and level (B,).
+        schedule: The model's noise levels.
+        noise: The random streams; all randomness comes from them.
+        config: Method, number of gradients and the kernel's settings.
+        parametrization: What the nets are told about a level, see `prior.density.net_level`.
+        step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
+            kernel.
+        sigma_high: cum_sigma where the flow starts.
+        given: Latents to keep or to start from; None samples all groups from noise.
+        posterior_variance: w of every coordinate, (1, C_i, H_i, W_i) a group, on the latents'
+            device; for `config.precondition`.
+        progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
+
+    Raises:
+        UserInputError: at once, for settings that do not fit each other or the model.
+        NonFiniteSampleError: while iterating, when a chain left the finite numbers.
+    """
+    _check_parametrization(config, parametrization)
+    tally = GradientTally(noise.seeds, progress)
+    top = schedule.num_levels
+    if given is not None and given.start_level is not None:
+        top = given.start_level
+        if not 1 <= top <= schedule.num_levels:
+            raise UserInputError(
+                f"start level is {top}; this model has levels 1 to {schedule.num_levels}"
+            )
+        if top == schedule.num_levels:  # the flow begins a little below, where u_0 still shows
+            given = replace(given, start_level=None)
+    groups = FreeGroups(given, noise.normal(config.temperature))
+    lowest = marginal_at(energy, schedule, 0, parametrization)
+    energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
+
+    def draw() -> Latents:
+        return groups.select(noise.normal(config.temperature))
+
+    if config.sampler == "flow":
+        high = min(sigma_high, schedule.levels[top])
+        path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
+        states = probability_flow(energy, path, partial(groups.start, high), tally)
+        sigmas = [0.0, *path[-3::-1]]
+    else:
+        # A start below the noisiest level first takes a step down from there.
+        descends = top < schedule.num_levels and config.start != "u_next"
+        budget = gradients_per_level(config.steps, top, descends, config.early_share)
+        widths = None
+        if config.precondition:
+            if posterior_variance is None:
+                raise UserInputError("precondition needs the posterior's variance; give it")
+            widths = flatten(groups.select(posterior_variance))
+        chains = _Chains(
+            energy, schedule, config, parametrization, step_size_0, noise.uniform, widths
+        )
+        states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
+        sigmas = [0.0, *schedule.levels[1:]]
+    return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
+
+
+def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
+    """Refuse what needs energies that know their noise, which the release's do not."""
+    if parametrization != "release":
+        return
+    for name, value, allowed in (
+        ("sampler", config.sampler, "recovery"),
+        ("start", config.start, "u_next"),
+        ("denoise", config.denoise, False),
+        ("precondition", config.precondition, False),
+    ):
+        if value != allowed:
+            raise UserInputError(
+                f"{name}={value!r} needs energies conditioned on log SNR; this model has the "
+                f"release's parametrisation: use {name}={allowed!r}"
+            )
+
+
+def _completed(
+    states: Iterator[LevelState],
+    groups: FreeGroups,
+    path: Sequence[float],
+    lowest_terms: Callable[[Latents], torch.Tensor],
+) -> Iterator[LevelState]:
+    """States of the free groups as states of all; `path` is cum_sigma of each state's u."""
+    for state in states:
+        full = state._replace(u=groups.full(state.u, path[state.level]))
+        if state.level == 0 and groups.keeps:  # the chain saw the kept groups with their noise
+            full = full._replace(terms=lowest_terms(full.u))
+        yield full
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _without_autograd(states: Iterator[LevelState]) -> Iterator[LevelState]:
+    """The same states, each computed outside the caller's autograd and inference modes."""
+    yield from states
+
+
+class _Chains:
+    """The loop over levels of `recovery` and `annealed`."""
+
+    def __init__(
+        self,
+        energy: Energy,
+        schedule: DiffusionSchedule,
+        config: LangevinConfig,
+        parametrization: Parametrization,
+        step_size_0: float,
+        uniform: Callable[[], Tensor],
+        posterior_variance: Tensor | None,
+    ) -> None:
+        self.energy, self.schedule, self.config = energy, schedule, config
+        self.posterior_variance, self.metropolis = posterior_variance, None
+        if config.metropolis:
+            assert isinstance(config.temperature, float | int)
+            self.metropolis = Metropolis(uniform, config.temperature)
+        self.parametrization: Parametrization = parametrization
+        self.release_steps = release_step_sizes(schedule, step_size_0)
+
+    def run(
+        self,
+        start: Latents,
+        draw: Callable[[], Latents],
+        budget: list[int],
+        tally: GradientTally,
+        descends: bool,
+    ) -> Iterator[LevelState]:
+        """Levels len(budget) - 1 ... 0, from `start` one level above. If asked to, a level's last
+        gradient carries its chains down.
+        """
+        u = u_next = start
+        if descends:
+            top = len(budget)
+            marginal = marginal_at(self.energy, self.schedule, top, self.parametrization)
+            u, _ = self._descend(marginal, u_next, top, draw)
+            tally()
+        for t in reversed(range(len(budget))):
+            carries = self.config.start != "u_next" if t > 0 else self.config.denoise
+            u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
+            marginal = marginal_at(self.energy, self.schedule, t, self.parametrization)
+            moved, terms = u, None
+            if carries:
+                moved, terms = self._descend(marginal, u, t, draw)
+                tally()
+            if t == 0:
+                u, terms = moved, None
+            terms = marginal.terms(u) if terms is None else terms
+            tally.check(t, u, terms)
+            yield LevelState(t, u, terms, info)
+            u_next, u = u, moved
+
+    def _descend(
+        self, marginal: MarginalEBM, u: Latents, t: int, draw: Callable[[], Latents]
+    ) -> tuple[Latents, Tensor]:
+        """From level t to where the chain of level t - 1 starts, or from level 0 to no noise, with
+        one gradient; and the terms F_i at `u`.
+        """
+        if t == 0 or self.config.start == "flow":
+            sigma_to = self.schedule.levels[t - 1] if t > 0 else 0.0
+            moved, terms, _ = flow_step(marginal, u, self.schedule.levels[t], sigma_to)
+            return moved, terms
+        terms, grads = value_and_grad(marginal.terms, u)
+        a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
+        rows = zip(u, grads, draw(), strict=True)
+        return tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows), terms
+
+    def _chain(
+        self,
+        t: int,
+        u: Latents,
+        u_next: Latents,
+        draw: Callable[[], Latents],
+        num_steps: int,
+        tally: GradientTally,
+    ) -> tuple[Latents, StepInfo]:
+        """The chain at level t, with its density, step size and reference variance."""
+        config, schedule = self.config, self.schedule
+        conditional = config.sampler == "recovery" and bool(schedule.recovery[t + 1] > 0)
+        unit, reference = self._variances(t, conditional)
+        if self.parametrization == "release" and config.kernel == "plain":
+            unit = self.release_steps[t]
+        if conditional:
+            density = conditional_at(self.energy, schedule, t, u_next, self.parametrization)
+        else:
+            density = marginal_at(self.energy, schedule, t, self.parametrization)
+        return run_chain(
+            u,
+            density,
+            draw,
+            num_steps=num_steps,
+            step_size=config.step_scale * unit,
+            kernel=config.kernel,
+            reference_variance=reference,
+            decay=config.step_decay,
+            momentum=config.momentum,
+            metropolis=self.metropolis,
+            tally=tally,
+        )
+
+    def _variances(self, t: int, conditional: bool) -> tuple[Scalar, Scalar]:
+        """B_t and C, of each coordinate where steps are preconditioned."""
+        reference = self.config.reference_variance
+        if self.posterior_variance is None:
+            return chain_variances(self.schedule, t, conditional=conditional, reference=reference)
+        unit, widest = coordinate_variances(
+            self.schedule, t, self.posterior_variance, conditional=conditional
+        )
+        return unit, widest if reference == "sigma_next" else unit

@@ -1,0 +1,314 @@
+"""The prior's objectives, with generator and encoder frozen and u_0 ~ q(u | x) drawn afresh.
+
+`score`: the energies define log p_t(u) = F(T(u), t) - |u|^2 / 2 at every noise level, so they can
+be fitted by denoising score matching, without a chain:
+
+    loss = E | cum_sigma grad_u log p_t(u_t) + eps |^2 / D        u_t = cum_a u_0 + cum_sigma eps
+
+cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop`
+is how far below it the energies are (with all symbols open).
+
+`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on
+log p(u_t | u_{t+1}) give u_t^-, and
+
+    loss = mean[ F(u_t^-, t) - F(u_t^+, t) ] / D
+
+If the energies have symbols, both add `symbol_weight` times the cross-entropy of the known labels,
+at the noisy u_t and at every level. `mle` leaves all symbols open in F: with labels there too,
+p(y | u) would be counted twice. Score matching counts nothing twice, because the score of
+F(u, y) is that of p_t(u | y) whatever else is learned; so a share of the labelled examples are
+seen with some of their labels set, which teaches the gradient of log p(y | u_t) directly, where
+cross-entropy teaches its value.
+
+The release writes (f(u^-) - f(u^+)) / s_t for F, because its nets put out f = s_t F. The division
+by D, the dimensions of u, keeps gradients at the size that the gradient clip is made for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hebm_sample.config import Kernel
+from hebm_sample.generator.encoder import Encoder, encode
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.latents import Latents, flatten
+from hebm_sample.prior.density import conditional_at, net_level
+from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.symbols import Condition
+from hebm_sample.sampling.chain import run_chain
+from hebm_sample.sampling.sample import chain_variances
+from hebm_sample.training.elbo import standard_normal
+
+__all__ = ["Images", "MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
+
+Images = Tensor | dict[int, Tensor]
+"""(B, 3, S, S) in [-1, 1], or what `Encoder.features` makes of them."""
+
+
+def _first(images: Images) -> Tensor:
+    """A tensor of the batch, for its size and device."""
+    return images if isinstance(images, Tensor) else next(iter(images.values()))
+
+
+def stratified(count: int, device: torch.device, stream: torch.Generator | None = None) -> Tensor:
+    """(B,) numbers, each uniform in (0, 1), one in every B-th of it: less noise over the levels of
+    a batch.
+    """
+    within = torch.rand(count, device=device, generator=stream)
+    slots = torch.arange(count, device=device) + within
+    return slots / count
+
+
+class PriorObjective(nn.Module):
+    """What both objectives share: the frozen generator and encoder, and the energies that
+    learn.
+
+    Arguments:
+        symbol_weight: Of the labels' cross-entropy.
+    """
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        energy: JointEnergy,
+        *,
+        symbol_weight: float = 0.002,
+    ) -> None:
+        super().__init__()
+        self.generator = generator.requires_grad_(False)
+        self.encoder = encoder.requires_grad_(False)
+        self.energy = energy
+        self.symbol_weight = symbol_weight
+
+    def energies(
+        self, u: Latents, level: Tensor, condition: Condition | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Terms that sum to F at u and level, (B, L), or (B, L + 1) with symbols; and g (B, V)."""
+        outputs = self.energy.outputs(self.generator.transform(u), level)
+        return self.energy.join(outputs, condition), outputs.logits.sum(1)
+
+    def terms(self, u: Latents, level: Tensor) -> Tensor:
+        """Terms that sum to F_open."""
+        return self.energies(u, level)[0]
+
+    def symbol_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropy of g (B, V), with statistics: itself, and the share of right
+        answers a variable.
+        """
+        entropy, right, known = self.energy.table.cross_entropy(logits, labels)
+        stats = {"cross_entropy": entropy.detach(), "accuracy": right / known.clamp(min=1)}
+        return self.symbol_weight * entropy, stats
+
+    @torch.no_grad()
+    def posterior_draw(self, images: Images, stream: torch.Generator | None = None) -> Latents:
+        """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `Encoder.features`."""
+        like = _first(images)
+        noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
+        return encode(self.generator, self.encoder, images, noise).u
+
+
+class ScoreObjective(PriorObjective):
+    """Denoising score matching of the energies' gradient, at every noise level.
+
+    Arguments:
+        condition_share: Of the examples, those seen with labels set: a random share of the labels
+            that they have.
+    """
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        energy: JointEnergy,
+        *,
+        symbol_weight: float = 0.002,
+        condition_share: float = 0.5,
+    ) -> None:
+        super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
+        self.condition_share = condition_share
+
+    def reveal(self, labels: Tensor, stream: torch.Generator | None = None) -> Condition:
+        """Set some of the labels (B, variables) of some examples, with weight 1."""
+        batch, how = len(labels), {"device": labels.device, "generator": stream}
+        share = torch.rand(batch, 1, **how)
+        seen = torch.rand(batch, 1, **how) < self.condition_share
+        shown = (labels >= 0) & seen & (torch.rand(labels.shape, **how) < share)
+        allowed = [
+            F.one_hot(y.clamp(min=0), size).bool() | ~known[:, None]
+            for y, known, size in zip(labels.T, shown.T, self.energy.table.sizes, strict=True)
+        ]
+        return Condition(torch.cat(allowed, 1), shown.float())
+
+    def residual(
+        self,
+        u_t: Latents,
+        noise: Latents,
+        cum_sigma: Tensor,
+        condition: Condition | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """cum_sigma grad log p_t(u_t) + eps, (B, D), differentiable in the energies' parameters,
+        and g (B, V).
+        """
+        level = torch.log1p(-cum_sigma.square()) - 2 * cum_sigma.log()
+        u_t = tuple(u.requires_grad_() for u in u_t)
+        with torch.enable_grad():
+            terms, logits = self.energies(u_t, level, condition)
+            gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=torch.is_grad_enabled())
+        score = flatten(gradient) - flatten(u_t)
+        return cum_sigma[:, None] * score + flatten(noise), logits
+
+    def forward(
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
+        bands of noise.
+
+        Arguments:
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+            fraction: Unused here: every step sees every level.
+            labels: (B, variables), -1 where unknown.
+            stream: Of all draws.
+        """
+        u_0 = self.posterior_draw(images, stream)
+        config, batch, device = self.energy.config, len(u_0[0]), u_0[0].device
+        ratio = config.sigma_max / config.sigma_min
+        cum_sigma = config.sigma_min * ratio ** stratified(batch, device, stream)
+        cum_a = (1 - cum_sigma.square()).sqrt()
+        noise = standard_normal(self.generator.latent_shapes, batch, device, stream)
+        a, s = cum_a[:, None, None, None], cum_sigma[:, None, None, None]
+        u_t = tuple(a * u + s * eps for u, eps in zip(u_0, noise, strict=True))
+        condition = None if labels is None else self.reveal(labels, stream)
+        residual, logits = self.residual(u_t, noise, cum_sigma, condition)
+        square = residual.square().mean(1)
+        with torch.no_grad():
+            gaussian = (flatten(noise) - cum_sigma[:, None] * flatten(u_t)).square().mean(1)
+            drop = gaussian - square
+            unset = torch.ones_like(drop) if condition is None else (condition.weight == 0).all(1)
+            stats: dict[str, Any] = {
+                "gaussian": gaussian.mean(),
+                "drop": (drop * unset).sum() / unset.sum().clamp(min=1),
+                # The levels are stratified, so equal parts of the batch are equal bands of log
+                # cum_sigma.
+                "drop_by_noise": torch.stack([part.mean() for part in drop.chunk(4)]),
+            }
+        loss = square.mean()
+        if labels is not None:
+            symbol_loss, symbol_stats = self.symbol_loss(logits, labels)
+            loss, stats = loss + symbol_loss, stats | symbol_stats
+        return loss, stats
+
+
+class MleObjective(PriorObjective):
+    """The paper's recovery likelihood: short chains from u_{t+1}, one level an example.
+
+    Arguments:
+        chain_steps: K.
+        kernel: Of the training chains; "plain" with the release's s_t is the paper's.
+        step_scale: c, as in `LangevinConfig`.
+    """
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        energy: JointEnergy,
+        *,
+        chain_steps: int = 20,
+        kernel: Kernel = "plain",
+        step_scale: float = 1.0,
+        symbol_weight: float = 0.002,
+    ) -> None:
+        super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
+        self.chain_steps, self.step_scale = chain_steps, step_scale
+        self.kernel: Kernel = kernel
+        self.schedule = DiffusionSchedule(energy.config.levels)
+
+    def step_sizes(self) -> tuple[Tensor, Tensor]:
+        """s_t and the reference variance C_t of the training chains, (T,) each."""
+        config, levels = self.energy.config, range(self.schedule.num_levels)
+        last = self.schedule.num_levels - 1
+        pairs = [
+            chain_variances(self.schedule, t, conditional=t < last, reference="posterior")
+            for t in levels
+        ]
+        unit, reference = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        if config.parametrization == "release":
+            unit = torch.tensor(release_step_sizes(self.schedule, config.step_size_0))
+        return self.step_scale * unit, reference
+
+    def forward(
+        self,
+        images: Images,
+        fraction: float,
+        labels: Tensor | None = None,
+        stream: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a
+        dimension.
+
+        Arguments:
+            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+            fraction: Unused here.
+            labels: (B, variables), -1 where unknown.
+            stream: Of all draws.
+        """
+        u_0 = self.posterior_draw(images, stream)
+        batch, device = len(u_0[0]), u_0[0].device
+        shapes = self.generator.latent_shapes
+        t = torch.randint(self.schedule.num_levels, (batch,), device=device, generator=stream)
+        positive = self.schedule.diffuse(u_0, t, standard_normal(shapes, batch, device, stream))
+        noise = standard_normal(shapes, batch, device, stream)
+        a = self.schedule.gather(self.schedule.a, t + 1)
+        sigma = self.schedule.gather(self.schedule.sigma, t + 1)
+        assert isinstance(a, Tensor) and isinstance(sigma, Tensor)
+        u_next = tuple(
+            a[:, None, None, None] * u + sigma[:, None, None, None] * eps
+            for u, eps in zip(positive, noise, strict=True)
+        )
+        negative, moved = self.negative(u_next, t, stream)
+        level = net_level(self.schedule, t, self.energy.config.parametrization)
+        assert isinstance(level, Tensor)
+        f_plus, logits = self.energies(positive, level)
+        f_minus = self.terms(negative, level)
+        loss = (f_minus.sum(1) - f_plus.sum(1)).mean()
+        dimensions = flatten(u_0).shape[1]
+        stats: dict[str, Any] = {
+            "energy_positive": -f_plus.detach().mean(0),
+            "energy_negative": -f_minus.detach().mean(0),
+            "displacement": moved.mean(),
+        }
+        loss = loss / dimensions
+        if labels is not None:
+            symbol_loss, symbol_stats = self.symbol_loss(logits, labels)
+            loss, stats = loss + symbol_loss, stats | symbol_stats
+        return loss, stats
+
+    def negative(
+        self, u_next: Latents, t: Tensor, stream: torch.Generator | None = None
+    ) -> tuple[Latents, Tensor]:
+        """u_t^- after K Langevin steps from u_{t+1}, and the root mean square it moved, (B,)."""
+        config = self.energy.config
+        step, reference = (table.to(t.device)[t] for table in self.step_sizes())
+        shapes, batch = self.generator.latent_shapes, t.shape[0]
+        density = conditional_at(self.terms, self.schedule, t, u_next, config.parametrization)
+        with torch.no_grad():
+            u, _ = run_chain(
+                u_next,
+                density,
+                lambda: standard_normal(shapes, batch, t.device, stream),
+                num_steps=self.chain_steps,
+                step_size=step,
+                kernel=self.kernel,
+                reference_variance=reference,
+            )
+        u = tuple(g.detach() for g in u)
+        moved = (flatten(u) - flatten(u_next)).square().mean(1).sqrt()
+        return u, moved
