@@ -183,7 +183,10 @@ def test_examples_with_weights_in_docstrings(
     run_examples(path, with_weights=True)
 
 
-@pytest.mark.parametrize("name", ["seeds", "samples", "config", "prior/schedule", "pipeline"])
+@pytest.mark.parametrize(
+    "name",
+    ["io/seeds", "pipeline/outputs", "config/generator", "prior/schedule", "pipeline/pipeline"],
+)
 def test_what_people_meet_first_has_examples(name: str) -> None:
     assert PACKAGE / f"{name}.py" in MODULES
 

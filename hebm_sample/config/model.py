@@ -24,6 +24,7 @@ class ModelConfig(ConfigBase):
         sampling: The sampler's defaults.
         format_version: Of this file; a newer one is refused.
 
+    >>> from hebm_sample.config import ScaleConfig
     >>> model = ModelConfig("toy", GeneratorConfig(16, (ScaleConfig(8, 1, 4, 16),)))
     >>> ModelConfig.from_dict(model.to_dict()) == model
     True
