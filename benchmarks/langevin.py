@@ -44,7 +44,8 @@ from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.sampling.sample import chain_variances, gradients_per_level
+from hebm_sample.sampling.sample import gradients_per_level
+from hebm_sample.sampling.step_size import transition
 
 MATMUL_SIDES = (512, 1024)
 CONVOLUTIONS = ((64, 8), (64, 16), (128, 8), (128, 16), (256, 8), (256, 16))  # channels, side
@@ -90,13 +91,8 @@ class Reference:
 
     def variances(self, t: int) -> tuple[float, float]:
         """Step size s and the corrected kernel's reference variance C."""
-        unit, c = chain_variances(
-            self.schedule,
-            t,
-            conditional=bool(self.schedule.recovery[t + 1] > 0),
-            reference=self.config.reference_variance,
-        )
-        return self.config.step_scale * unit, c
+        chain = transition(self.schedule, t, self.config)
+        return float(chain.step_size), float(chain.reference_variance)
 
     def step(self, u: Latents, u_next: Latents, t: int, noise: Latents) -> Latents:
         """u + (s/2) grad log p(u | u_next) + sqrt(v) eps."""

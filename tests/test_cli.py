@@ -22,11 +22,11 @@ from PIL import Image, ImageChops
 from tiny import symbolic_config, symbolic_pipeline
 
 import hebm_sample
+from hebm_sample.cli import list_models as listing
+from hebm_sample.cli import sample as cli
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import SECTIONS
-from hebm_sample.cli import list_models as listing
 from hebm_sample.cli.sample import main
-from hebm_sample.cli import sample as cli
 from hebm_sample.config import (
     GeneratorConfig,
     LangevinConfig,

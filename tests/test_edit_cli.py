@@ -18,8 +18,8 @@ from PIL import Image, ImageChops
 from tiny import symbolic_pipeline, tiny_config, tiny_modules
 
 import hebm_sample
-from hebm_sample.cli.edit import main
 from hebm_sample.cli import edit as edit_cli
+from hebm_sample.cli.edit import main
 from hebm_sample.io import images
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline

@@ -19,8 +19,8 @@ from tiny import tiny_config, tiny_pipeline
 from hebm_sample.cli.sample import main
 from hebm_sample.cli.sharding import Share, holds, unfinished
 from hebm_sample.errors import UserInputError
-from hebm_sample.pipeline.batch_size import bytes_a_picture, fitting_batch, free_bytes
 from hebm_sample.pipeline import batch_size as memory
+from hebm_sample.pipeline.batch_size import bytes_a_picture, fitting_batch, free_bytes
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,15 @@ from torch import Tensor
 
 from hebm_sample.config import Kernel, LangevinConfig
 from hebm_sample.errors import UserInputError
-from hebm_sample.latents import Latents, flatten
+from hebm_sample.io.seeds import derived_seed
+from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.prior.density import MarginalEBM, marginal_at
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
-from hebm_sample.sampling.langevin import LogDensity, noise_scale, value_and_grad
+from hebm_sample.sampling.langevin import LogDensity, noise_scale, score
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.sampling.sample import chain_variances, sample_prior
+from hebm_sample.sampling.sample import sample_prior
+from hebm_sample.sampling.step_size import Transition, transition
 
 __all__ = [
     "LevelDiagnostics",
@@ -46,15 +47,19 @@ __all__ = [
     "traces_from",
 ]
 
+# Purposes of streams of their own: what made a state, such as the posterior's or the sampler's
+# draws of the same seeds, must not come back in the noise that it is measured with.
+ACCEPTANCE, TRACES = 1_001, 2_001
+
 
 def acceptance(
     log_density: LogDensity,
     u: Latents,
     noise: Latents,
-    step_size: float,
+    step_size: Scalar,
     *,
     kernel: Kernel = "corrected",
-    reference_variance: float = 1.0,
+    reference_variance: Scalar = 1.0,
 ) -> Tensor:
     """min(1, alpha) of one Langevin step from u, (B,); the module's formula.
 
@@ -62,21 +67,20 @@ def acceptance(
         log_density: Latents to log p (B,).
         u: (B, C_i, H_i, W_i) a group.
         noise: eps, shaped like `u`.
-        step_size: s.
+        step_size: s, one number or (1, D), a number for each of the D dimensions of u.
         kernel, reference_variance: As of `langevin_step`; with s = 4 C the corrected kernel has no
             noise, so no proposal density, and is refused.
     """
     scale = noise_scale(step_size, kernel, reference_variance)
-    assert isinstance(scale, float)
-    if scale == 0:
+    if not torch.as_tensor(scale > 0).all():
         raise UserInputError("a step without noise has no acceptance rate; take s below 4 C")
-    before, gradient = value_and_grad(log_density, u)
-    rows = zip(u, gradient, noise, strict=True)
-    moved = tuple(g + step_size / 2 * d + scale * n for g, d, n in rows)
-    after, back = value_and_grad(log_density, moved)
-    forth_noise = flatten(noise).square().sum(1)
-    returned = flatten(u) - flatten(moved) - step_size / 2 * flatten(back)
-    back_noise = (returned / scale).square().sum(1)
+    row, eps = flatten(u), flatten(noise)
+    half, spread = per_example(step_size / 2, row), per_example(scale, row)
+    before, gradient = score(log_density, u)
+    moved = row + half * gradient + spread * eps
+    after, back = score(log_density, unflatten(moved, u))
+    forth_noise = eps.square().sum(1)
+    back_noise = ((row - moved - half * back) / spread).square().sum(1)
     log_alpha = after - before + (forth_noise - back_noise) / 2
     return log_alpha.clamp(max=0).exp()
 
@@ -101,7 +105,9 @@ class LevelDiagnostics:
     Arguments:
         level: t.
         cum_sigma: Of the level.
-        step_size: s of its steps, and `unit`, B_t.
+        step_size: s of its first step; its mean over coordinates where they have their own.
+        step_sizes: s of each step, likewise.
+        unit: B_t, or the release's s_t, likewise.
         steps: Langevin steps; the lists have one number a step.
         log_density: Before each step, a dimension of u.
         gradient_norm: Likewise, over sqrt(D).
@@ -112,6 +118,7 @@ class LevelDiagnostics:
     level: int
     cum_sigma: float
     step_size: float
+    step_sizes: list[float]
     unit: float
     steps: int
     log_density: list[float]
@@ -134,20 +141,24 @@ class _Chain:
     def energy(self, u: Latents, level: Tensor) -> Tensor:
         return self.pipe.energy_terms(u, level)
 
-    def marginal(self, t: int) -> MarginalEBM:
-        return marginal_at(self.energy, self.schedule, t, self.prior.parametrization)
-
-    def variances(self, t: int, *, conditional: bool) -> tuple[float, float]:
-        return chain_variances(
+    def at(self, t: int, *, marginal: bool) -> Transition:
+        """The sampler's own transition, or the one on log p_t."""
+        wide = self.pipe.posterior_variance() if self.config.precondition else None
+        return transition(
             self.schedule,
             t,
-            conditional=conditional,
-            reference=self.config.reference_variance,
+            self.config,
+            parametrization=self.prior.parametrization,
+            step_size_0=self.prior.step_size_0,
+            posterior_variance=None if wide is None else flatten(wide),
+            marginal=marginal,
         )
 
-    def noise(self, seeds: Sequence[int]) -> NoiseStreams:
+    def noise(self, seeds: Sequence[int], purpose: int = 0) -> NoiseStreams:
+        """Streams of these seeds; those of another purpose have nothing to do with them."""
         shapes = self.pipe.generator.latent_shapes
-        return NoiseStreams(seeds, shapes, device=self.pipe.device)
+        own = [derived_seed(seed, purpose) for seed in seeds]
+        return NoiseStreams(own, shapes, device=self.pipe.device)
 
 
 def diagnose_levels(
@@ -176,21 +187,23 @@ def diagnose_levels(
     width = math.sqrt(chain.dimensions)
     for state in states:
         t = min(state.level, chain.schedule.num_levels - 1)
-        conditional = config.sampler == "recovery" and t + 1 < chain.schedule.num_levels
-        unit, _ = chain.variances(t, conditional=conditional)
-        step = config.step_scale * unit
+        own = chain.at(t, marginal=False)
         info, energy = state.info, -state.terms.sum(1)
+        moves = len(info.log_density) - (config.metropolis and config.sampler != "flow")
+        sizes = own.mean_steps(max(moves, 0))
+        free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
         latents[state.level] = state.u
         found.append(
             LevelDiagnostics(
                 state.level,
                 float(chain.schedule.cum_sigma[t]),
-                step,
-                unit,
+                float(torch.as_tensor(own.step_size).mean()),
+                sizes,
+                float(torch.as_tensor(own.unit).mean()),
                 len(info.log_density),
                 (info.log_density.mean(1) / chain.dimensions).tolist(),
                 (info.gradient_norm.mean(1) / width).tolist(),
-                (info.displacement.mean(1) / (width * math.sqrt(max(step, 1e-30)))).tolist(),
+                (info.displacement.mean(1).cpu() / free[: len(info.displacement)]).tolist(),
                 (float(energy.mean()), float(energy.std())),
             )
         )
@@ -228,14 +241,16 @@ def check_steps(
     for t, u in sorted(latents.items()):
         if t >= chain.schedule.num_levels:
             continue
-        unit, reference = chain.variances(t, conditional=False)
+        own = chain.at(t, marginal=True)
+        unit, reference = own.unit, own.reference_variance
         u = tuple(g.to(pipe.device) for g in u)
-        noise = chain.noise(range(seed, seed + len(u[0]))).normal()
+        noise = chain.noise(range(seed, seed + len(u[0])), ACCEPTANCE).normal()
         for scale in step_scales:
-            if chain.config.kernel == "corrected" and scale * unit >= 4 * reference:
+            still = torch.as_tensor(scale * unit >= 4 * reference).any()
+            if chain.config.kernel == "corrected" and still:
                 continue
             rate = acceptance(
-                chain.marginal(t),
+                own.density(chain.energy, u),
                 u,
                 noise,
                 scale * unit,
@@ -272,18 +287,19 @@ def traces_from(
     if steps < 8:
         raise UserInputError(f"steps is {steps}; traces need at least 8")
     chain, traces = _Chain(pipe, config), {}
-    unit, reference = chain.variances(level, conditional=False)
+    own = chain.at(level, marginal=True)
     for number, (name, u) in enumerate(starts.items()):
-        first = seed + 10_000 * number
-        noise = chain.noise(range(first, first + len(u[0])))
+        noise = chain.noise(range(seed, seed + len(u[0])), TRACES + number)
+        u = tuple(g.to(pipe.device) for g in u)
         _, info = run_chain(
-            tuple(g.to(pipe.device) for g in u),
-            chain.marginal(level),
+            u,
+            own.density(chain.energy, u),
             noise.normal,
             num_steps=steps,
-            step_size=chain.config.step_scale * unit,
+            step_size=own.step_size,
             kernel=chain.config.kernel,
-            reference_variance=reference,
+            reference_variance=own.reference_variance,
+            decay=own.decay,
             tally=cast("Callable[[], None] | None", progress),
         )
         traces[name] = info.log_density.cpu() / chain.dimensions

@@ -17,6 +17,7 @@ of a figure that explains.
 import io
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,11 +28,11 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.metrics.statistics import Figure, auroc
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.prior.density import conditional_at, marginal_at, net_level
-from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.density import net_level
+from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.sampling.sample import chain_variances
+from hebm_sample.sampling.step_size import transition
 
 __all__ = [
     "chain_latents",
@@ -121,12 +122,13 @@ def chain_latents(
         raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
     config, schedule = config or pipe.config.sampling, DiffusionSchedule(prior.levels)
     count, shapes = check_latents(u, pipe.generator.latent_shapes), pipe.generator.latent_shapes
-    linked = config.sampler != "annealed" and schedule.num_levels > 1
-    unit, reference = chain_variances(
-        schedule, 0, conditional=linked, reference=config.reference_variance
+    chain = transition(
+        schedule,
+        0,
+        config if config.sampler != "flow" else replace(config, sampler="recovery"),
+        parametrization=prior.parametrization,
+        step_size_0=prior.step_size_0,
     )
-    if prior.parametrization == "release" and config.kernel == "plain":
-        unit = release_step_sizes(schedule, prior.step_size_0)[0]
 
     def tally() -> None:
         if progress is not None:
@@ -137,20 +139,15 @@ def chain_latents(
         rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
         seeds = range(CHAIN_SEEDS + i, CHAIN_SEEDS + i + len(rows[0]))
         noise = NoiseStreams(seeds, shapes, device=pipe.device)
-        about = (pipe.energy_terms, schedule, 0)
-        if linked:
-            above = schedule.diffuse(rows, 1, noise.normal())
-            density = conditional_at(*about, above, prior.parametrization)
-        else:
-            density = marginal_at(*about, prior.parametrization)
+        above = schedule.diffuse(rows, 1, noise.normal()) if chain.conditional else rows
         moved, _ = run_chain(
             rows,
-            density,
+            chain.density(pipe.energy_terms, above),
             noise.normal,
             num_steps=max(1, config.steps // schedule.num_levels),
-            step_size=config.step_scale * unit,
+            step_size=chain.step_size,
             kernel=config.kernel,
-            reference_variance=reference,
+            reference_variance=chain.reference_variance,
             tally=tally,
         )
         parts.append(tuple(g.cpu() for g in moved))

@@ -29,8 +29,9 @@ from hebm_sample.config import Kernel
 from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
 from hebm_sample.prior.density import row_norm
 from hebm_sample.sampling.langevin import LogDensity, StepInfo, langevin_step, noise_scale, score
+from hebm_sample.sampling.step_size import step_sizes
 
-__all__ = ["Metropolis", "run_chain", "step_sizes"]
+__all__ = ["Metropolis", "run_chain"]
 
 
 class Metropolis(NamedTuple):
@@ -44,15 +45,6 @@ class Metropolis(NamedTuple):
 
     uniform: Callable[[], Tensor]
     temperature: float = 1.0
-
-
-def step_sizes(step_size: Scalar, count: int, decay: float = 1.0) -> list[Scalar]:
-    """s of each of `count` steps: `step_size` at first, `decay` times that at last, geometric
-    between.
-    """
-    if decay == 1.0:
-        return [step_size] * count
-    return [step_size * decay ** (k / max(1, count - 1)) for k in range(count)]
 
 
 def run_chain(

@@ -13,21 +13,8 @@ The first two start from N(0, I), and between levels they
 
 with a, sigma of level t+1. The last is the draw of u_t given u_{t+1} = u that Tweedie's guess of
 u_0 suggests, and exact for F = 0. From the other two a chain must still forget that it starts in
-step with u_{t+1}, or every level hands on too much variance. Their steps are s = c B_t and their
-reference variances C, with
-
-    chain on               B_t                                                C
-    log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
-    log p_t                cum_sigma_t^2                                      1, or B_t
-
-B_t is the variance of the chain's target if u_0 were known, the least a direction can have, so
-c < 4 is stable; the first C ("sigma_next") is its variance if u_0 were N(0, I). So B_t <= C <= 1.
-With `precondition` a coordinate whose posterior has the variance w, averaged over pictures, has
-
-    cum_a_t^2 w + cum_sigma_t^2    in place of cum_sigma_t^2
-
-in B_t, which is then between the two: B_t where a picture fixes its latents (w = 0), C where it
-says nothing of them (w = 1).
+step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
+densities, steps and reference variances.
 
 Every sampler evaluates exactly `config.steps` gradients. With latents given
 (`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
@@ -38,52 +25,29 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hebm_sample.config import LangevinConfig, Parametrization, ReferenceVariance
+from hebm_sample.config import LangevinConfig, Parametrization
 from hebm_sample.errors import UserInputError
-from hebm_sample.latents import Latents, Scalar, flatten
+from hebm_sample.latents import Latents, flatten
 from hebm_sample.prior.density import (
     Energy,
     MarginalEBM,
-    conditional_at,
     cum_sigma_of,
     marginal_at,
 )
-from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import Metropolis, run_chain
 from hebm_sample.sampling.constraints import FreeGroups, Given
 from hebm_sample.sampling.langevin import StepInfo, value_and_grad
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
+from hebm_sample.sampling.step_size import Transition, transition
 
-__all__ = ["LevelState", "chain_variances", "gradients_per_level", "sample_prior"]
-
-_S = TypeVar("_S", float, Tensor)
-
-
-def chain_variances(
-    schedule: DiffusionSchedule, t: int, *, conditional: bool, reference: ReferenceVariance
-) -> tuple[float, float]:
-    """B_t, the unit of the step size, and C, the reference variance, of a chain at level t."""
-    unit, widest = coordinate_variances(schedule, t, 0.0, conditional=conditional)
-    return unit, widest if reference == "sigma_next" else unit
-
-
-def coordinate_variances(
-    schedule: DiffusionSchedule, t: int, posterior_variance: _S, *, conditional: bool
-) -> tuple[_S, float]:
-    """B_t for a posterior of that variance, one number or one a coordinate; and B_t for 1."""
-    cum_a, cum_sigma = float(schedule.cum_a[t]), float(schedule.cum_sigma[t])
-    wide = cum_a**2 * posterior_variance + cum_sigma**2
-    if not conditional:
-        return wide, 1.0
-    a, variance = float(schedule.a[t + 1]), float(schedule.sigma[t + 1]) ** 2
-    return wide * variance / (variance + a**2 * wide), variance
+__all__ = ["LevelState", "gradients_per_level", "sample_prior"]
 
 
 def gradients_per_level(
@@ -179,9 +143,15 @@ def sample_prior(
             if posterior_variance is None:
                 raise UserInputError("precondition needs the posterior's variance; give it")
             widths = flatten(groups.select(posterior_variance))
-        chains = _Chains(
-            energy, schedule, config, parametrization, step_size_0, noise.uniform, widths
+        of = partial(
+            transition,
+            schedule,
+            config=config,
+            parametrization=parametrization,
+            step_size_0=step_size_0,
+            posterior_variance=widths,
         )
+        chains = _Chains(energy, schedule, config, of, noise.uniform)
         states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
         sigmas = [0.0, *schedule.levels[1:]]
     return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
@@ -233,18 +203,19 @@ class _Chains:
         energy: Energy,
         schedule: DiffusionSchedule,
         config: LangevinConfig,
-        parametrization: Parametrization,
-        step_size_0: float,
+        transition_at: Callable[[int], Transition],
         uniform: Callable[[], Tensor],
-        posterior_variance: Tensor | None,
     ) -> None:
         self.energy, self.schedule, self.config = energy, schedule, config
-        self.posterior_variance, self.metropolis = posterior_variance, None
+        self.transition_at, self.metropolis = transition_at, None
         if config.metropolis:
             assert isinstance(config.temperature, float | int)
             self.metropolis = Metropolis(uniform, config.temperature)
-        self.parametrization: Parametrization = parametrization
-        self.release_steps = release_step_sizes(schedule, step_size_0)
+
+    def _marginal(self, t: int) -> MarginalEBM:
+        """log p_t, up to the level above the chains."""
+        parametrization = self.transition_at(0).parametrization
+        return marginal_at(self.energy, self.schedule, t, parametrization)
 
     def run(
         self,
@@ -260,13 +231,13 @@ class _Chains:
         u = u_next = start
         if descends:
             top = len(budget)
-            marginal = marginal_at(self.energy, self.schedule, top, self.parametrization)
+            marginal = self._marginal(top)
             u, _ = self._descend(marginal, u_next, top, draw)
             tally()
         for t in reversed(range(len(budget))):
             carries = self.config.start != "u_next" if t > 0 else self.config.denoise
             u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
-            marginal = marginal_at(self.energy, self.schedule, t, self.parametrization)
+            marginal = self._marginal(t)
             moved, terms = u, None
             if carries:
                 moved, terms = self._descend(marginal, u, t, draw)
@@ -303,35 +274,17 @@ class _Chains:
         tally: GradientTally,
     ) -> tuple[Latents, StepInfo]:
         """The chain at level t, with its density, step size and reference variance."""
-        config, schedule = self.config, self.schedule
-        conditional = config.sampler == "recovery" and bool(schedule.recovery[t + 1] > 0)
-        unit, reference = self._variances(t, conditional)
-        if self.parametrization == "release" and config.kernel == "plain":
-            unit = self.release_steps[t]
-        if conditional:
-            density = conditional_at(self.energy, schedule, t, u_next, self.parametrization)
-        else:
-            density = marginal_at(self.energy, schedule, t, self.parametrization)
+        config, chain = self.config, self.transition_at(t)
         return run_chain(
             u,
-            density,
+            chain.density(self.energy, u_next),
             draw,
             num_steps=num_steps,
-            step_size=config.step_scale * unit,
+            step_size=chain.step_size,
             kernel=config.kernel,
-            reference_variance=reference,
-            decay=config.step_decay,
+            reference_variance=chain.reference_variance,
+            decay=chain.decay,
             momentum=config.momentum,
             metropolis=self.metropolis,
             tally=tally,
         )
-
-    def _variances(self, t: int, conditional: bool) -> tuple[Scalar, Scalar]:
-        """B_t and C, of each coordinate where steps are preconditioned."""
-        reference = self.config.reference_variance
-        if self.posterior_variance is None:
-            return chain_variances(self.schedule, t, conditional=conditional, reference=reference)
-        unit, widest = coordinate_variances(
-            self.schedule, t, self.posterior_variance, conditional=conditional
-        )
-        return unit, widest if reference == "sigma_next" else unit

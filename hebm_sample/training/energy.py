@@ -30,16 +30,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hebm_sample.config import Kernel
+from hebm_sample.config import Kernel, LangevinConfig
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
+from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.chain import run_chain
-from hebm_sample.sampling.sample import chain_variances
+from hebm_sample.sampling.step_size import transition
 from hebm_sample.training.elbo import standard_normal
 
 __all__ = ["Images", "MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
@@ -233,16 +233,25 @@ class MleObjective(PriorObjective):
 
     def step_sizes(self) -> tuple[Tensor, Tensor]:
         """s_t and the reference variance C_t of the training chains, (T,) each."""
-        config, levels = self.energy.config, range(self.schedule.num_levels)
-        last = self.schedule.num_levels - 1
-        pairs = [
-            chain_variances(self.schedule, t, conditional=t < last, reference="posterior")
-            for t in levels
+        config = self.energy.config
+        chains = [
+            transition(
+                self.schedule,
+                t,
+                LangevinConfig(
+                    kernel=self.kernel,
+                    step_scale=self.step_scale,
+                    reference_variance="posterior",
+                ),
+                parametrization=config.parametrization,
+                step_size_0=config.step_size_0,
+            )
+            for t in range(self.schedule.num_levels)
         ]
-        unit, reference = (torch.tensor(column) for column in zip(*pairs, strict=True))
-        if config.parametrization == "release":
-            unit = torch.tensor(release_step_sizes(self.schedule, config.step_size_0))
-        return self.step_scale * unit, reference
+        return (
+            torch.tensor([chain.step_size for chain in chains]),
+            torch.tensor([chain.reference_variance for chain in chains]),
+        )
 
     def forward(
         self,

@@ -11,8 +11,9 @@ import torch
 from analytic import assert_moments, standard_normal
 
 from hebm_sample.latents import flatten
-from hebm_sample.sampling.chain import Metropolis, run_chain, step_sizes
+from hebm_sample.sampling.chain import Metropolis, run_chain
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.step_size import step_sizes
 
 WIDE = ((50_000, 1, 1),)
 MANY = 20_000  # chains of one number each, where each decides for itself

@@ -18,10 +18,9 @@ from hebm_sample.sampling import NoiseStreams, sample_prior
 from hebm_sample.sampling.constraints import Given
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import (
-    chain_variances,
-    coordinate_variances,
     gradients_per_level,
 )
+from hebm_sample.sampling.step_size import coordinate_variances, transition
 
 LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)
@@ -113,9 +112,7 @@ def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, kept):
 def test_preconditioning_lies_between_the_least_and_the_reference_variance():
     for conditional, levels in ((True, range(5)), (False, range(6))):
         for t in levels:
-            unit, reference = chain_variances(
-                SCHEDULE, t, conditional=conditional, reference="sigma_next"
-            )
+            unit, reference = variances(t, conditional=conditional)
             units = [
                 coordinate_variances(SCHEDULE, t, w, conditional=conditional)[0]
                 for w in (0.0, 0.1, 0.5, 1.0)
@@ -324,17 +321,22 @@ def test_budget():
     assert final(flat_energy, LangevinConfig(sampler="flow", steps=1), shapes=SMALL).level == 0
 
 
-def test_chain_variances():
+def variances(t, *, conditional, reference="sigma_next"):
+    config = LangevinConfig(reference_variance=reference)
+    found = transition(SCHEDULE, t, config, marginal=not conditional)
+    assert found.conditional is conditional
+    assert found.step_size == config.step_scale * found.unit
+    return found.unit, found.reference_variance
+
+
+def test_the_variances_of_a_transition():
     for t in range(5):
-        unit, reference = chain_variances(SCHEDULE, t, conditional=True, reference="sigma_next")
+        unit, reference = variances(t, conditional=True)
         precision = 1 / LEVELS[t] ** 2 + float(SCHEDULE.a[t + 1] / SCHEDULE.sigma[t + 1]) ** 2
         assert unit == pytest.approx(1 / precision)  # of u_t given u_{t+1} and u_0
         assert unit <= reference <= 1
-        assert chain_variances(SCHEDULE, t, conditional=True, reference="posterior") == (
-            unit,
-            unit,
-        )
-    unit, reference = chain_variances(SCHEDULE, 5, conditional=False, reference="sigma_next")
+        assert variances(t, conditional=True, reference="posterior") == (unit, unit)
+    unit, reference = variances(5, conditional=False)
     assert (unit, reference) == (pytest.approx(0.96**2), 1.0)
 
 
