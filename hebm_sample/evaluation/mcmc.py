@@ -189,8 +189,7 @@ def diagnose_levels(
         t = min(state.level, chain.schedule.num_levels - 1)
         own = chain.at(t, marginal=False)
         info, energy = state.info, -state.terms.sum(1)
-        moves = len(info.log_density) - (config.metropolis and config.sampler != "flow")
-        sizes = own.mean_steps(max(moves, 0))
+        sizes = own.mean_steps(len(info.log_density))
         free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
         latents[state.level] = state.u
         found.append(
@@ -203,7 +202,7 @@ def diagnose_levels(
                 len(info.log_density),
                 (info.log_density.mean(1) / chain.dimensions).tolist(),
                 (info.gradient_norm.mean(1) / width).tolist(),
-                (info.displacement.mean(1).cpu() / free[: len(info.displacement)]).tolist(),
+                (info.displacement.mean(1).cpu() / free).tolist(),
                 (float(energy.mean()), float(energy.std())),
             )
         )

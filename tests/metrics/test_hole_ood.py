@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_latents, tiny_pipeline
+from tiny import release_config, tiny_latents, tiny_pipeline
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.evaluation import mcmc
 from hebm_sample.evaluation.mcmc import (
     acceptance,
     check_steps,
@@ -33,6 +34,8 @@ from hebm_sample.io.extras import import_extra
 from hebm_sample.latents import flatten
 from hebm_sample.metrics.prior_hole import correlated_pairs, measure_hole
 from hebm_sample.prior.schedule import DiffusionSchedule
+from hebm_sample.sampling import chain as chain_module
+from hebm_sample.sampling import langevin as langevin_module
 from hebm_sample.sampling.noise import NoiseStreams
 
 
@@ -238,3 +241,65 @@ class TestDiagnostics:
         assert len(counted) == 16 and found["level"] == 0
         with pytest.raises(UserInputError, match="at least 8"):
             traces_from(pipe, starts, 0, 7)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {},
+            {"step_decay": 0.3},
+            {"kernel": "plain", "step_scale": 0.4},
+            {"sampler": "annealed"},
+            {"reference_variance": "posterior", "start": "ancestral"},
+            {"momentum": 0.5},
+            {"metropolis": True},
+            {"precondition": True, "step_decay": 0.5},
+            {"release": True},
+        ],
+        ids=str,
+    )
+    def test_reported_steps_are_those_that_the_chains_take(self, pipe, settings, monkeypatch):
+        settings = dict(settings)
+        if settings.pop("release", False):
+            pipe = tiny_pipeline(release_config())
+        config, used = pipe.sampling_config(steps=18, **settings), []
+        real = chain_module.noise_scale
+
+        def record(step_size, kernel, reference_variance):
+            used.append(float(torch.as_tensor(step_size).mean()))
+            return real(step_size, kernel, reference_variance)
+
+        monkeypatch.setattr(chain_module, "noise_scale", record)  # of walks
+        monkeypatch.setattr(langevin_module, "noise_scale", record)  # of single steps
+        found, _ = diagnose_levels(pipe, [3, 4], config)
+        reported = [s for level in found for s in level.step_sizes]
+        assert reported == pytest.approx(used) and len(used) > 6
+        assert [d.step_size for d in found] == pytest.approx([d.step_sizes[0] for d in found])
+
+    def test_a_state_is_measured_with_noise_that_did_not_make_it(self, pipe, monkeypatch):
+        """Else acceptance is that of steps which go back to where the state came from."""
+        seeds, seen = range(5, 9), []
+        latents = {0: NoiseStreams(seeds, pipe.generator.latent_shapes).normal()}
+        made = flatten(latents[0])
+        monkeypatch.setattr(
+            mcmc,
+            "acceptance",
+            lambda density, u, noise, *_, **__: seen.append(noise) or u[0].sum(0),
+        )
+        check_steps(pipe, latents, [0.5], seed=5)
+        correlation = torch.corrcoef(torch.stack([made.flatten(), flatten(seen[0]).flatten()]))
+        assert abs(float(correlation[0, 1])) < 4 / math.sqrt(made.numel())
+
+    def test_chains_from_two_starts_have_noise_of_their_own(self, pipe, monkeypatch):
+        draws = []
+        real = mcmc.run_chain
+
+        def record(u, density, draw, **options):
+            draws.append(flatten(draw()))
+            return real(u, density, draw, **options)
+
+        monkeypatch.setattr(mcmc, "run_chain", record)
+        start = NoiseStreams(range(4), pipe.generator.latent_shapes).normal()
+        traces_from(pipe, {"a": start, "b": start}, 0, 8)
+        every = torch.stack([flatten(start).flatten(), *(d.flatten() for d in draws)])
+        correlations = torch.corrcoef(every) - torch.eye(3)
+        assert correlations.abs().max() < 4 / math.sqrt(every.shape[1])
