@@ -52,7 +52,7 @@ class _Alias(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """It has been executed; only its own name is put back."""
-        module.__spec__ = ModuleSpec(self.target, module.__loader__)
+        module.__spec__ = ModuleSpec(self.target, None)
         module.__name__ = self.target
 
 

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.pipeline.conditions import read_condition
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
-from hebm_sample.sampling.langevin import value_and_grad
+from hebm_sample.prior.density import value_and_grad
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,16 @@ def test_terms_and_gradients_are_the_models(pipe, batch, asked):
 
 
 def test_the_level_is_evaluated_once(pipe, monkeypatch):
-    energy, u, level = ChainEnergy(pipe.generator, pipe.prior), latents(pipe, 2), torch.zeros(2)
+    energy, u = ChainEnergy(pipe.generator, pipe.prior), latents(pipe, 2)
     seen, at = [], energy.prior.at
     monkeypatch.setattr(energy.prior, "at", lambda x: seen.append(x) or at(x))
-    for x in (level, level, torch.ones(2), level):
-        energy(u, x)
-    assert [float(x[0]) for x in seen] == [0.0, 1.0, 0.0]
+    fixed = energy.at(1.0)
+    one, two = fixed(u), fixed(u)
+    assert torch.equal(one, two) and len(seen) == 1
+    assert torch.equal(one, energy(u, torch.ones(2)))
+    assert fixed(latents(pipe, 3)).shape[0] == 3  # another batch size has its own
+    assert torch.equal(energy.at(torch.ones(2))(u), one)
+    assert not torch.equal(energy.at(0.0)(u), one)
     seen.clear()
     pipe._chains = (addresses(pipe.generator, pipe.prior), False), energy
     pipe(seeds=(0, 1), steps=12)

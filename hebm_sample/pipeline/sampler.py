@@ -5,6 +5,7 @@ picture = mean of p(x | h_{L+1}(u))
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from hebm_sample.config import LangevinConfig, require_choice, require_integer
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS, derived_seed
-from hebm_sample.latents import Latents, concatenate
+from hebm_sample.latents import Latents, Scalar, concatenate
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.inpainting import KnownPixels
 from hebm_sample.pipeline.model import Model
@@ -22,6 +23,7 @@ from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, choose
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.prior.density import Energy, EnergyAtLevel, level_rows
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import Given
 from hebm_sample.sampling.noise import NoiseStreams
@@ -86,6 +88,30 @@ class _Drawn:
     u: Latents
     terms: Tensor | None
     pictures: Tensor
+
+
+@dataclass(frozen=True)
+class _AskedEnergy:
+    """An `Energy` with what is asked and observed: terms of F, (B, K), in float32."""
+
+    chain: ChainEnergy
+    condition: Condition | None
+    likelihood: KnownPixels | None
+    precision: Callable[[], AbstractContextManager[Any]]
+
+    def at(self, level: Scalar) -> EnergyAtLevel:
+        """F at one level."""
+        fixed, likelihood = self.chain.at(level, self.condition), self.likelihood
+
+        def terms(u: Latents) -> Tensor:
+            with self.precision():
+                found = fixed(u).float()
+            if likelihood is None:
+                return found
+            seen = likelihood(u, level_rows(level, u))
+            return torch.cat([found, seen[:, None]], dim=1)
+
+        return terms
 
 
 class Drawer(Model):
@@ -341,21 +367,11 @@ class Drawer(Model):
         plain = replace(request, condition=None, likelihood=None)
         return flow_noise(self._energy_of(plain), given.u, path, tally)
 
-    def _energy_of(self, request: Request) -> Callable[[Latents, Tensor], Tensor]:
+    def _energy_of(self, request: Request) -> Energy:
         """Terms of F, (B, K), with what is asked and observed."""
         condition = request.condition and request.condition.to(self.device)
         likelihood = request.likelihood and request.likelihood.to(self.device)
-
-        chain_energy = self._chain_energy()
-
-        def energy(u: Latents, level: Tensor) -> Tensor:
-            with self._precision():
-                terms = chain_energy(u, level, condition).float()
-            if likelihood is None:
-                return terms
-            return torch.cat([terms, likelihood(u, level)[:, None]], dim=1)
-
-        return energy
+        return _AskedEnergy(self._chain_energy(), condition, likelihood, self._precision)
 
     def posterior_variance(self) -> Latents:
         """w of every coordinate, (1, C_i, H_i, W_i) a group, on the pipeline's device: how wide

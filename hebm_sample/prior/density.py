@@ -5,12 +5,13 @@ r"""Log densities of the diffused prior, up to constants.
 
 called the marginal and the conditional.
 
-F large = likely, and never multiplied by a step size here. The energies arrive as one callable of
-the latents and of what the nets are told about the noise level, so that nothing here knows the
-generator.
+F large = likely, and never multiplied by a step size here. The energies arrive as an `Energy`:
+asked for a noise level, it gives the terms F_i as a function of the latents alone. Of a density
+only F goes through autograd; what is added to it has its gradient in closed form.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,23 +21,76 @@ from hebm_sample.latents import Latents, Scalar, flatten, per_example
 from hebm_sample.prior.schedule import DiffusionSchedule, Level
 
 __all__ = [
+    "AnyEnergy",
     "ConditionalEBM",
     "CumSigma",
     "Energy",
+    "EnergyAtLevel",
+    "EnergyFunction",
+    "Evaluation",
     "MarginalEBM",
+    "at_level",
     "conditional_at",
     "cum_sigma_of",
+    "level_rows",
     "marginal_at",
     "net_level",
     "row_norm",
+    "value_and_grad",
 ]
 
-Energy = Callable[[Latents, Tensor], Tensor]
+EnergyAtLevel = Callable[[Latents], Tensor]
+"""Latents to the terms F_i (B, L), at one noise level."""
+
+EnergyFunction = Callable[[Latents, Tensor], Tensor]
 """(latents, level (B,)) to the terms F_i (B, L)."""
 
 
+class Energy(Protocol):
+    """Energies at every noise level."""
+
+    def at(self, level: Scalar) -> EnergyAtLevel:
+        """F at one level, as `net_level` gives it: one number, or (B,)."""
+        ...
+
+
+AnyEnergy = Energy | EnergyFunction
+"""Energies in either form."""
+
 CumSigma = Callable[[Tensor], Tensor]
 """What the nets are told about a level, (B,), to cum_sigma (B,)."""
+
+
+def level_rows(level: Scalar, u: Latents) -> Tensor:
+    """A level as (B,), for the nets that look at latents `u`."""
+    if isinstance(level, Tensor):
+        return level
+    return torch.full((len(u[0]),), level, dtype=u[0].dtype, device=u[0].device)
+
+
+def at_level(energy: AnyEnergy, level: Scalar) -> EnergyAtLevel:
+    """The energies fixed at a level, whichever form they come in."""
+    fix = getattr(energy, "at", None)
+    if fix is not None:
+        return fix(level)
+    function = cast("EnergyFunction", energy)
+    return lambda u: function(u, level_rows(level, u))
+
+
+def value_and_grad(function: Callable[[Latents], Tensor], u: Latents) -> tuple[Tensor, Latents]:
+    """The values (B, ...) of a function of the latents, and the gradient of their sum.
+
+    A small island of autograd: it works inside `torch.no_grad` and `torch.inference_mode`,
+    differentiates by u alone, and leaves every parameter's `.grad` as it was. Groups that the
+    function does not read get zeros.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple((g.clone() if g.is_inference() else g.detach()).requires_grad_() for g in u)
+        values = function(leaves)
+        if not values.requires_grad:
+            return values, tuple(torch.zeros_like(g) for g in u)
+        grads = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
+    return values.detach(), grads
 
 
 def row_norm(rows: Tensor) -> Tensor:
@@ -62,52 +116,63 @@ def cum_sigma_of(
     return sigma
 
 
+class Evaluation(NamedTuple):
+    """A density at u.
+
+    Arguments:
+        terms: F_i, (B, L).
+        slope: grad F, all groups in one row, (B, D).
+        value: log p, (B,).
+        score: grad log p, (B, D).
+    """
+
+    terms: Tensor
+    slope: Tensor
+    value: Tensor
+    score: Tensor
+
+
 class MarginalEBM:
     """log p_t(u_t), without its constant.
 
     Arguments:
-        energy: The terms F_i (B, L) of latents and level.
+        energy: The energies.
         level: As `net_level` gives it: one number, or (B,).
     """
 
-    def __init__(self, energy: Energy, level: Scalar) -> None:
-        self.energy = energy
-        self.level = level
-        self._levels: Tensor | None = None
-
-    def terms(self, u: Latents) -> Tensor:
-        """The terms F_i, (B, L)."""
-        return self.energy(u, self._level_of(u))
-
-    def _level_of(self, u: Latents) -> Tensor:
-        """The level (B,): the same tensor at every step of a chain, so that `energy` can tell."""
-        if isinstance(self.level, Tensor):
-            return self.level
-        like = u[0]
-        levels = self._levels
-        if levels is None or (len(levels), levels.dtype) != (len(like), like.dtype):
-            levels = torch.full((len(like),), self.level, dtype=like.dtype, device=like.device)
-        self._levels = levels
-        return levels
+    def __init__(self, energy: AnyEnergy, level: Scalar) -> None:
+        self.terms = at_level(energy, level)
 
     def __call__(self, u: Latents) -> Tensor:
         """log p, (B,)."""
-        return self.log_density(self.terms(u), flatten(u))
+        return self._with_base(self.terms(u).sum(1), None, flatten(u))[0]
 
-    def log_density(self, terms: Tensor, row: Tensor) -> Tensor:
-        """log p (B,) of the terms F_i (B, L) at u, whose groups lie in one `row`, (B, D)."""
-        return terms.sum(1) - 0.5 * row.square().sum(1)
+    def evaluate(self, u: Latents) -> Evaluation:
+        """Value and score at u with what they are made of; one gradient of F."""
+        terms, slopes = value_and_grad(self.terms, u)
+        slope = flatten(slopes)
+        value, score = self._with_base(terms.sum(1), slope, flatten(u))
+        assert score is not None
+        return Evaluation(terms, slope, value, score)
 
-    def gradient(self, slope: Tensor, row: Tensor) -> Tensor:
-        """grad log p (B, D) of `slope` = grad F at u. What is added to F has it in closed form."""
-        return slope - row
+    def value_and_score(self, u: Latents) -> tuple[Tensor, Tensor]:
+        """log p (B,) and its gradient, all groups in one row, (B, D)."""
+        found = self.evaluate(u)
+        return found.value, found.score
+
+    def _with_base(
+        self, value: Tensor, slope: Tensor | None, row: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """F (B,) and grad F (B, D), if it is asked for, with what is added to F."""
+        value = value - 0.5 * row.square().sum(1)
+        return value, None if slope is None else slope - row
 
 
 class ConditionalEBM(MarginalEBM):
     """log p(u_t | u_{t+1}), without its constant.
 
     Arguments:
-        energy: The terms F_i (B, L) of latents and level.
+        energy: The energies.
         level: As `net_level` gives it: one number, or (B,).
         u_next: u_{t+1}, (B, C_i, H_i, W_i) a group; held fixed.
         a_next: a_{t+1}, one number or (B,).
@@ -117,7 +182,7 @@ class ConditionalEBM(MarginalEBM):
 
     def __init__(
         self,
-        energy: Energy,
+        energy: AnyEnergy,
         level: Scalar,
         u_next: Latents,
         a_next: Scalar,
@@ -129,19 +194,20 @@ class ConditionalEBM(MarginalEBM):
         self.a_next = per_example(a_next, self.next)
         self.precision = recovery / sigma_next**2
 
-    def log_density(self, terms: Tensor, row: Tensor) -> Tensor:
+    def _with_base(
+        self, value: Tensor, slope: Tensor | None, row: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """As above, with the link to u_{t+1}."""
-        link = (self.next - self.a_next * row).square().sum(1)
-        return super().log_density(terms, row) - 0.5 * self.precision * link
-
-    def gradient(self, slope: Tensor, row: Tensor) -> Tensor:
-        """As above, with the link to u_{t+1}."""
-        pull = self.a_next * (self.next - self.a_next * row)
-        return super().gradient(slope, row) + per_example(self.precision, row) * pull
+        value, score = super()._with_base(value, slope, row)
+        away = self.next - self.a_next * row
+        value = value - 0.5 * self.precision * away.square().sum(1)
+        if score is not None:
+            score = score + per_example(self.precision, row) * (self.a_next * away)
+        return value, score
 
 
 def marginal_at(
-    energy: Energy,
+    energy: AnyEnergy,
     schedule: DiffusionSchedule,
     t: Level,
     parametrization: Parametrization = "log_snr",
@@ -151,7 +217,7 @@ def marginal_at(
 
 
 def conditional_at(
-    energy: Energy,
+    energy: AnyEnergy,
     schedule: DiffusionSchedule,
     t: Level,
     u_next: Latents,

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from hebm_sample.latents import Latents, Scalar, per_example
-from hebm_sample.prior.density import CumSigma, Energy
+from hebm_sample.prior.density import (
+    AnyEnergy,
+    CumSigma,
+    Energy,
+    EnergyAtLevel,
+    at_level,
+    level_rows,
+)
 
 __all__ = ["FreeGroups", "Given"]
 
@@ -109,12 +116,28 @@ class FreeGroups:
             found[i] = held
         return tuple(found[i] for i in range(len(self.eps)))
 
-    def energy(self, energy: Energy, cum_sigma_of: CumSigma) -> Energy:
+    def energy(self, energy: AnyEnergy, cum_sigma_of: CumSigma) -> Energy:
         """The same energy as a function of the free groups alone.
 
         Arguments:
             cum_sigma_of: What the nets are told about a level, (B,), to cum_sigma (B,).
         """
-        if not self.keeps:
-            return energy
-        return lambda free, level: energy(self.full(free, cum_sigma_of(level)), level)
+        return _OfFreeGroups(energy, self, cum_sigma_of)
+
+
+@dataclass(frozen=True)
+class _OfFreeGroups:
+    """An `Energy` of the free groups, with the kept ones at their own noisy values."""
+
+    energy: AnyEnergy
+    groups: FreeGroups
+    cum_sigma_of: CumSigma
+
+    def at(self, level: Scalar) -> EnergyAtLevel:
+        """F at one level."""
+        fixed = at_level(self.energy, level)
+        if not self.groups.keeps:
+            return fixed
+        return lambda free: fixed(
+            self.groups.full(free, self.cum_sigma_of(level_rows(level, free)))
+        )

@@ -23,11 +23,12 @@ from torch import Tensor
 from hebm_sample.config import Kernel
 from hebm_sample.errors import UserInputError
 from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
-from hebm_sample.prior.density import MarginalEBM, row_norm
+from hebm_sample.prior.density import row_norm, value_and_grad
 
-__all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score", "value_and_grad"]
+__all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score"]
 
 LogDensity = Callable[[Latents], Tensor]
+"""Latents to log p (B,); those that have a `value_and_score` are asked for it."""
 
 
 class StepInfo(NamedTuple):
@@ -47,33 +48,15 @@ class StepInfo(NamedTuple):
     acceptance: Tensor
 
 
-def value_and_grad(function: LogDensity, u: Latents) -> tuple[Tensor, Latents]:
-    """The values (B, ...) of a function of the latents, and the gradient of their sum.
-
-    A small island of autograd: it works inside `torch.no_grad` and `torch.inference_mode`,
-    differentiates by u alone, and leaves every parameter's `.grad` as it was. Groups that the
-    function does not read get zeros.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = tuple((g.clone() if g.is_inference() else g.detach()).requires_grad_() for g in u)
-        values = function(leaves)
-        if not values.requires_grad:
-            return values, tuple(torch.zeros_like(g) for g in u)
-        grads = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
-    return values.detach(), grads
-
-
 def score(log_density: LogDensity, u: Latents) -> tuple[Tensor, Tensor]:
-    """log p (B,) and its gradient, all groups in one row, (B, D).
-
-    Of the prior's densities only F goes through autograd.
+    """log p (B,) and its gradient, all groups in one row, (B, D): what a density says of itself,
+    or by autograd what its function does.
     """
-    if not isinstance(log_density, MarginalEBM):
-        values, grads = value_and_grad(log_density, u)
-        return values, flatten(grads)
-    terms, slopes = value_and_grad(log_density.terms, u)
-    row = flatten(u)
-    return log_density.log_density(terms, row), log_density.gradient(flatten(slopes), row)
+    ask = getattr(log_density, "value_and_score", None)
+    if ask is not None:
+        return ask(u)
+    values, grads = value_and_grad(log_density, u)
+    return values, flatten(grads)
 
 
 def noise_scale(step_size: Scalar, kernel: Kernel, reference_variance: Scalar) -> Scalar:

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hebm_sample.latents import Latents, flatten
-from hebm_sample.prior.density import Energy, MarginalEBM, row_norm
+from hebm_sample.latents import Latents, flatten, unflatten
+from hebm_sample.prior.density import AnyEnergy, MarginalEBM, row_norm
 from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
-from hebm_sample.sampling.langevin import StepInfo, value_and_grad
+from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.state import GradientTally, LevelState
 
 __all__ = ["flow_levels", "flow_noise", "flow_step", "probability_flow"]
@@ -43,18 +43,16 @@ def flow_step(
     Returns:
         The latents at `sigma_to`; the terms F_i (B, L) at `u`; diagnostics (B,).
     """
-    terms, grads = value_and_grad(marginal.terms, u)
+    found, row = marginal.evaluate(u), flatten(u)
     theta, theta_to = math.asin(sigma), math.asin(sigma_to)
     weight = math.tan(theta) * math.sin(theta - theta_to)
-    moved = tuple(g + weight * d for g, d in zip(u, grads, strict=True))
-    position, drift = flatten(u), flatten(grads)
     info = StepInfo(
-        log_density=marginal.log_density(terms, position),
-        gradient_norm=row_norm(marginal.gradient(drift, position)),
-        displacement=abs(weight) * row_norm(drift),
-        acceptance=torch.ones_like(position[:, 0]),
+        log_density=found.value,
+        gradient_norm=row_norm(found.score),
+        displacement=abs(weight) * row_norm(found.slope),
+        acceptance=torch.ones_like(found.value),
     )
-    return moved, terms, info
+    return unflatten(row + weight * found.slope, u), found.terms, info
 
 
 def flow_levels(
@@ -73,7 +71,7 @@ def flow_levels(
 @torch.inference_mode(False)
 @torch.no_grad()
 def flow_noise(
-    energy: Energy, u_0: Latents, path: tuple[float, ...], tally: GradientTally
+    energy: AnyEnergy, u_0: Latents, path: tuple[float, ...], tally: GradientTally
 ) -> Latents:
     """eps with cum_a_t u_0 + cum_sigma_t eps = u_t, where u_t is u_0 carried up by the flow.
 
@@ -95,7 +93,7 @@ def flow_noise(
 
 
 def probability_flow(
-    energy: Energy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
+    energy: AnyEnergy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
 ) -> Iterator[LevelState]:
     """Follow the flow from N(0, I) along `path`, one gradient a step.
 

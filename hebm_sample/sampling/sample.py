@@ -31,9 +31,9 @@ from torch import Tensor
 
 from hebm_sample.config import LangevinConfig, Parametrization
 from hebm_sample.errors import UserInputError
-from hebm_sample.latents import Latents, flatten
+from hebm_sample.latents import Latents, flatten, unflatten
 from hebm_sample.prior.density import (
-    Energy,
+    AnyEnergy,
     MarginalEBM,
     cum_sigma_of,
     marginal_at,
@@ -41,7 +41,7 @@ from hebm_sample.prior.density import (
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import Metropolis, run_chain
 from hebm_sample.sampling.constraints import FreeGroups, Given
-from hebm_sample.sampling.langevin import StepInfo, value_and_grad
+from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
@@ -79,7 +79,7 @@ def gradients_per_level(
 
 
 def sample_prior(
-    energy: Energy,
+    energy: AnyEnergy,
     schedule: DiffusionSchedule,
     noise: NoiseStreams,
     config: LangevinConfig,
@@ -200,7 +200,7 @@ class _Chains:
 
     def __init__(
         self,
-        energy: Energy,
+        energy: AnyEnergy,
         schedule: DiffusionSchedule,
         config: LangevinConfig,
         transition_at: Callable[[int], Transition],
@@ -259,10 +259,10 @@ class _Chains:
             sigma_to = self.schedule.levels[t - 1] if t > 0 else 0.0
             moved, terms, _ = flow_step(marginal, u, self.schedule.levels[t], sigma_to)
             return moved, terms
-        terms, grads = value_and_grad(marginal.terms, u)
+        found = marginal.evaluate(u)
         a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
-        rows = zip(u, grads, draw(), strict=True)
-        return tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows), terms
+        moved = a * flatten(u) + sigma**2 / a * found.slope + sigma * flatten(draw())
+        return unflatten(moved, u), found.terms
 
     def _chain(
         self,

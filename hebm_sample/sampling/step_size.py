@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hebm_sample.config import LangevinConfig, Parametrization
 from hebm_sample.latents import Latents, Scalar
-from hebm_sample.prior.density import Energy, MarginalEBM, conditional_at, marginal_at
+from hebm_sample.prior.density import AnyEnergy, MarginalEBM, conditional_at, marginal_at
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 
 __all__ = ["Transition", "coordinate_variances", "step_sizes", "transition"]
@@ -56,7 +56,7 @@ class Transition:
     decay: float
     reference_variance: Scalar
 
-    def density(self, energy: Energy, u_next: Latents) -> MarginalEBM:
+    def density(self, energy: AnyEnergy, u_next: Latents) -> MarginalEBM:
         """What the chain runs on.
 
         Arguments:

@@ -71,15 +71,20 @@ def test_conditional_score_finite_differences(t):
 
 @pytest.mark.parametrize("t", [1, 2, torch.tensor([0, 2, 1])])
 def test_the_gradient_in_closed_form_is_autograds(t):
-    u, row = latents(4), flatten(latents(4))
+    u = latents(4)
     for density in (
         conditional_at(wavy_energy, SCHEDULE, t, latents(5)),
         marginal_at(wavy_energy, SCHEDULE, t),
     ):
+        found = density.evaluate(u)
         slope = flatten(score(lambda u, density=density: density.terms(u).sum(1), u))
-        expected = flatten(score(density, u))
-        torch.testing.assert_close(density.gradient(slope, row), expected, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(density.log_density(density.terms(u), row), density(u))
+        torch.testing.assert_close(found.slope, slope)
+        torch.testing.assert_close(found.terms, density.terms(u))
+        expected = flatten(score(lambda u, density=density: density(u), u))
+        torch.testing.assert_close(found.score, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.value, density(u))
+        value, gradient = density.value_and_score(u)
+        assert torch.equal(value, found.value) and torch.equal(gradient, found.score)
 
 
 def test_conditional_is_marginal_plus_link():

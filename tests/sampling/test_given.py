@@ -219,7 +219,9 @@ def test_free_groups_by_themselves():
     eps, u = latents(1), latents(2)
     groups = FreeGroups(None, eps)
     assert groups.free == [0, 1, 2] and groups.full(u, 0.3) is u
-    assert groups.energy(coupled, lambda level: level) is coupled
+    fixed = groups.energy(coupled, lambda level: level).at(1.5)
+    level = torch.full((len(u[0]),), 1.5, dtype=u[0].dtype)
+    assert torch.equal(fixed(u), coupled(u, level))
     groups = FreeGroups(Given(u, (1,)), eps)
     assert groups.free == [0, 2] and equal(groups.select(eps), (eps[0], eps[2]))
     sigma = torch.tensor([0.3, 0.8])

@@ -11,8 +11,9 @@ import torch
 from analytic import assert_moments, standard_normal, stationary_variance
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.prior.density import value_and_grad
 from hebm_sample.sampling.chain import run_chain
-from hebm_sample.sampling.langevin import langevin_step, noise_scale, value_and_grad
+from hebm_sample.sampling.langevin import langevin_step, noise_scale
 from hebm_sample.sampling.noise import NoiseStreams
 
 WIDE = ((50_000, 1, 1),)

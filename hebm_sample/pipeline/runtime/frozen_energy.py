@@ -10,7 +10,6 @@ compiled, and only for gradients.
 """
 
 import copy
-from threading import local
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.latents import Latents
+from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
+from hebm_sample.prior.density import EnergyAtLevel, level_rows
 from hebm_sample.prior.joint import JointEnergy, JointLevel
 from hebm_sample.prior.symbols import Condition
 
@@ -62,21 +62,39 @@ class ChainEnergy:
         self.generator.groups[-1].cells = nn.Sequential()
         self._compiled = torch.compile(self._terms, dynamic=False) if compiled else None
         self._compiled_for: int | None = None
-        self._last = local()  # parts of a batch run side by side, each in a thread
 
-    def __call__(self, u: Latents, level: Tensor, condition: Condition | None = None) -> Tensor:
+    def at(self, level: Scalar, condition: Condition | None = None) -> EnergyAtLevel:
+        """F at one level: what depends on the level alone is evaluated once a batch size.
+
+        Arguments:
+            level: As `prior.density.net_level` gives it: one number, or (B,).
+            condition: What is asked of each example.
+        """
+        known: dict[int, JointLevel] = {}
+
+        def terms(u: Latents) -> Tensor:
+            count = len(u[0])
+            if count not in known:
+                known[count] = self.prior.at(level_rows(level, u))
+            return self(u, known[count], condition)
+
+        return terms
+
+    def __call__(
+        self, u: Latents, level: Tensor | JointLevel, condition: Condition | None = None
+    ) -> Tensor:
         """As `JointEnergy.forward` of T(u).
 
         Arguments:
             u: (B, C_i, H_i, W_i) a group.
-            level: (B,); the same tensor again means the same level.
+            level: (B,), or what `JointEnergy.at` makes of it.
             condition: What is asked of each example.
 
         Raises:
             EnvironmentFailure: this machine cannot compile.
         """
-        known = self._at(level)
-        fits = torch.is_grad_enabled() and self._compiled_for in (None, len(level))
+        known = self.prior.at(level) if isinstance(level, Tensor) else level
+        fits = torch.is_grad_enabled() and self._compiled_for in (None, len(u[0]))
         if self._compiled is None or not fits:
             return self._terms(u, known, condition)
         try:  # of one layout, because each is compiled anew
@@ -88,13 +106,8 @@ class ChainEnergy:
             raise EnvironmentFailure(
                 f"torch.compile does not work here ({reason}); sample without it"
             ) from error
-        self._compiled_for = len(level)
+        self._compiled_for = len(u[0])
         return terms
 
     def _terms(self, u: Latents, level: JointLevel, condition: Condition | None) -> Tensor:
         return self.prior(self.generator.transform(u), level, condition)
-
-    def _at(self, level: Tensor) -> JointLevel:
-        if getattr(self._last, "level", None) is not level:
-            self._last.level, self._last.known = level, self.prior.at(level)
-        return self._last.known
