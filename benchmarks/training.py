@@ -1,19 +1,25 @@
-r"""Pictures a second of training: generator, prior by score matching, prior by the paper's maximum
+r"""Images a second of training: generator, prior by score matching, prior by the paper's maximum
 likelihood.
 
-    ours     convolutions channels last, pictures from the cache of decoded bytes
-    plain    the same steps in PyTorch's default memory layout, each batch decoded from JPEG files
-    decoding, layout    ours with one of the two as in plain
+    ours     what `hebm-train` does: parts of a batch in threads of their own, gradients of what
+             learns alone, the encoder's maps of the images computed beforehand, freed memory kept
+    before   the same networks as one batch with all threads in each operation, `backward` through
+             the noisy latents too, every image encoded at each step, memory given back to the
+             system: how training worked until parts came
+    plain    `before` in PyTorch's default memory layout, each batch decoded from JPEG files
 
-A step is all that a run does for a batch: pictures, forward, backward, clipping, AdamW, averaged
-weights. Networks are fresh and pictures made up, since neither changes the time. Variants take
-turns, medians are compared.
+A step is all that a run does for a batch: images, forward, backward, clipping, AdamW, averaged
+weights. Networks are fresh and images made up, since neither changes the time. Each variant has a
+process of its own, because memory and threads are set for a whole process; they take turns, and
+medians over all turns are compared.
 """
 
 import io
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,26 +37,21 @@ from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
+from hebm_sample.pipeline.runtime.threads import TURN
 from hebm_sample.presets.models import PRESETS
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
-from hebm_sample.training.optim import Part, averaged, make_optimizer, train_step
+from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
 
-# name: channels last, decoded beforehand
-VARIANTS = {
-    "ours": (True, True),
-    "layout": (False, True),
-    "decoding": (True, False),
-    "plain": (False, False),
-}
+VARIANTS = ("ours", "before", "plain")
 TASKS = ("generator", "score", "mle")
-Batch = Callable[[], Tensor]
+SOURCES = 256  # made-up images
 
 
-def files(count: int, side: int) -> list[bytes]:
-    """Smooth made-up pictures as JPEG files."""
+def files(side: int) -> list[bytes]:
+    """Smooth made-up images as JPEG files."""
     rng, found = np.random.default_rng(0), []
-    for _ in range(count):
+    for _ in range(SOURCES):
         small = Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8))
         stream = io.BytesIO()
         small.resize((side, side), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -64,18 +65,17 @@ def decoded(file: bytes, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
 
 
-def batches(sources: list[bytes], size: int, batch: int, cached: bool) -> Batch:
-    """Random pictures (B, 3, S, S) in [-1, 1]."""
-    rng = np.random.default_rng(0)
+def drawer(size: int, side: int, cached: bool) -> Callable[[int], Tensor]:
+    """A count to so many random images (B, 3, S, S) in [-1, 1]."""
+    rng, sources = np.random.default_rng(0), files(side)
     store = np.stack([decoded(file, size) for file in sources]) if cached else None
 
-    def draw() -> Tensor:
-        rows = rng.integers(0, len(sources), batch)
-        if store is not None:
-            pictures = store[rows]
-        else:
-            pictures = np.stack([decoded(sources[i], size) for i in rows])
-        return torch.from_numpy(pictures).float() / 127.5 - 1
+    def draw(count: int) -> Tensor:
+        rows = rng.integers(0, SOURCES, count)
+        images = store[rows] if store is not None else None
+        if images is None:
+            images = np.stack([decoded(sources[i], size) for i in rows])
+        return torch.from_numpy(images).float() / 127.5 - 1
 
     return draw
 
@@ -96,44 +96,75 @@ def objective_of(task: str, preset: Any) -> tuple[nn.Module, nn.Module]:
     return MleObjective(generator, encoder, energy, chain_steps=preset.chain_steps), energy
 
 
-def step_of(task: str, preset: Any, settings: Any, draw: Batch, last: bool) -> Callable[[], None]:
+def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> Callable[[], None]:
     """One training step of a variant, as a call."""
     objective, learner = objective_of(task, preset)
-    if last:
+    ours, draw = variant == "ours", drawer(preset.generator.image_size, side, variant != "plain")
+    if variant != "plain":
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema, optimizer = averaged(learner, settings.ema_decay), make_optimizer(learner, settings)
     parameters = [p for p in learner.parameters() if p.requires_grad]
+    count = max(1, torch.get_num_threads()) if ours else 1
+    threads, batch = Threads(count), settings.batch_size // count
+    maps: dict[int, Tensor] = {}
+    if ours and task != "generator":
+        with torch.no_grad():
+            maps = objective.encoder.features(draw(SOURCES))  # pyright: ignore
+    rng = np.random.default_rng(1)
+
+    def inputs() -> Any:
+        if not maps:
+            return draw(batch)
+        rows = torch.from_numpy(rng.integers(0, SOURCES, batch))
+        return {side: part[rows] for side, part in maps.items()}
 
     def step() -> None:
-        clip = settings.gradient_clip
-        train_step(objective, [Part(draw())], 0.5, optimizer, parameters, clip)
+        if ours:
+            parts = [Part(inputs()) for _ in range(count)]
+            train_step(objective, parts, 0.5, optimizer, parameters, 1.0, threads=threads)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            objective(inputs(), 0.5)[0].backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
         ema.update_parameters(learner)
 
     return step
 
 
-def measure(preset: Any, tasks: list[str], repeats: int, side: int, clock: Any) -> dict[str, Any]:
-    """Median seconds a step of each variant, by task."""
+def settings_of(task: str, preset: Any) -> Any:
+    """Of the run that the task is a step of."""
+    return preset.generator_settings if task == "generator" else preset.prior_settings
+
+
+def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> list[float]:
+    """Seconds of each step, after two that warm up."""
+    if variant == "ours":
+        keep_freed_memory(training=True)
+        sys.setswitchinterval(TURN)
+    step, seconds = step_of(task, preset, settings_of(task, preset), variant, side), []
+    for turn in range(repeats + 2):
+        start = time.perf_counter()
+        step()
+        if turn > 1:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def compared(preset: str, tasks: tuple[str, ...], repeats: int, rounds: int, side: int) -> Any:
+    """Median seconds a step of each variant, by task; a process a variant and round."""
     found: dict[str, Any] = {}
-    size, sources = preset.generator.image_size, files(256, side)
     for task in tasks:
-        settings = preset.generator_settings if task == "generator" else preset.prior_settings
-        draws = {
-            cached: batches(sources, size, settings.batch_size, cached) for cached in (True, False)
-        }
-        calls = {
-            name: step_of(task, preset, settings, draws[cached], last)
-            for name, (last, cached) in VARIANTS.items()
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(repeats + 1):
-            click.echo(f"\r{task}: {turn}/{repeats} ", nl=turn == repeats, err=True)
-            for name, call in calls.items():
-                start = clock()
-                call()
-                if turn:
-                    seconds[name].append(clock() - start)
-        found[task] = {"batch": settings.batch_size} | {
+        seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        for turn in range(rounds):
+            for name in VARIANTS:
+                click.echo(f"\r{task}: {turn + 1}/{rounds} {name:8}", nl=False, err=True)
+                command = [sys.executable, __file__, "--preset", preset, "--task", task]
+                command += ["--repeats", str(repeats), "--source-side", str(side), "--only", name]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                seconds[name] += json.loads(done.stdout)
+        click.echo("", err=True)
+        found[task] = {"batch": settings_of(task, PRESETS[preset]).batch_size} | {
             name: statistics.median(spent) for name, spent in seconds.items()
         }
     return found
@@ -144,16 +175,15 @@ def table(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines = [
         f"preset {machine['preset']}, {machine['threads']} threads of {machine['cores']} cores, "
-        f"torch {machine['torch']}, hebm_sample {machine['version']}, {machine['clock']} time, "
-        f"freed memory {'kept' if machine['kept'] else 'as the system has it'}",
+        f"torch {machine['torch']}, hebm_sample {machine['version']}",
         "",
-        f"{'task':<12}{'batch':>6} {'variant':<10}{'ms':>9}{'pictures/s':>12}{'x plain':>9}",
+        f"{'task':<12}{'batch':>6} {'variant':<10}{'ms':>9}{'images/s':>12}{'x before':>9}",
     ]
     for task, row in result["tasks"].items():
         for name in VARIANTS:
             lines.append(
                 f"{task:<12}{row['batch']:>6} {name:<10}{1e3 * row[name]:9.1f}"
-                f"{row['batch'] / row[name]:12.1f}{row[name] / row['plain']:9.2f}"
+                f"{row['batch'] / row[name]:12.1f}{row['before'] / row[name]:9.2f}"
             )
     return "\n".join(lines)
 
@@ -164,34 +194,31 @@ def table(result: dict[str, Any]) -> str:
 )
 @click.option("--task", "tasks", type=click.Choice(TASKS), multiple=True, default=TASKS)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--source-side", type=click.IntRange(8), default=178, show_default=True)
-@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
-@click.option("--default-heap", is_flag=True, help="Leave freed memory to the system.")
+@click.option("--only", type=click.Choice(VARIANTS), help="Seconds of this one, as JSON.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write JSON there.")
 def main(
     preset: str,
     tasks: tuple[str, ...],
     repeats: int,
+    rounds: int,
     source_side: int,
-    clock: str,
-    default_heap: bool,
+    only: str | None,
     out: Path | None,
 ) -> None:
-    """Measure training steps. --clock cpu needs OMP_NUM_THREADS=1."""
-    if clock == "cpu" and torch.get_num_threads() > 1:
-        raise click.UsageError("--clock cpu needs OMP_NUM_THREADS=1")
-    kept = not default_heap and keep_freed_memory()
-    read = time.perf_counter if clock == "wall" else time.thread_time
+    """Measure training steps."""
+    if only is not None:
+        click.echo(json.dumps(measure(tasks[0], PRESETS[preset], only, repeats, source_side)))
+        return
     result = {
-        "tasks": measure(PRESETS[preset], list(tasks), repeats, source_side, read),
+        "tasks": compared(preset, tasks, repeats, rounds, source_side),
         "machine": {
             "preset": preset,
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "torch": torch.__version__,
             "version": __version__,
-            "clock": clock,
-            "kept": kept,
         },
     }
     click.echo(table(result))

@@ -89,12 +89,15 @@ def encode(
     encoder: Encoder,
     images: Tensor | dict[int, Tensor],
     noise: Latents | None,
+    *,
+    features: bool = True,
 ) -> Posterior:
     """Draw u ~ q(u | x), top to bottom.
 
     Arguments:
         images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
         noise: Standard normal latents; None takes the mean of every group.
+        features: As of `HierarchicalGenerator.descend`.
     """
     maps = encoder.features(images) if isinstance(images, Tensor) else images
     means, log_ss = [], []
@@ -106,7 +109,8 @@ def encode(
         u = m if noise is None else m + log_s.exp() * noise[i]
         return u, mu + log_sigma.exp() * u
 
-    top = generator.descend(int(next(iter(maps.values())).shape[0]), choose)
+    batch = int(next(iter(maps.values())).shape[0])
+    top = generator.descend(batch, choose, features=features)
     return Posterior(top.u, tuple(means), tuple(log_ss), top)
 
 

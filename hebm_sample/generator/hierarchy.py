@@ -132,13 +132,19 @@ class HierarchicalGenerator(nn.Module):
         self.likelihood.requires_grad_(True)
 
     def descend(
-        self, batch: int, choose: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+        self,
+        batch: int,
+        choose: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        *,
+        features: bool = True,
     ) -> TopDown:
         """Walk the hierarchy, asking for each group's latents on the way.
 
         Arguments:
             batch: B.
             choose: (i, h_i, mu_i, log_sigma_i) to (u_i, z_i).
+            features: Compute h_{L+1}, which only the image decoder reads; else `features` of the
+                result is the last group's own state h_L.
         """
         h = self.constant.expand(batch, -1, -1, -1)
         zs, us, hs = [], [], []
@@ -148,20 +154,24 @@ class HierarchicalGenerator(nn.Module):
             zs.append(z)
             us.append(u)
             hs.append(h)
+            if i == len(self.groups) - 1 and not features:
+                break
             h = group(h, z)
             if i in self._upsample_after:
                 h = self.upsamples[self._upsample_after[i]](h)
         return TopDown(tuple(zs), tuple(us), tuple(hs), h)
 
-    def transform(self, u: Latents) -> TopDown:
+    def transform(self, u: Latents, *, features: bool = True) -> TopDown:
         """T: z_i = mu_i(h_i) + sigma_i(h_i) u_i for every group, without the image decoder.
 
         Arguments:
             u: Latents of `latent_shapes`; raises `UserInputError` if they are not.
+            features: As of `descend`.
         """
         return self.descend(
             check_latents(u, self.latent_shapes),
             lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i]),
+            features=features,
         )
 
     def inverse(self, z: Latents) -> Latents:

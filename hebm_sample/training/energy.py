@@ -88,7 +88,7 @@ class PriorObjective(nn.Module):
         self, u: Latents, level: Tensor, condition: Condition | None = None
     ) -> tuple[Tensor, Tensor]:
         """Terms that sum to F at u and level, (B, L), or (B, L + 1) with symbols; and g (B, V)."""
-        outputs = self.energy.outputs(self.generator.transform(u), level)
+        outputs = self.energy.outputs(self.generator.transform(u, features=False), level)
         return self.energy.join(outputs, condition), outputs.logits.sum(1)
 
     def terms(self, u: Latents, level: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class PriorObjective(nn.Module):
         """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `Encoder.features`."""
         like = _first(images)
         noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
-        return encode(self.generator, self.encoder, images, noise).u
+        return encode(self.generator, self.encoder, images, noise, features=False).u
 
 
 class ScoreObjective(PriorObjective):

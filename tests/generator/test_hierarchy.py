@@ -7,9 +7,10 @@ they are.
 
 import pytest
 import torch
-from tiny import release_config, tiny_config, tiny_latents, tiny_modules
+from tiny import release_config, tiny_config, tiny_images, tiny_latents, tiny_modules
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, soft_bound
 from hebm_sample.latents import check_latents
 
@@ -137,3 +138,19 @@ def test_the_helpers_energies_and_sigmas_are_not_trivial():
     top = generator.transform(tiny_latents(CONFIG))
     assert prior(top, torch.zeros(2)).abs().min() > 0
     assert generator.decode(top.features).std() > 0.05
+
+
+def test_states_without_features_are_the_same_states():
+    generator, encoder, _ = tiny_modules()
+    u = tiny_latents(tiny_config(), 3)
+    whole, short = generator.transform(u), generator.transform(u, features=False)
+    for name in ("z", "u", "h"):
+        for a, b in zip(getattr(whole, name), getattr(short, name), strict=True):
+            assert torch.equal(a, b)
+    assert short.features is short.h[-1] and not torch.equal(short.features, whole.features)
+    images = tiny_images(tiny_config(), 3)
+    drawn, brief = (
+        encode(generator, encoder, images, u),
+        encode(generator, encoder, images, u, features=False),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(drawn.u, brief.u, strict=True))

@@ -59,7 +59,6 @@ class ChainEnergy:
     ) -> None:
         keep_freed_memory()
         self.generator, self.prior = frozen(generator), frozen(prior)
-        self.generator.groups[-1].cells = nn.Sequential()
         self._compiled = torch.compile(self._terms, dynamic=False) if compiled else None
         self._compiled_for: int | None = None
 
@@ -110,4 +109,4 @@ class ChainEnergy:
         return terms
 
     def _terms(self, u: Latents, level: JointLevel, condition: Condition | None) -> Tensor:
-        return self.prior(self.generator.transform(u), level, condition)
+        return self.prior(self.generator.transform(u, features=False), level, condition)
