@@ -92,10 +92,13 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`."""
+    """AdamW over the trainable parameters of `model`; over its `parameter_groups`, each with a
+    factor of the learning rate, if it has any.
+    """
+    groups = getattr(model, "parameter_groups", None)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(
-        parameters,
+        parameters if groups is None else groups(),
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
         weight_decay=settings.weight_decay,
@@ -186,7 +189,9 @@ def train_step(
     """Forward, backward, clip, update unless a gradient is not finite.
 
     Arguments:
-        objective: (images, fraction of the run done, labels, stream) to (loss, statistics).
+        objective: (images, fraction of the run done, labels, stream) to (loss, statistics). One
+            with several losses has a method `differentiate` instead, (part, fraction, parameters)
+            to (gradients, statistics with `loss`).
         parts: Of the batch, of equal sizes.
         threads: To call them in; one after another if None.
         reduce: A gradient (P,) to its mean over all processes, where several share the work.
@@ -196,7 +201,11 @@ def train_step(
         `gradient_norm`.
     """
 
+    own = getattr(objective, "differentiate", None)
+
     def differentiate(part: Part) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        if own is not None:
+            return own(part, fraction, parameters)
         loss, stats = objective(part.images, fraction, part.labels, part.stream)
         # Not `backward`: it would go on to the noisy latents, which are leaves as well.
         grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

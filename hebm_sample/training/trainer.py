@@ -237,7 +237,8 @@ class Run:
     def one_step(self, step: int) -> tuple[bool, dict[str, Any]]:
         """Draw and learn; without the average and the guard."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, step, max(self.total, 1))
+            rate = learning_rate(self.settings, step, max(self.total, 1))
+            group["lr"] = rate * group.get("factor", 1.0)
         several = self.accelerator.num_processes > 1
         return train_step(
             self.objective,

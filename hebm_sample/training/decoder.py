@@ -1,0 +1,191 @@
+r"""The sharp image decoder: h_{L+1} to an image, trained further with T and encoder frozen.
+
+    h = h_{L+1}(u),    u ~ q(u | x) for half of a step's images,
+                       u ~ p(u), the energy-based prior, for the other half
+    y = decoder(h)
+
+What latents of a low rate no longer carry is the decoder's to invent; since nothing else changes,
+prior, attributes, edits and seeds stay. On reconstructions all losses of `training/adversary.py`
+count; samples have no image to compare with, so only the discriminator sees them. The likelihood's
+own decoder stays beside it: bits, inpainting and likelihood scores are its.
+
+Large images are trained on random squares of h, with a margin that is computed and cut off: what
+lies beyond it hardly reaches the square.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hebm_sample.generator.encoder import Encoder, encode
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.latents import Latents
+from hebm_sample.training.adversary import Discriminator, feature_distance, gradient_penalty
+from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.optim import Part
+
+__all__ = ["DecoderLosses", "DecoderObjective", "SharpDecoder", "sharpness"]
+
+DISCRIMINATOR_RATE = 2.0  # its learning rate over the decoder's
+ALONE, RAMP = 0.01, 0.02  # shares of the run: the discriminator alone, and its weight's rise
+PENALIZED = 4  # one image in so many has its gradient penalised
+MARGIN = 2  # positions of h around a square
+
+
+class DecoderLosses(NamedTuple):
+    """Weights of the losses: a, b, c and gamma of `training/adversary.py`."""
+
+    pixels: float = 4.0
+    features: float = 0.25
+    adversarial: float = 0.1
+    penalty: float = 0.003
+
+
+class SharpDecoder(nn.Module):
+    """What learns: the decoder, and the discriminator it learns from.
+
+    Arguments:
+        decoder: h_{L+1} to images; changed.
+        size: Side of the images, or squares of them, that the discriminator sees.
+    """
+
+    def __init__(self, decoder: nn.Module, size: int, channels: int = 3) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.discriminator = Discriminator(size, channels)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimiser, each with the factor of its learning rate."""
+        return [
+            {"params": list(self.decoder.parameters()), "factor": 1.0},
+            {"params": list(self.discriminator.parameters()), "factor": DISCRIMINATOR_RATE},
+        ]
+
+
+def sharpness(images: Tensor) -> Tensor:
+    """Mean absolute Laplacian of images (B, C, S, S): how much there is of edges and texture."""
+    kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    channels = images.shape[1]
+    return F.conv2d(images, kernel.expand(channels, 1, 3, 3), groups=channels).abs().mean()
+
+
+class DecoderObjective(nn.Module):
+    """Gradients of decoder and discriminator at once, each of its own loss.
+
+    Arguments:
+        generator, encoder: Frozen; T and q(u | x).
+        learner: What learns.
+        pool: Latents of samples of the prior, (N, C_i, H_i, W_i) a group; None trains on
+            reconstructions alone.
+        losses: Their weights.
+        square: Positions of h that a step sees on a side; None for all.
+    """
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        learner: SharpDecoder,
+        pool: Latents | None = None,
+        losses: DecoderLosses | None = None,
+        square: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator = generator.requires_grad_(False)
+        self.encoder = encoder.requires_grad_(False)
+        self.learner = learner.requires_grad_(True)  # it may be a part of the generator
+        self.pool, self.losses = pool, losses or DecoderLosses()
+        self.square = square
+
+    @torch.no_grad()
+    def states(
+        self, images: Tensor, stream: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """h_{L+1} of reconstructions (B, W, H, H), and of as many samples if there is a pool."""
+        noise = standard_normal(self.generator.latent_shapes, len(images), images.device, stream)
+        own = encode(self.generator, self.encoder, images, noise).top.features
+        if self.pool is None:
+            return own, None
+        count = len(self.pool[0])
+        rows = torch.randint(count, (len(images),), device=images.device, generator=stream)
+        drawn = tuple(g[rows.to(g.device)].to(images.device).float() for g in self.pool)
+        return own, self.generator.transform(drawn).features
+
+    def decoded(
+        self, h: Tensor, images: Tensor, stream: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoder makes of h, and `images`, both cut to one random square."""
+        side = h.shape[-1]
+        if self.square is None or self.square >= side:
+            return self.learner.decoder(h), images
+        room = side - self.square + 1
+        where = torch.randint(room, (2,), device=h.device, generator=stream).tolist()
+        scale, windows, kept = images.shape[-1] // side, [], []
+        for start in where:
+            low, high = max(0, start - MARGIN), min(side, start + self.square + MARGIN)
+            windows.append(slice(low, high))
+            kept.append(slice((start - low) * scale, (start - low + self.square) * scale))
+        y = self.learner.decoder(h[..., windows[0], windows[1]])[..., kept[0], kept[1]]
+        cut = [slice(s * scale, (s + self.square) * scale) for s in where]
+        return y, images[..., cut[0], cut[1]]
+
+    def differentiate(
+        self, part: Part, fraction: float, parameters: Any
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        """The gradients of `parameters`, decoder's first, and statistics; the training loop's way
+        in. For the arguments see `training/optim.py`.
+        """
+        own, drawn = self.states(part.images, part.stream)
+        y, x = self.decoded(own, part.images, part.stream)
+        fakes = [y]
+        if drawn is not None:
+            fakes.append(self.decoded(drawn, part.images, part.stream)[0])
+        weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
+        loss_d, real, stats = self.judged(x, fakes)
+        loss_g, more = self.improved(x, fakes, real, weight)
+        mine = list(self.learner.discriminator.parameters())
+        others = list(self.learner.decoder.parameters())
+        grads_d = torch.autograd.grad(loss_d, mine)
+        grads_g = torch.autograd.grad(loss_g, others)
+        if fraction < ALONE:
+            grads_g = tuple(torch.zeros_like(g) for g in grads_g)
+        found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))
+        return tuple(found[id(p)] for p in parameters), stats | more | {
+            "loss": loss_g.detach() + loss_d.detach()
+        }
+
+    def judged(
+        self, x: Tensor, fakes: list[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
+        """The discriminator's loss, its maps of the images x, and statistics."""
+        critic = self.learner.discriminator
+        real = critic(x)
+        logits = torch.stack([critic(y.detach()).logits for y in fakes])
+        few = x[: max(1, len(x) // PENALIZED)]
+        penalty = gradient_penalty(critic, few)
+        loss = F.softplus(-real.logits).mean() + F.softplus(logits).mean()
+        stats = {
+            "discriminator": loss.detach(),
+            "logit_real": real.logits.detach().mean(),
+            "logit_fake": logits.detach().mean(),
+            "penalty": penalty.detach(),
+        }
+        loss = loss + 0.5 * self.losses.penalty * penalty
+        return loss, tuple(m.detach() for m in real.maps), stats
+
+    def improved(
+        self, x: Tensor, fakes: list[Tensor], real: tuple[Tensor, ...], weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The decoder's loss, and statistics."""
+        critic, losses = self.learner.discriminator, self.losses
+        found = [critic(y) for y in fakes]
+        pixels = (fakes[0] - x).abs().mean()
+        features = feature_distance(found[0].maps, real)
+        fooled = torch.stack([F.softplus(-v.logits).mean() for v in found]).mean()
+        loss = losses.pixels * pixels + weight * (
+            losses.features * features + losses.adversarial * fooled
+        )
+        stats = {"pixels": pixels.detach(), "features": features.detach()}
+        return loss, stats | {"adversarial": fooled.detach()}

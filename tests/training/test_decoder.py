@@ -1,0 +1,186 @@
+"""The sharp decoder learns from its losses, and nothing else moves.
+
+A discriminator that collects the decoder's gradient, or a penalty on the wrong images, trains for
+hours to textures that no photograph has.
+"""
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules
+from torch import nn
+from torch.nn import functional as F
+
+from hebm_sample.presets.settings import TrainSettings
+from hebm_sample.training.adversary import (
+    Discriminator,
+    Verdicts,
+    feature_distance,
+    gradient_penalty,
+)
+from hebm_sample.training.decoder import (
+    ALONE,
+    MARGIN,
+    RAMP,
+    DecoderLosses,
+    DecoderObjective,
+    SharpDecoder,
+    sharpness,
+)
+from hebm_sample.training.optim import Part, make_optimizer, train_step
+
+CONFIG = tiny_config()
+IMAGES = tiny_images(CONFIG, 8)
+
+
+def objective(pool=True, **options):
+    generator, encoder, _ = tiny_modules()
+    torch.manual_seed(0)
+    learner = SharpDecoder(generator.decoder, CONFIG.generator.image_size)
+    latents = tiny_latents(CONFIG, 12, seed=4) if pool else None
+    return DecoderObjective(generator, encoder, learner, latents, **options)
+
+
+def part(seed=0):
+    return Part(IMAGES, None, torch.Generator().manual_seed(seed))
+
+
+def gradients(built, fraction=1.0):
+    parameters = list(built.learner.parameters())
+    grads, stats = built.differentiate(part(), fraction, parameters)
+    names = [name for name, _ in built.learner.named_parameters()]
+    return dict(zip(names, grads, strict=True)), stats
+
+
+def test_the_penalty_of_a_linear_discriminator_is_its_weights_square():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 8, 8, dtype=torch.float64))
+
+        def forward(self, x):
+            return Verdicts((x * self.weight).flatten(1).sum(1), ())
+
+    net = Linear()
+    found = gradient_penalty(net, torch.randn(5, 3, 8, 8, dtype=torch.float64))
+    assert found.item() == pytest.approx(net.weight.square().sum().item())
+    (slope,) = torch.autograd.grad(found, net.weight)
+    assert torch.allclose(slope, 2 * net.weight)
+
+
+def test_feature_distance():
+    maps = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
+    assert feature_distance(maps, maps) == 0
+    assert feature_distance([0 * m for m in maps], maps).item() == pytest.approx(1)
+    doubled = [2 * m for m in maps]
+    assert feature_distance(doubled, maps).item() == pytest.approx(1)
+    assert feature_distance([7 * m for m in doubled], [7 * m for m in maps]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size, stages", [(8, 0), (16, 1), (64, 3), (128, 4)])
+def test_the_discriminator_ends_at_four_by_four(size, stages):
+    logits, maps = Discriminator(size)(torch.randn(2, 3, size, size))
+    assert logits.shape == (2,) and len(maps) == stages
+    assert not maps or maps[-1].shape[-2:] == (4, 4)
+
+
+def test_each_network_has_the_gradient_of_its_own_loss():
+    built = objective()
+    found, _ = gradients(built)
+    own, drawn = built.states(IMAGES, part().stream)
+    learner, losses = built.learner, built.losses
+    fakes = [learner.decoder(own), learner.decoder(drawn)]
+    real = learner.discriminator(IMAGES)
+    verdicts = [learner.discriminator(y) for y in fakes]
+    mine = [p for p in learner.discriminator.parameters()]
+    detached = torch.stack([F.softplus(learner.discriminator(y.detach()).logits) for y in fakes])
+    loss_d = F.softplus(-real.logits).mean() + detached.mean()
+    loss_d = loss_d + losses.penalty / 2 * gradient_penalty(learner.discriminator, IMAGES[:2])
+    for p, grad in zip(mine, torch.autograd.grad(loss_d, mine), strict=True):
+        name = next(n for n, q in learner.named_parameters() if q is p)
+        assert torch.allclose(found[name], grad, atol=1e-6), name
+    loss_g = losses.pixels * (fakes[0] - IMAGES).abs().mean()
+    loss_g = loss_g + losses.features * feature_distance(
+        verdicts[0].maps, [m.detach() for m in real.maps]
+    )
+    fooled = torch.stack([F.softplus(-v.logits) for v in verdicts]).mean()
+    others = list(learner.decoder.parameters())
+    expected = torch.autograd.grad(loss_g + losses.adversarial * fooled, others)
+    for p, grad in zip(others, expected, strict=True):
+        name = next(n for n, q in learner.named_parameters() if q is p)
+        assert torch.allclose(found[name], grad, atol=1e-5), name
+        assert grad.abs().max() > 0
+
+
+def test_the_discriminator_begins_alone_and_its_weight_rises():
+    built = objective(losses=DecoderLosses(adversarial=100.0))
+    early, _ = gradients(built, 0.0)
+    assert all(g.abs().max() == 0 for n, g in early.items() if n.startswith("decoder"))
+    assert any(g.abs().max() > 0 for n, g in early.items() if n.startswith("discriminator"))
+    sizes = [
+        sum(float(g.abs().sum()) for n, g in gradients(built, f)[0].items() if n[:4] == "deco")
+        for f in (ALONE + RAMP / 4, ALONE + RAMP / 2, ALONE + RAMP, 1.0)
+    ]
+    assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
+
+
+def test_without_samples_there_are_reconstructions_alone():
+    built = objective(pool=False)
+    assert built.states(IMAGES, None)[1] is None
+    with_pool, without = gradients(objective())[1], gradients(built)[1]
+    assert with_pool["pixels"] == without["pixels"]
+    assert with_pool["logit_fake"] != without["logit_fake"]
+
+
+def test_a_square_is_nearly_what_it_is_in_the_whole_image():
+    built = objective(square=2)
+    h = built.states(IMAGES, None)[0]
+    whole = built.learner.decoder(h)
+    for seed in range(4):
+        stream = torch.Generator().manual_seed(seed)
+        y, x = built.decoded(h, IMAGES, stream)
+        top, left = torch.randint(
+            h.shape[-1] - 1, (2,), generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+        scale = IMAGES.shape[-1] // h.shape[-1]
+        rows, columns = (slice(s * scale, (s + 2) * scale) for s in (top, left))
+        assert torch.equal(x, IMAGES[..., rows, columns]) and y.shape == x.shape
+        away = (y - whole[..., rows, columns]).abs().mean()
+        assert away < 0.05 * whole.std() and MARGIN == 2
+
+
+def test_a_step_moves_both_at_their_rates_and_leaves_the_rest_alone():
+    built = objective()
+    frozen = [*built.generator.groups.parameters(), *built.encoder.parameters()]
+    before = [p.clone() for p in frozen]
+    optimizer = make_optimizer(built.learner, TrainSettings(steps=1))
+    assert [g["factor"] for g in optimizer.param_groups] == [1.0, 2.0]
+    parameters = list(built.learner.parameters())
+    start = [p.clone() for p in parameters]
+    finite, stats = train_step(built, [part(1), part(2)], 1.0, optimizer, parameters, 1e9)
+    assert finite and {"pixels", "features", "adversarial", "discriminator"} <= stats.keys()
+    moved = [not torch.equal(a, b) for a, b in zip(start, parameters, strict=True)]
+    assert all(moved)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen, strict=True))
+    assert all(p.grad is None for p in frozen)
+
+
+def test_the_discriminator_learns_to_tell_and_the_decoder_to_come_nearer():
+    built = objective()
+    optimizer = make_optimizer(built.learner, TrainSettings(steps=1, learning_rate=2e-3))
+    parameters, history = list(built.learner.parameters()), []
+    images = torch.full_like(IMAGES, 0.6)
+    for step in range(60):
+        fraction, own = (0.0 if step < 20 else 1.0), part(step)._replace(images=images)
+        _, stats = train_step(built, [own], fraction, optimizer, parameters, 1e9)
+        history.append(stats)
+    assert history[19]["discriminator"] < 0.7 * history[0]["discriminator"]
+    assert history[19]["logit_real"] > history[19]["logit_fake"]
+    assert history[-1]["pixels"] < 0.8 * history[19]["pixels"]
+
+
+def test_sharpness_falls_with_blur():
+    images = torch.rand(2, 3, 16, 16)
+    blurred = F.avg_pool2d(images, 3, 1, 1)
+    assert sharpness(blurred) < 0.5 * sharpness(images)
+    assert sharpness(torch.ones(1, 3, 8, 8)) == 0
+    assert sharpness(3 * images).item() == pytest.approx(3 * sharpness(images).item(), rel=1e-4)
