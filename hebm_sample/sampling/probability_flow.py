@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hebm_sample.latents import Latents, flatten, unflatten
+from hebm_sample.latents import Latents, unflatten
 from hebm_sample.prior.density import AnyEnergy, MarginalEBM, row_norm
 from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
 from hebm_sample.sampling.langevin import StepInfo
@@ -43,7 +43,7 @@ def flow_step(
     Returns:
         The latents at `sigma_to`; the terms F_i (B, L) at `u`; diagnostics (B,).
     """
-    found, row = marginal.evaluate(u), flatten(u)
+    found = marginal.evaluate(u)
     theta, theta_to = math.asin(sigma), math.asin(sigma_to)
     weight = math.tan(theta) * math.sin(theta - theta_to)
     info = StepInfo(
@@ -52,7 +52,8 @@ def flow_step(
         displacement=abs(weight) * row_norm(found.slope),
         acceptance=torch.ones_like(found.value),
     )
-    return unflatten(row + weight * found.slope, u), found.terms, info
+    rows = zip(u, unflatten(found.slope, u), strict=True)
+    return tuple(g + weight * d for g, d in rows), found.terms, info
 
 
 def flow_levels(

@@ -261,8 +261,9 @@ class _Chains:
             return moved, terms
         found = marginal.evaluate(u)
         a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
-        moved = a * flatten(u) + sigma**2 / a * found.slope + sigma * flatten(draw())
-        return unflatten(moved, u), found.terms
+        rows = zip(u, unflatten(found.slope, u), draw(), strict=True)
+        moved = tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows)
+        return moved, found.terms
 
     def _chain(
         self,
