@@ -7,6 +7,7 @@ from typing import Any
 
 from hebm_sample.config.base import FORMAT_VERSION, ConfigBase, require, require_version
 from hebm_sample.config.generator import GeneratorConfig
+from hebm_sample.config.nvae import NvaeConfig
 from hebm_sample.config.prior import PriorConfig
 from hebm_sample.config.sampler import LangevinConfig
 
@@ -19,7 +20,7 @@ class ModelConfig(ConfigBase):
 
     Arguments:
         name: The model's name, as in the manifest.
-        generator: The generator and its encoder.
+        generator: The generator and its encoder, of either kind.
         prior: The energy-based prior; None for a generator that has not got one yet.
         sampling: The sampler's defaults.
         format_version: Of this file; a newer one is refused.
@@ -34,7 +35,7 @@ class ModelConfig(ConfigBase):
     """
 
     name: str
-    generator: GeneratorConfig
+    generator: GeneratorConfig | NvaeConfig
     prior: PriorConfig | None = None
     sampling: LangevinConfig = field(default_factory=LangevinConfig)
     format_version: int = FORMAT_VERSION

@@ -8,8 +8,11 @@ are refused first, so that what a model takes is in proportion to what was downl
 
 from pathlib import Path
 
-from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig
+import torch
+
+from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig, ScaleConfig
 from hebm_sample.errors import WeightsError
+from hebm_sample.generator.kinds import new_encoder, new_generator
 
 __all__ = ["check_room", "least_bytes"]
 
@@ -70,10 +73,19 @@ def _prior(config: ModelConfig) -> int:
     return total
 
 
+def _outlined(config: NvaeConfig, *, encoder: bool) -> int:
+    """Of networks whose layers are bounded in number: made without memory for their weights."""
+    with torch.device("meta"):
+        module = new_encoder(config) if encoder else new_generator(config)
+    return sum(2 * p.numel() for p in module.parameters())
+
+
 def least_bytes(config: ModelConfig, filename: str) -> int:
     """Fewer bytes than this cannot be the model's generator, prior or encoder file."""
     if filename == "prior.safetensors":
         return _prior(config)
+    if isinstance(config.generator, NvaeConfig):
+        return _outlined(config.generator, encoder=filename == "encoder.safetensors")
     return (_encoder if filename == "encoder.safetensors" else _generator)(config.generator)
 
 

@@ -3,7 +3,7 @@ for.
 
 - Parameters stand still: no gradient in them is recorded, whatever their `requires_grad` says.
 - What depends on the noise level alone is evaluated once a level, not once a step.
-- The block below the last latent group feeds the image decoder alone, and is left out of T.
+- What follows the last latent group feeds the image decoder alone, and is left out of T.
 
 `torch.compile` can fuse the rest. It takes long for each new batch size, so only the first one is
 compiled, and only for gradients.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.errors import EnvironmentFailure
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.protocol import Generator
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
 from hebm_sample.prior.joint import JointEnergy, JointLevel
@@ -55,11 +55,11 @@ class ChainEnergy:
     """
 
     def __init__(
-        self, generator: HierarchicalGenerator, prior: JointEnergy, *, compiled: bool = False
+        self, generator: Generator, prior: JointEnergy, *, compiled: bool = False
     ) -> None:
         keep_freed_memory()
         self.generator, self.prior = frozen(generator), frozen(prior)
-        self.generator.groups[-1].cells = nn.Sequential()
+        self.generator.leave_out_features()
         self._compiled = torch.compile(self._terms, dynamic=False) if compiled else None
         self._compiled_for: int | None = None
         self._last = local()  # parts of a batch run side by side, each in a thread
