@@ -11,8 +11,8 @@ n is the number of known values, b^2 pi^2 / 3 the variance of the generator's lo
 errors of neighbouring pixels are one error: with their squares simply summed, the density is so
 stiff along the coarse latents that chains of this length leave the finite numbers. A norm, whose
 pull does not grow with the error, stays stable. For the same reason a generator grown to larger
-pictures compares what its encoder reads: pictures averaged to `encoder_size`, where all pixels of a
-square are known.
+pictures compares what its encoder reads: pictures averaged to `encoder_size`, where all pixels of
+a square are known.
 """
 
 from dataclasses import dataclass, replace
