@@ -133,7 +133,9 @@ def test_a_file_too_small_for_its_description_is_refused(home):
 def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_path):
     model = Pipeline.from_pretrained(home / "model")
     draw_pictures(tmp_path / "pictures", count=24)
-    pictures = load_pictures(str(tmp_path / "pictures"), size=32, progress=False)
+    pictures = load_pictures(
+        tmp_path / "pictures", size=32, cache_dir=tmp_path / "cache", progress=False
+    )
     train_prior(
         short_preset(steps=4, validation=4, batch_size=4),
         model,
@@ -143,16 +145,16 @@ def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_pa
     )
     pipe = Pipeline.from_pretrained(tmp_path / "run" / "model")
     options = {"steps": 6, "output_type": "torch"}
-    drawn = pipe([0, 1], **options)
+    drawn = pipe(seeds=[0, 1], **options)
     assert drawn.images.shape == (2, 3, 32, 32) and bool(torch.isfinite(drawn.images).all())
-    again = pipe([1], **options)
+    again = pipe(seeds=[1], **options)
     torch.testing.assert_close(drawn.images[1:], again.images, rtol=0, atol=1e-4)
-    gaussian = pipe([0], prior="gaussian", output_type="torch")
+    gaussian = pipe(seeds=[0], prior="gaussian", output_type="torch")
     assert not torch.allclose(gaussian.images, drawn.images[:1])
     edited = pipe.edit(drawn.images, **options)
     assert edited.images.shape == (2, 3, 32, 32)
-    masks = torch.zeros(2, 1, 32, 32)
-    masks[..., 8:16, 8:16] = 1
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[:, 8:16, 8:16] = True
     filled = pipe.inpaint(drawn.images, masks, **options)
     assert bool(torch.isfinite(filled.images).all())
     assert pipe.energy(drawn.images).shape == (2,)
