@@ -13,6 +13,7 @@ import torch
 from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig, ScaleConfig
 from hebm_sample.errors import WeightsError
 from hebm_sample.generator.kinds import new_encoder, new_generator
+from hebm_sample.prior.release_network import ReleaseNet
 
 __all__ = ["check_room", "least_bytes"]
 
@@ -60,6 +61,11 @@ def _encoder(config: GeneratorConfig) -> int:
 def _prior(config: ModelConfig) -> int:
     prior, total = config.prior, 0
     assert prior is not None
+    if prior.network != "energy_net":
+        residual = prior.network == "release_residual"
+        with torch.device("meta"):
+            nets = [ReleaseNet(s, prior.width, residual) for s in config.generator.latent_shapes]
+        return sum(2 * p.numel() for net in nets for p in net.parameters())
     width, values = prior.width, sum(len(symbol.values) for symbol in prior.symbols)
     cell = 2 * _layer(width, width, 3) + _layer(width, 2 * width)
     for scale in config.generator.scales:

@@ -8,6 +8,7 @@ it is read with `weights_only=True` and that one class allowed: nothing in it is
 import argparse
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from hebm_sample.hub.save import licence_of, write_model_folder
 from hebm_sample.io.files import short
 from hebm_sample.training.nvae_weights import fill
 
-__all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config"]
+__all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config", "unpickle"]
 
 OLDEST_TORCH = (2, 10)  # earlier ones' weights_only has known holes
 SIZES = {"cifar10": 32, "ffhq": 256}  # others have their size in their name
@@ -76,7 +77,10 @@ def _check_torch() -> None:
         )
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
+    """What a `torch.save` file holds, if it is tensors, numbers, text and namespaces; nothing in
+    it is run. Errors as `read_checkpoint`'s.
+    """
     _check_torch()
     if not path.is_file():
         raise UserInputError(f"there is no file {path}; give a checkpoint of NVAE's training")
@@ -107,7 +111,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
         WeightsError: It is broken, or holds what would run code.
         EnvironmentFailure: torch is too old to read it safely.
     """
-    data = _unpickle(path)
+    data = unpickle(path)
     found: dict[Any, Any] = data if isinstance(data, dict) else {}
     state: Any = found.get("state_dict")
     arguments: Any = found.get("args")
@@ -186,13 +190,21 @@ def load_nvae(path: str | Path) -> Imported:
     return Imported(config, generator, encoder, arguments["dataset"])
 
 
-def import_nvae(path: str | Path, folder: str | Path, *, name: str | None = None) -> ModelRow:
+def import_nvae(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    energies: str | Path | None = None,
+) -> ModelRow:
     """Write a checkpoint of NVAE as a model folder, in float32; returns its manifest row.
 
     Arguments:
         path: The `torch.save` of NVAE's training.
         folder: The model's folder; untouched if the checkpoint is refused.
         name: The model's; `nvae-DATASET` if None.
+        energies: A file of the authors' release that was trained on it
+            (`training/release_checkpoint.py`); no prior if None.
 
     Raises:
         UserInputError: There is no such file, or it is no checkpoint that is supported.
@@ -200,12 +212,18 @@ def import_nvae(path: str | Path, folder: str | Path, *, name: str | None = None
     """
     found = load_nvae(path)
     config = ModelConfig(name or f"nvae-{found.dataset}", found.config)
+    prior = None
+    if energies is not None:
+        from hebm_sample.training.release_checkpoint import load_energies
+
+        described, sampling, prior = load_energies(energies, found.config)
+        config = replace(config, prior=described, sampling=sampling)
     licence = licence_of(config)
     return write_model_folder(
         Path(folder),
         config,
         found.generator,
-        None,
+        prior,
         found.encoder,
         dtype=torch.float32,
         licence=licence,
