@@ -8,6 +8,7 @@ it is read with `weights_only=True` and that one class allowed: nothing in it is
 import argparse
 import pickle
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,8 @@ def unpickle(path: Path) -> Any:
     if not path.is_file():
         raise UserInputError(f"there is no file {path}; give a checkpoint of NVAE's training")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: errors are told below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))

@@ -13,6 +13,8 @@ it gives cannot be compared with those of discretised distributions. m and log s
 Values above 0.99 count to the bin that reaches to infinity: with 8 bits, the two brightest levels.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -130,5 +132,5 @@ class NormalOutput:
         first.
         """
         error = (quantised(images, self.bits) - self._mean) / self._sigma
-        log_p = -0.5 * (error.square() + torch.log(torch.tensor(2 * torch.pi))) - self._sigma.log()
+        log_p = -0.5 * (error.square() + math.log(2 * math.pi)) - self._sigma.log()
         return log_p.flatten(1).sum(1)
