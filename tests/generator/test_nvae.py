@@ -77,7 +77,7 @@ def test_gaussian_noise_times_a_temperature_is_nvaes_sampling(models, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_flows_free_kl_is_the_difference_of_log_densities(models, name):
+def test_log_densities_at_the_draw_differ_as_nvaes(models, name):
     """log q(z | x) - log p(z) at the draw, which NVAE sums over groups."""
     model = models[name]
     found, _, drawn, _ = posterior(model, name)
