@@ -1,4 +1,5 @@
-"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, push.
+"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, push,
+import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -16,6 +17,7 @@ from hebm_sample import __version__
 from hebm_sample.cli.baseline import baseline
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
+from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
 from hebm_sample.errors import UserInputError
 
@@ -361,6 +363,7 @@ main.add_command(evaluate)
 main.add_command(judge)
 main.add_command(baseline)
 main.add_command(push)
+main.add_command(import_nvae)
 
 
 if __name__ == "__main__":

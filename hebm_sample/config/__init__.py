@@ -15,6 +15,7 @@ from hebm_sample.config.base import (
 )
 from hebm_sample.config.generator import GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.config.model import ModelConfig
+from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
 from hebm_sample.config.sampler import (
     EDIT_STEPS,
@@ -28,11 +29,14 @@ from hebm_sample.config.sampler import (
 __all__ = [
     "EDIT_STEPS",
     "FORMAT_VERSION",
+    "CellKind",
     "ConfigBase",
     "GeneratorConfig",
     "Kernel",
     "LangevinConfig",
     "ModelConfig",
+    "NvaeCells",
+    "NvaeConfig",
     "Parametrization",
     "PriorConfig",
     "ReferenceVariance",

@@ -56,6 +56,8 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         kinds = [k for k in get_args(kind) if k is not type(None)]
+        if all(dataclasses.is_dataclass(k) for k in kinds):
+            return _decode(_of_kind(kinds, value, path), value, path)
         listed = isinstance(value, (list, tuple))
         fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
         return _decode((fitting or kinds)[0], value, path)
@@ -71,6 +73,19 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     if kind in (int, float, str, bool):
         require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
     return value
+
+
+def _of_kind(classes: list[Any], value: Any, path: str) -> Any:
+    """The dataclass whose `kind` the object names; the one without that field if it names none."""
+    found = typing.cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    kinds = {getattr(c, "kind", None): c for c in classes}
+    kind = found.get("kind")
+    known = [k for k in kinds if k is not None]
+    require(
+        kind is None or (isinstance(kind, str) and kind in kinds),
+        f"{path}.kind is {kind!r}; it can be {', '.join(map(repr, known))}, or left out",
+    )
+    return kinds.get(kind, classes[0])
 
 
 def require_version(version: object) -> None:

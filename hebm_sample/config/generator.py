@@ -156,10 +156,12 @@ class GeneratorConfig(ConfigBase):
         finest = (self.encoder_size or self.image_size) // self.head_upsample
         return tuple(s for s in self.decoder if s.resolution <= finest)
 
-    def grows_from(self, smaller: "GeneratorConfig") -> bool:
+    def grows_from(self, smaller: object) -> bool:
         """Whether this is `smaller` with a longer image decoder: the same T and the same encoder,
         so that a prior of the one is a prior of the other.
         """
+        if not isinstance(smaller, GeneratorConfig):
+            return False
         kept = {
             "image_size": self.encoder_size,
             "decoder": self.encoder_stages,

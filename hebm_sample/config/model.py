@@ -7,6 +7,7 @@ from typing import Any
 
 from hebm_sample.config.base import FORMAT_VERSION, ConfigBase, require, require_version
 from hebm_sample.config.generator import GeneratorConfig
+from hebm_sample.config.nvae import NvaeConfig
 from hebm_sample.config.prior import PriorConfig
 from hebm_sample.config.sampler import LangevinConfig
 
@@ -19,7 +20,7 @@ class ModelConfig(ConfigBase):
 
     Arguments:
         name: The model's name, as in the manifest.
-        generator: The generator and its encoder.
+        generator: The generator and its encoder, of either kind.
         prior: The energy-based prior; None for a generator that has not got one yet.
         sampling: The sampler's defaults.
         format_version: Of this file; a newer one is refused.
@@ -35,7 +36,7 @@ class ModelConfig(ConfigBase):
     """
 
     name: str
-    generator: GeneratorConfig
+    generator: GeneratorConfig | NvaeConfig
     prior: PriorConfig | None = None
     sampling: LangevinConfig = field(default_factory=LangevinConfig)
     format_version: int = FORMAT_VERSION
@@ -46,6 +47,7 @@ class ModelConfig(ConfigBase):
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
             f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
         )
+        self._check_network()
         most = self.prior.max_resolution if self.prior is not None else 1
         for side in (scale.resolution for scale in self.generator.scales):
             require(
@@ -54,9 +56,20 @@ class ModelConfig(ConfigBase):
                 f"take a divisor of {side}",
             )
 
+    def _check_network(self) -> None:
+        if self.prior is None or self.prior.network == "energy_net":
+            return
+        for side in (scale.resolution for scale in self.generator.scales):
+            require(
+                side >= 8 and side & (side - 1) == 0,
+                f"network is {self.prior.network!r}; groups of resolution {side} do not fit it: "
+                "take powers of two from 8",
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """As any other, with the sampler's own form of its settings."""
-        return super().to_dict() | {"sampling": self.sampling.to_dict()}
+        prior = self.prior.to_dict() if self.prior is not None else None
+        return super().to_dict() | {"prior": prior, "sampling": self.sampling.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":

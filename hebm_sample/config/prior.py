@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hebm_sample.config.base import (
     ConfigBase,
@@ -17,6 +17,7 @@ __all__ = ["Parametrization", "PriorConfig", "SymbolConfig"]
 SYMBOL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 Parametrization = Literal["log_snr", "release"]
+Network = Literal["energy_net", "release_residual", "release_plain"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class PriorConfig(ConfigBase):
         sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
         sigma_max: Largest cum_sigma that training visits.
         symbols: The symbol table: variables that samples can be asked to have.
+        network: Of each group: ours, or those of the authors' release, residual (CIFAR-10) or
+            plain (CelebA-HQ), which are imported and have no symbols. Written only if not ours.
 
     >>> PriorConfig(levels=(0.2, 0.6, 0.9, 1.0)).num_levels
     3
@@ -82,6 +85,7 @@ class PriorConfig(ConfigBase):
     sigma_min: float = 0.03
     sigma_max: float = 0.999
     symbols: tuple[SymbolConfig, ...] = ()
+    network: Network = "energy_net"
 
     def __post_init__(self) -> None:
         require(
@@ -102,6 +106,18 @@ class PriorConfig(ConfigBase):
         names = [symbol.name for symbol in self.symbols]
         require(len(set(names)) == len(names), f"symbols {names} name a variable twice")
         require(len(names) <= 256, f"symbols has {len(names)} variables; it can have 256")
+        require_choice("network", self.network, Network)
+        require(
+            self.network == "energy_net" or (self.parametrization == "release" and not names),
+            f"network is {self.network!r}; it needs parametrization 'release' and no symbols",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As any other, less a `network` that is ours: earlier releases know no other."""
+        data = super().to_dict()
+        if self.network == "energy_net":
+            del data["network"]
+        return data
 
     @property
     def num_levels(self) -> int:

@@ -4,8 +4,6 @@ q(u_i | x, u_<i) = N(m_i, s_i^2),    m_i, s_i of (h_i, e_i);  e = bottom-up feat
 KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the group's positions
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +11,8 @@ from torch.nn import functional as F
 from hebm_sample.config import GeneratorConfig, ScaleConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.blocks import Cell, Downsample, cells, narrow_start
-from hebm_sample.generator.hierarchy import HierarchicalGenerator, TopDown, soft_bound
+from hebm_sample.generator.hierarchy import soft_bound
+from hebm_sample.generator.protocol import Generator, GroupDraw, ImageEncoder, Maps, Posterior
 from hebm_sample.latents import Latents
 
 __all__ = ["Encoder", "Posterior", "encode", "kl_per_group"]
@@ -36,7 +35,7 @@ class PosteriorHead(nn.Module):
         return m, soft_bound(log_s, LOG_S_BOUND)
 
 
-class Encoder(nn.Module):
+class Encoder(ImageEncoder):
     """Bottom-up network and one posterior head a group, mirroring a `GeneratorConfig`."""
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -53,7 +52,7 @@ class Encoder(nn.Module):
             PosteriorHead(s) for s in config.scales for _ in range(s.groups)
         )
 
-    def features(self, images: Tensor) -> dict[int, Tensor]:
+    def features(self, images: Tensor) -> Maps:
         """Bottom-up maps by resolution.
 
         Arguments:
@@ -68,26 +67,35 @@ class Encoder(nn.Module):
         if (reduction := self.config.encoder_reduction) > 1:
             images = F.avg_pool2d(images, reduction)
         x = self.stem(F.pixel_unshuffle(images, self.config.head_upsample))
-        maps: dict[int, Tensor] = {}
+        maps: Maps = {}
         for i, stage in enumerate(self.stages):
             x = stage(x if i == 0 else self.downsamples[i - 1](x))
             maps[int(x.shape[-1])] = x
         return maps
 
+    @property
+    def map_shapes(self) -> dict[int, tuple[int, int, int]]:
+        """(C, H, W) of the maps that posteriors read, by resolution."""
+        scales = self.config.scales
+        return {s.resolution: (s.width, s.resolution, s.resolution) for s in scales}
 
-class Posterior(NamedTuple):
-    """A draw u of q(u | x) with the means m_i and log s_i it came from, and T(u)."""
+    def posterior(
+        self, i: int, maps: Maps, h: Tensor, mu: Tensor, log_sigma: Tensor, noise: Tensor | None
+    ) -> GroupDraw:
+        """u_i = m_i + s_i eps and z_i = mu_i + sigma_i u_i; as `ImageEncoder.posterior`."""
+        m, log_s = self.heads[i](h, maps[int(h.shape[-1])])
+        u = m if noise is None else m + log_s.exp() * noise
+        return GroupDraw(u, mu + log_sigma.exp() * u, m, log_s)
 
-    u: Latents
-    mean: Latents
-    log_s: Latents
-    top: TopDown
+    def kl(self, drawn: Posterior) -> Tensor:
+        """The KL of two normal distributions, (B, L); as `ImageEncoder.kl`."""
+        return kl_per_group(drawn.mean, drawn.log_s)
 
 
 def encode(
-    generator: HierarchicalGenerator,
-    encoder: Encoder,
-    images: Tensor | dict[int, Tensor],
+    generator: Generator,
+    encoder: ImageEncoder,
+    images: Tensor | Maps,
     noise: Latents | None,
     *,
     features: bool = True,
@@ -95,23 +103,23 @@ def encode(
     """Draw u ~ q(u | x), top to bottom.
 
     Arguments:
-        images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+        images: (B, 3, S, S) in [-1, 1], or their `ImageEncoder.features`.
         noise: Standard normal latents; None takes the mean of every group.
-        features: As of `HierarchicalGenerator.descend`.
+        features: As of `Generator.descend`.
     """
     maps = encoder.features(images) if isinstance(images, Tensor) else images
     means, log_ss = [], []
 
     def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
-        m, log_s = encoder.heads[i](h, maps[int(h.shape[-1])])
-        means.append(m)
-        log_ss.append(log_s)
-        u = m if noise is None else m + log_s.exp() * noise[i]
-        return u, mu + log_sigma.exp() * u
+        own = None if noise is None else noise[i]
+        drawn = encoder.posterior(i, maps, h, mu, log_sigma, own)
+        means.append(drawn.mean)
+        log_ss.append(drawn.log_s)
+        return drawn.u, drawn.z
 
     batch = int(next(iter(maps.values())).shape[0])
     top = generator.descend(batch, choose, features=features)
-    return Posterior(top.u, tuple(means), tuple(log_ss), top)
+    return Posterior(top.u, tuple(means), tuple(log_ss), top, noise)
 
 
 def kl_per_group(mean: Latents, log_s: Latents) -> Tensor:

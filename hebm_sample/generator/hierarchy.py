@@ -8,17 +8,14 @@
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hebm_sample.config import GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.generator.blocks import Upsample, cells, narrow_start
-from hebm_sample.generator.likelihood import DiscretizedLogistic
-from hebm_sample.latents import Latents, check_latents
+from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
+from hebm_sample.generator.protocol import Choose, Generator, TopDown
 
 __all__ = [
     "HierarchicalGenerator",
@@ -26,17 +23,6 @@ __all__ = [
     "TopDown",
     "soft_bound",
 ]
-
-
-class TopDown(NamedTuple):
-    """What T returns: per group z_i, u_i and the state h_i that met them; `features` is
-    h_{L+1}.
-    """
-
-    z: Latents
-    u: Latents
-    h: Latents
-    features: Tensor
 
 
 def soft_bound(x: Tensor, bound: float) -> Tensor:
@@ -85,7 +71,7 @@ class ImageDecoder(nn.Module):
         return F.pixel_shuffle(self.head(F.silu(self.stages(features))), self.head_upsample)
 
 
-class HierarchicalGenerator(nn.Module):
+class HierarchicalGenerator(Generator):
     """The generator of one `GeneratorConfig`.
 
     `transform` is T, `inverse` its inverse on z, `decode` the image decoder's mean.
@@ -114,12 +100,7 @@ class HierarchicalGenerator(nn.Module):
         )
         self.likelihood = DiscretizedLogistic(config.image_channels)
 
-    @property
-    def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of each group, top to bottom."""
-        return self.config.latent_shapes
-
-    def grow_from(self, smaller: "HierarchicalGenerator") -> None:
+    def grow_from(self, smaller: Generator) -> None:
         """Take over T and the shared stages of the image decoder of a generator that this one's
         config grows from, and freeze T; the rest stays as initialised.
         """
@@ -131,21 +112,8 @@ class HierarchicalGenerator(nn.Module):
         self.decoder.requires_grad_(True)
         self.likelihood.requires_grad_(True)
 
-    def descend(
-        self,
-        batch: int,
-        choose: Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-        *,
-        features: bool = True,
-    ) -> TopDown:
-        """Walk the hierarchy, asking for each group's latents on the way.
-
-        Arguments:
-            batch: B.
-            choose: (i, h_i, mu_i, log_sigma_i) to (u_i, z_i).
-            features: Compute h_{L+1}, which only the image decoder reads; else `features` of the
-                result is the last group's own state h_L.
-        """
+    def descend(self, batch: int, choose: Choose, *, features: bool = True) -> TopDown:
+        """Walk the hierarchy, as `Generator.descend`."""
         h = self.constant.expand(batch, -1, -1, -1)
         zs, us, hs = [], [], []
         for i, group in enumerate(self.groups):
@@ -161,30 +129,6 @@ class HierarchicalGenerator(nn.Module):
                 h = self.upsamples[self._upsample_after[i]](h)
         return TopDown(tuple(zs), tuple(us), tuple(hs), h)
 
-    def transform(self, u: Latents, *, features: bool = True) -> TopDown:
-        """T: z_i = mu_i(h_i) + sigma_i(h_i) u_i for every group, without the image decoder.
-
-        Arguments:
-            u: Latents of `latent_shapes`; raises `UserInputError` if they are not.
-            features: As of `descend`.
-        """
-        return self.descend(
-            check_latents(u, self.latent_shapes),
-            lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i]),
-            features=features,
-        )
-
-    def inverse(self, z: Latents) -> Latents:
-        """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i)."""
-        return self.descend(
-            check_latents(z, self.latent_shapes),
-            lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
-        ).u
-
-    def decode(self, features: Tensor) -> Tensor:
-        """The mean picture of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
-        return self.decoder(features)
-
-    def forward(self, u: Latents) -> Tensor:
-        """Mean pictures (B, 3, S, S) of u."""
-        return self.decode(self.transform(u).features)
+    def output(self, features: Tensor) -> LogisticOutput:
+        """p(x | h_{L+1}), a logistic distribution around the image decoder's mean."""
+        return LogisticOutput(self.decoder(features), self.likelihood)

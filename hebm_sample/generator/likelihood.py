@@ -8,12 +8,13 @@ with the outermost bins reaching to infinity.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DiscretizedLogistic", "bits_per_dimension"]
+__all__ = ["DiscretizedLogistic", "LogisticOutput", "bits_per_dimension"]
 
 HALF_BIN = 1 / 255
 LOWEST_LOG_SCALE = -7.0
@@ -61,3 +62,20 @@ class DiscretizedLogistic(nn.Module):
         log_scale = self.log_scale.clamp(min=LOWEST_LOG_SCALE).view(1, -1, 1, 1)
         x = mean + torch.exp(log_scale) * torch.logit(uniform, eps=1e-6)
         return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+class LogisticOutput(NamedTuple):
+    """p(x | h_{L+1}) of a batch: its mean (B, C, H, W), and the likelihood around it."""
+
+    mean: Tensor
+    likelihood: DiscretizedLogistic
+
+    @property
+    def variance(self) -> Tensor:
+        """b^2 pi^2 / 3 of each colour channel, (1, C, 1, 1)."""
+        scale = self.likelihood.log_scale.exp().square() * (torch.pi**2 / 3)
+        return scale.view(1, -1, 1, 1)
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """log p(x | h_{L+1}) in nats, (B,), of images (B, C, H, W) on the grid of 256 levels."""
+        return self.likelihood.log_prob(self.mean, images)

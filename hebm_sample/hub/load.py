@@ -8,8 +8,8 @@ import torch
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
-from hebm_sample.generator.encoder import Encoder
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.kinds import new_encoder, new_generator
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.resolve import ResolvedModel, resolve
 from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
@@ -28,7 +28,7 @@ class LoadedModel:
 
     resolved: ResolvedModel
     config: ModelConfig
-    generator: HierarchicalGenerator
+    generator: Generator
     prior: JointEnergy | None
 
 
@@ -74,7 +74,7 @@ def build_model(
     parts = ("generator", "prior") if config.prior is not None else ("generator",)
     _check_rooms(resolved, config, *parts)
     with _own_random_state():
-        generator = HierarchicalGenerator(config.generator)
+        generator = new_generator(config.generator)
         prior = new_prior(config) if config.prior is not None else None
     load_weights(generator, resolved.path("generator.safetensors"))
     if prior is not None:
@@ -93,7 +93,7 @@ def _own_random_state() -> AbstractContextManager[object]:
 
 
 @torch.inference_mode(False)  # else the weights could never be differentiated through
-def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
+def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> ImageEncoder:
     """The model's encoder, its file checked now; `UserInputError` for a model that has none."""
     if "encoder.safetensors" not in resolved.row.files:
         raise UserInputError(
@@ -101,6 +101,6 @@ def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> Encoder:
         )
     _check_rooms(resolved, config, "encoder")
     with _own_random_state():
-        encoder = Encoder(config.generator)
+        encoder = new_encoder(config.generator)
     load_weights(encoder, resolved.path("encoder.safetensors"))
     return encoder

@@ -8,16 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import ModelConfig, NvaeConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import ModelRow, write_row
 from hebm_sample.hub.weights import save_weights
 from hebm_sample.io.files import write_atomically
 
-__all__ = ["UNSTATED_LICENCE", "write_model_folder"]
+__all__ = ["UNSTATED_LICENCE", "licence_of", "write_model_folder"]
 
 UNSTATED_LICENCE = "unstated: that of the training data"
+NVAE_LICENCE = "NVIDIA Source Code License for NVAE, non-commercial use only"
+
+
+def licence_of(config: ModelConfig, stated: str = UNSTATED_LICENCE) -> str:
+    """The licence of a model's weights: what is stated; of a model on an imported NVAE, which
+    carries NVAE's terms along, those where nothing is.
+    """
+    imported = isinstance(config.generator, NvaeConfig)
+    return NVAE_LICENCE if imported and stated == UNSTATED_LICENCE else stated
 
 
 def write_model_folder(
@@ -44,6 +53,7 @@ def write_model_folder(
         UserInputError: The folder cannot be made there.
         EnvironmentFailure: The disk is full or read-only.
     """
+    licence = licence_of(config, licence)
     if folder.exists() and not folder.is_dir():
         raise UserInputError(f"{folder} is a file; name a folder for the model")
     try:

@@ -8,8 +8,12 @@ are refused first, so that what a model takes is in proportion to what was downl
 
 from pathlib import Path
 
-from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig
+import torch
+
+from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig, ScaleConfig
 from hebm_sample.errors import WeightsError
+from hebm_sample.generator.kinds import new_encoder, new_generator
+from hebm_sample.prior.release_network import ReleaseNet
 
 __all__ = ["check_room", "least_bytes"]
 
@@ -57,6 +61,11 @@ def _encoder(config: GeneratorConfig) -> int:
 def _prior(config: ModelConfig) -> int:
     prior, total = config.prior, 0
     assert prior is not None
+    if prior.network != "energy_net":
+        residual = prior.network == "release_residual"
+        with torch.device("meta"):
+            nets = [ReleaseNet(s, prior.width, residual) for s in config.generator.latent_shapes]
+        return sum(2 * p.numel() for net in nets for p in net.parameters())
     width, values = prior.width, sum(len(symbol.values) for symbol in prior.symbols)
     cell = 2 * _layer(width, width, 3) + _layer(width, 2 * width)
     for scale in config.generator.scales:
@@ -70,10 +79,19 @@ def _prior(config: ModelConfig) -> int:
     return total
 
 
+def _outlined(config: NvaeConfig, *, encoder: bool) -> int:
+    """Of networks whose layers are bounded in number: made without memory for their weights."""
+    with torch.device("meta"):
+        module = new_encoder(config) if encoder else new_generator(config)
+    return sum(2 * p.numel() for p in module.parameters())
+
+
 def least_bytes(config: ModelConfig, filename: str) -> int:
     """Fewer bytes than this cannot be the model's generator, prior or encoder file."""
     if filename == "prior.safetensors":
         return _prior(config)
+    if isinstance(config.generator, NvaeConfig):
+        return _outlined(config.generator, encoder=filename == "encoder.safetensors")
     return (_encoder if filename == "encoder.safetensors" else _generator)(config.generator)
 
 

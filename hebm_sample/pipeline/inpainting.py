@@ -6,12 +6,13 @@ kept groups do (`sampling/constraints.py`). The others move under F plus the log
     log p(known | u_t) = - w Z sqrt( sum_known (x - mean)^2 + n b^2 pi^2 / 3 )
     mean = x(cum_a_t u_t)
 
-n is the number of known values, b the scale of the generator's logistic likelihood and cum_a_t u_t
-the Gaussian prior's guess of u_0. The errors of neighbouring pixels are one error: with their
-squares simply summed, the density is so stiff along the coarse latents that chains of this length
-leave the finite numbers. A norm, whose pull does not grow with the error, stays stable. For the
-same reason a generator grown to larger pictures compares what its encoder reads: pictures averaged
-to `encoder_size`, where all pixels of a square are known.
+n is the number of known values, b^2 pi^2 / 3 the variance of the generator's logistic likelihood
+(another kind of generator has its own) and cum_a_t u_t the Gaussian prior's guess of u_0. The
+errors of neighbouring pixels are one error: with their squares simply summed, the density is so
+stiff along the coarse latents that chains of this length leave the finite numbers. A norm, whose
+pull does not grow with the error, stays stable. For the same reason a generator grown to larger
+pictures compares what its encoder reads: pictures averaged to `encoder_size`, where all pixels of
+a square are known.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.protocol import Generator
 from hebm_sample.latents import Latents
 from hebm_sample.prior.density import CumSigma
 
@@ -41,7 +42,7 @@ class KnownPixels:
         weight: w.
     """
 
-    generator: HierarchicalGenerator
+    generator: Generator
     cum_sigma_of: CumSigma
     images: Tensor
     known: Tensor
@@ -60,16 +61,16 @@ class KnownPixels:
         sigma = self.cum_sigma_of(level)[:, None, None, None]
         cum_a = (1 - sigma.square()).clamp(min=0).sqrt()
         factor = self.generator.config.encoder_reduction
-        mean, images, known = (
-            self.generator(tuple(cum_a * g for g in u)).float(),
-            self.images,
-            self.known,
-        )
+        top = self.generator.transform(tuple(cum_a * g for g in u))
+        output = self.generator.output(top.features)
+        mean, images, known = output.mean.float(), self.images, self.known
         if factor > 1:
             mean, images = F.avg_pool2d(mean, factor), F.avg_pool2d(images, factor)
             known = -F.max_pool2d(-known.float(), factor)
-        variance = self.generator.likelihood.log_scale.exp().square() * (torch.pi**2 / 3)
-        square = (images - mean).square() + variance.view(1, -1, 1, 1)
+        variance = output.variance
+        if factor > 1 and variance.shape[-1] > 1:
+            variance = F.avg_pool2d(variance, factor)
+        square = (images - mean).square() + variance
         # The tiny number keeps the root's slope finite where no pixel is known.
         total = (square * known).flatten(1).sum(1) + 1e-12
         return -self.weight * PULL * total.sqrt()

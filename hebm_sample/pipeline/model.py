@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hebm_sample.config import ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
-from hebm_sample.generator.encoder import Encoder, encode
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.encoder import encode
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_encoder
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.io.images import prepare
@@ -49,9 +49,9 @@ class Model:
     def __init__(
         self,
         config: ModelConfig,
-        generator: HierarchicalGenerator,
+        generator: Generator,
         prior: JointEnergy | None = None,
-        encoder: Encoder | Callable[[], Encoder] | None = None,
+        encoder: ImageEncoder | Callable[[], ImageEncoder] | None = None,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
@@ -122,13 +122,13 @@ class Model:
         return self.config.name
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> ImageEncoder:
         """The encoder; loaded when first asked for."""
         if self._encoder is None:
             raise UserInputError(
                 f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
             )
-        if not isinstance(self._encoder, Encoder):
+        if not isinstance(self._encoder, ImageEncoder):
             self._encoder = self._settle(self._encoder())
         return self._encoder
 
@@ -152,7 +152,7 @@ class Model:
         self.dtype = dtype or self.dtype
         self.generator = self._settle(self.generator)
         self.prior = self._settle(self.prior) if self.prior is not None else None
-        if isinstance(self._encoder, Encoder):
+        if isinstance(self._encoder, ImageEncoder):
             self._encoder = self._settle(self._encoder)
         return self
 

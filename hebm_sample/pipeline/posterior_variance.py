@@ -9,8 +9,8 @@ they are fine: shorter steps, the safe side.
 
 import torch
 
-from hebm_sample.generator.encoder import Encoder, encode
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.encoder import encode
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.latents import Latents
 from hebm_sample.sampling.noise import NoiseStreams
 
@@ -22,7 +22,7 @@ PICTURES = 32
 @torch.inference_mode(False)
 @torch.no_grad()
 def posterior_variance(
-    generator: HierarchicalGenerator, encoder: Encoder, device: torch.device
+    generator: Generator, encoder: ImageEncoder, device: torch.device
 ) -> Latents:
     """w of every coordinate, (1, C_i, H_i, W_i) a group; the same at every call."""
     noise = NoiseStreams(range(PICTURES), generator.latent_shapes, device=device)

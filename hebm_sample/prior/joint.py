@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hebm_sample.config import PriorConfig
 from hebm_sample.prior.network import EnergyNet, LevelFeatures
+from hebm_sample.prior.release_network import ReleaseLevel, ReleaseNet
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 from hebm_sample.prior.symbols import Condition, GroupOutputs, SymbolTable, symbol_part
 
@@ -34,7 +35,7 @@ class JointLevel(NamedTuple):
     """
 
     scale: Tensor
-    nets: tuple[LevelFeatures, ...]
+    nets: tuple[LevelFeatures | ReleaseLevel, ...]
 
 
 class GroupStates(Protocol):
@@ -54,6 +55,15 @@ class GroupStates(Protocol):
     def h(self) -> tuple[Tensor, ...]:
         """h_i, (B, S_i, H_i, W_i) each."""
         ...
+
+
+def _new_net(
+    config: PriorConfig, latent: tuple[int, int, int], state: int, values: int
+) -> EnergyNet | ReleaseNet:
+    """One group's net, of the config's `network`."""
+    if config.network != "energy_net":
+        return ReleaseNet(latent, config.width, residual=config.network == "release_residual")
+    return EnergyNet(latent, state, config.width, config.cells, config.max_resolution, values)
 
 
 class JointEnergy(nn.Module):
@@ -77,14 +87,7 @@ class JointEnergy(nn.Module):
         self.config = config
         self.table = SymbolTable(config.symbols)
         self.nets = nn.ModuleList(
-            EnergyNet(
-                latent,
-                state[0],
-                config.width,
-                config.cells,
-                config.max_resolution,
-                self.table.num_values,
-            )
+            _new_net(config, latent, state[0], self.table.num_values)
             for latent, state in zip(latent_shapes, state_shapes, strict=True)
         )
         steps = release_step_sizes(DiffusionSchedule(config.levels), config.step_size_0)
@@ -103,7 +106,7 @@ class JointEnergy(nn.Module):
             level: (B,), log SNR, or the integer t as a float, as the config's `parametrization`
                 says.
         """
-        nets = cast("Iterable[EnergyNet]", self.nets)
+        nets = cast("Iterable[EnergyNet | ReleaseNet]", self.nets)
         return JointLevel(self.scale(level)[:, None], tuple(net.at(level) for net in nets))
 
     def outputs(self, top: GroupStates, level: Tensor | JointLevel) -> GroupOutputs:

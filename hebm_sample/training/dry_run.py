@@ -27,10 +27,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import GeneratorConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.kinds import AnyGeneratorConfig
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
@@ -85,7 +86,7 @@ class Estimate:
     kind: Kind
     name: str
     objective: str
-    generator: GeneratorConfig
+    generator: AnyGeneratorConfig
     parameters: dict[str, int]
     learned: int
     frozen: int
@@ -136,7 +137,7 @@ class Estimate:
         ]
 
 
-def _scale_table(config: GeneratorConfig) -> list[str]:
+def _scale_table(config: AnyGeneratorConfig) -> list[str]:
     lines = ["  scale     groups  channels  width   dimensions"]
     for s in config.scales:
         size = s.groups * s.latent_channels * s.resolution**2
@@ -168,7 +169,7 @@ def _count(module: nn.Module, *, learned: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learned)
 
 
-def _noise_batch(config: GeneratorConfig, preset: Preset, kind: Kind, count: int) -> Batch:
+def _noise_batch(config: AnyGeneratorConfig, preset: Preset, kind: Kind, count: int) -> Batch:
     """Pictures of noise on the 256 levels, and random labels where the prior has symbols."""
     size = (count, config.image_channels, config.image_size, config.image_size)
     images = torch.randint(0, 256, size).float() * 2 / 255 - 1
@@ -239,8 +240,8 @@ def _with_chain(objective: MleObjective, measure: Callable[[], Costs]) -> Costs:
 def _prior_objective(
     preset: Preset,
     objective: str,
-    generator: HierarchicalGenerator,
-    encoder: Encoder,
+    generator: Generator,
+    encoder: ImageEncoder,
 ) -> PriorObjective:
     config = generator.config
     energy = JointEnergy(preset.prior, config.latent_shapes, config.state_shapes)
@@ -295,6 +296,7 @@ def dry_run(
         built = _prior_objective(preset, objective or preset.objective, generator, encoder)
         learner: nn.Module = built.energy
     else:
+        assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
         built = learner = GeneratorObjective(generator, encoder, preset.kl_weight)
         if model is not None and config.grows_from(model.config.generator):
             generator.grow_from(model.generator)

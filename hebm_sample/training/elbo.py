@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from hebm_sample.config import GeneratorConfig
 from hebm_sample.errors import UserInputError
-from hebm_sample.generator.encoder import Encoder, Posterior, encode, kl_per_group
+from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.generator.protocol import Generator, ImageEncoder, Posterior
 from hebm_sample.latents import Latents
 
 __all__ = [
@@ -70,14 +71,11 @@ def balance(kl: Tensor, config: GeneratorConfig) -> Tensor:
     return c / c.mean()
 
 
-def elbo(
-    generator: HierarchicalGenerator, encoder: Encoder, images: Tensor, noise: Latents
-) -> Elbo:
+def elbo(generator: Generator, encoder: ImageEncoder, images: Tensor, noise: Latents) -> Elbo:
     """The parts of the evidence lower bound for pictures (B, 3, S, S) in [-1, 1]."""
     posterior = encode(generator, encoder, images, noise)
-    mean = generator.decode(posterior.top.features)
-    log_p = generator.likelihood.log_prob(mean, images)
-    return Elbo(-log_p, kl_per_group(posterior.mean, posterior.log_s), posterior, mean)
+    output = generator.output(posterior.top.features)
+    return Elbo(-output.log_prob(images), encoder.kl(posterior), posterior, output.mean)
 
 
 def group_weights(config: GeneratorConfig, kl_weight: float | Sequence[float]) -> list[float]:

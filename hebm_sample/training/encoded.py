@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hebm_sample.data.dataset import Pictures
-from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.protocol import ImageEncoder
 
 __all__ = ["EncodedImages", "encode_images", "remove_encoded"]
 
@@ -36,7 +36,7 @@ class EncodedImages:
 
     Arguments:
         path: The file.
-        shapes: (C, H, W) of each map, by resolution.
+        shapes: (C, H, W) of each map, by the encoder's keys.
         rows: Images in it.
         device: Where maps are wanted.
     """
@@ -53,7 +53,7 @@ class EncodedImages:
         self.data = np.memmap(path, np.float16, "r", shape=(rows, 2, sum(self.sizes)))
 
     def __call__(self, rows: Tensor, flips: Tensor | None) -> dict[int, Tensor]:
-        """`Encoder.features` of images `rows` (B,), mirrored where `flips` (B,) is true."""
+        """`ImageEncoder.features` of images `rows` (B,), mirrored where `flips` (B,) is true."""
         mirrored = np.zeros(len(rows), np.int64) if flips is None else flips.numpy().astype(int)
         found = torch.from_numpy(self.data[rows.numpy(), mirrored]).to(self.device).float()
         parts = zip(self.shapes.items(), found.split(self.sizes, dim=1), strict=True)
@@ -63,14 +63,9 @@ class EncodedImages:
         }
 
 
-def _shapes(encoder: Encoder) -> dict[int, tuple[int, int, int]]:
-    """(C, H, W) of the maps that posteriors read, by resolution."""
-    return {s.resolution: (s.width, s.resolution, s.resolution) for s in encoder.config.scales}
-
-
 @torch.no_grad()
 def encode_images(
-    encoder: Encoder,
+    encoder: ImageEncoder,
     pictures: Pictures,
     folder: Path,
     device: torch.device,
@@ -89,7 +84,7 @@ def encode_images(
     Returns:
         None where the disk has no room for them.
     """
-    shapes = _shapes(encoder)
+    shapes = encoder.map_shapes
     numbers = sum(math.prod(shape) for shape in shapes.values())
     data, label, text = folder / DATA, folder / KEY, json.dumps([key, pictures.identity])
     known = data.is_file() and label.is_file() and label.read_text(encoding="utf-8") == text
@@ -112,7 +107,7 @@ def encode_images(
 
 def _write(
     path: Path,
-    encoder: Encoder,
+    encoder: ImageEncoder,
     pictures: Pictures,
     shapes: dict[int, tuple[int, int, int]],
     numbers: int,

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hebm_sample.config import Kernel, LangevinConfig
-from hebm_sample.generator.encoder import Encoder, encode
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.encoder import encode
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.prior.joint import JointEnergy
@@ -45,7 +45,7 @@ from hebm_sample.training.elbo import standard_normal
 __all__ = ["Images", "MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
 
 Images = Tensor | dict[int, Tensor]
-"""(B, 3, S, S) in [-1, 1], or what `Encoder.features` makes of them."""
+"""(B, 3, S, S) in [-1, 1], or what `ImageEncoder.features` makes of them."""
 
 
 def _first(images: Images) -> Tensor:
@@ -72,8 +72,8 @@ class PriorObjective(nn.Module):
 
     def __init__(
         self,
-        generator: HierarchicalGenerator,
-        encoder: Encoder,
+        generator: Generator,
+        encoder: ImageEncoder,
         energy: JointEnergy,
         *,
         symbol_weight: float = 0.002,
@@ -105,7 +105,7 @@ class PriorObjective(nn.Module):
 
     @torch.no_grad()
     def posterior_draw(self, images: Images, stream: torch.Generator | None = None) -> Latents:
-        """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `Encoder.features`."""
+        """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `ImageEncoder.features`."""
         like = _first(images)
         noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
         return encode(self.generator, self.encoder, images, noise, features=False).u
@@ -121,8 +121,8 @@ class ScoreObjective(PriorObjective):
 
     def __init__(
         self,
-        generator: HierarchicalGenerator,
-        encoder: Encoder,
+        generator: Generator,
+        encoder: ImageEncoder,
         energy: JointEnergy,
         *,
         symbol_weight: float = 0.002,
@@ -172,7 +172,7 @@ class ScoreObjective(PriorObjective):
         bands of noise.
 
         Arguments:
-            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+            images: (B, 3, S, S) in [-1, 1], or their `ImageEncoder.features`.
             fraction: Unused here: every step sees every level.
             labels: (B, variables), -1 where unknown.
             stream: Of all draws.
@@ -217,8 +217,8 @@ class MleObjective(PriorObjective):
 
     def __init__(
         self,
-        generator: HierarchicalGenerator,
-        encoder: Encoder,
+        generator: Generator,
+        encoder: ImageEncoder,
         energy: JointEnergy,
         *,
         chain_steps: int = 20,
@@ -264,7 +264,7 @@ class MleObjective(PriorObjective):
         dimension.
 
         Arguments:
-            images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
+            images: (B, 3, S, S) in [-1, 1], or their `ImageEncoder.features`.
             fraction: Unused here.
             labels: (B, variables), -1 where unknown.
             stream: Of all draws.

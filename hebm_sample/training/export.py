@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import GeneratorConfig, ModelConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import ModelRow
-from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
+from hebm_sample.hub.save import UNSTATED_LICENCE, licence_of, write_model_folder
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
@@ -44,9 +44,9 @@ def load_run(run: str | Path) -> Pipeline:
     identity = read_state(checkpoint)["identity"]
     config = ModelConfig.from_dict(identity["config"])
     if identity["kind"] == "generator":
-        learner = GeneratorObjective(
-            HierarchicalGenerator(config.generator), Encoder(config.generator)
-        )
+        described = config.generator
+        assert isinstance(described, GeneratorConfig), "runs train no imported generator"
+        learner = GeneratorObjective(HierarchicalGenerator(described), Encoder(described))
         _load_average(checkpoint, learner)
         return Pipeline(config, learner.generator, None, learner.encoder)
     base = Pipeline.from_pretrained(run / "generator", device="cpu")
@@ -94,6 +94,7 @@ def export(
     config = replace(
         pipe.config, name=name or pipe.name, sampling=pipe.sampling_config(**sampling)
     )
+    licence = licence_of(config, licence)
     return write_model_folder(
         Path(folder),
         config,

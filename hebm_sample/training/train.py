@@ -11,11 +11,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import LangevinConfig, ModelConfig, require_choice
+from hebm_sample.config import GeneratorConfig, LangevinConfig, ModelConfig, require_choice
 from hebm_sample.data.dataset import Pictures
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
@@ -78,9 +79,9 @@ def _generator_task(
     """Generator and encoder. The grid shows held-out pictures, their reconstructions, N(0, I)
     samples.
     """
-    objective = GeneratorObjective(
-        HierarchicalGenerator(config.generator), Encoder(config.generator), kl_weight
-    )
+    described = config.generator
+    assert isinstance(described, GeneratorConfig), "an imported generator is not trained further"
+    objective = GeneratorObjective(HierarchicalGenerator(described), Encoder(described), kl_weight)
     _channels_last(objective.to(device))
 
     @torch.no_grad()
@@ -186,8 +187,8 @@ def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> 
 
 def _prior_objective(
     kind: Objective,
-    generator: HierarchicalGenerator,
-    encoder: Encoder,
+    generator: Generator,
+    encoder: ImageEncoder,
     energy: JointEnergy,
     preset: Preset,
 ) -> PriorObjective:
@@ -342,8 +343,8 @@ def train_prior(
 
 
 def _encoded(
-    generator: HierarchicalGenerator,
-    encoder: Encoder,
+    generator: Generator,
+    encoder: ImageEncoder,
     pictures: Pictures,
     folder: Path,
     accelerator: Any,

@@ -3,7 +3,7 @@ for.
 
 - Parameters stand still: no gradient in them is recorded, whatever their `requires_grad` says.
 - What depends on the noise level alone is evaluated once a level, not once a step.
-- The block below the last latent group feeds the image decoder alone, and is left out of T.
+- What follows the last latent group feeds the image decoder alone, and is left out of T.
 
 `torch.compile` can fuse the rest. It takes long for each new batch size, so only the first one is
 compiled, and only for gradients.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.errors import EnvironmentFailure
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.protocol import Generator
 from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
 from hebm_sample.prior.density import EnergyAtLevel, level_rows
@@ -55,7 +55,7 @@ class ChainEnergy:
     """
 
     def __init__(
-        self, generator: HierarchicalGenerator, prior: JointEnergy, *, compiled: bool = False
+        self, generator: Generator, prior: JointEnergy, *, compiled: bool = False
     ) -> None:
         keep_freed_memory()
         self.generator, self.prior = frozen(generator), frozen(prior)

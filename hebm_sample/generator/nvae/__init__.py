@@ -1,0 +1,1 @@
+"""NVAE as a second kind of generator, for networks that are imported and then frozen."""

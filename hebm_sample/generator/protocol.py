@@ -1,0 +1,181 @@
+"""What samplers, energies, edits and training know of a generator, whatever its kind.
+
+    T: u -> (z, u, h)              `Generator.transform`, its inverse on z `Generator.inverse`
+    h_{L+1} -> p(x | h_{L+1})      `Generator.output`, whose mean is `Generator.decode`
+    x -> maps -> q(u | x)          `ImageEncoder.features`, `ImageEncoder.posterior`
+
+A kind writes `descend`, `output` and the encoder's methods; the rest follows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hebm_sample.latents import Latents, Shapes, check_latents
+
+__all__ = [
+    "Choose",
+    "Generator",
+    "GroupDraw",
+    "ImageDistribution",
+    "ImageEncoder",
+    "Maps",
+    "Posterior",
+    "TopDown",
+]
+
+Choose = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(i, h_i, mu_i, log_sigma_i) to (u_i, z_i)."""
+
+Maps = dict[int, Tensor]
+"""Bottom-up maps of images by the encoder's own keys."""
+
+
+class TopDown(NamedTuple):
+    """What T returns: per group z_i, u_i and the state h_i that met them; `features` is
+    h_{L+1}.
+    """
+
+    z: Latents
+    u: Latents
+    h: Latents
+    features: Tensor
+
+
+class ImageDistribution(Protocol):
+    """p(x | h_{L+1}) of a batch."""
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, 3, S, S), about [-1, 1]."""
+        ...
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each value, to broadcast with (B, 3, S, S)."""
+        ...
+
+    def log_prob(self, images: Tensor) -> Tensor:
+        """log p(x | h_{L+1}) in nats, (B,), of images (B, 3, S, S) in [-1, 1]."""
+        ...
+
+
+class Generator(nn.Module):
+    """A hierarchy z_i = mu_i(h_i) + sigma_i(h_i) u_i and an image decoder below it."""
+
+    config: Any
+
+    @property
+    def latent_shapes(self) -> Shapes:
+        """(C, H, W) of each group, top to bottom."""
+        return self.config.latent_shapes
+
+    def descend(self, batch: int, choose: Choose, *, features: bool = True) -> TopDown:
+        """Walk the hierarchy, asking for each group's latents on the way.
+
+        Arguments:
+            batch: B.
+            choose: (i, h_i, mu_i, log_sigma_i) to (u_i, z_i).
+            features: Compute h_{L+1}, which only the image decoder reads; else `features` of the
+                result is the last group's own state h_L.
+        """
+        raise NotImplementedError
+
+    def output(self, features: Tensor) -> ImageDistribution:
+        """p(x | h_{L+1}) of features (B, W, H, W)."""
+        raise NotImplementedError
+
+    def transform(self, u: Latents, *, features: bool = True) -> TopDown:
+        """T: z_i = mu_i(h_i) + sigma_i(h_i) u_i for every group, without the image decoder.
+
+        Arguments:
+            u: Latents of `latent_shapes`; raises `UserInputError` if they are not.
+            features: As of `descend`.
+        """
+        return self.descend(
+            check_latents(u, self.latent_shapes),
+            lambda i, h, mu, log_sigma: (u[i], mu + log_sigma.exp() * u[i]),
+            features=features,
+        )
+
+    def inverse(self, z: Latents) -> Latents:
+        """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i)."""
+        return self.descend(
+            check_latents(z, self.latent_shapes),
+            lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
+        ).u
+
+    def decode(self, features: Tensor) -> Tensor:
+        """The mean image of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
+        return self.output(features).mean
+
+    def forward(self, u: Latents) -> Tensor:
+        """Mean images (B, 3, S, S) of u."""
+        return self.decode(self.transform(u).features)
+
+
+class GroupDraw(NamedTuple):
+    """One group's draw of q(u_i | x, u_<i), and the normal distribution it came from.
+
+    Arguments:
+        u: u_i, (B, C_i, H_i, W_i) as all of these.
+        z: z_i.
+        mean, log_s: m_i and log s_i in the units of u, before flows if the posterior has any.
+    """
+
+    u: Tensor
+    z: Tensor
+    mean: Tensor
+    log_s: Tensor
+
+
+class Posterior(NamedTuple):
+    """A draw u of q(u | x) with the means m_i and log s_i it came from, and T(u).
+
+    Arguments:
+        noise: The standard normal numbers of the draw; None for the means.
+    """
+
+    u: Latents
+    mean: Latents
+    log_s: Latents
+    top: TopDown
+    noise: Latents | None = None
+
+
+class ImageEncoder(nn.Module):
+    """Bottom-up maps of images, and from them and T the posterior q(u | x)."""
+
+    config: Any
+
+    @property
+    def map_shapes(self) -> dict[int, tuple[int, int, int]]:
+        """(C, H, W) of the maps that `posterior` reads, by key."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Maps:
+        """Bottom-up maps.
+
+        Arguments:
+            images: (B, 3, S, S) in [-1, 1]; raises `UserInputError` on another shape.
+        """
+        raise NotImplementedError
+
+    def posterior(
+        self, i: int, maps: Maps, h: Tensor, mu: Tensor, log_sigma: Tensor, noise: Tensor | None
+    ) -> GroupDraw:
+        """A draw of q(u_i | x, u_<i).
+
+        Arguments:
+            i: The group.
+            maps: What `features` gave.
+            h, mu, log_sigma: The top-down state, and p(z_i | z_<i) that follows from it.
+            noise: Standard normal, (B, C_i, H_i, W_i); None for the mean.
+        """
+        raise NotImplementedError
+
+    def kl(self, drawn: Posterior) -> Tensor:
+        """KL_i of q(u_i | x, u_<i) and N(0, I) in nats, (B, L)."""
+        raise NotImplementedError

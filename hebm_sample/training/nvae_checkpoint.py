@@ -1,0 +1,235 @@
+"""NVAE's checkpoints: what is read of the file, and what it says of the architecture.
+
+The file is a `torch.save` of a dictionary: `state_dict`, `args` (an `argparse.Namespace`),
+`arch_instance` (operations of the cells by role), and what only training needs. It is a pickle, so
+it is read with `weights_only=True` and that one class allowed: nothing in it is run.
+"""
+
+import argparse
+import pickle
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hebm_sample.config import ModelConfig, NvaeConfig
+from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.generator.nvae.encoder import NvaeEncoder
+from hebm_sample.generator.nvae.hierarchy import NvaeGenerator
+from hebm_sample.hub.card import model_card
+from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.hub.save import licence_of, write_model_folder
+from hebm_sample.io.files import short
+from hebm_sample.training.nvae_weights import fill
+
+__all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config", "unpickle"]
+
+OLDEST_TORCH = (2, 10)  # earlier ones' weights_only has known holes
+SIZES = {"cifar10": 32, "ffhq": 256}  # others have their size in their name
+DATASETS = (
+    "cifar10, celeba_64, celeba_256, imagenet_32, imagenet_64, ffhq, lsun_bedroom_128, "
+    "lsun_bedroom_256, lsun_church_64 and lsun_church_128"
+)
+# Added to NVAE later: what a checkpoint without them meant.
+DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_nf": 0}
+ARGUMENTS = {
+    "latent_channels": "num_latent_per_group",
+    "encoder_width": "num_channels_enc",
+    "decoder_width": "num_channels_dec",
+    "blocks": "num_preprocess_blocks",
+    "preprocess_cells": "num_preprocess_cells",
+    "postprocess_cells": "num_postprocess_cells",
+    "encoder_cells": "num_cell_per_cond_enc",
+    "decoder_cells": "num_cell_per_cond_dec",
+    "flows": "num_nf",
+    "squeeze_excitation": "use_se",
+    "residual_posterior": "res_dist",
+    "mixtures": "num_mixture_dec",
+    "bits": "num_x_bits",
+}
+NOTES = """
+## Where it comes from
+
+Imported from a checkpoint of [NVAE](https://arxiv.org/abs/2007.03898), trained on {dataset}, with
+`hebm-train import-nvae`. Batch norm and weight norm are folded into the weights; u = (z - mu) /
+sigma of NVAE's own prior. NVAE's licence allows non-commercial use only, and so do these weights.
+"""
+
+
+class Imported(NamedTuple):
+    """A checkpoint's networks."""
+
+    config: NvaeConfig
+    generator: NvaeGenerator
+    encoder: NvaeEncoder
+    dataset: str
+
+
+def _check_torch() -> None:
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        raise EnvironmentFailure(
+            f"torch is {torch.__version__}; reading a foreign checkpoint safely needs {needed} or "
+            "newer: pip install --upgrade torch"
+        )
+
+
+def unpickle(path: Path) -> Any:
+    """What a `torch.save` file holds, if it is tensors, numbers, text and namespaces; nothing in
+    it is run. Errors as `read_checkpoint`'s.
+    """
+    _check_torch()
+    if not path.is_file():
+        raise UserInputError(f"there is no file {path}; give a checkpoint of NVAE's training")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: errors are told below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f"holds {name[1]}, which would run code" if name else "is no plain checkpoint"
+        raise WeightsError(
+            f"{path} {held}; only tensors, numbers, text and an argparse.Namespace are read"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a broken file leads torch's reader to
+        reason = short(str(error).partition("\n")[0] or type(error).__name__)[1:-1]
+        raise WeightsError(
+            f"{path} cannot be read as a checkpoint ({reason}); it is truncated or of another "
+            "kind: get it again"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """State dictionary, arguments and cells of a file, without running anything in it.
+
+    Raises:
+        UserInputError: There is no such file, or it is no checkpoint of NVAE.
+        WeightsError: It is broken, or holds what would run code.
+        EnvironmentFailure: torch is too old to read it safely.
+    """
+    data = unpickle(path)
+    found: dict[Any, Any] = data if isinstance(data, dict) else {}
+    state: Any = found.get("state_dict")
+    arguments: Any = found.get("args")
+    cells: Any = found.get("arch_instance")
+    fits = isinstance(state, dict) and isinstance(arguments, argparse.Namespace)
+    if not fits or not isinstance(cells, dict):
+        held = short(sorted(map(str, found)) if found else type(data).__name__)
+        raise UserInputError(
+            f"{path} holds {held}; a checkpoint of NVAE has state_dict, args (a namespace) and "
+            "arch_instance (a dictionary)"
+        )
+    return state, DEFAULTS | vars(arguments), cells
+
+
+def _image_size(dataset: object) -> int:
+    known = isinstance(dataset, str) and dataset in re.split(r", | and ", DATASETS)
+    if not known:
+        raise UserInputError(
+            f"the checkpoint is of dataset {short(dataset)}; supported are the colour images of "
+            f"{DATASETS}"
+        )
+    name = str(dataset)
+    return SIZES.get(name) or int(name.rpartition("_")[2])
+
+
+def _groups(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Groups of each scale, coarse to fine; adaptive schedules halve them from scale to scale."""
+    names = ("num_latent_scales", "num_groups_per_scale", "min_groups_per_scale")
+    scales, count, least = (arguments[name] for name in names)
+    for name, value in zip(names, (scales, count, least), strict=True):
+        if type(value) is not int or not 1 <= value <= 128:
+            raise UserInputError(f"the checkpoint's {name} is {short(value)}; it can be 1 to 128")
+    found = [count]
+    for _ in range(scales - 1):
+        found.append(max(least, found[-1] // 2) if arguments["ada_groups"] else count)
+    return tuple(reversed(found))
+
+
+def read_config(arguments: dict[str, Any], cells: dict[str, Any]) -> NvaeConfig:
+    """The architecture that NVAE's arguments describe.
+
+    Arguments:
+        arguments: Of NVAE's training, by name.
+        cells: Operations by role; `ar_nn` is the flows' and says nothing.
+
+    Raises:
+        UserInputError: One is missing, or asks for what is not supported.
+    """
+    needed = {"dataset", "num_latent_scales", "num_groups_per_scale", "num_postprocess_blocks"}
+    missing = sorted((needed | set(ARGUMENTS.values())) - set(arguments))
+    if missing:
+        raise UserInputError(f"the checkpoint's args lack {', '.join(missing)}; it is no NVAE")
+    size = _image_size(arguments["dataset"])
+    ends = arguments["num_preprocess_blocks"], arguments["num_postprocess_blocks"]
+    if ends[0] != ends[1]:
+        raise UserInputError(
+            f"the checkpoint has {short(ends[0])} preprocessing and {short(ends[1])} "
+            "postprocessing blocks; the two must be equal"
+        )
+    values = {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items()}
+    roles = {k: v for k, v in cells.items() if k != "ar_nn"}
+    return NvaeConfig.from_dict(
+        {"image_size": size, "groups": list(_groups(arguments)), "cells": roles, **values},
+        "the checkpoint's args",
+    )
+
+
+def load_nvae(path: str | Path) -> Imported:
+    """A checkpoint's networks in float32 on the CPU. Errors as `read_checkpoint`'s and
+    `read_config`'s.
+    """
+    state, arguments, cells = read_checkpoint(Path(path))
+    config = read_config(arguments, cells)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        generator, encoder = fill(config, state, str(path))
+    return Imported(config, generator, encoder, arguments["dataset"])
+
+
+def import_nvae(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    energies: str | Path | None = None,
+) -> ModelRow:
+    """Write a checkpoint of NVAE as a model folder, in float32; returns its manifest row.
+
+    Arguments:
+        path: The `torch.save` of NVAE's training.
+        folder: The model's folder; untouched if the checkpoint is refused.
+        name: The model's; `nvae-DATASET` if None.
+        energies: A file of the authors' release that was trained on it
+            (`training/release_checkpoint.py`); no prior if None.
+
+    Raises:
+        UserInputError: There is no such file, or it is no checkpoint that is supported.
+        WeightsError: It is broken, or does not fit its own arguments.
+    """
+    found = load_nvae(path)
+    config = ModelConfig(name or f"nvae-{found.dataset}", found.config)
+    prior = None
+    if energies is not None:
+        from hebm_sample.training.release_checkpoint import load_energies
+
+        described, sampling, prior = load_energies(energies, found.config)
+        config = replace(config, prior=described, sampling=sampling)
+    licence = licence_of(config)
+    return write_model_folder(
+        Path(folder),
+        config,
+        found.generator,
+        prior,
+        found.encoder,
+        dtype=torch.float32,
+        licence=licence,
+        card=model_card(
+            config, licence=licence, figures={}, notes=NOTES.format(dataset=found.dataset)
+        ),
+    )

@@ -1,0 +1,293 @@
+"""`hebm-train import-nvae`: a checkpoint becomes a model folder, or one line says why not.
+
+A checkpoint is a pickle from a stranger. Without these tests it could run code, leave half a
+folder, or be taken for an architecture that it is not.
+"""
+
+import argparse
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from nvae_files import NAMES, checkpoint, expected, noise, write_checkpoint
+from toy import draw_pictures, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.cli.train import main
+from hebm_sample.config import ModelConfig
+from hebm_sample.data.dataset import load_pictures
+from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.hub.save import NVAE_LICENCE
+from hebm_sample.hub.sizes import least_bytes
+from hebm_sample.training import nvae_checkpoint
+from hebm_sample.training.export import export
+from hebm_sample.training.nvae_checkpoint import import_nvae, load_nvae
+from hebm_sample.training.train import train_prior
+
+ONE, THREE, NORMAL = NAMES
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The smallest checkpoint, and the folder made of it by the command."""
+    home = tmp_path_factory.mktemp("nvae")
+    write_checkpoint(ONE, home / "nvae.pt")
+    result = invoke(home / "nvae.pt", "--out", home / "model")
+    assert result.exit_code == 0, result.output
+    return home
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, ["import-nvae", *map(str, arguments)])
+
+
+def refused(tmp_path, data, error=WeightsError):
+    """The one line that a checkpoint of `data` is refused with; nothing is written."""
+    torch.save(data, tmp_path / "x.pt")
+    with pytest.raises(error) as caught:
+        import_nvae(tmp_path / "x.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 700
+    return text
+
+
+# What is written
+
+
+def test_the_folder_is_a_model(home):
+    names = {p.name for p in (home / "model").iterdir()}
+    assert names == {
+        "config.json",
+        "generator.safetensors",
+        "encoder.safetensors",
+        "weights_manifest.json",
+        "README.md",
+    }
+    data = json.loads((home / "model" / "config.json").read_text())
+    config = ModelConfig.from_dict(data)
+    assert config.name == "nvae-cifar10" and data["generator"]["kind"] == "nvae"
+    card = (home / "model" / "README.md").read_text()
+    assert "non-commercial" in card and "arxiv.org/abs/2007.03898" in card
+    row = json.loads((home / "model" / "weights_manifest.json").read_text())
+    assert NVAE_LICENCE in json.dumps(row)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_folder_computes_what_the_checkpoint_does(tmp_path, name):
+    """Weights are kept in float32: half precision would leave the tolerance of 1e-4."""
+    path = write_checkpoint(name, tmp_path / "x.pt")
+    import_nvae(path, tmp_path / "model")
+    pipe, model, found = (
+        Pipeline.from_pretrained(tmp_path / "model"),
+        load_nvae(path),
+        expected(name),
+    )
+    for ours, theirs in ((pipe.generator, model.generator), (pipe.encoder, model.encoder)):
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value), key
+    with torch.no_grad():
+        u = tuple(0.7 * e for e in noise(found, "prior"))
+        images = pipe.decode(u, output_type="torch")
+        logits = found["sample_logits"]
+        wanted = pipe.generator.output(pipe.generator.transform(u).features)
+        torch.testing.assert_close(wanted.logits[:, :, ::8, ::8], logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(images, (wanted.mean + 1) / 2, rtol=0, atol=1e-5)
+
+
+def test_adaptive_groups_are_halved_from_scale_to_scale(tmp_path):
+    assert load_nvae(write_checkpoint(THREE, tmp_path / "x.pt")).config.groups == (1, 2, 4)
+
+
+def test_arguments_that_older_checkpoints_lack_have_their_old_meaning(tmp_path):
+    data = checkpoint(ONE)
+    for name in ("ada_groups", "min_groups_per_scale", "num_mixture_dec"):
+        delattr(data["args"], name)
+    torch.save(data, tmp_path / "x.pt")
+    config = load_nvae(tmp_path / "x.pt").config
+    assert (config.groups, config.mixtures) == ((3,), 10)
+
+
+def test_reading_leaves_the_random_streams_alone(home):
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    load_nvae(home / "nvae.pt")
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_a_file_too_small_for_its_description_is_refused(home):
+    config = ModelConfig.from_dict(json.loads((home / "model" / "config.json").read_text()))
+    for name in ("generator.safetensors", "encoder.safetensors"):
+        size = (home / "model" / name).stat().st_size
+        assert 0.3 * size < least_bytes(config, name) < size
+
+
+# What goes on from there
+
+
+def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_path):
+    model = Pipeline.from_pretrained(home / "model")
+    draw_pictures(tmp_path / "pictures", count=24)
+    pictures = load_pictures(
+        tmp_path / "pictures", size=32, cache_dir=tmp_path / "cache", progress=False
+    )
+    train_prior(
+        short_preset(steps=4, validation=4, batch_size=4),
+        model,
+        pictures,
+        tmp_path / "run",
+        show_progress=False,
+    )
+    pipe = Pipeline.from_pretrained(tmp_path / "run" / "model")
+    options = {"steps": 6, "output_type": "torch"}
+    drawn = pipe(seeds=[0, 1], **options)
+    assert drawn.images.shape == (2, 3, 32, 32) and bool(torch.isfinite(drawn.images).all())
+    again = pipe(seeds=[1], **options)
+    torch.testing.assert_close(drawn.images[1:], again.images, rtol=0, atol=1e-4)
+    gaussian = pipe(seeds=[0], prior="gaussian", output_type="torch")
+    assert not torch.allclose(gaussian.images, drawn.images[:1])
+    edited = pipe.edit(drawn.images, **options)
+    assert edited.images.shape == (2, 3, 32, 32)
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[:, 8:16, 8:16] = True
+    filled = pipe.inpaint(drawn.images, masks, **options)
+    assert bool(torch.isfinite(filled.images).all())
+    assert pipe.energy(drawn.images).shape == (2,)
+    row = export(tmp_path / "run", tmp_path / "exported")
+    assert row.licence == NVAE_LICENCE
+    assert NVAE_LICENCE in (tmp_path / "exported" / "README.md").read_text()
+
+
+# What is refused
+
+
+class Harmful:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_pickle_with_anything_else_in_it_is_not_run(tmp_path):
+    mark = tmp_path / "mark"
+    data = checkpoint(ONE) | {"optimizer": Harmful(f"touch {mark}")}
+    text = refused(tmp_path, data)
+    assert "system, which would run code" in text and not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", (2, 4))
+def test_a_bare_pickle_is_not_run(tmp_path, protocol):
+    mark, path = tmp_path / "mark", tmp_path / "x.pt"
+    path.write_bytes(pickle.dumps(Harmful(f"touch {mark}"), protocol))
+    with pytest.raises(WeightsError):
+        import_nvae(path, tmp_path / "out")
+    assert not mark.exists() and not (tmp_path / "out").exists()
+
+
+def test_objects_of_other_classes_are_refused(tmp_path):
+    text = refused(tmp_path, checkpoint(ONE) | {"extra": np.float64(1.0)})
+    assert "numpy" in text and "only tensors, numbers, text and an argparse.Namespace" in text
+
+
+@pytest.mark.parametrize("share", (0.0, 0.1, 0.5, 0.99))
+def test_a_truncated_file_is_one_line(home, tmp_path, share):
+    whole = (home / "nvae.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(whole[: int(share * len(whole))])
+    result = invoke(tmp_path / "x.pt", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+    assert "x.pt" in result.output
+
+
+def test_a_missing_file_is_what_was_typed_wrong(tmp_path):
+    result = invoke(tmp_path / "none.pt", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "there is no file" in result.output
+
+
+@pytest.mark.parametrize("data", ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}))
+def test_other_checkpoints_are_refused(tmp_path, data):
+    assert "a checkpoint of NVAE has state_dict" in refused(tmp_path, data, UserInputError)
+
+
+def test_missing_and_extra_keys_and_shapes_are_named(tmp_path):
+    data = checkpoint(ONE)
+    del data["state_dict"]["enc0.1.bias"]
+    data["state_dict"]["surprise"] = torch.zeros(1)
+    data["state_dict"]["stem.bias"] = torch.zeros(9)
+    text = refused(tmp_path, data)
+    assert "lacks enc0.1.bias" in text and "also has surprise" in text
+    assert "stem.bias is (9,) and not (8,)" in text
+
+
+@pytest.mark.parametrize("value", (torch.full((8,), torch.nan), torch.zeros(8, dtype=int), 3.0))
+def test_what_is_no_finite_float_tensor_is_refused(tmp_path, value):
+    data = checkpoint(ONE)
+    data["state_dict"]["stem.bias"] = value
+    assert "'stem.bias' is no tensor of finite floats" in refused(tmp_path, data)
+
+
+def test_unknown_cells_are_named_with_those_that_are_known(tmp_path):
+    data = checkpoint(ONE)
+    data["arch_instance"]["normal_dec"] = ["mconv_e6k9g0"]
+    text = refused(tmp_path, data, UserInputError)
+    assert "normal_dec have the operation 'mconv_e6k9g0'; known are res_elu, res_bnelu" in text
+    data["arch_instance"] = {"normal_enc": ["res_elu"]}
+    assert "lacks the keys" in refused(tmp_path, data, UserInputError)
+
+
+@pytest.mark.parametrize("dataset", ("mnist", "omniglot", "stacked_mnist", "lsun_cat_999", None))
+def test_other_data_sets_heads_are_refused(tmp_path, dataset):
+    data = checkpoint(ONE)
+    data["args"].dataset = dataset
+    text = refused(tmp_path, data, UserInputError)
+    assert f"of dataset {dataset!r}; supported are the colour images of cifar10" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_groups_per_scale": 1}, "groups are 1 in all"),
+        ({"num_latent_scales": 10**9}, "num_latent_scales is 1000000000"),
+        ({"num_channels_enc": "8"}, "encoder_width is '8'"),
+        ({"num_postprocess_blocks": 2}, "1 preprocessing and 2 postprocessing blocks"),
+        ({"num_x_bits": 16}, "bits is 16"),
+        ({"use_se": 1}, "squeeze_excitation is 1"),
+    ],
+)
+def test_arguments_that_are_not_supported_are_named(tmp_path, changes, said):
+    data = checkpoint(ONE)
+    vars(data["args"]).update(changes)
+    assert said in refused(tmp_path, data, UserInputError)
+
+
+def test_missing_arguments_are_named(tmp_path):
+    data = checkpoint(ONE)
+    data["args"] = argparse.Namespace(dataset="cifar10")
+    assert "args lack num_cell_per_cond_dec" in refused(tmp_path, data, UserInputError)
+
+
+def test_weights_of_another_architecture_do_not_fit(tmp_path):
+    data = checkpoint(ONE)
+    data["args"].num_groups_per_scale = 4
+    assert "does not fit its own arguments: it lacks" in refused(tmp_path, data)
+
+
+def test_an_old_torch_is_asked_to_be_newer(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(nvae_checkpoint.torch, "__version__", "2.6.0")
+    with pytest.raises(EnvironmentFailure, match=r"torch is 2.6.0; .* needs 2.10 or newer"):
+        import_nvae(home / "nvae.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_folders_place_is_kept(home, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    result = invoke(home / "nvae.pt", "--out", tmp_path / "out")
+    assert result.exit_code == 2 and (tmp_path / "out").read_text() == "mine"
