@@ -7,7 +7,6 @@
 `drawing` adds sampling, `pipeline` what is built on it.
 """
 
-import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +27,7 @@ from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
@@ -190,13 +190,15 @@ class Model:
         assert self._schedule is not None and self.config.prior is not None
         return cum_sigma_of(self._schedule, self.config.prior.parametrization, level)
 
+    def _lowest_level(self) -> float:
+        """What the nets are told about the lowest noise level."""
+        assert self._schedule is not None and self.config.prior is not None
+        return float(net_level(self._schedule, 0, self.config.prior.parametrization))
+
     @torch.no_grad()
     def _lowest_outputs(self, u: Latents, batch_size: int) -> GroupOutputs:
         """b_i and g_i of u at the lowest noise level, on the CPU."""
-        prior, config = self._energies(), self.config.prior
-        assert self._schedule is not None and config is not None
-        level = float(net_level(self._schedule, 0, config.parametrization))
-        parts = []
+        prior, level, parts = self._energies(), self._lowest_level(), []
         for i in range(0, check_latents(u, self.generator.latent_shapes), batch_size):
             rows = tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
             levels = torch.full((len(rows[0]),), level, device=self.device)
@@ -362,22 +364,7 @@ class Model:
         return prior.table.probabilities(logits)
 
     def _group_indices(self, groups: Groups | None) -> list[int]:
-        count = len(self.generator.latent_shapes)
-        every = range(count)
-        try:
-            if groups is None or isinstance(groups, slice):
-                chosen = list(every if groups is None else every[groups])
-            else:
-                asked = [groups] if isinstance(groups, int) else groups
-                chosen = [every[operator.index(i)] for i in asked]
-        except (IndexError, TypeError, ValueError):
-            chosen = []
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise UserInputError(
-                f"groups {groups} asked for; this model has {count}, "
-                f"numbered 0 (top) to {count - 1}, each to be named once"
-            )
-        return chosen
+        return group_indices(groups, len(self.generator.latent_shapes))
 
     # Saving
 

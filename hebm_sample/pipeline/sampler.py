@@ -17,11 +17,11 @@ from hebm_sample.io.seeds import MAX_SEEDS, derived_seed
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.inpainting import KnownPixels
-from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, choose_seeds, to_output
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.pipeline.scorer import Scorer
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import Given
 from hebm_sample.sampling.noise import NoiseStreams
@@ -88,7 +88,7 @@ class _Drawn:
     pictures: Tensor
 
 
-class Drawer(Model):
+class Drawer(Scorer):
     """A model that draws.
 
     Attributes:
