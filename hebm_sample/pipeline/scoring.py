@@ -10,8 +10,8 @@ posterior of the coarse groups only and draws the k finest from N(0, I):
     L^{>k} = E[log p(x | u)] - sum_{i <= n-k} KL_i,   u_i ~ q for i <= n-k, u_i ~ N(0, I) below
 
 for a model of n groups; LLR^{>0} = 0. Havtorn et al., "Hierarchical VAEs Know What They Don't
-Know" (arXiv 2102.08248): low-level features are shared by images of all kinds, so what the fine groups
-alone explain is taken off the bound.
+Know" (arXiv 2102.08248): low-level features are shared by images of all kinds, so what the fine
+groups alone explain is taken off the bound.
 
 `measure` also gives each level's statistics, which have a distance from those of held-out images
 (`metrics/typicality.py`): typicality as in Nalisnick et al., "Detecting Out-of-Distribution Inputs
