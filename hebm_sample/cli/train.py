@@ -1,4 +1,5 @@
-"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, push.
+"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, calibrate,
+push.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -14,6 +15,7 @@ import click
 
 from hebm_sample import __version__
 from hebm_sample.cli.baseline import baseline
+from hebm_sample.cli.calibrate import calibrate
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
 from hebm_sample.cli.push import push
@@ -360,6 +362,7 @@ def export(
 main.add_command(evaluate)
 main.add_command(judge)
 main.add_command(baseline)
+main.add_command(calibrate)
 main.add_command(push)
 
 

@@ -31,6 +31,7 @@ from hebm_sample.io.files import (
 )
 
 __all__ = [
+    "CALIBRATION_NAME",
     "MANIFEST_NAME",
     "MODEL_FILES",
     "FileRow",
@@ -47,7 +48,14 @@ MANIFEST_NAME = "weights_manifest.json"
 MAX_MANIFEST_BYTES = 1_000_000
 
 # The only names in a model folder that are ever opened, beside its manifest; a row may list more.
-MODEL_FILES = ("config.json", "generator.safetensors", "prior.safetensors", "encoder.safetensors")
+CALIBRATION_NAME = "calibration.json"
+MODEL_FILES = (
+    "config.json",
+    "generator.safetensors",
+    "prior.safetensors",
+    "encoder.safetensors",
+    CALIBRATION_NAME,
+)
 REQUIRED_FILES = ("config.json", "generator.safetensors")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -147,6 +147,7 @@ class Measured:
     """What `measure` finds, float64 on the CPU.
 
     Arguments:
+        energies: -F, mean over the draws, (N,).
         bound: L(x), the evidence lower bound under N(0, I) in nats, (N,).
         ratios: LLR^{>k} for k = 0 ... n-1 finest groups, (N, n).
         rates: E_q[-F_G] + KL_G of the top 1 ... n groups, (N, n).
@@ -155,6 +156,7 @@ class Measured:
         names: D.
     """
 
+    energies: Tensor
     bound: Tensor
     ratios: Tensor
     rates: Tensor
@@ -179,10 +181,7 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
     found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     columns = _columns(found)
     return Measured(
-        found["bound"],
-        found["ratios"],
-        found["rates"],
-        found["densities"],
+        *(found[k] for k in ("energies", "bound", "ratios", "rates", "densities")),
         torch.cat(list(columns.values()), dim=1),
         tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
     )
@@ -198,6 +197,7 @@ def _of_draw(model: "Model", x: Tensor, draw: _Draw) -> dict[str, Tensor]:
         mean = model.generator.decode(draw.posterior.top.features).float()
     distortion = -model.generator.likelihood.log_prob(mean, x).double()
     return {
+        "energies": -gains[:, -1],
         "bound": -distortion - kl.sum(1),
         "ratios": _ratios(model, x, draw, distortion),
         "rates": kl.cumsum(1) - gains,
