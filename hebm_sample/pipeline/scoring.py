@@ -40,7 +40,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
 
-__all__ = ["Measured", "group_indices", "log_density", "measure", "rate"]
+__all__ = ["Measured", "group_indices", "half_squares", "log_density", "measure", "rate"]
 
 SMALLEST = 1e-12  # below which a mean square is taken for this
 
