@@ -165,7 +165,7 @@ def test_the_combination_is_advised_where_it_is_best():
     values = {"combination": 0.93, "energy, top 1 of 1": 0.6, "likelihood": 0.7}
     table = {name: {"value": v, "error": 0.01} for name, v in (values | COMPRESSED).items()}
     assert _advice("x", table).startswith("x: use combination (0.930), against likelihood (0.700)")
-    table["likelihood"]["value"] = 0.95
+    table["likelihood"]["value"] = 0.98
     assert "no score by level does as well, the best is combination" in _advice("x", table)
 
 
