@@ -180,10 +180,11 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
         parts.append({k: v.cpu() for k, v in _with_means(model, features, mean).items()})
     found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     columns = _columns(found)
+    scalars = {k: found[k] for k in ("energies", "bound", "ratios", "rates", "densities")}
     return Measured(
-        *(found[k] for k in ("energies", "bound", "ratios", "rates", "densities")),
-        torch.cat(list(columns.values()), dim=1),
-        tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
+        **scalars,
+        statistics=torch.cat(list(columns.values()), dim=1),
+        names=tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
     )
 
 
