@@ -148,8 +148,9 @@ def test_the_stream_ends_with_the_call(pipe):
         ({"symbols": [{"class": "a"}]}, r"symbols is a list of 1 for 2 pictures"),
         ({"guidance": 2.0}, r"guidance is given, but no symbols"),
         ({"symbols": {"class": "a"}, "prior": "gaussian"}, r"prior='gaussian' draws u at once"),
-        ({"best_of": 2, "prior": "gaussian"}, r"best_of ranks by energy"),
+        ({"best_of": 2, "prior": "gaussian"}, r"best_of ranks by density"),
         ({"best_of": 0}, r"best_of is 0"),
+        ({"best_of": 2, "rank_by": "size"}, r"rank_by is 'size'; it can be 'density', 'energy'"),
         ({"temperature": (1.0, 0.5)}, r"temperature has 2 numbers; the model has 3 groups"),
     ],
 )
@@ -178,16 +179,24 @@ def test_best_of_one_is_the_call(pipe, three):
     assert equal(pipe(3, best_of=1).latents, three.latents)
 
 
+@pytest.mark.parametrize("rank_by", ["density", "energy"])
 @pytest.mark.parametrize("symbols", [None, {"class": "a"}])
-def test_best_of_keeps_the_lowest_energy_of_the_candidates(pipe, symbols):
+def test_best_of_keeps_the_candidate_that_ranks_first(pipe, symbols, rank_by):
+    """By the conditional density F - |u|^2 / 2, what is asked in F, or by -F alone."""
     seeds = range(3, 8)
-    best = pipe(seeds=seeds, symbols=symbols, best_of=3, output_type="torch")
+    how = {"symbols": symbols, "output_type": "torch"}
+    default = {} if rank_by == "density" else {"rank_by": rank_by}
+    best = pipe(seeds=seeds, best_of=3, **default, **how)
     candidates = [
         pipe(seeds=[derived_seed(s, k) for s in seeds], symbols=symbols, output_type="torch")
         for k in range(3)
     ]
-    energies = torch.stack([full_energy(pipe, c.latents, symbols) for c in candidates])
-    chosen = energies.argmin(0)
+    ranks = torch.stack([full_energy(pipe, c.latents, symbols) for c in candidates])
+    if rank_by == "density":
+        ranks += torch.stack(
+            [sum(g.flatten(1).square().sum(1) for g in c.latents) / 2 for c in candidates]
+        )
+    chosen = ranks.argmin(0)
     assert len(set(chosen.tolist())) > 1 and best.seeds == tuple(seeds)
     for i, k in enumerate(chosen.tolist()):
         assert torch.equal(best.images[i], candidates[k].images[i])

@@ -162,16 +162,19 @@ def test_scores_are_the_pipelines(run, pipe, pictures):
 
 def test_scores_as_a_table(folder, pipe, pictures):
     result = hebm_edit("score", *pictures, "--dataset", folder)
-    header, *rows = [line.split("  ") for line in result.stdout.splitlines()]
+    *lines, note = result.stdout.splitlines()
+    assert note == pipe.p_value_note()
+    header, *rows = [line.split("  ") for line in lines]
     header, *rows = [[cell.strip() for cell in row if cell] for row in (header, *rows)]
     groups = ["group 0", "group 1", "group 2"]
-    assert header == ["picture", "energy", *groups, "class", "Smiling=yes"]
+    assert header == ["picture", "log density", "energy", *groups, "class", "Smiling=yes"]
     found, energy = pipe.classify(pictures), pipe.energy(pictures)
+    density = pipe.log_density(pictures)
     for i, row in enumerate(rows):
         best = int(found["class"][i].argmax())
-        assert row[:2] == [pictures[i], f"{float(energy[i]):.1f}"]
-        assert row[5] == f"{'abc'[best]} {float(found['class'][i, best]):.2f}"
-        assert row[6] == f"{float(found['Smiling'][i, 1]):.2f}"
+        assert row[:3] == [pictures[i], f"{float(density[i]):.1f}", f"{float(energy[i]):.1f}"]
+        assert row[6] == f"{'abc'[best]} {float(found['class'][i, best]):.2f}"
+        assert row[7] == f"{float(found['Smiling'][i, 1]):.2f}"
 
 
 def test_the_closing_line(folder, pictures):

@@ -22,7 +22,7 @@ import click
 from hebm_sample.config import ModelConfig
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import (
-    MODEL_FILES,
+    KNOWN_FILES,
     FileRow,
     Manifest,
     ModelRow,
@@ -133,9 +133,11 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     known = Manifest.load(path).models
     refuse_to_lose(model, folder, list(known))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in MODEL_FILES:
+    for name in KNOWN_FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
+        else:  # of the model that lay there before
+            (folder / name).unlink(missing_ok=True)
     text = model_card(config, licence=licence, figures=chosen, notes="\n" + notes.read_text())
     (folder / "README.md").write_text(text, encoding="utf-8")
     row = write_row(folder, name=config.name, resolution=size, licence=licence, figures=chosen)

@@ -13,8 +13,9 @@ from typing import Any
 from ablation_page import blocks as ablation_blocks
 
 from hebm_sample.evaluation.baselines import show_baselines
-from hebm_sample.evaluation.report.images import show_memorisation, show_ood
+from hebm_sample.evaluation.report.images import show_memorisation
 from hebm_sample.evaluation.report.latents import PRIORS, show_diagnostics, show_hole
+from hebm_sample.evaluation.report.ood import show_ood
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,

@@ -259,9 +259,11 @@ def _score(options: ScoreOptions) -> None:
     rows = [{"image": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
     if options.as_json:
         seconds = round(time.perf_counter() - start, 3)
-        click.echo(json.dumps({"scores": rows, **model_facts(pipe), "seconds": seconds}))
+        facts = {"p_value": pipe.p_value_note(), **model_facts(pipe)}
+        click.echo(json.dumps({"scores": rows, **facts, "seconds": seconds}))
     else:
         click.echo(score_table(rows))
+        click.echo(pipe.p_value_note())
 
 
 # The commands
@@ -426,7 +428,12 @@ def inpaint(**options: Any) -> None:
     OUTPUT[0],
 )
 def score(**options: Any) -> None:
-    """Energies, low for pictures like the training data, and symbol probabilities."""
+    """How unusual images are: log densities and p-values, low for what is unusual; energies, high
+    for it; and symbol probabilities.
+
+    A p-value is the share of held-out images that are at least as unusual, all groups together; it
+    needs a model that carries a calibration.
+    """
     _score(ScoreOptions(**options))
 
 

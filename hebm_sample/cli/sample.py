@@ -373,7 +373,7 @@ _HELP = {
     f"ends in {' or '.join(ANIMATED)}.",
     "seconds": f"How long those move before the last is held for {HOLD:g} s.  "
     f"[default: {SECONDS:g}]",
-    "best": "Of N candidates a picture, keep the one of lowest energy.",
+    "best": "Of N candidates a picture, keep the one of highest log density.",
     "gaussian": "Draw from N(0, I), without the energy-based prior.",
     "out": "One PNG with all pictures on a sheet.  [default: the model's name]",
     "outdir": "One PNG a picture instead: DIR/seed0007.png. If stopped, it goes on from there.",

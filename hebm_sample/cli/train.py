@@ -1,4 +1,4 @@
-"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, push,
+"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, calibrate, push,
 import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
@@ -15,6 +15,7 @@ import click
 
 from hebm_sample import __version__
 from hebm_sample.cli.baseline import baseline
+from hebm_sample.cli.calibrate import calibrate
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
 from hebm_sample.cli.import_nvae import import_nvae
@@ -362,6 +363,7 @@ def export(
 main.add_command(evaluate)
 main.add_command(judge)
 main.add_command(baseline)
+main.add_command(calibrate)
 main.add_command(push)
 main.add_command(import_nvae)
 

@@ -71,6 +71,8 @@ class Picture:
         seen: p of symbols given the picture, as the model sees it: of "yes", or of the likeliest
             values. Empty for a picture on its way.
         latents: u of this picture alone; None where it has not been read.
+        log_density: log p(u) of the prior, up to its constant; None for a picture on its way, and
+            where there is no prior.
     """
 
     png: bytes
@@ -79,6 +81,7 @@ class Picture:
     energies: tuple[float, ...] = ()
     seen: tuple[tuple[str, float], ...] = ()
     latents: "Latents | None" = None
+    log_density: float | None = None
 
     @property
     def image(self) -> "Image":
@@ -197,13 +200,22 @@ def _pictures(
 
     energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
     seen = [()] * len(samples) if facts is None else _seen(pipe, samples.latents)
+    densities = _densities(pipe, samples.latents) if facts else [None] * len(samples)
     found = []
     for i, (seed, image) in enumerate(zip(samples.seeds, samples.images, strict=True)):
         latents = tuple(group[i : i + 1] for group in samples.latents)
         png = png_bytes(image, facts and png_text(facts, seed=seed))
         caption = {Draw: f"seed {seed}", Vary: f"variation {seed}", Edit: "edited"}[type(step)]
-        found.append(Picture(png, caption, Origin(step, i), tuple(energies[i]), seen[i], latents))
+        what = (tuple(energies[i]), seen[i], latents, densities[i])
+        found.append(Picture(png, caption, Origin(step, i), *what))
     return found
+
+
+def _densities(pipe: "Pipeline", latents: "Latents") -> list[Any]:
+    """log p(u) of each picture; None for a model without a prior."""
+    if pipe.prior is None:
+        return [None] * len(latents[0])
+    return pipe.log_density(latents=latents).tolist()
 
 
 def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
@@ -276,7 +288,8 @@ def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: Picture) -> Pic
     energies = tuple(float(pipe.energy(latents=latents, groups=i)) for i in groups)
     png = png_bytes(pipe.decode(latents)[0], png_text(model_facts(pipe), sheet="reconstruction"))
     seen = _seen(pipe, latents)[0]
-    return Picture(png, "reconstructed", Origin(step), energies, seen, latents)
+    density = _densities(pipe, latents)[0]
+    return Picture(png, "reconstructed", Origin(step), energies, seen, latents, density)
 
 
 def edit(pipe: "Pipeline", step: Edit, source: Picture, watch: Watch) -> list[Picture]:

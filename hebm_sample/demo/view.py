@@ -78,6 +78,9 @@ def stage(pictures: Sequence[Picture], chosen: int, resolutions: Sequence[int]) 
     facts = "" if big.origin is None else _download(big)
     if big.energies:
         facts += _FOLD + energy_chart(big.energies, resolutions)
+    if big.log_density is not None:
+        text = f"Log density {big.log_density:.1f}, high for pictures like those it learned from"
+        facts += f'<p class="hebm-note">{text}</p>'
     if big.seen:
         facts += seen_chart(big.seen)
     thumbs = "".join(_thumb(p, i, i == chosen) for i, p in enumerate(pictures))

@@ -1,13 +1,20 @@
-"""Out-of-distribution detection: does a score tell other pictures from those like the training
-data?
+"""Out-of-distribution detection: does a score tell other images from those like the training data?
 
     energy of the top k groups   -F_G(u), G = the k coarsest groups, u ~ q(u | x); every k
     energy after the chain       the same of u_0 from the energy-based prior's lowest level: u as
                                  above, moved by the sampler's chain on log p(u_0 | u_1), with u_1
                                  = u diffused
+    negative log density         -log p_G(u) = -F_G(u) + |u_G|^2 / 2 of the top k groups, every k
+    rate                         E_q[-F_G] + KL_G of the top k groups, every k
+    LLR > k                      the bound less the bound without the k finest groups (Havtorn et
+                                 al., arXiv 2102.08248; `pipeline/scoring.py`)
+    combination                  Mahalanobis distance of every level's statistics, fitted on
+                                 held-out images alone (`metrics/typicality.py`)
     likelihood                   -ELBO in nats
     compression                  bytes of the picture as PNG: no model at all
-    likelihood less compression  -ELBO - 8 log 2 bytes (Serrà et al. 2020)
+    likelihood less compression  -ELBO - 8 log 2 bytes (Serrà et al., "Input complexity and
+                                 out-of-distribution detection with likelihood-based generative
+                                 models", arXiv 1909.11480)
 
 All are large for what is strange. AUROC = P(score of another picture > score of a held-out one).
 A likelihood is known to prefer smooth pictures of any kind; the compression column says how much
@@ -27,7 +34,9 @@ from hebm_sample.config import LangevinConfig, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.metrics.statistics import Figure, auroc
+from hebm_sample.metrics.typicality import Calibration
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.pipeline.scoring import Measured
 from hebm_sample.prior.density import net_level
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
@@ -159,6 +168,8 @@ def scores(
     nats: np.ndarray,
     bytes_: np.ndarray,
     after_chain: np.ndarray | None = None,
+    measured: Measured | None = None,
+    calibration: Calibration | None = None,
 ) -> dict[str, np.ndarray]:
     """The module's table: name to (N,), large for what is strange.
 
@@ -167,6 +178,8 @@ def scores(
         nats: -ELBO, (N,).
         bytes_: As `png_bytes` gives them.
         after_chain: (N, L), the energies of `chain_latents`; None leaves them out.
+        measured: Densities, rates, ratios and statistics of the images; None leaves them out.
+        calibration: Fitted on other held-out images; None leaves the combination out.
     """
     groups = energies.shape[1]
     named = {f"energy, top {k + 1} of {groups}": energies[:, k] for k in range(groups)}
@@ -175,11 +188,28 @@ def scores(
             f"energy after the chain, top {k + 1} of {groups}": after_chain[:, k]
             for k in range(groups)
         }
+    if measured is not None:
+        named |= _by_level(measured, calibration)
     return named | {
         "likelihood": nats,
         "compression": bytes_,
         "likelihood less compression": nats - 8 * math.log(2) * bytes_,
     }
+
+
+def _by_level(measured: Measured, calibration: Calibration | None) -> dict[str, np.ndarray]:
+    """Scores that know of levels, (N,) each."""
+    groups = measured.rates.shape[1]
+    kinds = {"negative log density": measured.densities, "rate": measured.rates}
+    named = {
+        f"{kind}, top {k + 1} of {groups}": values[:, k].numpy()
+        for kind, values in kinds.items()
+        for k in range(groups)
+    }
+    named |= {f"LLR > {k}": measured.ratios[:, k].numpy() for k in range(1, groups)}
+    if calibration is not None:
+        named["combination"] = calibration.distance(measured.statistics.numpy())
+    return named
 
 
 def separations(

@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,15 +11,27 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.generator.kinds import new_encoder, new_generator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
+from hebm_sample.hub.manifest import CALIBRATION_NAME
 from hebm_sample.hub.resolve import ResolvedModel, resolve
 from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
 from hebm_sample.io.files import parse_json, read_capped
 from hebm_sample.prior.joint import JointEnergy
 
-__all__ = ["LoadedModel", "build_model", "load_encoder", "new_prior", "read_config"]
+if TYPE_CHECKING:
+    from hebm_sample.metrics.typicality import Calibration
+
+__all__ = [
+    "LoadedModel",
+    "build_model",
+    "load_calibration",
+    "load_encoder",
+    "new_prior",
+    "read_config",
+]
 
 MAX_CONFIG_BYTES = 1_000_000
+MAX_CALIBRATION_BYTES = 16_000_000
 MAX_MESSAGE = 500
 
 
@@ -40,9 +53,30 @@ def read_config(resolved: ResolvedModel) -> ModelConfig:
     try:
         return ModelConfig.from_dict(parse_json(read_capped(path, MAX_CONFIG_BYTES)))
     except (UserInputError, ValueError, RecursionError) as error:
-        fault = str(error)  # quotes a stranger's values, of any length
-        fault = fault if len(fault) <= MAX_MESSAGE else fault[: MAX_MESSAGE - 3] + "..."
+        fault = _shortened(str(error))
         raise WeightsError(f"{path} is not a description of a model: {fault}") from error
+
+
+def _shortened(fault: str) -> str:
+    """It may quote a stranger's values, of any length."""
+    return fault if len(fault) <= MAX_MESSAGE else fault[: MAX_MESSAGE - 3] + "..."
+
+
+def load_calibration(resolved: ResolvedModel) -> "Calibration | None":
+    """The model's `calibration.json`, checked; None for a model without one.
+
+    Raises:
+        WeightsError: The file is corrupt or is no calibration.
+    """
+    from hebm_sample.metrics.typicality import Calibration
+
+    if CALIBRATION_NAME not in resolved.row.files:
+        return None
+    path = resolved.path(CALIBRATION_NAME)
+    try:
+        return Calibration.from_dict(parse_json(read_capped(path, MAX_CALIBRATION_BYTES)))
+    except (UserInputError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: {_shortened(str(error))}") from error
 
 
 def new_prior(config: ModelConfig) -> JointEnergy:

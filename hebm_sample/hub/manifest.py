@@ -31,6 +31,8 @@ from hebm_sample.io.files import (
 )
 
 __all__ = [
+    "CALIBRATION_NAME",
+    "KNOWN_FILES",
     "MANIFEST_NAME",
     "MODEL_FILES",
     "FileRow",
@@ -48,6 +50,8 @@ MAX_MANIFEST_BYTES = 1_000_000
 
 # The only names in a model folder that are ever opened, beside its manifest; a row may list more.
 MODEL_FILES = ("config.json", "generator.safetensors", "prior.safetensors", "encoder.safetensors")
+CALIBRATION_NAME = "calibration.json"  # which a model may carry beside them
+KNOWN_FILES = (*MODEL_FILES, CALIBRATION_NAME)
 REQUIRED_FILES = ("config.json", "generator.safetensors")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -306,7 +310,7 @@ def write_row(
     """
     model_folder = Path(model_folder)
     try:
-        paths = [model_folder / file for file in MODEL_FILES if (model_folder / file).is_file()]
+        paths = [model_folder / file for file in KNOWN_FILES if (model_folder / file).is_file()]
         files = {path.name: FileRow(path.stat().st_size, sha256_of(path)) for path in paths}
     except OSError as error:
         raise EnvironmentFailure(

@@ -4,7 +4,7 @@ Order: a local folder (checked against its own manifest row); a name of the pack
 first as the embedded copy, then from the Hub's cache, then from the Hub at the pinned commit; an
 `owner/name` repository (checked against the row it carries). A file is opened only after its size
 and sha256 were compared: the Hub client returns a corrupted body without a word. Only the names in
-`manifest.MODEL_FILES` are ever opened, so a pickle lying beside them is never read.
+`manifest.KNOWN_FILES` are ever opened, so a pickle lying beside them is never read.
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing import Literal
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
-from hebm_sample.hub.manifest import MANIFEST_NAME, MODEL_FILES, Manifest, ModelRow, read_row
+from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, ModelRow, read_row
 from hebm_sample.io.files import sha256_of, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
@@ -60,9 +60,9 @@ class ResolvedModel:
             WeightsError: The model has no such file, or it is missing or corrupt.
             HubError: It was corrupt and could not be downloaded again.
         """
-        if filename not in MODEL_FILES:
+        if filename not in KNOWN_FILES:
             raise UserInputError(
-                f"{short(filename)} is no model file; a model has {', '.join(MODEL_FILES)}"
+                f"{short(filename)} is no model file; a model has {', '.join(KNOWN_FILES)}"
             )
         if filename not in self.row.files:
             raise WeightsError(
@@ -77,7 +77,7 @@ class ResolvedModel:
     @property
     def filenames(self) -> tuple[str, ...]:
         """The files that this model consists of."""
-        return tuple(name for name in MODEL_FILES if name in self.row.files)
+        return tuple(name for name in KNOWN_FILES if name in self.row.files)
 
     def _place(self, filename: str) -> Path:
         return self.shared.get(filename, self.folder) / filename
@@ -261,7 +261,7 @@ def _from_manifest(
 
 def _from_hub(source: Source, row: ModelRow | None = None) -> ResolvedModel:
     """Without a row, the repository's own is read, from the commit its files come from."""
-    listed = MODEL_FILES if row is None else tuple(f for f in MODEL_FILES if f in row.files)
+    listed = KNOWN_FILES if row is None else tuple(f for f in KNOWN_FILES if f in row.files)
     folder = source.download(listed if row is not None else (*listed, MANIFEST_NAME))
     pinned = source.at(source.repo_id, folder.name)
     refetch = None if source.is_offline else functools.partial(pinned.refetch, folder)

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,11 +12,22 @@ from torch import nn
 from hebm_sample.config import ModelConfig, NvaeConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.manifest import ModelRow, write_row
+from hebm_sample.hub.manifest import (
+    CALIBRATION_NAME,
+    MANIFEST_NAME,
+    FileRow,
+    ModelRow,
+    read_row,
+    write_manifest,
+    write_row,
+)
 from hebm_sample.hub.weights import save_weights
-from hebm_sample.io.files import write_atomically
+from hebm_sample.io.files import sha256_of, write_atomically
 
-__all__ = ["UNSTATED_LICENCE", "licence_of", "write_model_folder"]
+if TYPE_CHECKING:
+    from hebm_sample.metrics.typicality import Calibration
+
+__all__ = ["UNSTATED_LICENCE", "licence_of", "write_calibration", "write_model_folder"]
 
 UNSTATED_LICENCE = "unstated: that of the training data"
 NVAE_LICENCE = "NVIDIA Source Code License for NVAE, non-commercial use only"
@@ -40,6 +52,7 @@ def write_model_folder(
     licence: str = UNSTATED_LICENCE,
     figures: Mapping[str, Any] | None = None,
     card: Path | str | None = None,
+    calibration: "Calibration | None" = None,
 ) -> ModelRow:
     """Write config, weights, card and, last, the manifest row; returns the row.
 
@@ -48,6 +61,7 @@ def write_model_folder(
 
     Arguments:
         card: An existing card's path, or its text; a plain one is written if None.
+        calibration: Of the scores of its images; None for none.
 
     Raises:
         UserInputError: The folder cannot be made there.
@@ -73,6 +87,10 @@ def write_model_folder(
             save_weights(module, folder / f"{name}.safetensors", dtype)
         else:  # of an older model, which the row would take for this one's
             (folder / f"{name}.safetensors").unlink(missing_ok=True)
+    if calibration is not None:
+        write_atomically(folder / CALIBRATION_NAME, _json(calibration))
+    else:
+        (folder / CALIBRATION_NAME).unlink(missing_ok=True)
     text = text or model_card(config, licence=licence, figures=figures or {})
     write_atomically(folder / "README.md", text.encode())
     return write_row(
@@ -82,3 +100,23 @@ def write_model_folder(
         licence=licence,
         figures=figures,
     )
+
+
+def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
+    """Write `calibration.json` into a model folder and enter it into the folder's row, which stays
+    as it is otherwise; returns the row.
+
+    Raises:
+        WeightsError: The folder has no manifest.
+        EnvironmentFailure: It cannot be written.
+    """
+    row, path = read_row(folder), folder / CALIBRATION_NAME
+    write_atomically(path, _json(calibration))
+    file = FileRow(path.stat().st_size, sha256_of(path))
+    row = replace(row, files={**row.files, CALIBRATION_NAME: file})
+    write_manifest(folder / MANIFEST_NAME, [row])
+    return row
+
+
+def _json(calibration: "Calibration") -> bytes:
+    return (json.dumps(calibration.to_dict(), allow_nan=False) + "\n").encode()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hebm_sample import __version__
 from hebm_sample.errors import HebmError, HubError, UserInputError
 from hebm_sample.hub import client
-from hebm_sample.hub.manifest import MODEL_FILES
+from hebm_sample.hub.manifest import KNOWN_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -86,7 +86,7 @@ def _publish(
         api.create_branch(repo_id, branch=branch, exist_ok=True)
     before = api.model_info(repo_id, revision=branch)
     there = {file.rfilename for file in before.siblings or ()}
-    stale = sorted((there & set(MODEL_FILES)) - set(files))
+    stale = sorted((there & set(KNOWN_FILES)) - set(files))
     additions = [CommitOperationAdd(name, data) for name, data in files.items()]
     return api.create_commit(
         repo_id,

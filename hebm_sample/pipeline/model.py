@@ -1,18 +1,16 @@
 """A loaded model: its networks, and what they say about pictures and latents.
 
     q(u | x)                     `encode`, `reconstruct`, `decode`
-    -F_G(u)                      `energy`
     p(y_v = j | u) = softmax_j   `classify`
 
-`drawing` adds sampling, `pipeline` what is built on it.
+`scorer` adds densities, `sampler` sampling, `pipeline` what is built on it.
 """
 
-import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,18 +19,22 @@ from hebm_sample.config import ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
-from hebm_sample.hub.load import build_model, load_encoder
+from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.prior.symbols import Condition, GroupOutputs
 from hebm_sample.sampling.noise import NoiseStreams
+
+if TYPE_CHECKING:
+    from hebm_sample.metrics.typicality import Calibration
 
 __all__ = ["EncodeMode", "Groups", "Model", "Pictures"]
 
@@ -57,10 +59,11 @@ class Model:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         card: Path | None = None,
+        calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
         self.config, self.revision = config, revision
         self.generator, self.prior = generator, prior
-        self._encoder, self._card = encoder, card
+        self._encoder, self._card, self._calibration = encoder, card, calibration
         self._schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -114,6 +117,7 @@ class Model:
             dtype=dtype,
             revision=model.resolved.revision,
             card=card if card.is_file() else None,
+            calibration=lambda: load_calibration(model.resolved),
         )
 
     @property
@@ -131,6 +135,13 @@ class Model:
         if not isinstance(self._encoder, ImageEncoder):
             self._encoder = self._settle(self._encoder())
         return self._encoder
+
+    @property
+    def calibration(self) -> "Calibration | None":
+        """What its scores are on held-out images; loaded when first asked for, None without."""
+        if callable(self._calibration):
+            self._calibration = self._calibration()
+        return self._calibration
 
     @torch.inference_mode(False)
     def _settle(self, module: Any) -> Any:
@@ -190,13 +201,16 @@ class Model:
         assert self._schedule is not None and self.config.prior is not None
         return cum_sigma_of(self._schedule, self.config.prior.parametrization, level)
 
+    def _lowest_level(self) -> float:
+        """What the nets are told about the lowest noise level."""
+        self._energies()
+        assert self._schedule is not None and self.config.prior is not None
+        return float(net_level(self._schedule, 0, self.config.prior.parametrization))
+
     @torch.no_grad()
     def _lowest_outputs(self, u: Latents, batch_size: int) -> GroupOutputs:
         """b_i and g_i of u at the lowest noise level, on the CPU."""
-        prior, config = self._energies(), self.config.prior
-        assert self._schedule is not None and config is not None
-        level = float(net_level(self._schedule, 0, config.parametrization))
-        parts = []
+        prior, level, parts = self._energies(), self._lowest_level(), []
         for i in range(0, check_latents(u, self.generator.latent_shapes), batch_size):
             rows = tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
             levels = torch.full((len(rows[0]),), level, device=self.device)
@@ -317,27 +331,6 @@ class Model:
             return latents
         return self.encode(images, mode=mode, batch_size=batch_size)
 
-    def energy(
-        self,
-        images: Pictures | None = None,
-        *,
-        latents: Latents | None = None,
-        groups: Groups | None = None,
-        mode: EncodeMode = "sample",
-        batch_size: int = 16,
-    ) -> Tensor:
-        """The energy -F_G at the lowest noise level, all symbols open, (N,): low for pictures like
-        the training data.
-
-        Arguments:
-            images: Pictures, as for `encode`; or give `latents`.
-            latents: u, as `encode` or a call returns it.
-            groups: The groups G that count: a slice, indices or one index; all if None.
-        """
-        chosen, prior = self._group_indices(groups), self._energies()
-        u = self._latents_of(images, latents, mode, batch_size)
-        return -prior.select(self._lowest_outputs(u, batch_size), chosen)
-
     def classify(
         self,
         images: Pictures | None = None,
@@ -362,22 +355,7 @@ class Model:
         return prior.table.probabilities(logits)
 
     def _group_indices(self, groups: Groups | None) -> list[int]:
-        count = len(self.generator.latent_shapes)
-        every = range(count)
-        try:
-            if groups is None or isinstance(groups, slice):
-                chosen = list(every if groups is None else every[groups])
-            else:
-                asked = [groups] if isinstance(groups, int) else groups
-                chosen = [every[operator.index(i)] for i in asked]
-        except (IndexError, TypeError, ValueError):
-            chosen = []
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise UserInputError(
-                f"groups {groups} asked for; this model has {count}, "
-                f"numbered 0 (top) to {count - 1}, each to be named once"
-            )
-        return chosen
+        return group_indices(groups, len(self.generator.latent_shapes))
 
     # Saving
 
@@ -400,6 +378,7 @@ class Model:
             encoder,
             dtype=dtype,
             card=self._card,
+            calibration=self.calibration,
         )
 
     def __reduce__(self) -> Any:

@@ -63,6 +63,7 @@ class Pipeline(Drawer):
         prior: The energies; None for a generator without a prior of its own.
         encoder: The encoder, or a function that loads it when it is first needed.
         revision: Commit on the Hub; None for embedded and local models.
+        calibration: What its scores are on held-out images, or a function that loads it.
 
     >>> from hebm_sample import Pipeline
     >>> pipe = Pipeline.from_pretrained("cifar10")

@@ -18,11 +18,12 @@ from hebm_sample.io.seeds import MAX_SEEDS, derived_seed
 from hebm_sample.latents import Latents, Scalar, concatenate
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.inpainting import KnownPixels
-from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, choose_seeds, to_output
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.pipeline.scorer import Scorer
+from hebm_sample.pipeline.scoring import half_squares
 from hebm_sample.prior.density import Energy, EnergyAtLevel, level_rows
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import Given
@@ -31,9 +32,10 @@ from hebm_sample.sampling.probability_flow import flow_levels, flow_noise
 from hebm_sample.sampling.sample import sample_prior
 from hebm_sample.sampling.state import GradientTally
 
-__all__ = ["Drawer", "Prior", "Request"]
+__all__ = ["Drawer", "Prior", "Ranking", "Request"]
 
 Prior = Literal["ebm", "gaussian"]
+Ranking = Literal["density", "energy"]
 Progress = Callable[[int], object]
 
 _State = tuple[int, Latents, Tensor | None]  # level, u, terms of F
@@ -114,7 +116,7 @@ class _AskedEnergy:
         return terms
 
 
-class Drawer(Model):
+class Drawer(Scorer):
     """A model that draws.
 
     Attributes:
@@ -160,6 +162,7 @@ class Drawer(Model):
         symbols: Symbols | None = None,
         guidance: Guidance = 1.0,
         best_of: int = 1,
+        rank_by: Ranking = "density",
         prior: Prior = "ebm",
         batch_size: int = 16,
         output_type: OutputType = "pil",
@@ -175,8 +178,11 @@ class Drawer(Model):
                 {"class": "~cat"}, {"Smiling": "yes", "Male": "no"}; or a list, one a picture.
             guidance: The weight w of what is asked, one or one a variable: 0 ignores it, 1 is the
                 model's conditional, more exaggerates.
-            best_of: Draw so many candidates a picture and keep the one of lowest energy -F, what
-                is asked included. The first candidate is the seed's own picture.
+            best_of: Draw so many candidates an image and keep the best. The first candidate is
+                the seed's own image.
+            rank_by: What is best: "density", the highest log p(u | y) = F - |u|^2 / 2 with what
+                is asked in F, the density that the sampler's lowest level has; or "energy", the
+                lowest -F, its ratio to N(0, I), which does not mind unlikely u.
             prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
             batch_size: Most pictures at a time.
             output_type: "pil", "numpy" or "torch"; see `Samples`.
@@ -191,8 +197,11 @@ class Drawer(Model):
         """
         require_choice("output_type", output_type, OutputType)
         require_integer("best_of", best_of, 1, MAX_CANDIDATES)
+        require_choice("rank_by", rank_by, Ranking)
         if best_of > 1 and prior == "gaussian":
-            raise UserInputError("best_of ranks by energy; it does not go with prior='gaussian'")
+            raise UserInputError(
+                f"best_of ranks by {rank_by}; it does not go with prior='gaussian'"
+            )
         request, batch_size = self._request(
             num_images,
             seeds,
@@ -203,15 +212,18 @@ class Drawer(Model):
             progress=progress,
             **settings,
         )
-        return self._samples(self._best(request, best_of, batch_size), request.seeds, output_type)
+        best = self._best(request, best_of, batch_size, rank_by)
+        return self._samples(best, request.seeds, output_type)
 
-    def _best(self, request: Request, best_of: int, batch_size: int) -> _Drawn:
-        """The result; of several candidates a picture, the one of highest F."""
+    def _best(
+        self, request: Request, best_of: int, batch_size: int, rank_by: Ranking = "density"
+    ) -> _Drawn:
+        """The result; of several candidates an image, the one that ranks first."""
         best: _Drawn | None = None
         for k in range(best_of):
             seeds = tuple(derived_seed(seed, k) for seed in request.seeds)
             *_, found = self._run(replace(request, seeds=seeds), batch_size)
-            best = found if best is None else _keep_better(best, found)
+            best = found if best is None else _keep_better(best, found, rank_by)
         assert best is not None
         return best
 
@@ -429,10 +441,17 @@ def _joined(states: tuple[_Drawn, ...]) -> _Drawn:
     )
 
 
-def _keep_better(old: _Drawn, new: _Drawn) -> _Drawn:
-    """Picture by picture the one of higher F."""
+def _rank(state: _Drawn, rank_by: Ranking) -> Tensor:
+    """log p(u | y) up to its constant, or F, (N,): high is better."""
+    assert state.terms is not None
+    gain = state.terms.sum(1).double()
+    return gain if rank_by == "energy" else gain - half_squares(state.u).sum(1)
+
+
+def _keep_better(old: _Drawn, new: _Drawn, rank_by: Ranking) -> _Drawn:
+    """Image by image the one that ranks higher."""
     assert old.terms is not None and new.terms is not None
-    better = new.terms.sum(1) > old.terms.sum(1)
+    better = _rank(new, rank_by) > _rank(old, rank_by)
 
     def pick(a: Tensor, b: Tensor) -> Tensor:
         return torch.where(better.reshape(-1, *(1,) * (a.dim() - 1)), b, a)

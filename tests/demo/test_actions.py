@@ -235,6 +235,8 @@ def test_the_stage_shows_every_picture_and_a_bar_a_layer(pipe, name) -> None:
     found = drawn(pipe, Draw(name, NOTHING, (7, 3)))
     html = view.stage(found, 1, (4, 4, 8))
     assert html.count("data-pick=") == 2
+    density = pipe.log_density(latents=found[1].latents).item()
+    assert f"Log density {density:.1f}," in html
     energies, seen = html.split("hebm-seen")
     assert energies.count("<tr>") == len(found[1].energies) == 3
     assert seen.count("<tr>") == 4  # three classes, and Smiling

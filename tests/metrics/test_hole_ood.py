@@ -14,6 +14,7 @@ from tiny import release_config, tiny_latents, tiny_pipeline
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation import mcmc
+from hebm_sample.evaluation.calibration import measure_images
 from hebm_sample.evaluation.mcmc import (
     acceptance,
     check_steps,
@@ -33,6 +34,7 @@ from hebm_sample.evaluation.ood import (
 from hebm_sample.io.extras import import_extra
 from hebm_sample.latents import flatten
 from hebm_sample.metrics.prior_hole import correlated_pairs, measure_hole
+from hebm_sample.metrics.typicality import fit_calibration, uniformity
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling import chain as chain_module
 from hebm_sample.sampling import langevin as langevin_module
@@ -150,6 +152,28 @@ class TestOod:
         other = {k: v + 1000 for k, v in own.items()}
         assert all(f.value == 1 for f in separations(own, other).values())
         assert all(f.value == 0.5 for f in separations(own, own).values())
+
+    def test_scores_by_level_are_the_measured_ones(self, pipe):
+        images = np.random.default_rng(1).integers(0, 256, (200, 3, 16, 16)).astype(np.uint8)
+        measured = measure_images(pipe, images)
+        calibration = fit_calibration(measured.statistics.numpy(), measured.names)
+        nothing = np.zeros((200, 3)), np.zeros(200), np.zeros(200)
+        found = scores(*nothing, None, measured, calibration)
+        levels = [f"top {k} of 3" for k in (1, 2, 3)]
+        names = [f"negative log density, {k}" for k in levels] + [f"rate, {k}" for k in levels]
+        assert [n for n in found if not n.startswith("energy")][:9] == [
+            *names,
+            "LLR > 1",
+            "LLR > 2",
+            "combination",
+        ]
+        # Of images of one kind the combination's held-out half is like the other's new images.
+        other = np.random.default_rng(2).integers(0, 256, (100, 3, 16, 16)).astype(np.uint8)
+        distance = calibration.distance(measure_images(pipe, other).statistics.numpy())
+        assert uniformity(calibration.distances, distance)[1] > 0.01
+        flat = measure_images(pipe, corruptions(other)["one colour"])
+        told = scores(*(x[:100] for x in nothing), None, flat, calibration)["combination"]
+        assert separations({"d": distance}, {"d": told})["d"].value > 0.95
 
     def test_a_model_without_energies(self):
         from dataclasses import replace

@@ -24,7 +24,7 @@ from hebm_sample.evaluation.folders import compare_folders
 from hebm_sample.evaluation.reference import build_set, write_set
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import report as report_module
-from hebm_sample.evaluation.report.images import _advice
+from hebm_sample.evaluation.report.ood import _advice
 from hebm_sample.evaluation.report.page import (
     Code,
     Heading,
@@ -105,7 +105,8 @@ class TestPage:
             "inverted",
         }
         inverted, negatives = (found["ood"]["auroc"][k] for k in ("inverted", "negatives"))
-        assert len(inverted) == len(negatives) == 3 + 3 + 3
+        assert len(inverted) == len(negatives) == 3 + 3 + (3 + 3 + 2) + 3
+        assert found["ood"]["calibration"] is None  # of fewer than 200 held-out images
         assert found["ood"]["auroc"]["noise"]["energy after the chain, top 3 of 3"]["error"] >= 0
         assert found["ood"]["auroc"]["noise"]["compression"]["value"] > 0.9
         assert len(found["hole"]["ebm"]["groups"]) == 3
@@ -158,6 +159,17 @@ def test_the_simplest_of_equal_scores_is_advised(energy, chain, likelihood, comp
     }
     table = {name: {"value": value, "error": 0.01} for name, value in values.items()}
     assert _advice("x", table).startswith(f"x: {sentence}")
+
+
+def test_the_combination_is_advised_where_it_is_best():
+    values = {"combination": 0.93, "energy, top 1 of 1": 0.6, "likelihood": 0.7}
+    table = {name: {"value": v, "error": 0.01} for name, v in (values | COMPRESSED).items()}
+    assert _advice("x", table).startswith("x: use combination (0.930), against likelihood (0.700)")
+    table["likelihood"]["value"] = 0.98
+    assert "no score by level does as well, the best is combination" in _advice("x", table)
+
+
+COMPRESSED = {"compression": 0.5, "likelihood less compression": 0.5}
 
 
 class TestBench:

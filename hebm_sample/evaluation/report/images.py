@@ -1,4 +1,4 @@
-"""The parts of a report about pictures: distances, control, strange pictures, memorisation."""
+"""The parts of a report about pictures: distances, control, memorisation."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,18 +7,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
-from hebm_sample.evaluation.context import Bench, Seen, Spaces, fingerprint
+from hebm_sample.evaluation.context import Bench, Spaces, fingerprint
 from hebm_sample.evaluation.distances import measure
-from hebm_sample.evaluation.ood import (
-    chain_latents,
-    corruptions,
-    png_bytes,
-    scores,
-    separations,
-    top_group_energies,
-)
 from hebm_sample.evaluation.reference import EvaluationSet
 from hebm_sample.evaluation.report.page import (
     Block,
@@ -30,7 +21,7 @@ from hebm_sample.evaluation.report.page import (
     number,
     with_error,
 )
-from hebm_sample.evaluation.report.plots import histograms, lines
+from hebm_sample.evaluation.report.plots import histograms
 from hebm_sample.io.images import grid, save_png
 from hebm_sample.metrics.frechet import gap_closed
 from hebm_sample.metrics.memorisation import measure_memorisation
@@ -39,12 +30,10 @@ from hebm_sample.metrics.quality import measure_to_reference
 __all__ = [
     "run_gap",
     "run_memorisation",
-    "run_ood",
     "run_shipped_gap",
     "show_control",
     "show_gap",
     "show_memorisation",
-    "show_ood",
 ]
 
 SHEET_PAIRS = 16
@@ -172,138 +161,6 @@ def _without(found: Mapping[str, Any]) -> str:
 def show_control(found: dict[str, Any]) -> list[Block]:
     """The part's blocks: the control tables as text."""
     return [Heading("Control"), Code(found["table"])]
-
-
-# Strange pictures
-
-
-def run_ood(
-    bench: Bench, others: Mapping[str, np.ndarray], out: Path, *, images: int
-) -> dict[str, Any]:
-    """AUROC of every score between held-out pictures and others, and corruptions of them.
-
-    Arguments:
-        others: Name to uint8 (N, 3, S, S).
-        images: Of each set, at most; and no more than the bench has.
-    """
-    pipe, half = bench.pipe, bench.num_pictures
-    count = min(images, half)
-    rows = slice(half, half + count)
-    own_images = np.asarray(bench._held_out().images[rows])
-    seen = bench.seen()
-    own_seen = Seen(tuple(g[rows] for g in seen.u), seen.distortion[rows], seen.kl[rows])
-
-    config = pipe.sampling_config(**bench.sampling)
-    bar = tqdm(desc="chains", unit="grad", disable=not bench.progress)
-
-    def score(pictures: np.ndarray, what: Seen) -> dict[str, np.ndarray]:
-        energies = top_group_energies(pipe, what.u, bench.batch_size)
-        nats = (what.distortion + what.kl.sum(1)).numpy()
-        moved = chain_latents(
-            pipe, what.u, config, batch_size=bench.batch_size, progress=bar.update
-        )
-        after = top_group_energies(pipe, moved, bench.batch_size)
-        return scores(energies, nats, png_bytes(pictures), after)
-
-    own = score(own_images, own_seen)
-    strange = {name: np.asarray(x[:count]) for name, x in others.items()}
-    strange |= corruptions(own_images)
-    found = {name: score(x, bench.look_at(x)) for name, x in strange.items()}
-    bar.close()
-    tables = {name: separations(own, other) for name, other in found.items()}
-    groups = len(pipe.generator.latent_shapes)
-    _plot_ood(own, found, tables, groups, out)
-    return {
-        "groups": groups,
-        "count": count,
-        "counts": {name: len(x) for name, x in strange.items()},
-        "auroc": {
-            name: {s: {"value": f.value, "error": f.error} for s, f in table.items()}
-            for name, table in tables.items()
-        },
-    }
-
-
-def _plot_ood(
-    own: dict[str, np.ndarray], found: dict[str, Any], tables: Any, groups: int, out: Path
-) -> None:
-    kinds = {"u from the encoder": "energy", "u_0 after the chain": "energy after the chain"}
-    by_groups = {
-        title: {
-            name: (
-                range(1, groups + 1),
-                [table[f"{kind}, top {k + 1} of {groups}"].value for k in range(groups)],
-            )
-            for name, table in tables.items()
-        }
-        for title, kind in kinds.items()
-    }
-    lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
-    every = f"energy, top {groups} of {groups}"
-    panels = {
-        label: {"held-out": own[key], **{name: x[key] for name, x in found.items()}}
-        for label, key in (("energy, all groups", every), ("-ELBO, nats", "likelihood"))
-    }
-    histograms(out / "figures/ood-histograms.png", panels)
-
-
-# From the simplest score to the dearest: among equals the first is to be used.
-_SIMPLEST = ("compression", "likelihood less compression", "likelihood", "energy")
-_USELESS = 0.6
-
-
-def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
-    """One sentence: which score to use, plainly a simpler one where that does as well."""
-    best = max(table, key=lambda s: table[s]["value"])
-    if table[best]["value"] < _USELESS:
-        return f"{name}: none is of use, the best is {_score(best, table)}."
-    as_good = [
-        s
-        for s in table
-        if table[s]["value"] >= table[best]["value"] - 2 * table[best]["error"] - 5e-4
-    ]
-    use = min(as_good, key=lambda s: (_cost(s), -table[s]["value"]))
-    text = f"{name}: use {_score(use, table)}"
-    energies = [s for s in table if s.startswith("energy")]
-    top = max(energies, key=lambda s: table[s]["value"])
-    if use.startswith("energy"):
-        return f"{text}, against {_score('likelihood', table)} and {_score('compression', table)}."
-    beaten = table[top]["value"] < table[use]["value"] - 2 * table[use]["error"]
-    verdict = (
-        "no energy does as well, the best is" if beaten else "energies do no better, the best is"
-    )
-    return f"{text}, the simpler score; {verdict} {_score(top, table)}."
-
-
-def _cost(score: str) -> int:
-    kind = next((i for i, s in enumerate(_SIMPLEST) if score == s), len(_SIMPLEST) - 1)
-    return kind + score.startswith("energy after")
-
-
-def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
-    return f"{score} ({table[score]['value']:.3f})"
-
-
-def show_ood(found: dict[str, Any]) -> list[Block]:
-    """The part's blocks."""
-    auroc = found["auroc"]
-    names = list(next(iter(auroc.values())))
-    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
-    largest = max(f["error"] for table in auroc.values() for f in table.values())
-    return [
-        Heading("Out-of-distribution detection"),
-        Text(
-            f"AUROC between {found['count']} held-out pictures and others: 0.5 is chance, below "
-            "it the others look more like the data than the data. Energies are those of the top "
-            "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
-            "from there; likelihood is -ELBO, compression the size as PNG. No standard error is "
-            f"above {largest:.3f}."
-        ),
-        Table(["", *auroc], rows),
-        *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
-        Picture("figures/ood.png", "AUROC by number of top groups"),
-        Picture("figures/ood-histograms.png", "Distributions of two scores"),
-    ]
 
 
 # Memorisation

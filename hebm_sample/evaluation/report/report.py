@@ -29,6 +29,7 @@ from hebm_sample.evaluation.distances import feature_spaces
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report import images as report_pictures
 from hebm_sample.evaluation.report import latents as report_latents
+from hebm_sample.evaluation.report import ood as report_ood
 from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import sha256_of, write_atomically
@@ -44,7 +45,7 @@ SHOW: Mapping[str, Callable[[dict[str, Any]], list[Block]]] = {
     "baselines": show_baselines,
     "control": report_pictures.show_control,
     "hole": report_latents.show_hole,
-    "ood": report_pictures.show_ood,
+    "ood": report_ood.show_ood,
     "memorisation": report_pictures.show_memorisation,
     "diagnostics": report_latents.show_diagnostics,
 }
@@ -174,7 +175,7 @@ class _Report:
             return report_latents.run_hole(bench, out)
         if part == "ood":
             others = {name: images for name, (images, _) in plan.others.items()}
-            return report_pictures.run_ood(bench, others, out, images=plan.ood_images)
+            return report_ood.run_ood(bench, others, out, images=plan.ood_images)
         if part == "memorisation":
             return report_pictures.run_memorisation(bench, self.spaces(), out)
         return report_latents.run_diagnostics(
@@ -201,7 +202,7 @@ class _Report:
                 _folder_keys(plan.baselines),
             ],
             "control": plan.control_key,
-            "ood": [2, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
+            "ood": [3, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }

@@ -1,0 +1,225 @@
+"""The part of a report about out-of-distribution detection: the scores of `evaluation/ood.py`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hebm_sample.evaluation.calibration import calibrate, measure_images
+from hebm_sample.evaluation.context import Bench, Seen
+from hebm_sample.evaluation.ood import (
+    chain_latents,
+    corruptions,
+    png_bytes,
+    scores,
+    separations,
+    top_group_energies,
+)
+from hebm_sample.evaluation.report.page import Block, Heading, Picture, Table, Text, number
+from hebm_sample.evaluation.report.plots import histograms, lines
+from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, uniformity
+
+__all__ = ["run_ood", "show_ood"]
+
+
+def run_ood(
+    bench: Bench, others: Mapping[str, np.ndarray], out: Path, *, images: int
+) -> dict[str, Any]:
+    """AUROC of every score between held-out images and others, and corruptions of them.
+
+    The combination is fitted on the half of the held-out images that is not compared; of fewer
+    than `FEWEST_IMAGES` there is none.
+
+    Arguments:
+        others: Name to uint8 (N, 3, S, S).
+        images: Of each set, at most; and no more than the bench has.
+    """
+    half = bench.num_pictures
+    count = min(images, half)
+    rows = slice(half, half + count)
+    own_images = np.asarray(bench._held_out().images[rows])
+    seen = bench.seen()
+    own_seen = Seen(tuple(g[rows] for g in seen.u), seen.distortion[rows], seen.kl[rows])
+    calibration = _calibration(bench)
+    strange = {name: np.asarray(x[:count]) for name, x in others.items()}
+    strange |= corruptions(own_images)
+    bar = tqdm(desc="chains", unit="grad", disable=not bench.progress)
+    with bar:
+        own = _scores(bench, own_images, own_seen, calibration, bar.update)
+        found = {
+            name: _scores(bench, x, bench.look_at(x), calibration, bar.update)
+            for name, x in strange.items()
+        }
+    tables = {name: separations(own, other) for name, other in found.items()}
+    groups = len(bench.pipe.generator.latent_shapes)
+    _plot_ood(own, found, tables, groups, out)
+    return {
+        "groups": groups,
+        "count": count,
+        "counts": {name: len(x) for name, x in strange.items()},
+        "auroc": {
+            name: {s: {"value": f.value, "error": f.error} for s, f in table.items()}
+            for name, table in tables.items()
+        },
+        "calibration": _uniform(calibration, own),
+    }
+
+
+def _calibration(bench: Bench) -> Calibration | None:
+    """Of the first half of the held-out images; None of too few."""
+    if bench.num_pictures < FEWEST_IMAGES:
+        return None
+    images = bench._held_out().images[: bench.num_pictures]
+    return calibrate(bench.pipe, images, batch_size=bench.batch_size, progress=bench.progress)
+
+
+def _scores(
+    bench: Bench,
+    images: np.ndarray,
+    seen: Seen,
+    calibration: Calibration | None,
+    progress: Callable[[int], object],
+) -> dict[str, np.ndarray]:
+    """Every score of some images, by name."""
+    pipe, batch = bench.pipe, bench.batch_size
+    config = pipe.sampling_config(**bench.sampling)
+    moved = chain_latents(pipe, seen.u, config, batch_size=batch, progress=progress)
+    return scores(
+        top_group_energies(pipe, seen.u, batch),
+        (seen.distortion + seen.kl.sum(1)).numpy(),
+        png_bytes(images),
+        top_group_energies(pipe, moved, batch),
+        measure_images(pipe, images, batch_size=batch, progress=bench.progress),
+        calibration,
+    )
+
+
+def _uniform(
+    calibration: Calibration | None, own: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """Are the p-values of held-out images, which fitted nothing, uniform?"""
+    if calibration is None:
+        return None
+    statistic, p = uniformity(calibration.distances, own["combination"])
+    return {**calibration.facts, "ks_statistic": statistic, "ks_p_value": p}
+
+
+def _plot_ood(
+    own: dict[str, np.ndarray], found: dict[str, Any], tables: Any, groups: int, out: Path
+) -> None:
+    kinds = {
+        "energy": "energy",
+        "energy after the chain": "energy after the chain",
+        "negative log density": "negative log density",
+        "rate": "rate",
+    }
+    by_groups = {
+        title: {
+            name: (
+                range(1, groups + 1),
+                [table[f"{kind}, top {k + 1} of {groups}"].value for k in range(groups)],
+            )
+            for name, table in tables.items()
+        }
+        for title, kind in kinds.items()
+    }
+    lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
+    every = f"energy, top {groups} of {groups}"
+    shown = [("energy, all groups", every), ("-ELBO, nats", "likelihood")]
+    shown += [("combination", "combination")] if "combination" in own else []
+    panels = {
+        label: {"held-out": own[key], **{name: x[key] for name, x in found.items()}}
+        for label, key in shown
+    }
+    histograms(out / "figures/ood-histograms.png", panels)
+
+
+# From the simplest score to the dearest: among equals the first is to be used.
+_SIMPLEST = (
+    "compression",
+    "likelihood less compression",
+    "likelihood",
+    "energy",
+    "negative log density",
+    "rate",
+    "LLR",
+    "combination",
+)
+_ABOUT_LEVELS = (
+    "negative log densities are those energies with |u|² / 2, rates have the KL divergence in its "
+    "place; LLR > k is the likelihood ratio that takes off what the k finest groups explain; "
+)
+_OTHER = ("no score by level", "scores by level")
+_OF_LEVELS = _SIMPLEST[3:]  # what knows of the prior or of single levels
+_USELESS = 0.6
+
+
+def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
+    """One sentence: which score to use, plainly a simpler one where that does as well."""
+    best = max(table, key=lambda s: table[s]["value"])
+    if table[best]["value"] < _USELESS:
+        return f"{name}: none is of use, the best is {_score(best, table)}."
+    as_good = [
+        s
+        for s in table
+        if table[s]["value"] >= table[best]["value"] - 2 * table[best]["error"] - 5e-4
+    ]
+    use = min(as_good, key=lambda s: (_cost(s), -table[s]["value"]))
+    text = f"{name}: use {_score(use, table)}"
+    top = max((s for s in table if s.startswith(_OF_LEVELS)), key=lambda s: table[s]["value"])
+    if use.startswith(_OF_LEVELS):
+        return f"{text}, against {_score('likelihood', table)} and {_score('compression', table)}."
+    beaten = table[top]["value"] < table[use]["value"] - 2 * table[use]["error"]
+    kind = ("no energy", "energies") if top.startswith("energy") else _OTHER
+    verdict = f"{kind[0]} does as well" if beaten else f"{kind[1]} do no better"
+    return f"{text}, the simpler score; {verdict}, the best is {_score(top, table)}."
+
+
+def _cost(score: str) -> int:
+    kind = next(i for i, s in enumerate(_SIMPLEST) if score.startswith(s))
+    return kind + score.startswith("energy after")
+
+
+def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
+    return f"{score} ({table[score]['value']:.3f})"
+
+
+def show_ood(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    auroc = found["auroc"]
+    names = list(next(iter(auroc.values())))
+    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
+    by_level = _ABOUT_LEVELS if any(name.startswith("LLR") for name in names) else ""
+    largest = max(f["error"] for table in auroc.values() for f in table.values())
+    return [
+        Heading("Out-of-distribution detection"),
+        Text(
+            f"AUROC between {found['count']} held-out pictures and others: 0.5 is chance, below "
+            "it the others look more like the data than the data. Energies are those of the top "
+            "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
+            f"from there; {by_level}likelihood is -ELBO, compression the size as PNG. No standard "
+            f"error is above {largest:.3f}."
+        ),
+        *([Text(_about_combination(found["calibration"]))] if "calibration" in found else []),
+        Table(["", *auroc], rows),
+        *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
+        Picture("figures/ood.png", "AUROC by number of top groups"),
+        Picture("figures/ood-histograms.png", "Distributions of two scores"),
+    ]
+
+
+def _about_combination(found: Mapping[str, Any] | None) -> str:
+    """One sentence or two: what fitted the combination, and whether its p-values are uniform."""
+    if found is None:
+        return (
+            f"There is no combination: it takes {FEWEST_IMAGES} held-out images that are not "
+            "compared."
+        )
+    return (
+        "The combination is the Mahalanobis distance of every level's statistics, fitted on "
+        f"{found['fitted_on']} held-out images that are not compared, and on no others. p-values "
+        f"of those compared: Kolmogorov-Smirnov distance from uniform {found['ks_statistic']:.3f} "
+        f"(p = {found['ks_p_value']:.2f})."
+    )

@@ -1,0 +1,180 @@
+"""A model that says how likely images are; the mathematics is in `pipeline/scoring.py`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents, check_latents
+from hebm_sample.pipeline.model import EncodeMode, Groups, Model, Pictures
+from hebm_sample.pipeline.scoring import log_density, measure, rate
+
+__all__ = ["Scorer", "Scores"]
+
+MAX_DRAWS = 1000
+SCORE_DRAWS = 2
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `Scorer.score` says of N images, on the CPU: means over draws of u ~ q(u | x).
+
+    Arguments:
+        energy: -F, (N,).
+        log_density: log p(u), up to its constant, in nats, (N,).
+        rate: E_q[-F] + KL in nats, (N,).
+        bound: The evidence lower bound under N(0, I) in nats, (N,).
+        ratios: LLR^{>k} of the k = 0 ... n-1 finest groups in nats, (N, n).
+        distance: From held-out images; None where the model carries no calibration.
+        p_value: The share of held-out images that are at least as far; None likewise.
+        note: What the p-value is, or why there is none, in one line.
+    """
+
+    energy: Tensor
+    log_density: Tensor
+    rate: Tensor
+    bound: Tensor
+    ratios: Tensor
+    distance: Tensor | None
+    p_value: Tensor | None
+    note: str
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.energy)
+
+    def __str__(self) -> str:
+        """A line an image, and the note."""
+        lines = []
+        for i in range(len(self)):
+            p = "" if self.p_value is None else f", p-value {float(self.p_value[i]):.3g}"
+            lines.append(f"log density {float(self.log_density[i]):.1f}{p}")
+        return "\n".join([*lines, self.note])
+
+
+class Scorer(Model):
+    """A `Model` with densities."""
+
+    def energy(
+        self,
+        images: Pictures | None = None,
+        *,
+        latents: Latents | None = None,
+        groups: Groups | None = None,
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+    ) -> Tensor:
+        """The energy -F_G at the lowest noise level, all symbols open, (N,): low for pictures like
+        the training data.
+
+        Arguments:
+            images: Pictures, as for `encode`; or give `latents`.
+            latents: u, as `encode` or a call returns it.
+            groups: The groups G that count: a slice, indices or one index; all if None.
+        """
+        chosen, prior = self._group_indices(groups), self._energies()
+        u = self._latents_of(images, latents, mode, batch_size)
+        return -prior.select(self._lowest_outputs(u, batch_size), chosen)
+
+    def log_density(
+        self,
+        images: Pictures | None = None,
+        *,
+        latents: Latents | None = None,
+        groups: Groups | None = None,
+        mode: EncodeMode = "sample",
+        batch_size: int = 16,
+    ) -> Tensor:
+        """The prior log density log p_G(u) = F_G(u) - |u_G|^2 / 2 at the lowest noise level, all
+        symbols open, up to its constant, in nats: (N,). High for images like the training data.
+
+        `energy` is -F_G alone, the log ratio of N(0, I) to the prior.
+
+        Arguments:
+            images: As for `encode`; or give `latents`.
+            latents: u, as `encode` or a call returns it.
+            groups: The groups G that count: a slice, indices or one index; all if None.
+            mode: "sample", u ~ q(u | x), or "mean", the posterior's mean.
+
+        Raises:
+            UserInputError: No prior, no encoder, or groups that the model has not.
+        """
+        chosen, _ = self._group_indices(groups), self._energies()
+        u = self._latents_of(images, latents, mode, batch_size)
+        check_latents(u, self.generator.latent_shapes)
+        return log_density(self, u, chosen, batch_size)
+
+    def rate(
+        self,
+        images: Pictures,
+        *,
+        groups: Groups | None = None,
+        draws: int = 4,
+        batch_size: int = 16,
+    ) -> Tensor:
+        """E_q[-F_G(u)] + KL(q(u_G | x) || N(0, I)) in nats, (N,): the divergence of the posterior
+        from the prior up to a constant, low for images like the training data.
+
+        Arguments:
+            images, groups: As for `log_density`.
+            draws: Of u, the same noise for every image.
+
+        Raises:
+            UserInputError: As for `log_density`.
+        """
+        require_integer("draws", draws, 1, MAX_DRAWS)
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        chosen, _ = self._group_indices(groups), self._energies()
+        return rate(self, self._read(images), chosen, draws, batch_size)
+
+    def score(self, images: Pictures, *, batch_size: int = 16) -> Scores:
+        """Densities, likelihood ratios, and a p-value: how unusual images are among held-out ones.
+
+        The p-value is that of a distance of all levels' statistics (`metrics/typicality.py`).
+        Every image is met by the same noise: its scores are the same alone and in any batch, to
+        rounding.
+
+        Arguments:
+            images: As for `encode`.
+
+        Raises:
+            UserInputError: No prior, no encoder, or a calibration that another release made.
+        """
+        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        self._energies()
+        calibration, x = self.calibration, self._read(images)
+        draws = calibration.facts.get("draws", SCORE_DRAWS) if calibration else SCORE_DRAWS
+        found = measure(self, x, draws, batch_size)
+        distance = p_value = None
+        if calibration is not None:
+            if calibration.names != found.names:
+                raise UserInputError(
+                    f"the calibration of {self.name} is of other statistics than this release "
+                    "has; calibrate the model again with hebm-train calibrate"
+                )
+            statistics = found.statistics.numpy()
+            distance = torch.from_numpy(calibration.distance(statistics)).float()
+            p_value = torch.from_numpy(calibration.p_value(statistics)).float()
+        return Scores(
+            energy=found.energies.float(),
+            log_density=-found.densities[:, -1].float(),
+            rate=found.rates[:, -1].float(),
+            bound=found.bound.float(),
+            ratios=found.ratios.float(),
+            distance=distance,
+            p_value=p_value,
+            note=self.p_value_note(),
+        )
+
+    def p_value_note(self) -> str:
+        """What the p-values of `score` are, or why there are none, in one line."""
+        if self.calibration is None:
+            return (
+                f"no p-values: {self.name} carries no calibration; write one into a model folder "
+                "with hebm-train calibrate FOLDER --data SOURCE"
+            )
+        count = len(self.calibration.distances)
+        return f"p-value: the share of {count:,} held-out images that are at least as unusual"

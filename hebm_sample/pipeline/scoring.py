@@ -1,0 +1,266 @@
+r"""What a model says of how likely images are: densities, rates, likelihood ratios by level.
+
+    log p_G(u) = F_G(u) - |u_G|^2 / 2 + const        prior log density of the groups G
+    rate_G(x)  = E_q[-F_G(u)] + KL_G                 KL(q(u_G | x) || p_G), up to the same constant
+    LLR^{>k}   = L(x) - L^{>k}(x)                    likelihood ratio of the k finest groups
+
+with u ~ q(u | x). L is the evidence lower bound under N(0, I), and L^{>k} the bound that keeps the
+posterior of the coarse groups only and draws the k finest from N(0, I):
+
+    L^{>k} = E[log p(x | u)] - sum_{i <= n-k} KL_i,   u_i ~ q for i <= n-k, u_i ~ N(0, I) below
+
+for a model of n groups; LLR^{>0} = 0. Havtorn et al., "Hierarchical VAEs Know What They Don't
+Know" (arXiv 2102.08248): low-level features are shared by images of all kinds, so what the fine
+groups alone explain is taken off the bound.
+
+`measure` also gives each level's statistics, which have a distance from those of held-out images
+(`metrics/typicality.py`): typicality as in Nalisnick et al., "Detecting Out-of-Distribution Inputs
+to Deep Generative Models Using Typicality" (arXiv 1906.02994), of many statistics at once as in
+Morningstar et al., "Density of States Estimation for Out-of-Distribution Detection" (arXiv
+2006.09273). What can only be positive, so has a long tail, enters by its logarithm.
+
+Every image is met by the same noise, so its scores depend neither on its neighbours nor on its
+place among them.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import Posterior, encode, kl_per_group
+from hebm_sample.latents import Latents
+from hebm_sample.prior.symbols import GroupOutputs
+from hebm_sample.sampling.noise import NoiseStreams
+
+if TYPE_CHECKING:
+    from hebm_sample.pipeline.model import Model
+
+__all__ = ["Measured", "group_indices", "half_squares", "log_density", "measure", "rate"]
+
+SMALLEST = 1e-12  # below which a mean square is taken for this
+
+
+def group_indices(groups: Any, count: int) -> list[int]:
+    """Indices of the groups that a slice, indices, one index or None (all) name.
+
+    >>> group_indices(slice(0, 2), 4), group_indices(-1, 4), group_indices(None, 3)
+    ([0, 1], [3], [0, 1, 2])
+    """
+    every = range(count)
+    try:
+        if groups is None or isinstance(groups, slice):
+            chosen = list(every if groups is None else every[groups])
+        else:
+            asked = [groups] if isinstance(groups, int) else groups
+            chosen = [every[operator.index(i)] for i in asked]
+    except (IndexError, TypeError, ValueError):
+        chosen = []
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserInputError(
+            f"groups {groups} asked for; this model has {count}, "
+            f"numbered 0 (top) to {count - 1}, each to be named once"
+        )
+    return chosen
+
+
+def log_density(model: "Model", u: Latents, groups: Sequence[int], batch_size: int = 16) -> Tensor:
+    """log p_G(u) = F_G(u) - |u_G|^2 / 2 at the lowest noise level, up to its constant: (N,).
+
+    Arguments:
+        u: (N, C_i, H_i, W_i) a group.
+        groups: G, as `group_indices` gives them.
+    """
+    prior = model._energies()
+    gain = prior.select(model._lowest_outputs(u, batch_size), list(groups)).double()
+    return (gain - half_squares(u)[:, list(groups)].sum(1).cpu()).float()
+
+
+def half_squares(u: Latents) -> Tensor:
+    """|u_i|^2 / 2 of every group, (N, L), in double precision."""
+    return torch.stack([g.flatten(1).double().square().sum(1) / 2 for g in u], dim=1)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What a batch of images looks like with one draw of u, or with the posterior's means."""
+
+    posterior: Posterior
+    noise: Latents | None
+    kl: Tensor
+    outputs: GroupOutputs
+
+
+def _batches(model: "Model", x: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Any]]:
+    for i in range(0, len(x), batch_size):
+        rows = x[i : i + batch_size].to(model.device)
+        with model._precision():
+            yield rows, model.encoder.features(rows)
+
+
+def _draw(model: "Model", features: Any, seed: int | None) -> _Draw:
+    """u ~ q(u | x) with the noise of a seed, the same for every image; the means if it is None.
+
+    `noise` holds the seed's further noise, for groups that are drawn from N(0, I).
+    """
+    count, shapes = len(next(iter(features.values()))), model.generator.latent_shapes
+    own = further = None
+    if seed is not None:
+        stream = NoiseStreams([seed], shapes, device=model.device)
+        own, further = (
+            tuple(g.expand(count, -1, -1, -1) for g in stream.normal()) for _ in range(2)
+        )
+    with model._precision():
+        posterior = encode(model.generator, model.encoder, features, own)
+        levels = torch.full((count,), model._lowest_level(), device=model.device)
+        outputs = model._energies().outputs(posterior.top, levels)
+    means, log_s = (tuple(g.double() for g in part) for part in posterior[1:3])
+    found = GroupOutputs(*(part.double() for part in outputs))
+    return _Draw(posterior, further, kl_per_group(means, log_s), found)
+
+
+@torch.no_grad()
+def rate(
+    model: "Model", x: Tensor, groups: Sequence[int], draws: int, batch_size: int = 16
+) -> Tensor:
+    """E_q[-F_G] + KL_G in nats, up to the constant of log p_G, over some draws of u: (N,).
+
+    Arguments:
+        x: (N, 3, S, S) in [-1, 1].
+    """
+    prior, parts = model._energies(), []
+    for _, features in _batches(model, x, batch_size):
+        found = [_draw(model, features, seed) for seed in range(draws)]
+        each = [
+            d.kl[:, list(groups)].sum(1) - prior.select(d.outputs, list(groups)) for d in found
+        ]
+        parts.append(torch.stack(each).mean(0).float().cpu())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` finds, float64 on the CPU.
+
+    Arguments:
+        energies: -F, mean over the draws, (N,).
+        bound: L(x), the evidence lower bound under N(0, I) in nats, (N,).
+        ratios: LLR^{>k} for k = 0 ... n-1 finest groups, (N, n).
+        rates: E_q[-F_G] + KL_G of the top 1 ... n groups, (N, n).
+        densities: -log p_G(u) of the top 1 ... n groups, mean over the draws, (N, n).
+        statistics: Of each level, (N, D), as `names` calls them.
+        names: D.
+    """
+
+    energies: Tensor
+    bound: Tensor
+    ratios: Tensor
+    rates: Tensor
+    densities: Tensor
+    statistics: Tensor
+    names: tuple[str, ...]
+
+
+@torch.no_grad()
+def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> Measured:
+    """Bounds, ratios, rates, densities and level statistics of images.
+
+    Arguments:
+        x: (N, 3, S, S) in [-1, 1].
+        draws: Of u, over which everything is averaged.
+    """
+    parts: list[dict[str, Tensor]] = []
+    for rows, features in _batches(model, x, batch_size):
+        drawn = [_of_draw(model, rows, _draw(model, features, s)) for s in range(draws)]
+        mean = {k: torch.stack([d[k] for d in drawn]).mean(0) for k in drawn[0]}
+        parts.append({k: v.cpu() for k, v in _with_means(model, features, mean).items()})
+    found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    columns = _columns(found)
+    scalars = {k: found[k] for k in ("energies", "bound", "ratios", "rates", "densities")}
+    return Measured(
+        **scalars,
+        statistics=torch.cat(list(columns.values()), dim=1),
+        names=tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
+    )
+
+
+def _of_draw(model: "Model", x: Tensor, draw: _Draw) -> dict[str, Tensor]:
+    """All that needs a draw of u; (B, ...) each."""
+    prior, kl = model._energies(), draw.kl
+    tops = [list(range(k + 1)) for k in range(kl.shape[1])]
+    gains = torch.stack([prior.select(draw.outputs, g) for g in tops], dim=1)
+    squares = half_squares(draw.posterior.u)
+    with model._precision():
+        likelihood = model.generator.output(draw.posterior.top.features.float())
+        mean = likelihood.mean.float()
+    distortion = -likelihood.log_prob(x).double()
+    return {
+        "energies": -gains[:, -1],
+        "bound": -distortion - kl.sum(1),
+        "ratios": _ratios(model, x, draw, distortion),
+        "rates": kl.cumsum(1) - gains,
+        "densities": squares.cumsum(1) - gains,
+        "kl": kl,
+        "squares": squares,
+        "gains": torch.stack([prior.select(draw.outputs, [i]) for i in range(len(tops))], dim=1),
+        "distortion": distortion[:, None],
+        **_residual(mean - x),
+    }
+
+
+def _ratios(model: "Model", x: Tensor, draw: _Draw, distortion: Tensor) -> Tensor:
+    """LLR^{>k}, (B, n): the k finest groups explain x by so many nats more than noise does."""
+    u, noise, count = draw.posterior.u, draw.noise, draw.kl.shape[1]
+    assert noise is not None
+    found = [torch.zeros_like(distortion)]
+    for k in range(1, count):
+        with model._precision():
+            top = model.generator.transform((*u[: count - k], *noise[count - k :]))
+            likelihood = model.generator.output(top.features.float())
+        without = -likelihood.log_prob(x).double()
+        found.append(without - distortion - draw.kl[:, count - k :].sum(1))
+    return torch.stack(found, dim=1)
+
+
+def _residual(r: Tensor) -> dict[str, Tensor]:
+    """Statistics of what the mean image leaves, (B, 3, S, S), a colour channel: mean, mean
+    square, and mean square from pixel to pixel along rows and columns.
+    """
+    r = r.double()
+    steps = (r, r.diff(dim=3), r.diff(dim=2))
+    squares = [part.square().mean((2, 3)) for part in steps]
+    return {"residual mean": r.mean((2, 3)), "residual squares": torch.cat(squares, dim=1)}
+
+
+def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds what the posterior's means and widths say, group by group and channel by channel."""
+    prior, draw = model._energies(), _draw(model, features, None)
+    means, widths = draw.posterior.mean, draw.posterior.log_s
+    gains = [prior.select(draw.outputs, [i]) for i in range(len(means))]
+    return found | {
+        "squares of means": half_squares(means),
+        "gains at means": torch.stack(gains, dim=1),
+        "channel mean": torch.cat([m.double().mean((2, 3)) for m in means], dim=1),
+        "channel square": torch.cat([m.double().square().mean((2, 3)) for m in means], dim=1),
+        "channel width": torch.cat([s.double().mean((2, 3)) for s in widths], dim=1),
+    }
+
+
+def _columns(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The statistics by name, (N, d) each: what is positive by its logarithm."""
+    plain = ("gains", "gains at means", "channel mean", "channel width", "residual mean")
+    positive = (
+        "kl",
+        "squares",
+        "squares of means",
+        "distortion",
+        "channel square",
+        "residual squares",
+    )
+    columns = {name: found[name] for name in plain}
+    columns |= {f"log {name}": found[name].clamp(min=SMALLEST).log() for name in positive}
+    return columns | {"ratio": found["ratios"][:, 1:]}

@@ -1,0 +1,177 @@
+"""Densities, rates and likelihood ratios of images, on models whose energies are exact Gaussians.
+
+A score without |u|^2 / 2 orders images by a ratio of densities; one that draws anew for each row
+depends on an image's neighbours; a ratio of bounds with different noise is not zero where nothing
+is replaced.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from analytic import gaussian_energy
+from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules, tiny_pipeline
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.pipeline.scoring import measure
+from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.prior.symbols import GroupOutputs
+
+VARIANCE, MEAN = 0.3, 0.4
+
+
+class GaussianEnergies(JointEnergy):
+    """Exact energies of data N(MEAN, VARIANCE) in every dimension of u."""
+
+    def outputs(self, top, level):
+        base = gaussian_energy(VARIANCE, MEAN)(top.u, level)
+        return GroupOutputs(base, base.new_zeros(*base.shape, 0))
+
+
+def gaussian_pipeline():
+    config = tiny_config()
+    generator, encoder, _ = tiny_modules(config)
+    prior = GaussianEnergies(
+        config.prior, config.generator.latent_shapes, config.generator.state_shapes
+    )
+    return Pipeline(config, generator, prior, encoder)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return gaussian_pipeline()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def images(pipe):
+    return (tiny_images(pipe.config, 5) + 1) / 2
+
+
+def exact(pipe, u, groups):
+    """log N of the lowest level's diffused data, without its constant, (N,)."""
+    sigma = pipe.config.prior.levels[0]
+    total = (1 - sigma**2) * VARIANCE + sigma**2
+    centre = (1 - sigma**2) ** 0.5 * MEAN
+    rows = [u[i].flatten(1).double() for i in groups]
+    return -sum((r - centre).square().sum(1) for r in rows) / (2 * total)
+
+
+class TestLogDensity:
+    @pytest.mark.parametrize("groups", [[0, 1, 2], [0], [2, 0]])
+    @pytest.mark.parametrize("mode", ["sample", "mean"])
+    def test_differs_between_images_by_what_it_should(self, gaussian, images, groups, mode):
+        u = gaussian.encode(images, mode=mode)
+        found = gaussian.log_density(images, groups=groups, mode=mode).double()
+        expected = exact(gaussian, u, groups)
+        assert expected.std() > 0.05
+        torch.testing.assert_close(found - found[0], expected - expected[0], atol=2e-3, rtol=1e-4)
+
+    def test_is_minus_the_energy_less_half_a_square(self, pipe):
+        u = tiny_latents(pipe.config, 4)
+        energy = pipe.energy(latents=u, groups=slice(0, 2)).double()
+        squares = sum(g.flatten(1).double().square().sum(1) for g in u[:2])
+        found = pipe.log_density(latents=u, groups=slice(0, 2)).double()
+        torch.testing.assert_close(found, -energy - squares / 2, atol=1e-3, rtol=1e-5)
+
+    def test_the_rate_of_exact_energies_is_the_divergence(self, gaussian, images):
+        """Up to the same constant for every image: KL(q || N(m, V)) of the encoder's Gaussians, of
+        which the top group's is known in closed form.
+        """
+        found = gaussian.rate(images, groups=0, draws=150).double()
+        from hebm_sample.generator.encoder import encode
+
+        with torch.no_grad():
+            q = encode(gaussian.generator, gaussian.encoder, images * 2 - 1, None)
+        sigma = gaussian.config.prior.levels[0]
+        total = (1 - sigma**2) * VARIANCE + sigma**2
+        centre = (1 - sigma**2) ** 0.5 * MEAN
+        m, s = q.mean[0].flatten(1).double(), q.log_s[0].flatten(1).double()
+        exact = (((m - centre).square() + (2 * s).exp()) / (2 * total) - s).sum(1)
+        assert exact.std() > 0.1
+        torch.testing.assert_close(found - found[0], exact - exact[0], atol=0.5, rtol=0.02)
+
+
+class TestRatios:
+    def test_with_nothing_replaced_are_zero(self, gaussian, images):
+        assert (measure(gaussian, images * 2 - 1).ratios[:, 0] == 0).all()
+
+    def test_of_groups_that_say_nothing_are_zero(self, images):
+        """Finest groups whose posterior is N(0, I) and whose z the generator ignores: keeping them
+        explains no more than drawing them.
+        """
+        pipe = gaussian_pipeline()
+        with torch.no_grad():
+            for i in (1, 2):
+                for layer in (pipe.encoder.heads[i].out, pipe.generator.groups[i].take_in):
+                    layer.weight.zero_()
+                    layer.bias.zero_()
+        found = measure(pipe, images * 2 - 1).ratios
+        assert found.abs().max() < 1e-2
+        with torch.no_grad():
+            pipe.encoder.heads[2].out.bias += 1.0  # a rate that buys nothing
+        mean, log_s = 1.0, 5 * math.tanh(1 / 5)  # as the head bounds it
+        kl = (mean**2 + math.exp(2 * log_s) - 1) / 2 - log_s
+        found = measure(pipe, images * 2 - 1).ratios
+        size = pipe.generator.latent_shapes[2]
+        expected = -kl * size[0] * size[1] * size[2]
+        torch.testing.assert_close(
+            found[:, 1], torch.full_like(found[:, 1], expected), rtol=1e-3, atol=1e-2
+        )
+
+    def test_the_bound_is_the_training_objectives(self, pipe, images):
+        from hebm_sample.sampling.noise import NoiseStreams
+        from hebm_sample.training.elbo import elbo
+
+        x, expected = images * 2 - 1, []
+        for draw in range(2):
+            noise = NoiseStreams([draw] * len(x), pipe.generator.latent_shapes).normal()
+            with torch.no_grad():
+                found = elbo(pipe.generator, pipe.encoder, x, noise)
+            expected.append(-found.distortion - found.kl.sum(1))
+        torch.testing.assert_close(
+            measure(pipe, x).bound.float(), torch.stack(expected).mean(0), rtol=1e-4, atol=1e-2
+        )
+
+
+class TestMeasured:
+    def test_a_batch_agrees_with_single_images(self, pipe, images):
+        x = images * 2 - 1
+        together = measure(pipe, x, batch_size=5).statistics
+        for order in ([3], [4, 0, 3]):
+            alone = measure(pipe, x[order], batch_size=2).statistics
+            torch.testing.assert_close(alone, together[order], rtol=1e-3, atol=1e-3)
+
+    def test_columns_have_names_and_are_finite(self, pipe):
+        x = torch.zeros(2, 3, 16, 16)
+        found = measure(pipe, x)
+        assert len(found.names) == len(set(found.names)) == found.statistics.shape[1]
+        assert torch.isfinite(found.statistics).all()
+        assert found.rates.shape == found.densities.shape == found.ratios.shape == (2, 3)
+
+
+class TestBadInput:
+    def test_groups_out_of_range(self, pipe, images):
+        for call in (pipe.log_density, pipe.rate):
+            with pytest.raises(UserInputError, match=r"groups 7 asked for; this model has 3"):
+                call(images, groups=7)
+
+    def test_no_prior(self, images):
+        generator, encoder, _ = tiny_modules()
+        bare = Pipeline(replace(tiny_config(), prior=None), generator, None, encoder)
+        for call in (bare.log_density, bare.rate):
+            with pytest.raises(UserInputError, match="tiny has no energy-based prior"):
+                call(images)
+
+    def test_images_of_another_size_are_fitted(self, pipe):
+        from PIL import Image
+
+        grey = Image.linear_gradient("L").resize((40, 24))
+        fitted = pipe.log_density([grey.convert("RGB").crop((8, 0, 32, 24))])
+        torch.testing.assert_close(pipe.log_density([grey]), fitted)
