@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from hebm_sample.config import ModelConfig
 from hebm_sample.data.dataset import Pictures, StepSampler, zoomed
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.files import mark_run_folder
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import (
@@ -128,9 +129,10 @@ def _time_a_step(
 
 
 def make_run_folder(folder: Path) -> None:
-    """Make the folder, or raise `UserInputError`."""
+    """Make the folder and mark it as a run's, or raise `UserInputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        mark_run_folder(folder)
     except OSError as error:
         raise UserInputError(
             f"the run folder {folder} cannot be made: {error.strerror}"
