@@ -14,6 +14,7 @@ import click
 
 from hebm_sample import __version__
 from hebm_sample.cli.baseline import baseline
+from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
 from hebm_sample.cli.push import push
@@ -95,9 +96,10 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option(
                 "--validation",
-                type=click.IntRange(0),
-                metavar="N",
-                help="Rows kept apart, at the end.",
+                type=HoldOutType(),
+                metavar="ROWS",
+                help="Rows kept apart: hash, a tenth of them, chosen by their names; last:N or N, "
+                "those at the end.  [default: the preset's, or hash]",
             ),
             click.option(
                 "--checkpoint-every", type=_Duration(), metavar="TIME", help="Between checkpoints."
@@ -155,6 +157,8 @@ def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     """`settings` with the options that were typed; steps and a time budget replace each other."""
     names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
     changes = {k: options[k] for k in names if options[k] is not None}
+    if changes.get("validation") == HASH:
+        changes["validation"] = None
     steps, budget = options["max_steps"], options["time_budget"]
     if steps is not None and budget is not None:
         raise UserInputError(
@@ -204,10 +208,16 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     click.echo("\n".join(estimate.lines()))
 
 
-def _pictures(options: dict[str, Any], size: int) -> Any:
+def _pictures(options: dict[str, Any], size: int, validation: int | None) -> Any:
+    """The data, of which a line is printed."""
     from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.summary import held_out_rule
 
-    return load_pictures(options["data"], size=size, progress=not options["quiet"])
+    refuse_same_folder(options["data"], options["out"])
+    pictures = load_pictures(options["data"], size=size, progress=not options["quiet"])
+    rule = held_out_rule(validation)
+    tell(options["data"], *pictures.split(validation), rule, options["quiet"])
+    return pictures
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -258,9 +268,10 @@ def generator(**options: Any) -> None:
 
     _use_the_machine()
     accelerator = make_accelerator(options["device"])
+    settings = preset.generator_settings
     result = train_generator(
         preset,
-        _pictures(options, preset.generator.image_size),
+        _pictures(options, preset.generator.image_size, settings.validation),
         options["out"],
         resume=options["resume"],
         init=load_model(options["init"]) if options["init"] else None,
@@ -297,10 +308,11 @@ def prior(**options: Any) -> None:
     model = load_model(options["generator"])
     _use_the_machine()
     accelerator = make_accelerator(options["device"])
+    settings = preset.prior_settings
     result = train_prior(
         preset,
         model,
-        _pictures(options, model.config.generator.image_size),
+        _pictures(options, model.config.generator.image_size, settings.validation),
         options["out"],
         objective=options["objective"] or preset.objective,
         resume=options["resume"],

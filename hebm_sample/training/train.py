@@ -3,11 +3,12 @@ loads.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +118,7 @@ def train_generator(
 
     Arguments:
         preset: The architecture and the run's settings.
-        pictures: All rows; the settings' last `validation` rows are kept apart.
+        pictures: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model of the same architecture to fine-tune from; or one of smaller pictures that
             the preset's generator grows from: its T, encoder and prior are kept as they are and
@@ -238,7 +239,25 @@ def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
                 f"{symbol.name!r} has {', '.join(symbol.values[:12])}: they must agree in order"
             )
         columns.append(column)
+    _warn_of_unseen(preset, [pictures.labels[column] for column in columns])
     return tuple(columns)
+
+
+def _warn_of_unseen(preset: Preset, columns: Sequence[np.ndarray]) -> None:
+    """Warn of symbols' values that no training row has: nothing is learned of them."""
+    unseen = [
+        f"{symbol.name} = {value}"
+        for symbol, labels in zip(preset.prior.symbols, columns, strict=True)
+        for i, value in enumerate(symbol.values)
+        if not (labels == i).any()
+    ]
+    if unseen:
+        shown = ", ".join(unseen[:12]) + (", ..." if len(unseen) > 12 else "")
+        warnings.warn(
+            f"no training image has {shown}; the model cannot be asked for it: hold out other "
+            "rows (--validation hash), or add such images",
+            stacklevel=3,
+        )
 
 
 def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
@@ -277,7 +296,7 @@ def train_prior(
     Arguments:
         preset: The prior's architecture and the run's settings; the generator is `model`'s.
         model: Generator and encoder.
-        pictures: All rows; the settings' last `validation` rows are kept apart.
+        pictures: All rows; those that the settings' `validation` says are kept apart.
         objective: "score", or "mle", the paper's.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model whose energies to start from: a warm start for "mle".
