@@ -220,6 +220,29 @@ def _pictures(options: dict[str, Any], size: int, validation: int | None) -> Any
     return pictures
 
 
+def _check_resume(options: dict[str, Any]) -> None:
+    """`UserInputError` if a run that goes on is asked for another length than it began with: its
+    learning rates follow from that.
+    """
+    from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+
+    path = latest_checkpoint(options["out"]) if options["resume"] else None
+    if path is None:
+        return
+    state, steps, budget = read_state(path), options["max_steps"], options["time_budget"]
+    if steps is not None and steps != state["total"]:
+        asked = f"--max-steps {steps}"
+    elif budget is not None and budget != state.get("time_budget"):
+        asked = f"--time-budget of {budget:g} s"
+    else:
+        return
+    raise UserInputError(
+        f"{asked} does not go with --resume: the run in {options['out']} has {state['total']} "
+        "steps, and its learning rates follow from them; leave it out, or start a longer run in "
+        f"another folder with --init {options['out']}"
+    )
+
+
 def _announce(kind: str, folder: Path, result: Any) -> None:
     skipped = f", {result.skipped} skipped" if result.skipped else ""
     click.echo(
@@ -263,6 +286,7 @@ def generator(**options: Any) -> None:
     if options["dry_run"]:
         return _dry_run("generator", preset, options, options["init"])
     _needed(options, "data", "out")
+    _check_resume(options)
     from hebm_sample.training.train import train_generator
     from hebm_sample.training.trainer import make_accelerator
 
@@ -302,6 +326,7 @@ def prior(**options: Any) -> None:
     if options["dry_run"]:
         return _dry_run("prior", preset, options, options["generator"])
     _needed(options, "generator", "data", "out")
+    _check_resume(options)
     from hebm_sample.training.train import train_prior
     from hebm_sample.training.trainer import make_accelerator
 

@@ -3,12 +3,12 @@ loads.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +29,8 @@ from hebm_sample.training.elbo import (
 )
 from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
+from hebm_sample.training.label_columns import label_columns
+from hebm_sample.training.lock import locked
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = ["Objective", "train_generator", "train_prior"]
@@ -139,6 +141,7 @@ def train_generator(
     )
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
+        task.init = _fingerprint(init.generator)
         if _start_from(init, task.learner, preset):
             grown_from = init
             config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
@@ -214,52 +217,6 @@ def _prior_objective(
     )
 
 
-def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
-    """The data's columns of the preset's symbols; `UserInputError` where one is missing or holds
-    other values.
-    """
-    columns = []
-    for symbol in preset.prior.symbols:
-        column = dict(preset.label_columns).get(symbol.name, symbol.name)
-        if column not in pictures.labels:
-            raise UserInputError(
-                f"preset {preset.name} has the symbol {symbol.name!r}, but the data have no label "
-                f"column {column!r}; they have {sorted(pictures.labels) or 'none'}"
-            )
-        top = int(pictures.labels[column].max())
-        if top >= len(symbol.values):
-            raise UserInputError(
-                f"label column {column!r} holds {top}; symbol {symbol.name!r} has "
-                f"{len(symbol.values)} values, numbered from 0"
-            )
-        names = pictures.label_names.get(column)
-        if names is not None and names != symbol.values[: len(names)]:
-            raise UserInputError(
-                f"label column {column!r} has the values {', '.join(names[:12])}; symbol "
-                f"{symbol.name!r} has {', '.join(symbol.values[:12])}: they must agree in order"
-            )
-        columns.append(column)
-    _warn_of_unseen(preset, [pictures.labels[column] for column in columns])
-    return tuple(columns)
-
-
-def _warn_of_unseen(preset: Preset, columns: Sequence[np.ndarray]) -> None:
-    """Warn of symbols' values that no training row has: nothing is learned of them."""
-    unseen = [
-        f"{symbol.name} = {value}"
-        for symbol, labels in zip(preset.prior.symbols, columns, strict=True)
-        for i, value in enumerate(symbol.values)
-        if not (labels == i).any()
-    ]
-    if unseen:
-        shown = ", ".join(unseen[:12]) + (", ..." if len(unseen) > 12 else "")
-        warnings.warn(
-            f"no training image has {shown}; the model cannot be asked for it: hold out other "
-            "rows (--validation hash), or add such images",
-            stacklevel=3,
-        )
-
-
 def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
     """Take over the energies of `init`; symbols' outputs that it lacks stay at zero."""
     prior, same = init.prior, {"symbols": ()}
@@ -302,6 +259,34 @@ def train_prior(
         init: A model whose energies to start from: a warm start for "mle".
         accelerator: accelerate's engine; made if None.
     """
+    with ExitStack() as lock:
+        return _train_prior(
+            lock,
+            preset,
+            model,
+            pictures,
+            Path(folder),
+            objective,
+            resume,
+            init,
+            accelerator,
+            show_progress,
+        )
+
+
+def _train_prior(
+    lock: ExitStack,
+    preset: Preset,
+    model: Pipeline,
+    pictures: Pictures,
+    folder: Path,
+    objective: Objective,
+    resume: bool,
+    init: Pipeline | None,
+    accelerator: Any,
+    show_progress: bool,
+) -> RunResult:
+    """`train_prior`; `lock` is given that of the folder, which its caller releases."""
     require_choice("objective", objective, Objective)
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
@@ -316,7 +301,8 @@ def train_prior(
         _warm_start(energy, init, preset)
     _channels_last(energy.to(device))
     learned = _prior_objective(objective, generator, encoder, energy, preset)
-    make_run_folder(Path(folder))
+    make_run_folder(folder)
+    lock.enter_context(locked(folder, accelerator.is_main_process))
     # Without a checkpoint, what lies there is an abandoned start's, maybe with another generator.
     if accelerator.is_main_process and latest_checkpoint(folder) is None:
         Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
@@ -329,7 +315,7 @@ def train_prior(
 
     chain = f" K={preset.chain_steps}" if objective == "mle" else ""
     identity = f"{training.identity} {objective}{chain} {_fingerprint(generator)}"
-    columns = _label_columns(preset, training)
+    columns = label_columns(preset, training)
     if columns:
         identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"
 
@@ -343,7 +329,10 @@ def train_prior(
         prepare = _encoded(generator, encoder, training, Path(folder), accelerator, show_progress)
     # Maximum likelihood's loss tells energies apart from their own chains only.
     measured = evaluate if len(validation) and objective == "score" else None
-    task = Task("prior", learned, energy, config, preview, identity, columns, prepare, measured)
+    start = _fingerprint(init.prior) if init is not None and init.prior is not None else ""
+    task = Task(
+        "prior", learned, energy, config, preview, identity, columns, prepare, measured, start
+    )
     result = train(
         task,
         training,

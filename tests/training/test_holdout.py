@@ -19,7 +19,7 @@ from hebm_sample.data.pictures import Pictures
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.models import PRESETS, find_preset
 from hebm_sample.presets.settings import TrainSettings, parse_validation
-from hebm_sample.training.train import _label_columns
+from hebm_sample.training.label_columns import label_columns
 
 SIZE = 8
 
@@ -167,7 +167,7 @@ def test_a_value_that_training_never_sees_is_told(tmp_path, held_out):
     if held_out is None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert _label_columns(preset, training) == ("label",)
+            assert label_columns(preset, training) == ("label",)
     else:
         with pytest.warns(UserWarning, match=f"no training image has {symbol.name} = yes"):
-            _label_columns(preset, training)
+            label_columns(preset, training)

@@ -16,7 +16,7 @@ from hebm_sample.data.dataset import load_pictures
 from hebm_sample.data.lmdb import count_values
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.presets.models import find_preset
-from hebm_sample.training.train import _label_columns
+from hebm_sample.training.label_columns import label_columns
 
 SIZE = 8
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
@@ -155,7 +155,7 @@ class TestCelebA:
         pictures = load(write_celeba(tmp_path / "set/images"), tmp_path)
         for name in ("celeba64", "celeba64-paper"):
             with pytest.warns(UserWarning, match="no training image has Black_Hair = yes, Blond"):
-                columns = _label_columns(find_preset(name), pictures)
+                columns = label_columns(find_preset(name), pictures)
             assert columns == tuple(s.name for s in NAMES)
 
     def test_the_official_layout_and_the_png_copy(self, tmp_path):
