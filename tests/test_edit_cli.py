@@ -320,3 +320,20 @@ def test_the_examples_of_the_help_parse(monkeypatch):
     for words in examples:
         command = main.commands[words[0]]
         assert command.make_context(words[0], words[1:]).params["dataset"]
+
+
+def test_nothing_that_exists_is_overwritten_unasked(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (SIZE, SIZE), (9, 80, 7)).save("cat.jpg")
+    names = {"cat.png": ("edit", "--outdir", "."), "cat-edit.png": ("edit",)}
+    names["cat-seed0000.png"] = ("inpaint", "--mask", "cat.jpg", "--outdir", ".")
+    for name, (command, *more) in names.items():
+        (tmp_path / name).write_bytes(b"mine")
+        arguments = (command, "cat.jpg", *more, "--dataset", folder, "--device", "cpu")
+        result = hebm_edit(*arguments)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+        assert f"{name} would be overwritten" in result.stderr and "--overwrite" in result.stderr
+        assert (tmp_path / name).read_bytes() == b"mine"
+    result = hebm_edit("edit", "cat.jpg", "--outdir", ".", "--overwrite", "--dataset", folder)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "cat.png").read_bytes() != b"mine"

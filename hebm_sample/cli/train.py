@@ -349,6 +349,15 @@ def prior(**options: Any) -> None:
         _announce("prior", options["out"], result)
 
 
+def _notes(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserInputError(
+            f"--notes {path} is not UTF-8 (byte {error.start}); save it as UTF-8 text"
+        ) from error
+
+
 @main.command(cls=OneLineErrors)
 @click.option(
     "--run",
@@ -371,21 +380,29 @@ def prior(**options: Any) -> None:
 @click.option(
     "--step-scale", type=click.FloatRange(0), metavar="C", help="Becomes the model's default."
 )
+@click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")
 def export(
     run: Path,
     out: Path,
     name: str | None,
     licence: str | None,
     notes: Path | None,
+    overwrite: bool,
     **sampling: Any,
 ) -> None:
     """Write a run's averaged weights as a model folder, in half precision."""
     from hebm_sample.training.export import UNSTATED_LICENCE
     from hebm_sample.training.export import export as export_run
 
-    text = notes.read_text(encoding="utf-8") if notes else ""
+    text = _notes(notes)
     row = export_run(
-        run, out, name=name, licence=licence or UNSTATED_LICENCE, notes=text, **sampling
+        run,
+        out,
+        name=name,
+        licence=licence or UNSTATED_LICENCE,
+        notes=text,
+        overwrite=overwrite,
+        **sampling,
     )
     size = sum(file.size for file in row.files.values()) / 2**20
     click.echo(

@@ -1,6 +1,7 @@
 """From modules to a model folder, laid out as a Hub repository."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,40 @@ from hebm_sample.hub.manifest import ModelRow, write_row
 from hebm_sample.hub.weights import save_weights
 from hebm_sample.io.files import write_atomically
 
-__all__ = ["UNSTATED_LICENCE", "write_model_folder"]
+__all__ = ["UNSTATED_LICENCE", "check_model_folder", "write_model_folder"]
+
+_PARTS = ("generator", "prior", "encoder")
+_FILES = (
+    *("config.json", "README.md", "weights_manifest.json"),
+    *(f"{part}.safetensors" for part in _PARTS),
+)
 
 UNSTATED_LICENCE = "unstated: that of the training data"
+
+
+def check_model_folder(folder: Path, overwrite: bool = False) -> None:
+    """`UserInputError` if `write_model_folder` would replace what it must not."""
+    there = [name for name in _FILES if os.path.lexists(folder / name)]
+    if not there:
+        return
+    if not overwrite:
+        raise UserInputError(
+            f"{folder} already holds {', '.join(there)}; choose another folder, or replace the "
+            "model there with --overwrite (overwrite=True)"
+        )
+    if "weights_manifest.json" not in there and not _is_config(folder / "config.json"):
+        raise UserInputError(
+            f"{folder} holds {', '.join(there)} and no model of hebm_sample; choose another folder"
+        )
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a model is described there, as in a folder whose writing was interrupted."""
+    try:
+        ModelConfig.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def write_model_folder(
@@ -31,6 +63,7 @@ def write_model_folder(
     licence: str = UNSTATED_LICENCE,
     figures: Mapping[str, Any] | None = None,
     card: Path | str | None = None,
+    overwrite: bool = False,
 ) -> ModelRow:
     """Write config, weights, card and, last, the manifest row; returns the row.
 
@@ -39,13 +72,17 @@ def write_model_folder(
 
     Arguments:
         card: An existing card's path, or its text; a plain one is written if None.
+        overwrite: Replace a model that is there.
 
     Raises:
-        UserInputError: The folder cannot be made there.
+        UserInputError: The folder cannot be made there, or holds such files already: a model's
+            without `overwrite`, or others, which are never touched.
         EnvironmentFailure: The disk is full or read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UserInputError(f"{folder} is a file; name a folder for the model")
+    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+    check_model_folder(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights_manifest.json").unlink(missing_ok=True)
@@ -53,7 +90,6 @@ def write_model_folder(
         raise EnvironmentFailure(
             f"the folder {folder} cannot be written: {error.strerror}"
         ) from error
-    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
     write_atomically(
         folder / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode()
     )

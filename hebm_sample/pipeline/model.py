@@ -382,12 +382,20 @@ class Model:
     # Saving
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype = torch.float16,
+        overwrite: bool = False,
     ) -> None:
         """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
         precision.
 
+        Arguments:
+            overwrite: Replace the files of a model that is there.
+
         Raises:
+            UserInputError: The folder holds a model, or other files of these names.
             EnvironmentFailure: The folder cannot be written.
             WeightsError: A weight does not fit the precision; nothing is half-written.
         """
@@ -400,6 +408,7 @@ class Model:
             encoder,
             dtype=dtype,
             card=self._card,
+            overwrite=overwrite,
         )
 
     def __reduce__(self) -> Any:

@@ -1,4 +1,4 @@
-"""One run in one folder: a lock that the system releases when its process ends, in whatever way."""
+"""One run in one folder: a lock that the system releases when its process ends."""
 
 import errno
 import os

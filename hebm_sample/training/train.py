@@ -159,7 +159,8 @@ def train_generator(
         # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
         encoder = grown_from.encoder if grown_from else learner.encoder
         prior = grown_from.prior if grown_from else None
-        Pipeline(config, learner.generator, prior, encoder).save_pretrained(Path(folder) / "model")
+        trained = Pipeline(config, learner.generator, prior, encoder)
+        trained.save_pretrained(Path(folder) / "model", overwrite=True)
     return result
 
 
@@ -306,7 +307,7 @@ def _train_prior(
     # Without a checkpoint, what lies there is an abandoned start's, maybe with another generator.
     if accelerator.is_main_process and latest_checkpoint(folder) is None:
         Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
-            Path(folder) / "generator"
+            folder / "generator", overwrite=True
         )
 
     def preview(learner: nn.Module) -> Tensor:
@@ -344,7 +345,8 @@ def _train_prior(
     )
     if accelerator.is_main_process:
         prior = cast("JointEnergy", result.learner)
-        Pipeline(config, generator, prior, encoder).save_pretrained(Path(folder) / "model")
+        trained = Pipeline(config, generator, prior, encoder)
+        trained.save_pretrained(folder / "model", overwrite=True)
         remove_encoded(Path(folder))
     return result
 

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import symbolic_pipeline
 from toy import draw_pictures
 
 from hebm_sample.cli.train import main
@@ -140,3 +141,43 @@ class TestLock:
             pass
         with locked(tmp_path):
             pass
+
+
+class TestExport:
+    """Nothing that exists is overwritten unasked, and what is not a model's never is."""
+
+    def export(self, home, folder, *more):
+        arguments = ("export", "--run", home / "generator", "--out", folder, *more)
+        return CliRunner().invoke(main, [str(x) for x in arguments])
+
+    def test_a_model_is_replaced_when_asked(self, home, tmp_path):
+        symbolic_pipeline().save_pretrained(tmp_path / "model")
+        before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+        assert "prior.safetensors" in before
+        refused(self.export(home, tmp_path / "model"), 2, "already holds", "--overwrite")
+        with pytest.raises(UserInputError, match="already holds config.json"):
+            symbolic_pipeline().save_pretrained(tmp_path / "model")
+        assert before == {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+        (tmp_path / "model/mine.txt").write_text("x")
+        assert self.export(home, tmp_path / "model", "--overwrite").exit_code == 0
+        after = {p.name for p in (tmp_path / "model").iterdir()}
+        assert after == set(before) - {"prior.safetensors"} | {"mine.txt"}
+
+    @pytest.mark.parametrize("name", ["README.md", "config.json", "prior.safetensors"])
+    def test_files_of_others_are_never_touched(self, home, tmp_path, name):
+        (tmp_path / name).write_text("{}")
+        refused(self.export(home, tmp_path), 2, f"already holds {name}")
+        refused(self.export(home, tmp_path, "--overwrite"), 2, f"holds {name} and no model")
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "{}"
+
+    def test_an_interrupted_folder_can_be_written_again(self, home, tmp_path):
+        assert self.export(home, tmp_path / "model").exit_code == 0
+        (tmp_path / "model/weights_manifest.json").unlink()
+        assert self.export(home, tmp_path / "model", "--overwrite").exit_code == 0
+
+    def test_notes_that_are_not_utf8(self, home, tmp_path):
+        (tmp_path / "notes.md").write_bytes("Gemälde".encode("latin-1"))
+        result = self.export(home, tmp_path / "model", "--notes", tmp_path / "notes.md")
+        refused(result, 2, "notes.md is not UTF-8", "save it as UTF-8")
+        assert not (tmp_path / "model").exists()
