@@ -178,7 +178,7 @@ def test_the_closing_line(folder, pictures):
     common = ["--dataset", folder, "--device", "cpu"]
     result = hebm_edit("edit", "a.png", *common, "--class", "a")
     assert result.stdout.startswith("a-edit.png: 1 picture in ")
-    assert hebm_edit("edit", "a.png", *common, "--quiet").output == ""
+    assert hebm_edit("edit", "a.png", *common, "--quiet", "--overwrite").output == ""
 
 
 @pytest.mark.parametrize("strength", ["0.3", "1"])
@@ -215,7 +215,7 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
         (["edit", "a.png", "--guidance", "2"], "add --class or --attr"),
         (["edit", "none.png"], "cannot read none.png: No such file"),
         (["edit", "."], "cannot read .: Is a directory"),
-        (["edit", "text.png"], "it is not a PNG, JPEG or WEBP picture; convert it first"),
+        (["edit", "text.png"], "it is not a PNG, JPEG, WEBP"),
         (["edit", "a.png", "sub/A.jpg", "--outdir", "o"], "a.png and sub/A.jpg would both become"),
         (["edit", "a.png", "--outdir", "."], "a.png is a picture that is read"),
         (["edit", "a.png", "--out", "a.png"], "a.png is a picture that is read"),

@@ -329,8 +329,8 @@ def _strength(default: float, text: str) -> Callable[[Any], Any]:
 def main() -> None:
     """Edit, complete and judge real pictures with a model's energies.
 
-    PNG, JPEG and WebP files are read, cropped to the middle square and resized to the model's
-    size.
+    PNG, JPEG, WebP, AVIF, BMP, GIF, PPM and TIFF files are read, cropped to the middle square and
+    resized to the model's size.
     """
 
 
