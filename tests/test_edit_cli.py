@@ -181,7 +181,7 @@ def test_the_closing_line(folder, pictures):
     common = ["--dataset", folder, "--device", "cpu"]
     result = hebm_edit("edit", "a.png", *common, "--class", "a")
     assert result.stdout.startswith("a-edit.png: 1 picture in ")
-    assert hebm_edit("edit", "a.png", *common, "--quiet").output == ""
+    assert hebm_edit("edit", "a.png", *common, "--quiet", "--overwrite").output == ""
 
 
 @pytest.mark.parametrize("strength", ["0.3", "1"])
@@ -218,7 +218,7 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
         (["edit", "a.png", "--guidance", "2"], "add --class or --attr"),
         (["edit", "none.png"], "cannot read none.png: No such file"),
         (["edit", "."], "cannot read .: Is a directory"),
-        (["edit", "text.png"], "it is not a PNG, JPEG or WEBP picture; convert it first"),
+        (["edit", "text.png"], "it is not a PNG, JPEG, WEBP"),
         (["edit", "a.png", "sub/A.jpg", "--outdir", "o"], "a.png and sub/A.jpg would both become"),
         (["edit", "a.png", "--outdir", "."], "a.png is a picture that is read"),
         (["edit", "a.png", "--out", "a.png"], "a.png is a picture that is read"),
@@ -323,3 +323,20 @@ def test_the_examples_of_the_help_parse(monkeypatch):
     for words in examples:
         command = main.commands[words[0]]
         assert command.make_context(words[0], words[1:]).params["dataset"]
+
+
+def test_nothing_that_exists_is_overwritten_unasked(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (SIZE, SIZE), (9, 80, 7)).save("cat.jpg")
+    names = {"cat.png": ("edit", "--outdir", "."), "cat-edit.png": ("edit",)}
+    names["cat-seed0000.png"] = ("inpaint", "--mask", "cat.jpg", "--outdir", ".")
+    for name, (command, *more) in names.items():
+        (tmp_path / name).write_bytes(b"mine")
+        arguments = (command, "cat.jpg", *more, "--dataset", folder, "--device", "cpu")
+        result = hebm_edit(*arguments)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+        assert f"{name} would be overwritten" in result.stderr and "--overwrite" in result.stderr
+        assert (tmp_path / name).read_bytes() == b"mine"
+    result = hebm_edit("edit", "cat.jpg", "--outdir", ".", "--overwrite", "--dataset", folder)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "cat.png").read_bytes() != b"mine"

@@ -268,8 +268,14 @@ def test_a_flipped_bit_in_a_png_is_noticed():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM"])
-def test_other_formats_are_refused(kind):
-    with pytest.raises(UserInputError, match="not a PNG, JPEG or WEBP picture; convert it first"):
+def test_other_formats_are_read(kind):
+    got = open_picture(io.BytesIO(encoded(plain((255, 0, 0)), kind)))
+    assert got.mode == "RGB" and got.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "PDF", "EPS", "TGA", "JPEG2000"])
+def test_formats_beyond_those_are_refused(kind):
+    with pytest.raises(UserInputError, match="not a PNG, JPEG, .* or TIFF picture; convert it"):
         open_picture(io.BytesIO(encoded(plain(), kind)))
 
 
@@ -289,6 +295,7 @@ def test_missing_and_unreadable_files(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
+    save_png(plain(), tmp_path / "a.png")
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(EnvironmentFailure, match="Permission denied"):
         open_picture(tmp_path / "a.png")

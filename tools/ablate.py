@@ -30,6 +30,7 @@ from typing import Any
 import click
 from ablation_page import TITLES, blocks, draw_figures
 
+from hebm_sample.cli.data import HASH, HoldOutType
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import load_model
 from hebm_sample.errors import UserInputError
@@ -283,7 +284,7 @@ def _names(_: Any, __: Any, text: str) -> tuple[str, ...]:
 @click.option("--set", "changes", multiple=True, help="Of all trainings, as for hebm-train prior.")
 @click.option("-n", "count", type=click.IntRange(10), default=1000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--validation", type=click.IntRange(0), help="[default: the preset's]")
+@click.option("--validation", type=HoldOutType(), help="[default: the preset's]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--quiet", is_flag=True)
 def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any) -> None:
@@ -297,13 +298,14 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
     settings = replace(preset.prior_settings, steps=steps, time_budget=budget)
     settings = replace(settings, warmup_steps=min(settings.warmup_steps, WARM_UP))
     if options["validation"] is not None:
-        settings = replace(settings, validation=options["validation"])
+        rows = options["validation"]
+        settings = replace(settings, validation=None if rows == HASH else rows)
     preset = replace(preset, prior_settings=settings)
     sets = open_held_out(
         data,
         size=pipe.config.generator.image_size,
         model=pipe.name,
-        validation=settings.validation,
+        validation=HASH if settings.validation is None else settings.validation,
         progress=show,
     )
     pictures = _all_rows(data, pipe, sets[0], settings.validation, show)
@@ -330,11 +332,11 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
     click.echo(f"{out / 'index.md'}; numbers in {out / 'results.json'}")
 
 
-def _all_rows(data: str, pipe: Pipeline, training: Any, validation: int, show: bool) -> Any:
+def _all_rows(data: str, pipe: Pipeline, training: Any, validation: int | None, show: bool) -> Any:
     """What `train_prior` splits for itself."""
     from hebm_sample.data.dataset import load_pictures
 
-    if not validation:
+    if validation == 0:
         return training
     return load_pictures(data, size=pipe.config.generator.image_size, progress=show)
 

@@ -97,9 +97,7 @@ def main(
     """Embed the evaluation set of preset NAME."""
     preset = find_preset(name)
     size, name = preset.generator.image_size, preset.model_name
-    training, held_out = open_held_out(
-        data, size=size, validation=preset.prior_settings.validation, progress=not quiet
-    )
+    training, held_out = open_held_out(data, size=size, model=preset.name, progress=not quiet)
     net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
     start, stop = DEFAULT_PICTURES, 2 * DEFAULT_PICTURES
     if len(held_out) < stop:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from hebm_sample.cli.data import refuse_same_folder, tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.errors import UserInputError
 
@@ -52,6 +53,7 @@ def baseline(
     """
     from hebm_sample.cli.evaluate import load_model
     from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.summary import held_out_rule
     from hebm_sample.evaluation.baselines import joint_ebm
     from hebm_sample.evaluation.latent_ddpm import train_ddpm
     from hebm_sample.presets.models import find_preset
@@ -69,7 +71,10 @@ def baseline(
         settings = replace(chosen.prior_settings, steps=steps, time_budget=budget)
         chosen = replace(chosen, prior_settings=settings)
     quiet = options["quiet"]
+    refuse_same_folder(data, out)
     pictures = load_pictures(data, size=model.config.generator.image_size, progress=not quiet)
+    validation = chosen.prior_settings.validation
+    tell(data, *pictures.split(validation), held_out_rule(validation), quiet)
     shared: dict[str, Any] = {
         "resume": options["resume"],
         "accelerator": make_accelerator(options["device"]),

@@ -85,9 +85,10 @@ def _sheet_path(options: CommandOptions, first: Path, what: str) -> Path:
 
 
 def _check_files(
-    sources: Sequence[Path], sheet: Path, outdir: Path | None, targets: Sequence[Path]
+    options: CommandOptions, sources: Sequence[Path], sheet: Path, targets: Sequence[Path]
 ) -> None:
-    """Every source is a picture, and none of them would be overwritten."""
+    """Every source is a picture, and nothing that is there would be overwritten unasked."""
+    outdir = options.outdir
     _check_sources(sources)
     check_targets(sheet, outdir, targets)
     read = {os.path.realpath(source) for source in sources}
@@ -96,6 +97,18 @@ def _check_files(
             raise UserInputError(
                 f"{path} is a picture that is read; write to another place, so that it stays"
             )
+    _refuse_existing(options, sheet, targets)
+
+
+def _refuse_existing(options: CommandOptions, sheet: Path, targets: Sequence[Path]) -> None:
+    """`UserInputError` if a name that nobody typed is taken: --out itself is what was asked."""
+    derived = list(targets) if options.outdir is not None else [sheet] * (options.out is None)
+    there = [path for path in derived if os.path.lexists(path)]
+    if there and not options.overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise UserInputError(
+            f"{there[0]}{more} would be overwritten; write to another place, or add --overwrite"
+        )
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
@@ -169,7 +182,7 @@ def _drawn(samples: "Samples") -> dict[str, Any]:
 def _edit(options: EditOptions) -> None:
     start = time.perf_counter()
     sheet, targets = _sheet_path(options, options.images[0], "edit"), options.targets
-    _check_files(options.images, sheet, options.outdir, targets)
+    _check_files(options, options.images, sheet, targets)
     pipe = load(options)
     from hebm_sample.pipeline.pipeline import ENCODE_STREAM
 
@@ -204,7 +217,7 @@ def _edit(options: EditOptions) -> None:
 def _interpolate(options: InterpolateOptions) -> None:
     start, count = time.perf_counter(), options.num_images
     sheet = _sheet_path(options, options.a, "interpolate")
-    _check_files([options.a, options.b], sheet, None, [])
+    _check_files(options, [options.a, options.b], sheet, [])
     pipe = load(options)
     check_sheet(count, pipe.config.generator.image_size, count)
     with within_memory(options.batch):
@@ -218,7 +231,7 @@ def _interpolate(options: InterpolateOptions) -> None:
 def _inpaint(options: InpaintOptions) -> None:
     start = time.perf_counter()
     sheet, targets = _sheet_path(options, options.image, "inpaint"), options.targets
-    _check_files([options.image, options.mask], sheet, options.outdir, targets)
+    _check_files(options, [options.image, options.mask], sheet, targets)
     pipe = load(options)
     from hebm_sample.io.images import open_picture, prepare, prepare_masks, to_pil
 
@@ -282,6 +295,9 @@ _OUT = option(
     metavar="FILE",
     help="One PNG with all pictures on a sheet.  [default: IMAGE's name and the command's]",
 )
+_OVERWRITE = option(
+    "Output", "--overwrite", is_flag=True, help="Replace files of the names that results get."
+)
 _CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
@@ -315,8 +331,8 @@ def _strength(default: float, text: str) -> Callable[[Any], Any]:
 def main() -> None:
     """Edit, complete and judge real pictures with a model's energies.
 
-    PNG, JPEG and WebP files are read, cropped to the middle square and resized to the model's
-    size.
+    PNG, JPEG, WebP, AVIF, BMP, GIF, PPM and TIFF files are read, cropped to the middle square and
+    resized to the model's size.
     """
 
 
@@ -341,6 +357,7 @@ def main() -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE"),
+    _OVERWRITE,
     OUTPUT,
 )
 def edit(**options: Any) -> None:
@@ -369,6 +386,7 @@ def edit(**options: Any) -> None:
     ),
     MACHINE,
     _OUT,
+    _OVERWRITE,
     OUTPUT,
 )
 def interpolate(**options: Any) -> None:
@@ -408,6 +426,7 @@ def interpolate(**options: Any) -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE-seed0007"),
+    _OVERWRITE,
     OUTPUT,
 )
 def inpaint(**options: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hebm_sample.cli.data import HoldOutType, tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate_control import CONTROL_NAMES, CONTROL_OPTIONS, run_control
 from hebm_sample.cli.evaluate_report import (
@@ -32,10 +33,10 @@ def _data_option(required: bool, text: str) -> Callable[..., Any]:
 _DATA_OPTIONS = [
     click.option(
         "--validation",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Rows at the end that training kept apart; 0: the split `test` is held out."
-        "  [default: the preset's, or 4000]",
+        type=HoldOutType(),
+        metavar="ROWS",
+        help="Rows that training kept apart: hash, last:N or N; 0: the split `test` is held out."
+        "  [default: the preset's, or hash]",
     ),
     click.option("--split", metavar="NAME", help="Split of the data that is held out."),
     click.option(
@@ -75,16 +76,19 @@ def _check_folder(option: str, path: Path | None) -> None:
 
 def _opened(pipe: Any, data: str, options: dict[str, Any], quiet: bool) -> Any:
     """Training and held-out pictures of a model."""
-    from hebm_sample.evaluation.distances import open_held_out
+    return _both_sets(data, pipe.config.generator.image_size, pipe.name, options, quiet)
 
-    return open_held_out(
-        data,
-        size=pipe.config.generator.image_size,
-        model=pipe.name,
-        validation=options["validation"],
-        split=options["split"],
-        progress=not quiet,
-    )
+
+def _both_sets(
+    data: str, size: int, model: str | None, options: dict[str, Any], quiet: bool
+) -> Any:
+    """Training and held-out images, of which a line is printed."""
+    from hebm_sample.evaluation.distances import held_out_by, open_held_out
+
+    chosen = {"validation": options["validation"], "split": options["split"]}
+    sets = open_held_out(data, size=size, model=model, progress=not quiet, **chosen)
+    tell(data, *sets, held_out_by(model, **chosen), quiet)
+    return sets
 
 
 def _write_json(path: Path | None, found: dict[str, Any]) -> None:
@@ -139,7 +143,7 @@ def _check_options(model: str | None, options: dict[str, Any]) -> None:
 @click.argument("model", required=False)
 @_data_option(
     False,
-    "The data it was trained on, validation rows last. Without them only what the package's own "
+    "The data it was trained on. Without them only what the package's own "
     "reference allows is measured.",
 )
 @_with(_DATA_OPTIONS)
@@ -233,7 +237,7 @@ def evaluate(
 
 
 @click.command(cls=OneLineErrors)
-@_data_option(True, "Pictures with labels, validation rows last.")
+@_data_option(True, "Images with labels.")
 @_with(_DATA_OPTIONS)
 @click.option(
     "--size", type=click.IntRange(16), required=True, metavar="S", help="Side of the pictures."
@@ -258,17 +262,10 @@ def judge(
 ) -> None:
     """Train a judge for `evaluate --control`: a classifier of label columns, on pixels alone."""
     from hebm_sample.evaluation.classifiers import find_judge
-    from hebm_sample.evaluation.distances import open_held_out
     from hebm_sample.pipeline.device import pick_device
 
     _check_folder("--out", out)
-    sets = open_held_out(
-        data,
-        size=size,
-        validation=options["validation"],
-        split=options["split"],
-        progress=not quiet,
-    )
+    sets = _both_sets(data, size, None, options, quiet)
     _, report = find_judge(
         *sets,
         columns,

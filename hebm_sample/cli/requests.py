@@ -54,6 +54,7 @@ class CommandOptions:
     outdir: Path | None = None
     as_json: bool = False
     quiet: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         refuse(not self.dataset, "--dataset is missing; `hebm-sample --list` shows the models")

@@ -16,6 +16,7 @@ import click
 from hebm_sample import __version__
 from hebm_sample.cli.baseline import baseline
 from hebm_sample.cli.calibrate import calibrate
+from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
 from hebm_sample.cli.import_nvae import import_nvae
@@ -98,9 +99,10 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option(
                 "--validation",
-                type=click.IntRange(0),
-                metavar="N",
-                help="Rows kept apart, at the end.",
+                type=HoldOutType(),
+                metavar="ROWS",
+                help="Rows kept apart: hash, a tenth of them, chosen by their names; last:N or N, "
+                "those at the end.  [default: the preset's, or hash]",
             ),
             click.option(
                 "--checkpoint-every", type=_Duration(), metavar="TIME", help="Between checkpoints."
@@ -158,6 +160,8 @@ def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     """`settings` with the options that were typed; steps and a time budget replace each other."""
     names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
     changes = {k: options[k] for k in names if options[k] is not None}
+    if changes.get("validation") == HASH:
+        changes["validation"] = None
     steps, budget = options["max_steps"], options["time_budget"]
     if steps is not None and budget is not None:
         raise UserInputError(
@@ -207,10 +211,39 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     click.echo("\n".join(estimate.lines()))
 
 
-def _pictures(options: dict[str, Any], size: int) -> Any:
+def _pictures(options: dict[str, Any], size: int, validation: int | None) -> Any:
+    """The data, of which a line is printed."""
     from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.summary import held_out_rule
 
-    return load_pictures(options["data"], size=size, progress=not options["quiet"])
+    refuse_same_folder(options["data"], options["out"])
+    pictures = load_pictures(options["data"], size=size, progress=not options["quiet"])
+    rule = held_out_rule(validation)
+    tell(options["data"], *pictures.split(validation), rule, options["quiet"])
+    return pictures
+
+
+def _check_resume(options: dict[str, Any]) -> None:
+    """`UserInputError` if a run that goes on is asked for another length than it began with: its
+    learning rates follow from that.
+    """
+    from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+
+    path = latest_checkpoint(options["out"]) if options["resume"] else None
+    if path is None:
+        return
+    state, steps, budget = read_state(path), options["max_steps"], options["time_budget"]
+    if steps is not None and steps != state["total"]:
+        asked = f"--max-steps {steps}"
+    elif budget is not None and budget != state.get("time_budget"):
+        asked = f"--time-budget of {budget:g} s"
+    else:
+        return
+    raise UserInputError(
+        f"{asked} does not go with --resume: the run in {options['out']} has {state['total']} "
+        "steps, and its learning rates follow from them; leave it out, or start a longer run in "
+        f"another folder with --init {options['out']}"
+    )
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -256,14 +289,16 @@ def generator(**options: Any) -> None:
     if options["dry_run"]:
         return _dry_run("generator", preset, options, options["init"])
     _needed(options, "data", "out")
+    _check_resume(options)
     from hebm_sample.training.train import train_generator
     from hebm_sample.training.trainer import make_accelerator
 
     _use_the_machine()
     accelerator = make_accelerator(options["device"])
+    settings = preset.generator_settings
     result = train_generator(
         preset,
-        _pictures(options, preset.generator.image_size),
+        _pictures(options, preset.generator.image_size, settings.validation),
         options["out"],
         resume=options["resume"],
         init=load_model(options["init"]) if options["init"] else None,
@@ -294,16 +329,18 @@ def prior(**options: Any) -> None:
     if options["dry_run"]:
         return _dry_run("prior", preset, options, options["generator"])
     _needed(options, "generator", "data", "out")
+    _check_resume(options)
     from hebm_sample.training.train import train_prior
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(options["generator"])
     _use_the_machine()
     accelerator = make_accelerator(options["device"])
+    settings = preset.prior_settings
     result = train_prior(
         preset,
         model,
-        _pictures(options, model.config.generator.image_size),
+        _pictures(options, model.config.generator.image_size, settings.validation),
         options["out"],
         objective=options["objective"] or preset.objective,
         resume=options["resume"],
@@ -313,6 +350,15 @@ def prior(**options: Any) -> None:
     )
     if accelerator.is_main_process:
         _announce("prior", options["out"], result)
+
+
+def _notes(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserInputError(
+            f"--notes {path} is not UTF-8 (byte {error.start}); save it as UTF-8 text"
+        ) from error
 
 
 @main.command(cls=OneLineErrors)
@@ -337,21 +383,29 @@ def prior(**options: Any) -> None:
 @click.option(
     "--step-scale", type=click.FloatRange(0), metavar="C", help="Becomes the model's default."
 )
+@click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")
 def export(
     run: Path,
     out: Path,
     name: str | None,
     licence: str | None,
     notes: Path | None,
+    overwrite: bool,
     **sampling: Any,
 ) -> None:
     """Write a run's averaged weights as a model folder, in half precision."""
     from hebm_sample.training.export import UNSTATED_LICENCE
     from hebm_sample.training.export import export as export_run
 
-    text = notes.read_text(encoding="utf-8") if notes else ""
+    text = _notes(notes)
     row = export_run(
-        run, out, name=name, licence=licence or UNSTATED_LICENCE, notes=text, **sampling
+        run,
+        out,
+        name=name,
+        licence=licence or UNSTATED_LICENCE,
+        notes=text,
+        overwrite=overwrite,
+        **sampling,
     )
     size = sum(file.size for file in row.files.values()) / 2**20
     click.echo(

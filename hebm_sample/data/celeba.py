@@ -44,11 +44,13 @@ class AttributeTable:
         }
 
 
-def find_attributes(folder: Path) -> Path | None:
-    """The table of attributes in or below `folder`, or else right beside it, or None."""
-    below = (p for p in folder.rglob("*.*") if p.name in NAMES)
+def find_attributes(folder: Path, names: Sequence[str]) -> Path | None:
+    """The table of attributes among `names`, files in or below `folder`, or else right beside
+    the folder, or None.
+    """
+    below = (folder / name for name in names if name.rsplit("/", 1)[-1] in NAMES)
     beside = (folder.resolve().parent / name for name in NAMES)
-    return next((p for p in (*sorted(below), *beside) if p.is_file()), None)
+    return next((p for p in (*below, *beside) if p.is_file()), None)
 
 
 def read_attributes(table: Path) -> AttributeTable:

@@ -1,6 +1,5 @@
 """Training pictures: decoded once to bytes, then drawn in an order that follows from (seed, step).
 
-    x = byte / 127.5 - 1                              in [-1, 1]
     rows of step s = a slice of permutation(seed, epoch of s)
 
 `load_pictures` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so
@@ -8,7 +7,6 @@ a run neither holds the pictures nor decodes them twice. `StepSampler` has no st
 asks for step s and gets the rows and flips that the uninterrupted run would have got.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -16,10 +14,11 @@ import os
 import shutil
 import uuid
 import warnings
+import zipfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,102 +26,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from hebm_sample.data.sources import Source, encode_labels, open_source
+from hebm_sample.data.holdout import row_keys
+from hebm_sample.data.labels import encode_labels
+from hebm_sample.data.pictures import Pictures, to_float, zoomed
+from hebm_sample.data.sources import Source, open_source
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.io.images import open_picture
 
 __all__ = ["Pictures", "StepSampler", "last_pictures", "load_pictures", "to_float", "zoomed"]
 
-RECIPE = 1  # raise it when decoding changes, so that old caches are not taken for new ones
+RECIPE = 2  # raise it when decoding changes, so that old caches are not taken for new ones
 DECODING_THREADS = 2
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Bytes (B, C, H, W) to float32 in [-1, 1], channels last: x / 127.5 - 1."""
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1.0)
-
-
-def zoomed(images: Tensor, squares: Tensor) -> Tensor:
-    """Squares of pictures (B, C, S, S) in [-1, 1], enlarged to S by bilinear interpolation and
-    rounded to the levels of bytes.
-
-    Arguments:
-        squares: (B, 3): side as a share of the picture's, in (0, 1]; left and top edge as shares
-            of the room that is left, in [0, 1].
-    """
-    side, left, top = squares.to(images.device, images.dtype).unbind(1)
-    zero = torch.zeros_like(side)
-    rows = [side, zero, (2 * left - 1) * (1 - side), zero, side, (2 * top - 1) * (1 - side)]
-    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), False)
-    sampled = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    rounded = sampled.add_(1).mul_(127.5).round_().div_(127.5).sub_(1)
-    return rounded.contiguous(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Decoded pictures with their labels; slices of it are views.
-
-    Arguments:
-        images: (N, 3, S, S) uint8, memory-mapped.
-        labels: Integer columns (N,), -1 where unknown.
-        label_names: Names of the values 0, 1, ... of a column, where they are known.
-        part_starts: Row at which each source file begins, in sorted order of the files.
-        identity: Hash of the decoded pictures and labels; with a slice, of its rows' range too.
-        skipped: Pictures of the source that could not be read.
-    """
-
-    images: np.ndarray
-    labels: dict[str, np.ndarray]
-    label_names: dict[str, tuple[str, ...]]
-    part_starts: tuple[int, ...]
-    identity: str
-    skipped: int = 0
-
-    def __len__(self) -> int:
-        """Rows."""
-        return len(self.images)
-
-    def rows(self, start: int, stop: int) -> "Pictures":
-        """Rows start ... stop - 1 as views; `part_starts` counts from `start`."""
-        starts = sorted({max(0, s - start) for s in self.part_starts if s < stop})
-        return dataclasses.replace(
-            self,
-            images=self.images[start:stop],
-            labels={k: v[start:stop] for k, v in self.labels.items()},
-            part_starts=tuple(starts),
-            identity=f"{self.identity}[{start}:{stop}]",
-        )
-
-    def split(self, validation: int) -> "tuple[Pictures, Pictures]":
-        """(train, validation): the last `validation` rows are kept apart.
-
-        Raises `UserInputError` unless at least one row is left to train on.
-        """
-        if not 0 <= validation < len(self):
-            raise UserInputError(
-                f"{validation} validation pictures asked for; of {len(self)} pictures it can be "
-                f"0 to {len(self) - 1}"
-            )
-        cut = len(self) - validation
-        return self.rows(0, cut), self.rows(cut, len(self))
-
-    def batch(
-        self, indices: Tensor, flip: Tensor | None = None, device: torch.device | str | None = None
-    ) -> Tensor:
-        """Rows `indices` (B,) as `to_float` (B, 3, S, S), mirrored where `flip` (B,) is true."""
-        rows = torch.from_numpy(np.asarray(self.images[indices.numpy()]))
-        if flip is not None:
-            rows = torch.where(flip[:, None, None, None], rows.flip(-1), rows)
-        return to_float(rows if device is None else rows.to(device))
-
-    def label_rows(self, indices: Tensor, columns: tuple[str, ...]) -> Tensor:
-        """Labels of rows `indices`, (B, columns), -1 where unknown."""
-        rows = indices.numpy()
-        return torch.from_numpy(np.stack([self.labels[c][rows] for c in columns], axis=1))
 
 
 class StepSampler:
@@ -223,7 +139,7 @@ def load_pictures(
     folder = Path(home).expanduser() / "pictures" / hashlib.sha256(key.encode()).hexdigest()[:32]
     try:
         if (cached := _read_cache(folder)) is not None:
-            return cached
+            return _described(cached, opened)
         _build_cache(opened, folder, size, str(source), progress)
     except OSError as error:
         raise EnvironmentFailure(
@@ -233,7 +149,17 @@ def load_pictures(
         raise EnvironmentFailure(
             f"decoded pictures could not be read back from {folder}; remove it and try again"
         )
-    return built
+    return _described(built, opened)
+
+
+def _described(pictures: Pictures, source: Source) -> Pictures:
+    """With what the source says of itself."""
+    left_out = {"that cannot be read": pictures.skipped} if pictures.skipped else {}
+    return replace(
+        pictures,
+        left_out=left_out | source.left_out,
+        notes=(*pictures.notes, *source.notes),
+    )
 
 
 def last_pictures(
@@ -264,11 +190,19 @@ def _read_cache(folder: Path) -> Pictures | None:
         images = np.load(folder / "pictures.npy", mmap_mode="r", allow_pickle=False)
         with np.load(folder / "labels.npz", allow_pickle=False) as columns:
             labels = {name: columns[f"column{i}"] for i, name in enumerate(meta["columns"])}
-    except (OSError, ValueError, KeyError):
+            keys = columns["keys"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     names = {k: tuple(v) for k, v in meta["label_names"].items()}
     return Pictures(
-        images, labels, names, tuple(meta["part_starts"]), meta["identity"], meta["skipped"]
+        images,
+        labels,
+        names,
+        tuple(meta["part_starts"]),
+        meta["identity"],
+        meta["skipped"],
+        keys,
+        notes=tuple(meta["notes"]),
     )
 
 
@@ -277,15 +211,18 @@ def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: 
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     building.mkdir()  # not tempfile's 0700: a cache may be shared
     try:
-        meta, columns = _decode_all(source, building / "pictures.npy", size, shown, progress)
-        labels, names = encode_labels(columns, source.label_names)
+        meta, columns, names = _decode_all(
+            source, building / "pictures.npy", size, shown, progress
+        )
+        labels, values = encode_labels(columns, source.label_names)
         with (building / "labels.npz").open("wb") as file:
             arrays: dict[str, Any] = {f"column{i}": v for i, v in enumerate(labels.values())}
-            np.savez(file, **arrays)
+            np.savez(file, keys=row_keys(names), **arrays)
         digest = hashlib.sha256(meta.pop("digest").encode())
         for name, column in sorted(labels.items()):
             digest.update(name.encode() + column.tobytes())
-        meta |= {"columns": list(labels), "label_names": names, "identity": digest.hexdigest()}
+        meta |= {"columns": list(labels), "label_names": values, "identity": digest.hexdigest()}
+        meta["notes"] = _dropped(sorted(set(columns) - set(labels)))
         (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         if folder.exists() and _read_cache(folder) is None:
             shutil.rmtree(folder)
@@ -298,11 +235,20 @@ def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: 
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _dropped(columns: list[str]) -> list[str]:
+    """What to say of columns that are no labels."""
+    shown = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
+    return [f"no labels in {shown}"] if columns else []
+
+
 def _decode_all(
     source: Source, path: Path, size: int, shown: str, progress: bool
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Write all readable pictures to `path`; returns facts about them and their raw labels."""
+) -> tuple[dict[str, Any], dict[str, list[Any]], list[str]]:
+    """Write all readable pictures to `path`; returns facts about them, their raw labels, and what
+    each row is known by.
+    """
     columns: dict[str, list[Any]] = {}
+    known_by: list[str] = []
     starts: dict[int, int] = {}
     rows, first_broken, digest = 0, "", hashlib.sha256()
     with (
@@ -310,7 +256,7 @@ def _decode_all(
         tqdm(total=source.total, desc="decoding", unit="picture", disable=not progress) as bar,
     ):
         _write_header(file, source.total, size)
-        for part, seen, results, labels in _decoded(source, size):
+        for part, seen, results, labels, names in _decoded(source, size):
             starts.setdefault(part, rows)
             good = {i: r for i, r in enumerate(results) if isinstance(r, np.ndarray)}
             bad = (f"; row {seen + i}: {r}" for i, r in enumerate(results) if isinstance(r, str))
@@ -320,6 +266,7 @@ def _decode_all(
             for name, values in columns.items():
                 found = labels.get(name)
                 values.extend(found[i] if found else None for i in good)
+            known_by.extend(names[i] for i in good)
             for picture in good.values():
                 data = picture.tobytes()
                 digest.update(data)
@@ -339,18 +286,20 @@ def _decode_all(
             stacklevel=4,
         )
     meta = {"part_starts": list(starts.values()), "skipped": skipped, "digest": digest.hexdigest()}
-    return meta, columns
+    return meta, columns, known_by
 
 
 def _decoded(
     source: Source, size: int
-) -> Iterator[tuple[int, int, list[np.ndarray | str], dict[str, list[Any]]]]:
-    """(part, rows before, pictures or reasons, labels) a chunk: one chunk is in memory at once."""
+) -> Iterator[tuple[int, int, list[np.ndarray | str], dict[str, list[Any]], list[str]]]:
+    """(part, rows before, pictures or reasons, labels, names) a chunk: one chunk is in memory at
+    once.
+    """
     seen = 0
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for chunk in source.chunks():
             results = list(pool.map(lambda p: _decode(p, size), chunk.pictures))
-            yield chunk.part, seen, results, chunk.labels
+            yield chunk.part, seen, results, chunk.labels, chunk.names
             seen += len(results)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hebm_sample.data.splits import canonical
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 
-__all__ = ["DATA_FILE", "count_values", "find_lmdb", "iterate_values"]
+__all__ = ["DATA_FILE", "count_values", "find_lmdb", "iterate_items"]
 
 DATA_FILE = "data.mdb"
 
@@ -26,13 +27,19 @@ def find_lmdb(folder: Path, split: str | None) -> Path | None:
     found = sorted(p.parent for p in folder.glob(f"*/{DATA_FILE}"))
     if not found:
         return None
-    wanted = [p for p in found if p.name.endswith(f"_{split or 'train'}_lmdb")]
+    wanted = [p for p in found if _split(p) == canonical(split or "train")]
     wanted = wanted or (found if split is None else [])
     if len(wanted) != 1:
         raise UserInputError(
             f"{folder} holds the LMDBs {', '.join(p.name for p in found)}; give the folder of one"
         )
     return wanted[0]
+
+
+def _split(folder: Path) -> str:
+    """The split of `church_outdoor_train_lmdb`; "" of a folder with another name."""
+    words = folder.name.split("_")
+    return canonical(words[-2]) if len(words) > 2 and words[-1] == "lmdb" else ""
 
 
 def _open(lmdb: ModuleType, folder: Path) -> Any:
@@ -61,11 +68,11 @@ def count_values(lmdb: ModuleType, folder: Path) -> int:
         return stat["entries"]
 
 
-def iterate_values(lmdb: ModuleType, folder: Path) -> Iterator[bytes]:
-    """All values, one in memory at a time; raises `EnvironmentFailure` where it is damaged."""
+def iterate_items(lmdb: ModuleType, folder: Path) -> Iterator[tuple[bytes, bytes]]:
+    """All keys and values, one pair in memory; `EnvironmentFailure` where it is damaged."""
     with _open(lmdb, folder) as environment:
         try:
             with environment.begin() as transaction:
-                yield from transaction.cursor().iternext(keys=False, values=True)
+                yield from transaction.cursor().iternext(keys=True, values=True)
         except lmdb.Error as error:
             raise EnvironmentFailure(f"{folder} is damaged: {error}") from error

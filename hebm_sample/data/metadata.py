@@ -1,50 +1,135 @@
-"""Labels of a folder's pictures, in the form of Hugging Face data sets: `metadata.jsonl` or
-`metadata.csv`, a row a picture, whose column `file_name` is relative to the file.
+"""Labels of a folder's images in a table beside them: `metadata.jsonl` or `metadata.csv` in the
+form of Hugging Face data sets, a row an image, whose column `file_name` is relative to the file;
+or StyleGAN's `dataset.json`, {"labels": [["00000/img00000000.png", 6], ...]}.
 """
 
 import csv
+import io
 import json
-from collections.abc import Iterator
+import os
+import posixpath
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["METADATA_NAMES", "metadata_rows"]
+__all__ = ["METADATA_NAMES", "STYLEGAN_NAME", "is_stylegan", "match_rows", "metadata_rows"]
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+STYLEGAN_NAME = "dataset.json"
 
 
-def metadata_rows(table: Path) -> dict[Path, dict[str, Any]]:
-    """Labels of each picture that a metadata file names; paths are relative to that file."""
-    rows = {}
-    read = _json_lines if table.suffix == ".jsonl" else _csv_lines
+def metadata_rows(table: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file's name as it is written, labels) of each row of a table.
+
+    Raises `UserInputError` that names the line that does not fit.
+    """
+    found = []
     try:
-        for number, row in read(table):
+        text = _text(table)
+        if table.name == STYLEGAN_NAME:
+            return _stylegan_rows(table, text)
+        read = _json_lines if table.suffix == ".jsonl" else _csv_lines
+        for number, row in read(table, text):
             if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
                 raise UserInputError(f"{table}, line {number}: a row needs a text file_name")
-            name = row.pop("file_name")
-            rows[table.parent / name] = row
-    except (UnicodeDecodeError, csv.Error) as error:
+            found.append((row.pop("file_name"), row))
+    except (UnicodeDecodeError, csv.Error, OSError, RecursionError) as error:
         raise UserInputError(f"{table} could not be read: {error}") from error
-    return rows
+    return found
 
 
-def _json_lines(table: Path) -> Iterator[tuple[int, Any]]:
-    with table.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserInputError(
-                        f"{table}, line {number}: not JSON ({error.msg})"
-                    ) from error
+def _text(table: Path) -> str:
+    """The file as text: UTF-8, or what the mark at its start says."""
+    data = table.read_bytes()
+    marked = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return data.decode("utf-16" if marked else "utf-8-sig")
 
 
-def _csv_lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey="")
-        for row in reader:
-            # restkey collects surplus cells; an empty cell is an unknown label.
-            yield reader.line_num, {k: v or None for k, v in row.items() if k}
+def _json_lines(table: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                reason = getattr(error, "msg", error)
+                raise UserInputError(f"{table}, line {number}: not JSON ({reason})") from error
+
+
+def _csv_lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Line ends are the reader's business: cells can hold some.
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    for row in reader:
+        # restkey collects surplus cells; an empty cell is an unknown label.
+        yield reader.line_num, {k: v or None for k, v in row.items() if k}
+
+
+def is_stylegan(table: Path) -> bool:
+    """Whether a `dataset.json` is StyleGAN's: others have that name for other things."""
+    try:
+        found = json.loads(_text(table))
+    except (ValueError, OSError, RecursionError):
+        return False
+    return isinstance(found, dict) and "labels" in found
+
+
+def _stylegan_rows(table: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        labels = json.loads(text)["labels"] or []
+        return [(str(name), {"label": value}) for name, value in labels]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserInputError(
+            f'{table} is not as StyleGAN writes it: {{"labels": [["00000/img.png", 6], ...]}}'
+        ) from error
+
+
+def match_rows(
+    tables: Iterable[Path], root: Path, names: Iterable[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, int]]]:
+    """Labels by image, and (rows that name no image, rows) of each table.
+
+    A name fits as it is written, or else where separators, Unicode form and the case of its suffix
+    differ and one image alone is meant.
+
+    Arguments:
+        tables: Below `root`.
+        root: The data's folder.
+        names: Of all images below it, relative, with `/`.
+
+    Raises `UserInputError` where two rows give one image other labels.
+    """
+    exact, loose = set(names), dict[str, str | None]()
+    for name in exact:
+        key = _loose(name)
+        loose[key] = None if key in loose else name
+    rows: dict[str, dict[str, Any]] = {}
+    unmatched = {}
+    for table in tables:
+        base = table.parent.relative_to(root).as_posix()
+        missed, read = 0, metadata_rows(table)
+        for written, row in read:
+            name = _below(base, written)
+            image = name if name in exact else loose.get(_loose(_below(base, written, True)))
+            if image is None:
+                missed += 1
+                continue
+            if image in rows and any(rows[image].get(k, v) != v for k, v in row.items()):
+                raise UserInputError(
+                    f"{table} has two rows with other labels for {image}; leave one of them"
+                )
+            rows.setdefault(image, {}).update(row)
+        unmatched[table.relative_to(root).as_posix()] = missed, len(read)
+    return rows, unmatched
+
+
+def _below(base: str, written: str, slashes: bool = False) -> str:
+    """A name in a table of folder `base`, relative to the data's folder."""
+    written = written.replace("\\", "/") if slashes else written
+    return posixpath.normpath(posixpath.join(base, written))
+
+
+def _loose(name: str) -> str:
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()

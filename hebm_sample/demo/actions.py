@@ -241,7 +241,7 @@ def upload(pipe: "Pipeline", path: str | os.PathLike[str]) -> Picture:
     """A visitor's file as the model sees it: the middle square, at its own size.
 
     Raises:
-        UserInputError: It is no PNG, JPEG or WebP picture, or too large.
+        UserInputError: It is no picture of a format that is read, or too large.
         EnvironmentFailure: It is damaged.
     """
     from hebm_sample.io.images import open_picture, png_bytes, prepare, to_pil

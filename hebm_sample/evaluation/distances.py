@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hebm_sample import __version__
 from hebm_sample.data.dataset import Pictures, load_pictures
+from hebm_sample.data.summary import held_out_rule
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import Bench, as_bytes
 from hebm_sample.evaluation.reference import find_set
@@ -48,12 +49,13 @@ __all__ = [
     "evaluate",
     "feature_spaces",
     "make_bench",
+    "held_out_by",
     "measure",
     "open_held_out",
 ]
 
 FEATURE_RECIPE = 1
-DEFAULT_VALIDATION = 4000
+HASH = "hash"
 TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
 DEFAULT_PICTURES = 2000
@@ -134,12 +136,29 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def _validation(model: str | None, validation: int | str | None) -> Any:
+    """ "hash", or how many rows at the end are held out."""
+    if validation is None and (preset := PRESETS.get(model or "")) is not None:
+        validation = preset.prior_settings.validation
+    return HASH if validation is None else validation
+
+
+def held_out_by(
+    model: str | None, validation: int | Literal["hash"] | None, split: str | None
+) -> str:
+    """How `open_held_out` chooses rows, in words."""
+    rows = _validation(model, validation)
+    if split is None and rows != 0:
+        return held_out_rule(None if rows == HASH else rows)
+    return f"the split {split or TEST_SPLIT!r}"
+
+
 def open_held_out(
     source: str | Path,
     *,
     size: int,
     model: str | None = None,
-    validation: int | None = None,
+    validation: int | Literal["hash"] | None = None,
     split: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
@@ -149,9 +168,9 @@ def open_held_out(
     Arguments:
         source: As for `load_pictures`.
         size: Side of the pictures.
-        model: A preset of that name says how many rows at the end were kept apart.
-        validation: How many, in the preset's place; 0 means none, and the split `test` is
-            held out. 4,000 if neither says.
+        model: A preset of that name says which rows were kept apart.
+        validation: In the preset's place: "hash", or how many at the end; 0 means none, and the
+            split `test` is held out. "hash" if neither says.
         split: Of the source, that is held out; then no rows at the end are.
         cache_dir: Of `load_pictures`.
         progress: Show a bar while decoding.
@@ -164,13 +183,11 @@ def open_held_out(
             f"{validation} validation rows and the split {split!r} were both given; "
             "leave one of them out"
         )
-    if validation is None:
-        preset = PRESETS.get(model or "")
-        validation = preset.prior_settings.validation if preset else DEFAULT_VALIDATION
+    rows = _validation(model, validation)
     options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
     training = load_pictures(source, **options)
-    if split is None and validation:
-        return training.split(validation)
+    if split is None and rows != 0:
+        return training.split(None if rows == HASH else rows)
     held_out = load_pictures(source, split=split or TEST_SPLIT, **options)
     if held_out.identity == training.identity:
         raise UserInputError(

@@ -5,17 +5,17 @@ package, principal components fitted to B, and Inception's if asked for. Picture
 their middle square and brought to one size, that of B's first one by default.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from hebm_sample.data.dataset import Pictures, load_pictures
-from hebm_sample.data.sources import PICTURE_SUFFIXES
-from hebm_sample.errors import UserInputError
+from hebm_sample.data.sources import open_source
+from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.reference import SHIPPED, find_set
+from hebm_sample.io.images import open_picture
 from hebm_sample.metrics.features import PcaFeatures, extract
 from hebm_sample.metrics.inception import InceptionFeatures
 from hebm_sample.metrics.quality import Quality, measure_quality
@@ -64,11 +64,19 @@ class FolderComparison:
 
 
 def _first_size(folder: Path) -> int:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in PICTURE_SUFFIXES:
-            with Image.open(path) as image:
-                return min(image.size)
-    raise UserInputError(f"no pictures in {folder}")
+    """Shorter side of the first image that can be read."""
+    reason = "it is empty"
+    for chunk in open_source(folder, None).chunks():
+        for image in chunk.pictures:
+            if image is None:
+                continue
+            try:
+                return min(
+                    open_picture(io.BytesIO(image) if isinstance(image, bytes) else image).size
+                )
+            except HebmError as error:
+                reason = str(error)
+    raise UserInputError(f"none of the pictures in {folder} can be read: {reason}")
 
 
 def _spaces(reference: Pictures, inception: bool) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def train_ddpm(
     Arguments:
         preset: Its prior's sigmas and settings.
         model: Generator, encoder, and the energies whose number of parameters is matched.
-        pictures: All rows; the settings' last `validation` rows are kept apart.
+        pictures: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
         accelerator: accelerate's engine; made if None.
     """

@@ -1,6 +1,7 @@
 """From modules to a model folder, laid out as a Hub repository."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,19 @@ from hebm_sample.io.files import sha256_of, write_atomically
 if TYPE_CHECKING:
     from hebm_sample.metrics.typicality import Calibration
 
-__all__ = ["UNSTATED_LICENCE", "licence_of", "write_calibration", "write_model_folder"]
+__all__ = [
+    "UNSTATED_LICENCE",
+    "check_model_folder",
+    "licence_of",
+    "write_calibration",
+    "write_model_folder",
+]
+
+_PARTS = ("generator", "prior", "encoder")
+_FILES = (
+    *("config.json", "README.md", "weights_manifest.json", CALIBRATION_NAME),
+    *(f"{part}.safetensors" for part in _PARTS),
+)
 
 UNSTATED_LICENCE = "unstated: that of the training data"
 NVAE_LICENCE = "NVIDIA Source Code License for NVAE, non-commercial use only"
@@ -39,6 +52,31 @@ def licence_of(config: ModelConfig, stated: str = UNSTATED_LICENCE) -> str:
     """
     imported = isinstance(config.generator, NvaeConfig)
     return NVAE_LICENCE if imported and stated == UNSTATED_LICENCE else stated
+
+
+def check_model_folder(folder: Path, overwrite: bool = False) -> None:
+    """`UserInputError` if `write_model_folder` would replace what it must not."""
+    there = [name for name in _FILES if os.path.lexists(folder / name)]
+    if not there:
+        return
+    if not overwrite:
+        raise UserInputError(
+            f"{folder} already holds {', '.join(there)}; choose another folder, or replace the "
+            "model there with --overwrite (overwrite=True)"
+        )
+    if "weights_manifest.json" not in there and not _is_config(folder / "config.json"):
+        raise UserInputError(
+            f"{folder} holds {', '.join(there)} and no model of hebm_sample; choose another folder"
+        )
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a model is described there, as in a folder whose writing was interrupted."""
+    try:
+        ModelConfig.from_dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def write_model_folder(
@@ -53,6 +91,7 @@ def write_model_folder(
     figures: Mapping[str, Any] | None = None,
     card: Path | str | None = None,
     calibration: "Calibration | None" = None,
+    overwrite: bool = False,
 ) -> ModelRow:
     """Write config, weights, card and, last, the manifest row; returns the row.
 
@@ -62,14 +101,18 @@ def write_model_folder(
     Arguments:
         card: An existing card's path, or its text; a plain one is written if None.
         calibration: Of the scores of its images; None for none.
+        overwrite: Replace a model that is there.
 
     Raises:
-        UserInputError: The folder cannot be made there.
+        UserInputError: The folder cannot be made there, or holds such files already: a model's
+            without `overwrite`, or others, which are never touched.
         EnvironmentFailure: The disk is full or read-only.
     """
     licence = licence_of(config, licence)
     if folder.exists() and not folder.is_dir():
         raise UserInputError(f"{folder} is a file; name a folder for the model")
+    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+    check_model_folder(folder, overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights_manifest.json").unlink(missing_ok=True)
@@ -77,7 +120,6 @@ def write_model_folder(
         raise EnvironmentFailure(
             f"the folder {folder} cannot be written: {error.strerror}"
         ) from error
-    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
     write_atomically(
         folder / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode()
     )

@@ -11,9 +11,19 @@ from typing import Any
 
 from hebm_sample.errors import EnvironmentFailure, WeightsError
 
-__all__ = ["MAX_FILE_BYTES", "parse_json", "read_capped", "sha256_of", "short", "write_atomically"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "is_run_folder",
+    "mark_run_folder",
+    "parse_json",
+    "read_capped",
+    "sha256_of",
+    "short",
+    "write_atomically",
+]
 
 MAX_FILE_BYTES = 2**31
+RUN_MARKER = ".hebm-run"
 
 
 def short(value: object) -> str:
@@ -114,3 +124,18 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def mark_run_folder(folder: Path) -> None:
+    """Mark a folder as a run's: what lies in it is never taken for data."""
+    marker = folder / RUN_MARKER
+    if not marker.exists():
+        write_atomically(marker, b"A training run of hebm_sample wrote this folder.\n")
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run wrote this folder: it is marked, or has a run's log and checkpoints."""
+    if (folder / RUN_MARKER).is_file():
+        return True
+    # Runs of releases that set no mark.
+    return (folder / "log.jsonl").is_file() and any(folder.glob("checkpoint-*/state.json"))

@@ -1,13 +1,11 @@
-"""Pictures in and out; the only image IO of the package.
+"""Pictures in and out; with `decode.py`, the only image IO of the package.
 
 Inside the package a picture is a float tensor with x in [-1, 1], outside it is 8-bit RGB:
 
     byte = round((x + 1) * 255 / 2)            x = byte * 2 / 255 - 1
 
-Reading: PNG, JPEG and WebP only (the first frame); the size is checked before any pixel is
-decoded; the EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and
-16-bit grey become 8-bit RGB. Colour profiles are ignored. Writing: PNG through a temporary file
-and a rename, so that a reader, a full disk or Ctrl-C never meets half a picture.
+Reading is the business of `decode.py`. Writing: PNG through a temporary file and a rename, so that
+a reader, a full disk or Ctrl-C never meets half a picture.
 """
 
 import contextlib
@@ -17,15 +15,15 @@ import math
 import os
 import secrets
 import stat
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.decode import MAX_PIXELS, WHITE, Source, open_picture, to_rgb, upright
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,26 +44,12 @@ __all__ = [
     "to_rgb",
     "to_square_tensor",
     "to_uint8",
+    "upright",
 ]
 
-Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
 Picture: TypeAlias = Image.Image | Source
 
-# 8192 x 8192: larger than cameras make, small enough to decode and convert within 1 GiB.
-MAX_PIXELS = 2**26
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _GUTTER = 2
-_WHITE = (255, 255, 255)
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 # Float pictures and bytes
@@ -102,7 +86,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     """
     import torch
 
-    image = to_rgb(image)
+    image = to_rgb(upright(image))
     side = min(image.size)
     if side < 1:
         raise UserInputError(
@@ -118,7 +102,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
 
 def _picture(image: object) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image
+        return upright(image)
     if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
         return open_picture(cast("Source", image))
     raise UserInputError(
@@ -233,7 +217,7 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     if len(sizes) > 1:
         raise UserInputError(f"the pictures have different sizes {sizes}; a grid needs one size")
     width, height = sizes[0]
-    sheet = Image.new("RGB", grid_size(len(images), width, height, columns), _WHITE)
+    sheet = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
     for i, image in enumerate(images):
         row, column = divmod(i, across)
         sheet.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
@@ -341,92 +325,3 @@ def replace_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None
             os.replace(name, target)
     except OSError as error:
         raise _write_failure(Path(path), error) from error
-
-
-# Reading
-
-
-def _orientation(image: Image.Image) -> int:
-    # A broken EXIF block says nothing about the pixels; such a picture is taken as it lies.
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:
-        return 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
-
-    Raises `UserInputError` for floating point pictures, whose range is anybody's guess.
-    """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64) / 257.0
-        return Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserInputError(
-            "the picture holds floating point numbers; convert it to 8-bit RGB first"
-        )
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    try:
-        over = image.convert("RGBA")
-    except ValueError:  # La, grey multiplied by its transparency
-        raise UserInputError(
-            f"the picture is of mode {image.mode}; convert it to 8-bit RGB first"
-        ) from None
-    white = Image.new("RGBA", over.size, (*_WHITE, 255))
-    return Image.alpha_composite(white, over).convert("RGB")
-
-
-def _named(source: Source) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return str(getattr(source, "name", "the picture"))
-
-
-def _open(source: Source, name: str) -> Image.Image:
-    """Header only: known format, acceptable size."""
-    wanted = f"it is not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} picture; convert it first"
-    try:
-        image = Image.open(source, formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise UserInputError(f"cannot read {name}: {wanted}") from None
-    except Image.DecompressionBombError:
-        raise UserInputError(f"cannot read {name}: it has more than {MAX_PIXELS} pixels") from None
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserInputError(
-            f"cannot read {name}: {error.strerror}; give a picture's path"
-        ) from None
-    if image.width * image.height > MAX_PIXELS:
-        with image:
-            raise UserInputError(
-                f"cannot read {name}: {image.width} x {image.height} is more than "
-                f"{MAX_PIXELS} pixels"
-            )
-    return image
-
-
-def open_picture(source: Source) -> Image.Image:
-    """Read one PNG, JPEG or WebP as 8-bit RGB, upright.
-
-    Raises `UserInputError` for what is no such picture, is missing or has more than `MAX_PIXELS`
-    pixels, and `EnvironmentFailure` for a file that is damaged or cannot be read.
-    """
-    name = _named(source)
-    try:
-        # Pillow's warnings are let through: silencing them is a switch of the whole process, and
-        # pictures are decoded in threads.
-        with _open(source, name) as image:
-            image.load()
-            rgb = to_rgb(image)
-            turn = _TRANSPOSITIONS.get(_orientation(image))
-            # A copy: the file behind the opened picture is about to close.
-            return rgb.copy() if turn is None else rgb.transpose(turn)
-    except PermissionError as error:
-        raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
-    except UserInputError:
-        raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise EnvironmentFailure(f"cannot read {name}: the file is damaged ({error})") from error

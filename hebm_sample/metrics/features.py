@@ -208,7 +208,7 @@ Extractor: TypeAlias = FeatureNet | PcaFeatures
 
 def batches(images: np.ndarray | Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Float batches (B, 3, H, W), B <= batch_size, of one array or an iterable of arrays."""
-    for batch in [images] if isinstance(images, (np.ndarray, Tensor)) else images:
+    for batch in [images] if hasattr(images, "shape") else images:
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
             yield to_float(part.copy() if isinstance(part, np.ndarray) else part)

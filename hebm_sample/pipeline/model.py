@@ -360,12 +360,20 @@ class Model:
     # Saving
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float16
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: torch.dtype = torch.float16,
+        overwrite: bool = False,
     ) -> None:
         """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
         precision.
 
+        Arguments:
+            overwrite: Replace the files of a model that is there.
+
         Raises:
+            UserInputError: The folder holds a model, or other files of these names.
             EnvironmentFailure: The folder cannot be written.
             WeightsError: A weight does not fit the precision; nothing is half-written.
         """
@@ -379,6 +387,7 @@ class Model:
             dtype=dtype,
             card=self._card,
             calibration=self.calibration,
+            overwrite=overwrite,
         )
 
     def __reduce__(self) -> Any:

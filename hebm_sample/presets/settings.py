@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hebm_sample.config import ConfigBase, require, require_integer, require_range
 
-__all__ = ["TrainSettings", "parse_duration"]
+__all__ = ["TrainSettings", "parse_duration", "parse_validation"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class TrainSettings(ConfigBase):
         encode_once: Compute the frozen encoder's maps of all images before the energies' first
             step, and keep them in half precision in the run's folder until its end. Without
             effect where images are zoomed, and on a generator's run.
-        validation: Rows at the end of the data that are never trained on.
+        validation: Rows at the end of the data that are never trained on; None for rows that are
+            chosen by a hash of their identity, a tenth and at most 4,000.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
         sample_every: Seconds between picture grids.
@@ -55,7 +56,7 @@ class TrainSettings(ConfigBase):
     flip: bool = True
     zoom: float = 1.0
     encode_once: bool = True
-    validation: int = 4000
+    validation: int | None = None
     log_every: int = 25
     checkpoint_every: float = 120.0
     sample_every: float = 600.0
@@ -70,8 +71,9 @@ class TrainSettings(ConfigBase):
             require_range("time_budget", self.time_budget, 1.0, 1e8)
         for name in ("batch_size", "max_skipped", "log_every"):
             require_integer(name, getattr(self, name), 1, 10**6)
-        for name in ("warmup_steps", "validation"):
-            require_integer(name, getattr(self, name), 0, 10**9)
+        require_integer("warmup_steps", self.warmup_steps, 0, 10**9)
+        if self.validation is not None:
+            require_integer("validation", self.validation, 0, 10**9)
         require_range("learning_rate", self.learning_rate, 0.0, 10.0)
         require_range("weight_decay", self.weight_decay, 0.0, 10.0)
         require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
@@ -103,3 +105,15 @@ def parse_duration(text: str) -> float:
         f"{text!r} is no time of a second or more; write for example 90s, 3m or 1.5h",
     )
     return seconds
+
+
+def parse_validation(text: str) -> int | None:
+    """Rows that are held out: "hash" (None), "last:N", or a plain N, which means the same."""
+    body = text.removeprefix("last:")
+    if text == "hash":
+        return None
+    require(
+        body.isascii() and body.isdecimal() and len(body) < 10,
+        f"{text!r} names no rows to hold out; write hash, last:N or N",
+    )
+    return int(body)

@@ -18,7 +18,12 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import ModelRow
-from hebm_sample.hub.save import UNSTATED_LICENCE, licence_of, write_model_folder
+from hebm_sample.hub.save import (
+    UNSTATED_LICENCE,
+    check_model_folder,
+    licence_of,
+    write_model_folder,
+)
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
@@ -77,6 +82,7 @@ def export(
     figures: dict[str, Any] | None = None,
     notes: str = "",
     dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
     **sampling: Any,
 ) -> ModelRow:
     """Write a run's model to `folder`; returns its manifest row.
@@ -88,8 +94,10 @@ def export(
         figures: Name to measured value, for card and manifest.
         notes: Markdown on data, training and limits, for the card.
         dtype: On disk.
+        overwrite: Replace a model that is in `folder`.
         sampling: Fields of `LangevinConfig` that become the model's defaults.
     """
+    check_model_folder(Path(folder), overwrite)
     pipe = load_run(run)
     config = replace(
         pipe.config, name=name or pipe.name, sampling=pipe.sampling_config(**sampling)
@@ -105,4 +113,5 @@ def export(
         licence=licence,
         figures=figures,
         card=model_card(config, licence=licence, figures=figures or {}, notes=notes),
+        overwrite=overwrite,
     )

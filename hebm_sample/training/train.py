@@ -4,6 +4,7 @@ loads.
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,6 +30,8 @@ from hebm_sample.training.elbo import (
 )
 from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
+from hebm_sample.training.label_columns import label_columns
+from hebm_sample.training.lock import locked
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = ["Objective", "train_generator", "train_prior"]
@@ -118,7 +121,7 @@ def train_generator(
 
     Arguments:
         preset: The architecture and the run's settings.
-        pictures: All rows; the settings' last `validation` rows are kept apart.
+        pictures: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model of the same architecture to fine-tune from; or one of smaller pictures that
             the preset's generator grows from: its T, encoder and prior are kept as they are and
@@ -139,6 +142,7 @@ def train_generator(
     )
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
+        task.init = _fingerprint(init.generator)
         if _start_from(init, task.learner, preset):
             grown_from = init
             config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
@@ -156,7 +160,8 @@ def train_generator(
         # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
         encoder = grown_from.encoder if grown_from else learner.encoder
         prior = grown_from.prior if grown_from else None
-        Pipeline(config, learner.generator, prior, encoder).save_pretrained(Path(folder) / "model")
+        trained = Pipeline(config, learner.generator, prior, encoder)
+        trained.save_pretrained(Path(folder) / "model", overwrite=True)
     return result
 
 
@@ -214,34 +219,6 @@ def _prior_objective(
     )
 
 
-def _label_columns(preset: Preset, pictures: Pictures) -> tuple[str, ...]:
-    """The data's columns of the preset's symbols; `UserInputError` where one is missing or holds
-    other values.
-    """
-    columns = []
-    for symbol in preset.prior.symbols:
-        column = dict(preset.label_columns).get(symbol.name, symbol.name)
-        if column not in pictures.labels:
-            raise UserInputError(
-                f"preset {preset.name} has the symbol {symbol.name!r}, but the data have no label "
-                f"column {column!r}; they have {sorted(pictures.labels) or 'none'}"
-            )
-        top = int(pictures.labels[column].max())
-        if top >= len(symbol.values):
-            raise UserInputError(
-                f"label column {column!r} holds {top}; symbol {symbol.name!r} has "
-                f"{len(symbol.values)} values, numbered from 0"
-            )
-        names = pictures.label_names.get(column)
-        if names is not None and names != symbol.values[: len(names)]:
-            raise UserInputError(
-                f"label column {column!r} has the values {', '.join(names[:12])}; symbol "
-                f"{symbol.name!r} has {', '.join(symbol.values[:12])}: they must agree in order"
-            )
-        columns.append(column)
-    return tuple(columns)
-
-
 def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
     """Take over the energies of `init`; symbols' outputs that it lacks stay at zero."""
     prior, same = init.prior, {"symbols": ()}
@@ -278,12 +255,40 @@ def train_prior(
     Arguments:
         preset: The prior's architecture and the run's settings; the generator is `model`'s.
         model: Generator and encoder.
-        pictures: All rows; the settings' last `validation` rows are kept apart.
+        pictures: All rows; those that the settings' `validation` says are kept apart.
         objective: "score", or "mle", the paper's.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model whose energies to start from: a warm start for "mle".
         accelerator: accelerate's engine; made if None.
     """
+    with ExitStack() as lock:
+        return _train_prior(
+            lock,
+            preset,
+            model,
+            pictures,
+            Path(folder),
+            objective,
+            resume,
+            init,
+            accelerator,
+            show_progress,
+        )
+
+
+def _train_prior(
+    lock: ExitStack,
+    preset: Preset,
+    model: Pipeline,
+    pictures: Pictures,
+    folder: Path,
+    objective: Objective,
+    resume: bool,
+    init: Pipeline | None,
+    accelerator: Any,
+    show_progress: bool,
+) -> RunResult:
+    """`train_prior`; `lock` is given that of the folder, which its caller releases."""
     require_choice("objective", objective, Objective)
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
@@ -298,11 +303,12 @@ def train_prior(
         _warm_start(energy, init, preset)
     _channels_last(energy.to(device))
     learned = _prior_objective(objective, generator, encoder, energy, preset)
-    make_run_folder(Path(folder))
+    make_run_folder(folder)
+    lock.enter_context(locked(folder, accelerator.is_main_process))
     # Without a checkpoint, what lies there is an abandoned start's, maybe with another generator.
     if accelerator.is_main_process and latest_checkpoint(folder) is None:
         Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
-            Path(folder) / "generator"
+            folder / "generator", overwrite=True
         )
 
     def preview(learner: nn.Module) -> Tensor:
@@ -311,7 +317,7 @@ def train_prior(
 
     chain = f" K={preset.chain_steps}" if objective == "mle" else ""
     identity = f"{training.identity} {objective}{chain} {_fingerprint(generator)}"
-    columns = _label_columns(preset, training)
+    columns = label_columns(preset, training)
     if columns:
         identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"
 
@@ -325,7 +331,10 @@ def train_prior(
         prepare = _encoded(generator, encoder, training, Path(folder), accelerator, show_progress)
     # Maximum likelihood's loss tells energies apart from their own chains only.
     measured = evaluate if len(validation) and objective == "score" else None
-    task = Task("prior", learned, energy, config, preview, identity, columns, prepare, measured)
+    start = _fingerprint(init.prior) if init is not None and init.prior is not None else ""
+    task = Task(
+        "prior", learned, energy, config, preview, identity, columns, prepare, measured, start
+    )
     result = train(
         task,
         training,
@@ -337,7 +346,8 @@ def train_prior(
     )
     if accelerator.is_main_process:
         prior = cast("JointEnergy", result.learner)
-        Pipeline(config, generator, prior, encoder).save_pretrained(Path(folder) / "model")
+        trained = Pipeline(config, generator, prior, encoder)
+        trained.save_pretrained(folder / "model", overwrite=True)
         remove_encoded(Path(folder))
     return result
 

@@ -25,7 +25,9 @@ from tqdm.auto import tqdm
 from hebm_sample.config import ModelConfig
 from hebm_sample.data.dataset import Pictures, StepSampler, zoomed
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.files import mark_run_folder
 from hebm_sample.io.images import grid, to_pil
+from hebm_sample.pipeline.device import pick_device
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import (
     latest_checkpoint,
@@ -33,6 +35,7 @@ from hebm_sample.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
+from hebm_sample.training.lock import locked
 from hebm_sample.training.log import RunLog
 from hebm_sample.training.optim import (
     NanGuard,
@@ -72,6 +75,7 @@ class Task:
         prepare: Rows and flips to what the objective is given in the place of images.
         evaluate: The averaged learner to its figures on held-out images, with the same noise
             whenever it is called; the lowest `heldout_loss` is the best.
+        init: Digest of the weights that the run starts from, "" where it starts from none.
     """
 
     kind: str
@@ -83,6 +87,7 @@ class Task:
     columns: tuple[str, ...] = ()
     prepare: Callable[[Tensor, Tensor | None], Any] | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +104,10 @@ class RunResult:
 
 
 def make_accelerator(device: str = "auto") -> Any:
-    """accelerate's engine; `EnvironmentFailure` names the pip command where it is not
-    installed.
+    """accelerate's engine.
+
+    Raises `EnvironmentFailure` where accelerate is not installed or there is no such device, and
+    `UserInputError` where its settings ask for what training does not do.
     """
     try:
         from accelerate import Accelerator
@@ -108,7 +115,14 @@ def make_accelerator(device: str = "auto") -> Any:
         raise EnvironmentFailure(
             'training needs accelerate, which is not installed: pip install "hebm-sample[train]"'
         ) from error
-    return Accelerator(cpu=device == "cpu")
+    pick_device(device)  # accelerate would train on the CPU where there is no such device
+    accelerator = Accelerator(cpu=device == "cpu")
+    if (parts := accelerator.gradient_accumulation_steps) != 1:
+        raise UserInputError(
+            f"accelerate is set to accumulate gradients over {parts} steps, which training does "
+            "not do; set gradient_accumulation_steps to 1, and --batch-size to what fits"
+        )
+    return accelerator
 
 
 def _time_a_step(
@@ -128,9 +142,10 @@ def _time_a_step(
 
 
 def make_run_folder(folder: Path) -> None:
-    """Make the folder, or raise `UserInputError`."""
+    """Make the folder and mark it as a run's, or raise `UserInputError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        mark_run_folder(folder)
     except OSError as error:
         raise UserInputError(
             f"the run folder {folder} cannot be made: {error.strerror}"
@@ -285,6 +300,8 @@ class Run:
                 "total": self.total,
                 "parts": self.parts,
                 "seconds": self.seconds,
+                "time_budget": self.settings.time_budget,
+                "init": self.task.init,
                 "best": self.best,
                 "skipped": self.guard.total,
                 "skipped_in_a_row": self.guard.in_a_row,
@@ -343,6 +360,11 @@ class Run:
             raise UserInputError(
                 f"the checkpoint in {self.folder} was made with other {', '.join(differing)}; "
                 "resume with the same options, or start in another folder"
+            )
+        if state.get("init", self.task.init) != self.task.init:
+            start = "another model (--init)" if state["init"] else "no model, without --init"
+            raise UserInputError(
+                f"the run in {self.folder} started from {start}; resume with the same options"
             )
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
@@ -458,24 +480,25 @@ def train(
         steps in a row.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
+    main = accelerator.is_main_process
     if not resume and latest_checkpoint(folder) is not None:
         raise UserInputError(
             f"{folder} already holds a run; go on with --resume, or choose another folder"
         )
-    if accelerator.is_main_process:
+    if main:
         make_run_folder(folder)
     accelerator.wait_for_everyone()
-    run = Run(task, pictures, settings, folder, accelerator)
-    if resume:
-        run.restore()
-    else:
-        run.plan_steps()
-    main = accelerator.is_main_process
-    # Before the first checkpoint: without tensorboard no run is left that would be in the way.
-    log = RunLog(folder, resume_step=run.step) if main else None
-    task.objective.train()
-    with log or nullcontext():
-        if not resume:
-            run.save()
-        _loop(run, log, show_progress and main)
-    return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best)
+    with locked(folder, main):
+        run = Run(task, pictures, settings, folder, accelerator)
+        if resume:
+            run.restore()
+        else:
+            run.plan_steps()
+        # Before the first checkpoint: without tensorboard no run is left that would be in the way.
+        log = RunLog(folder, resume_step=run.step) if main else None
+        task.objective.train()
+        with log or nullcontext():
+            if not resume:
+                run.save()
+            _loop(run, log, show_progress and main)
+        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best)

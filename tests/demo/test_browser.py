@@ -146,7 +146,7 @@ def test_what_is_no_picture_is_one_line_and_the_page_goes_on(page, tmp_path) -> 
     bad = tmp_path / "face.png"
     bad.write_bytes(b"<svg onload=alert(1)>")
     page.tab("Edit")
-    assert "face.png: it is not a PNG, JPEG or WEBP picture" in page.give(bad)
+    assert "face.png: it is not a PNG, JPEG, WEBP" in page.give(bad)
     assert page.find("[role=alert]").is_displayed()
     page.tab("Draw")
     page.write(SEEDS, "0-9999")

@@ -92,7 +92,9 @@ def test_a_generator_without_a_prior(tmp_path):
 
 
 def test_writing_over_an_older_model_leaves_nothing_of_it(folder):
-    row = write(folder, BARE)
+    with pytest.raises(UserInputError, match="already holds"):
+        write(folder, BARE)
+    row = write(folder, BARE, overwrite=True)
     assert "prior.safetensors" not in row.files
     assert not (folder / "prior.safetensors").exists()
 
@@ -105,7 +107,7 @@ def test_an_interrupted_writer_leaves_a_folder_that_is_refused(folder, monkeypat
 
     monkeypatch.setattr(save, "save_weights", fail)
     with pytest.raises(EnvironmentFailure, match="the disk is full"):
-        write(folder)
+        write(folder, overwrite=True)
     with pytest.raises(WeightsError, match=r"weights_manifest\.json"):
         build_model(folder)
 
@@ -116,7 +118,8 @@ def test_weights_that_do_not_fit_half_precision_are_refused(tmp_path):
         generator.constant[0, 0, 0, 0] = 1e6
     with pytest.raises(WeightsError, match=r"float16: non-finite values in 'constant'"):
         write_model_folder(tmp_path / "m", CONFIG, generator, prior, encoder)
-    write_model_folder(tmp_path / "m", CONFIG, generator, prior, encoder, dtype=torch.float32)
+    whole = {"dtype": torch.float32, "overwrite": True}
+    write_model_folder(tmp_path / "m", CONFIG, generator, prior, encoder, **whole)
     assert build_model(tmp_path / "m").generator.constant[0, 0, 0, 0] == 1e6
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hebm_sample.data import sources
+from hebm_sample.data import source, sources
 from hebm_sample.data.dataset import (
     StepSampler,
     last_pictures,
@@ -274,7 +274,7 @@ class TestCache:
 
     def test_memory_is_one_chunk(self, tmp_path, monkeypatch):
         fill(tmp_path / "set", 7)
-        monkeypatch.setattr(sources, "CHUNK_ROWS", 3)
+        monkeypatch.setattr(source, "CHUNK_ROWS", 3)
         opened = sources.open_source(tmp_path / "set", None)
         assert [len(c.pictures) for c in opened.chunks()] == [3, 3, 1]
         assert shades(load(tmp_path / "set", tmp_path)) == [shade(i) for i in range(7)]

@@ -175,7 +175,6 @@ class TestHeldOut:
         "options, counts",
         [
             ({"validation": 7}, (23, 7)),
-            ({"model": "tiny"}, (22, 8)),
             ({"model": "tiny", "validation": 7}, (23, 7)),
             ({"model": "cifar10"}, (30, 20)),
             ({"model": "cifar10", "validation": 7}, (23, 7)),
@@ -190,15 +189,24 @@ class TestHeldOut:
         assert (len(training), len(held_out)) == counts
         assert training.identity != held_out.identity
 
+    def test_by_hash_where_nobody_says(self, opened):
+        training, held_out = opened()
+        assert len(training) + len(held_out) == 30 and 0 < len(held_out) < 10
+        for options in ({"model": "tiny"}, {"model": "church64", "validation": "hash"}):
+            assert [x.identity for x in opened(**options)] == [
+                training.identity,
+                held_out.identity,
+            ]
+
     def test_no_row_is_on_both_sides(self, opened):
-        for options in ({"validation": 7}, {"validation": 0}):
+        for options in ({}, {"validation": 7}, {"validation": 0}):
             a, b = ({x.tobytes() for x in part.images} for part in opened(**options))
             assert not a & b
 
     @pytest.mark.parametrize(
         "options, message",
         [
-            ({}, "4000 validation pictures .* 0 to 29"),  # 4,000 where nobody says
+            ({"model": "celeba64"}, "4000 validation pictures .* 0 to 29"),
             ({"validation": 30}, "30 validation pictures .* 0 to 29"),
             ({"split": "absent"}, "no folder 'absent'"),
             ({"split": "train"}, "the split 'train' .* is what the model is trained on"),

@@ -1,0 +1,95 @@
+"""Label columns as whole numbers, -1 where unknown: what a cell means, and which columns are
+labels.
+
+A cell is a whole number however it is written (1, "1", 1.0, "1.0", true), a text, or unknown
+(None, NaN, an empty text). A column of whole numbers keeps them; a column with texts is numbered
+in their alphabetical order. Fractions, nested values and more than `MAX_NAMED_VALUES` texts are no
+labels.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MAX_NAMED_VALUES", "encode_labels"]
+
+MAX_NAMED_VALUES = 256
+UNKNOWN = -1
+_WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*", re.ASCII)
+# What programs write for a missing number; a text of its own where the others are texts.
+_MISSING = ("nan", "na", "n/a", "null", "none", "<na>")
+
+
+def encode_labels(
+    columns: dict[str, list[Any]], known_names: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """Columns that are labels, as int64 (N,) with -1 where unknown, and their values' names."""
+    labels, names = {}, {}
+    for column, values in columns.items():
+        cells = [_cell(v) for v in values]
+        found = _numbers(cells)
+        if found is None:
+            texts = _texts(cells)
+            distinct = tuple(sorted({t for t in texts or () if t is not None}))
+            if texts is None or len(distinct) > MAX_NAMED_VALUES:
+                continue
+            names[column], number = distinct, {name: i for i, name in enumerate(distinct)}
+            found = [None if t is None else number[t] for t in texts]
+        if any(v is not None and abs(v) >= 2**31 for v in found):
+            continue
+        labels[column] = np.array(
+            [UNKNOWN if v is None or v < 0 else v for v in found], dtype=np.int64
+        )
+        if column in known_names:
+            names[column] = known_names[column]
+    return labels, names
+
+
+def _cell(value: Any) -> Any:
+    """The value as int, float, str or None; what is none of them as it is."""
+    if isinstance(value, (bytes, memoryview)):
+        try:
+            value = bytes(value).decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return value if value.strip() else None
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return int(value) if value.is_integer() else value
+    return value
+
+
+def _numbers(cells: list[Any]) -> list[int | None] | None:
+    """The cells as whole numbers, or None if one of them is none."""
+    found: list[int | None] = []
+    for cell in cells:
+        if isinstance(cell, str):
+            whole = _WHOLE.fullmatch(cell)
+            if whole is None and cell.strip().lower() not in _MISSING:
+                return None
+            # More digits than any label has: Python refuses to read thousands of them.
+            cell = None if whole is None else int(whole[1][:20])
+        if cell is not None and not isinstance(cell, int):
+            return None
+        found.append(cell)
+    # Texts for "missing" alone say nothing about numbers.
+    if all(v is None for v in found) and any(isinstance(c, str) for c in cells):
+        return None
+    return found
+
+
+def _texts(cells: list[Any]) -> list[str | None] | None:
+    """The cells as texts where they are texts or whole numbers, or None; there must be a text."""
+    if not any(isinstance(c, str) for c in cells):
+        return None
+    if not all(c is None or isinstance(c, (str, int)) for c in cells):
+        return None
+    return [None if c is None else str(c) for c in cells]

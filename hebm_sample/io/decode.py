@@ -1,0 +1,229 @@
+"""Image files to 8-bit RGB.
+
+The first frame of the formats below is read; the size is checked before any pixel is decoded; the
+EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and 16-bit grey
+become 8-bit RGB. Colour profiles and texts are ignored, whatever their size. What a decoder raises
+is its file's fault: one error, whichever of its many it was.
+"""
+
+import io
+import os
+import stat
+from typing import IO, Any, TypeAlias, cast
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+
+__all__ = ["MAX_PIXELS", "WHITE", "Source", "open_picture", "to_rgb", "upright"]
+
+Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
+
+# 8192 x 8192: larger than cameras make, small enough to decode and convert within 1 GiB.
+MAX_PIXELS = 2**26
+MAX_STREAM_BYTES = 2**29
+WHITE = (255, 255, 255)
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TIFF")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    # A broken EXIF block says nothing about the pixels; such a picture is taken as it lies.
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says, which the result no longer has; the image
+    itself where it says nothing.
+    """
+    turn = _TRANSPOSITIONS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    # Whatever else may hold the orientation (EXIF, XMP) is left behind.
+    turned.info = {k: v for k, v in image.info.items() if k == "transparency"}
+    return turned
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
+
+    Raises `UserInputError` for floating point pictures, whose range is anybody's guess.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _from_integers(image)
+    if image.mode == "F":
+        raise UserInputError(
+            "the picture holds floating point numbers; convert it to 8-bit RGB first"
+        )
+    try:
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        over = image.convert("RGBA")
+    except ValueError:  # La, grey multiplied by its transparency
+        raise UserInputError(
+            f"the picture is of mode {image.mode}; convert it to 8-bit RGB first"
+        ) from None
+    white = Image.new("RGBA", over.size, (*WHITE, 255))
+    return Image.alpha_composite(white, over).convert("RGB")
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    """16-bit grey as RGB; its transparent value, if it has one, as white."""
+    values = np.asarray(image)
+    grey = np.rint(values.astype(np.float64) / 257.0).clip(0, 255).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _named(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return str(getattr(source, "name", "the picture"))
+
+
+def _seekable(source: Source, name: str) -> Source:
+    """The source, or what a stream holds, as a file in memory."""
+    if isinstance(source, (str, os.PathLike)):
+        mode = os.stat(source).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return source
+        with open(source, "rb") as stream:
+            return _all_of(stream, name)
+    try:
+        source.seek(source.tell())
+        return source
+    except (OSError, AttributeError, io.UnsupportedOperation):
+        return _all_of(source, name)
+
+
+def _all_of(stream: IO[bytes], name: str) -> IO[bytes]:
+    data = stream.read(MAX_STREAM_BYTES + 1)
+    if len(data) > MAX_STREAM_BYTES:
+        raise UserInputError(
+            f"cannot read {name}: it has more than {MAX_STREAM_BYTES} bytes; save it as a file"
+        )
+    return io.BytesIO(data)
+
+
+def _open(source: Source, name: str) -> Image.Image:
+    """Header only: known format, acceptable size."""
+    try:
+        image = Image.open(source, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise UserInputError(
+            f"cannot read {name}: it is not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} "
+            "picture; convert it first"
+        ) from None
+    if image.width * image.height > MAX_PIXELS:
+        with image:
+            raise UserInputError(
+                f"cannot read {name}: {image.width} x {image.height} is more than "
+                f"{MAX_PIXELS} pixels"
+            )
+    return image
+
+
+def _decode(source: Source, name: str) -> Image.Image:
+    # Pillow's warnings are let through: silencing them is a switch of the whole process, and
+    # pictures are decoded in threads.
+    with _open(source, name) as image:
+        _halve_transparency(image)
+        image.load()
+        # A copy: the file behind the opened picture is about to close.
+        rgb = to_rgb(image)
+        turn = _TRANSPOSITIONS.get(_orientation(image))
+        rgb = rgb.copy() if turn is None else rgb.transpose(turn)
+    # It is upright: whoever gets it must not turn it once more.
+    rgb.info = {}
+    return rgb
+
+
+def _halve_transparency(image: Image.Image) -> None:
+    """The transparent colour of 16 bits as the 8 that its pixels are reduced to."""
+    colour = image.info.get("transparency")
+    tile = cast("list[Any]", getattr(image, "tile", []))
+    if isinstance(colour, tuple) and any("16" in str(part[-1]) for part in tile):
+        image.info["transparency"] = tuple(int(v) >> 8 for v in colour)
+
+
+def _without_texts(source: Source) -> IO[bytes] | None:
+    """A PNG without its texts and its profile, of which Pillow refuses large ones; None of
+    another format.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with open(source, "rb") as file:
+            data = file.read()
+    else:
+        source.seek(0)
+        data = source.read()
+    if not data.startswith(_PNG):
+        return None
+    kept, at = [_PNG], len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _TEXTS:
+            kept.append(data[at:end])
+        at = end
+    kept.append(data[at:])
+    return io.BytesIO(b"".join(kept))
+
+
+def _read(source: Source, name: str) -> Image.Image:
+    source = _seekable(source, name)
+    try:
+        return _decode(source, name)
+    except UserInputError:
+        raise
+    except ValueError:
+        lean = _without_texts(source)
+        if lean is None:
+            raise
+        return _decode(lean, name)
+
+
+def open_picture(source: Source) -> Image.Image:
+    """Read one image file or stream as 8-bit RGB, upright.
+
+    Raises `UserInputError` for what is no such picture, is missing or has more than `MAX_PIXELS`
+    pixels, and `EnvironmentFailure` for a file that is damaged or cannot be read.
+    """
+    name = _named(source)
+    try:
+        return _read(source, name)
+    except UserInputError:
+        raise
+    except Image.DecompressionBombError:
+        raise UserInputError(f"cannot read {name}: it has more than {MAX_PIXELS} pixels") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserInputError(
+            f"cannot read {name}: {error.strerror}; give a picture's path"
+        ) from None
+    except MemoryError as error:
+        raise EnvironmentFailure(
+            f"cannot read {name}: it takes more memory than there is, or the file is damaged"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
+            raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EnvironmentFailure(f"cannot read {name}: the file is damaged ({reason})") from error

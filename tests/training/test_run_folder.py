@@ -1,0 +1,183 @@
+"""One folder, one run: nothing that was asked is ignored, and two runs never write to one folder.
+
+Without this a run "on CUDA" trains for days on the CPU, `--resume --max-steps` says nothing and
+changes nothing, and two runs overwrite each other's checkpoints.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import symbolic_pipeline
+from toy import draw_pictures
+
+from hebm_sample.cli.train import main
+from hebm_sample.errors import UserInputError
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+from hebm_sample.training.lock import locked
+from hebm_sample.training.trainer import make_accelerator
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    draw_pictures(home / "pictures")
+    for name, steps in (("generator", 2), ("longer", 3)):
+        result = invoke(home, "--out", home / name, "--max-steps", steps)
+        assert result.exit_code == 0, result.output
+    return home
+
+
+def invoke(home, *more, kind="generator"):
+    where = ("--preset", "tiny", "--data", home / "pictures", "--device", "cpu", "--quiet")
+    env = {"HEBM_CACHE": str(home / "cache")}
+    return CliRunner().invoke(main, [str(x) for x in (kind, *where, *more)], env=env)
+
+
+def refused(result, code, *words):
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+class TestResume:
+    def test_another_length_is_refused(self, home):
+        out = ("--out", home / "generator", "--resume")
+        refused(invoke(home, *out, "--max-steps", 9), 2, "--max-steps 9", "has 2 steps", "--init")
+        refused(invoke(home, *out, "--time-budget", "1h"), 2, "--time-budget of 3600 s")
+        for same in ((), ("--max-steps", 2)):
+            assert invoke(home, *out, *same).exit_code == 0
+
+    def test_the_budget_of_the_run_can_be_repeated(self, home, tmp_path):
+        run = ("--out", tmp_path / "run", "--time-budget")
+        assert invoke(home, *run, "2s").exit_code == 0
+        assert invoke(home, *run, "2s", "--resume").exit_code == 0
+        refused(invoke(home, *run, "3s", "--resume"), 2, "--time-budget of 3 s")
+
+    def test_another_start_is_refused(self, home, tmp_path):
+        started = ("--out", tmp_path / "run", "--max-steps", 2)
+        init = ("--init", home / "generator")
+        assert invoke(home, *started, *init).exit_code == 0
+        assert invoke(home, *started, *init, "--resume").exit_code == 0
+        refused(invoke(home, *started, "--resume"), 2, "started from another model (--init)")
+        other = invoke(home, *started, "--init", home / "longer", "--resume")
+        refused(other, 2, "started from another model (--init)")
+        plain = invoke(home, "--out", home / "generator", *init, "--resume")
+        refused(plain, 2, "started from no model, without --init")
+
+    def test_runs_of_before_said_nothing_of_their_start(self, home, tmp_path, monkeypatch):
+        import hebm_sample.training.trainer as trainer
+
+        save = trainer.save_checkpoint
+
+        def of_before(*args, state, **more):
+            state = {k: v for k, v in state.items() if k not in ("init", "time_budget")}
+            return save(*args, state=state, **more)
+
+        monkeypatch.setattr(trainer, "save_checkpoint", of_before)
+        out = ("--out", tmp_path / "run", "--max-steps", 2)
+        assert invoke(home, *out).exit_code == 0
+        assert "init" not in read_state(latest_checkpoint(tmp_path / "run"))
+        monkeypatch.undo()
+        assert invoke(home, *out, "--resume").exit_code == 0
+
+
+class TestDevice:
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+    @pytest.mark.parametrize("kind", ["generator", "prior"])
+    def test_cuda_that_is_not_there(self, home, tmp_path, kind):
+        more = ("--generator", home / "generator") if kind == "prior" else ()
+        result = invoke(home, "--device", "cuda", "--out", tmp_path / "run", *more, kind=kind)
+        refused(result, 1, "this torch sees no CUDA GPU")
+        assert not (tmp_path / "run").exists()
+
+    def test_gradient_accumulation_is_refused(self, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+        with pytest.raises(UserInputError, match="accumulate gradients over 4 steps"):
+            make_accelerator("cpu")
+
+
+HOLD = """
+import sys, time
+from hebm_sample.training.lock import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+class TestLock:
+    @pytest.fixture
+    def holder(self, tmp_path):
+        command = [sys.executable, "-c", HOLD, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+    @pytest.mark.parametrize("kind", ["generator", "prior"])
+    def test_the_second_run_is_refused(self, home, tmp_path, holder, kind):
+        more = ("--generator", home / "generator") if kind == "prior" else ()
+        before = sorted(os.listdir(tmp_path))
+        result = invoke(home, "--out", tmp_path, "--max-steps", 2, *more, kind=kind)
+        refused(result, 2, "another process is training in", "choose another folder")
+        assert set(os.listdir(tmp_path)) - set(before) <= {".hebm-run"}
+
+    def test_it_dies_with_its_process(self, tmp_path, holder):
+        with pytest.raises(UserInputError, match="another process"), locked(tmp_path):
+            pass
+        holder.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+        holder.wait()
+        time.sleep(0.1)
+        with locked(tmp_path), locked(tmp_path):  # and one process may enter twice
+            pass
+        with locked(tmp_path):
+            pass
+
+
+class TestExport:
+    """Nothing that exists is overwritten unasked, and what is not a model's never is."""
+
+    def export(self, home, folder, *more):
+        arguments = ("export", "--run", home / "generator", "--out", folder, *more)
+        return CliRunner().invoke(main, [str(x) for x in arguments])
+
+    def test_a_model_is_replaced_when_asked(self, home, tmp_path):
+        symbolic_pipeline().save_pretrained(tmp_path / "model")
+        before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+        assert "prior.safetensors" in before
+        refused(self.export(home, tmp_path / "model"), 2, "already holds", "--overwrite")
+        with pytest.raises(UserInputError, match="already holds config.json"):
+            symbolic_pipeline().save_pretrained(tmp_path / "model")
+        assert before == {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+        (tmp_path / "model/mine.txt").write_text("x")
+        assert self.export(home, tmp_path / "model", "--overwrite").exit_code == 0
+        after = {p.name for p in (tmp_path / "model").iterdir()}
+        assert after == set(before) - {"prior.safetensors"} | {"mine.txt"}
+
+    @pytest.mark.parametrize("name", ["README.md", "config.json", "prior.safetensors"])
+    def test_files_of_others_are_never_touched(self, home, tmp_path, name):
+        (tmp_path / name).write_text("{}")
+        refused(self.export(home, tmp_path), 2, f"already holds {name}")
+        refused(self.export(home, tmp_path, "--overwrite"), 2, f"holds {name} and no model")
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "{}"
+
+    def test_an_interrupted_folder_can_be_written_again(self, home, tmp_path):
+        assert self.export(home, tmp_path / "model").exit_code == 0
+        (tmp_path / "model/weights_manifest.json").unlink()
+        assert self.export(home, tmp_path / "model", "--overwrite").exit_code == 0
+
+    def test_notes_that_are_not_utf8(self, home, tmp_path):
+        (tmp_path / "notes.md").write_bytes("Gemälde".encode("latin-1"))
+        result = self.export(home, tmp_path / "model", "--notes", tmp_path / "notes.md")
+        refused(result, 2, "notes.md is not UTF-8", "save it as UTF-8")
+        assert not (tmp_path / "model").exists()
