@@ -108,7 +108,7 @@ class TestFolder:
         pipe.save_pretrained(tmp_path / "copy")
         again = Pipeline.from_pretrained(tmp_path / "copy", device="cpu").calibration
         assert again.to_dict() == pipe.calibration.to_dict()
-        tiny_pipeline().save_pretrained(tmp_path / "copy")
+        tiny_pipeline().save_pretrained(tmp_path / "copy", overwrite=True)
         assert not (tmp_path / "copy/calibration.json").exists()
         assert Pipeline.from_pretrained(tmp_path / "copy", device="cpu").calibration is None
 

@@ -117,7 +117,7 @@ def test_a_model_folder_is_of_one_model_or_refused(tmp_path, memory):
     old, new = modules(1), modules(2)
 
     def write(parts):
-        write_model_folder(folder, CONFIG, *parts)
+        write_model_folder(folder, CONFIG, *parts, overwrite=True)
 
     rows = []
     for parts in (new, old):
@@ -321,7 +321,8 @@ from hebm_sample.hub.resolve import resolve
 from hebm_sample.hub.save import write_model_folder
 
 generator, encoder, prior = tiny_modules()
-write = lambda: write_model_folder(sys.argv[1], tiny_config(), generator, prior, encoder)
+model = (tiny_config(), generator, prior, encoder)
+write = lambda: write_model_folder(sys.argv[1], *model, overwrite=True)
 from pathlib import Path
 sys.argv[1] = Path(sys.argv[1])
 begun = time.monotonic()

@@ -230,7 +230,7 @@ def test_networks_that_the_files_cannot_hold_are_never_made(
     described, monkeypatch, path, value, file
 ):
     made = []
-    monkeypatch.setattr(load, "HierarchicalGenerator", made.append)
+    monkeypatch.setattr(load, "new_generator", made.append)
     monkeypatch.setattr(load, "JointEnergy", lambda *_: made.append(_))
     with pytest.raises(
         WeightsError, match=rf"{file}\.safetensors does not fit its config.* at least;"
@@ -241,7 +241,7 @@ def test_networks_that_the_files_cannot_hold_are_never_made(
 
 def test_an_encoder_that_its_file_cannot_hold_is_never_made(described, monkeypatch):
     pipe = Pipeline.from_pretrained(described(changed(["generator", "encoder_cells"], 32)))
-    monkeypatch.setattr(load, "Encoder", lambda _: pytest.fail("made"))
+    monkeypatch.setattr(load, "new_encoder", lambda _: pytest.fail("made"))
     with pytest.raises(WeightsError, match=r"encoder\.safetensors does not fit its config"):
         pipe.encode(torch.zeros(1, 3, 16, 16))
 

@@ -61,14 +61,21 @@ def test_energies_that_explode_are_no_picture(factor):
 
 
 def test_only_the_seeds_that_ran_away_are_named(pipe, monkeypatch):
-    terms = pipe._chain_energy()
+    chain = pipe._chain_energy()
 
-    def pushed(u, level, condition=None):
+    class Pushed:
         """The second row's energy falls off without end."""
-        far = 1e6 * u[0].flatten(1).sum(1) * (torch.arange(len(level)) == 1)
-        return terms(u, level, condition) + far[:, None]
 
-    monkeypatch.setattr(pipe, "_chain_energy", lambda: pushed)
+        def at(self, level, condition=None):
+            terms = chain.at(level, condition)
+
+            def pushed(u):
+                far = 1e6 * u[0].flatten(1).sum(1) * (torch.arange(len(u[0])) == 1)
+                return terms(u) + far[:, None]
+
+            return pushed
+
+    monkeypatch.setattr(pipe, "_chain_energy", Pushed)
     with pytest.raises(NonFiniteSampleError) as caught:
         pipe(seeds=(7, 8, 9))
     assert caught.value.seeds == [8] and "too large" in str(caught.value)

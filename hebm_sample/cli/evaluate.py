@@ -265,9 +265,10 @@ def judge(
     from hebm_sample.pipeline.device import pick_device
 
     _check_folder("--out", out)
-    sets = _both_sets(data, size, None, options, quiet)
+    training, held_out = _both_sets(data, size, None, options, quiet)
     _, report = find_judge(
-        *sets,
+        training,
+        held_out,
         columns,
         steps=options["steps"],
         out=out,

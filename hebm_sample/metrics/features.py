@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -208,7 +208,8 @@ Extractor: TypeAlias = FeatureNet | PcaFeatures
 
 def batches(images: np.ndarray | Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
     """Float batches (B, 3, H, W), B <= batch_size, of one array or an iterable of arrays."""
-    for batch in [images] if hasattr(images, "shape") else images:
+    arrays = [images] if hasattr(images, "shape") else cast("Iterable[Any]", images)
+    for batch in cast("list[Any]", arrays):
         for start in range(0, len(batch), batch_size):
             part = batch[start : start + batch_size]
             yield to_float(part.copy() if isinstance(part, np.ndarray) else part)
