@@ -173,6 +173,16 @@ def test_moved_modules_are_found_by_their_old_names(old: str, new: str) -> None:
     del sys.modules[f"hebm_sample.{old}"]
 
 
+def test_metrics_still_finds_what_needs_a_model() -> None:
+    import hebm_sample.metrics as metrics
+    from hebm_sample.evaluation.reference import find_set
+
+    assert metrics.find_set is find_set
+    assert all(callable(getattr(metrics, name)) for name in metrics._MOVED)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        metrics.nothing  # noqa: B018
+
+
 # Metadata
 
 

@@ -4,6 +4,9 @@ Distances, their errors and the spaces to take them in; judges; memorisation; th
 strange pictures; the chains.
 """
 
+import importlib
+from typing import Any
+
 from hebm_sample.metrics.attribute_classifier import (
     JudgeNet,
     Verdict,
@@ -75,3 +78,22 @@ __all__ = [
     "train_judge",
     "two_sample_accuracy",
 ]
+
+# What needs a model has moved; the names that earlier documentation showed are still found here.
+_MOVED = {
+    "EvaluationSet": "evaluation.reference",
+    "acceptance": "evaluation.mcmc",
+    "check_steps": "evaluation.mcmc",
+    "corruptions": "evaluation.ood",
+    "diagnose_levels": "evaluation.mcmc",
+    "find_set": "evaluation.reference",
+    "png_bytes": "evaluation.ood",
+    "top_group_energies": "evaluation.ood",
+    "traces_from": "evaluation.mcmc",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return getattr(importlib.import_module(f"hebm_sample.{_MOVED[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
