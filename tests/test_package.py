@@ -52,6 +52,7 @@ ALSO = {
 }
 # The map T and the image decoder arrive as callables.
 NEVER = {("metrics", "pipeline"), ("prior", "generator"), ("sampling", "generator")}
+OUTSIDE = {"__init__", "__main__", "__pycache__", "_moved", "weights", "py.typed"}
 RANK = {part: row for row, parts in enumerate(ORDER) for part in parts}
 
 HEAVY = ("torch", "numpy", "PIL", "huggingface_hub", "safetensors")
@@ -94,6 +95,11 @@ def test_the_pipeline_loads_neither_training_nor_metrics() -> None:
     loaded = _loaded_after("from hebm_sample import Pipeline, list_models")
     assert "torch" in loaded and "hebm_sample.pipeline.pipeline" in loaded
     assert loaded.isdisjoint({*APART, "accelerate", "datasets", "scipy", "sklearn", "matplotlib"})
+
+
+@pytest.mark.parametrize("module", ["hebm_sample", "hebm_sample.cli"])
+def test_the_package_runs_as_its_command(module: str) -> None:
+    assert _run("-m", module, "--version").startswith("hebm-sample ")
 
 
 def test_public_names() -> None:
@@ -147,7 +153,7 @@ def test_imports_point_one_way() -> None:
     for path in sorted(PACKAGE.rglob("*.py")):
         inside = path.relative_to(PACKAGE).as_posix()
         part = inside.split("/")[0].removesuffix(".py")
-        if part in ("__init__", "_moved"):  # names, resolved on first use
+        if part in ("__init__", "__main__", "_moved"):  # names, resolved on first use
             continue
         assert part in RANK, f"{path}: give {part} a place in ORDER and docs/architecture.md"
         for name in _imported_parts(path.read_text(encoding="utf-8")) - {part}:
@@ -161,7 +167,7 @@ def test_imports_point_one_way() -> None:
 
 def test_every_folder_has_its_place() -> None:
     found = {p.name.removesuffix(".py") for p in PACKAGE.iterdir()}
-    assert set(RANK) == found - {"__init__", "__pycache__", "_moved", "weights", "py.typed"}
+    assert set(RANK) == found - OUTSIDE
 
 
 @pytest.mark.parametrize("old, new", MOVED.items())

@@ -53,10 +53,11 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
     """One JSON value as the annotated type: nested dataclasses, tuples and optional values."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
         kinds = [k for k in get_args(kind) if k is not type(None)]
-        if all(dataclasses.is_dataclass(k) for k in kinds):
+        described = all(dataclasses.is_dataclass(k) for k in kinds)
+        if value is None and (type(None) in get_args(kind) or not described):
+            return None
+        if described:
             return _decode(_of_kind(kinds, value, path), value, path)
         listed = isinstance(value, (list, tuple))
         fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
