@@ -1,8 +1,8 @@
-r"""Many pictures to a folder, killed several times and started again.
+r"""Many images to a folder, killed several times and started again.
 
     hebm-sample --dataset cifar10 --seeds 0-999 --outdir OUT        SIGKILL, again, ... until done
 
-In the end every seed must have its file, no picture may have been drawn twice (a file's time of
+In the end every seed must have its file, no image may have been drawn twice (a file's time of
 writing stays what it was when it was first seen, whatever happens afterwards), and the memory of
 each process must not grow with what it has drawn.
 """
@@ -42,7 +42,7 @@ def resident_mib(pid: int) -> float:
 
 
 class Watch:
-    """The folder's pictures, and how often each was written."""
+    """The folder's images, and how often each was written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.start = folder, time.perf_counter()
@@ -64,14 +64,14 @@ class Watch:
 
 
 def one_run(words: list[str], watch: Watch, stop_at: int | None, quiet: bool) -> dict[str, Any]:
-    """One process, killed once there are `stop_at` pictures; what was seen of it."""
+    """One process, killed once there are `stop_at` images; what was seen of it."""
     before, seen = watch.look(), list[Sample]()
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL, stderr=log)
         for sample in watch.samples(child):
             seen.append(sample)
             if not quiet:
-                click.echo(f"\r{sample.files} pictures, {sample.mib:.0f} MiB ", nl=False, err=True)
+                click.echo(f"\r{sample.files} images, {sample.mib:.0f} MiB ", nl=False, err=True)
             if stop_at is not None and sample.files >= stop_at:
                 child.send_signal(signal.SIGKILL)
         log.seek(0)
@@ -83,8 +83,8 @@ def one_run(words: list[str], watch: Watch, stop_at: int | None, quiet: bool) ->
     third = max(1, len(drawing) // 3)
     return {
         "killed": killed,
-        "pictures_before": before,
-        "pictures_after": watch.look(),
+        "images_before": before,
+        "images_after": watch.look(),
         "seconds": seen[-1].seconds - seen[0].seconds if seen else 0.0,
         "mib_first_third": max(drawing[:third]),
         "mib_last_third": max(drawing[-third:]),
@@ -96,12 +96,12 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         " ".join(["hebm-sample", *result["words"]]),
         "",
-        f"{'run':>3} {'ended':<9}{'pictures':>11}{'seconds':>9}{'s/img':>8}{'most MiB':>10}",
+        f"{'run':>3} {'ended':<9}{'images':>11}{'seconds':>9}{'s/img':>8}{'most MiB':>10}",
         f"{'':>41}{'1st third':>10}{'last':>8}",
     ]
     for i, run in enumerate(result["runs"], start=1):
-        new = run["pictures_after"] - run["pictures_before"]
-        span = f"{run['pictures_before']}-{run['pictures_after']}"
+        new = run["images_after"] - run["images_before"]
+        span = f"{run['images_before']}-{run['images_after']}"
         lines.append(
             f"{i:>3} {'killed' if run['killed'] else 'by itself':<9}{span:>11}"
             f"{run['seconds']:9.1f}{run['seconds'] / max(1, new):8.3f}"
@@ -134,7 +134,7 @@ def main(
     quiet: bool,
     out: Path | None,
 ) -> None:
-    """Kill and restart a long run; ends with 1 unless every picture was drawn exactly once."""
+    """Kill and restart a long run; ends with 1 unless every image was drawn exactly once."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "out"
         words = ["--dataset", dataset, "--seeds", f"0-{num_images - 1}", "--outdir", str(folder)]

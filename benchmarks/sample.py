@@ -2,7 +2,7 @@
 
     start        wall time of the whole process `hebm-sample --help`
     command      wall time and peak memory of the whole process `hebm-sample`, start included
-    in process   seconds a call for each sampler, beside the Gaussian prior (no chain at all):
+    in process   seconds per call for each sampler, beside the Gaussian prior (no chain at all):
                  gradient share = 1 - seconds(gaussian) / seconds(sampler)
 
 Everything is measured in one run and repeated in turn, so that the ratios hold on a busy machine
@@ -128,7 +128,7 @@ def row(pipe: Any, batch: int, name: str, seconds: dict[str, list[float]]) -> di
         "gradients": gradients,
         **found,
         "gradients_a_second": gradients / found["min"],
-        "pictures_a_second": batch / found["min"],
+        "images_per_second": batch / found["min"],
         "over_gaussian": found["min"] / base,
         "gradient_share": 1 - base / found["min"] if gradients else 0.0,
     }
@@ -145,17 +145,17 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{'whole process':<28}{'min s':>9}{'median s':>10}{'peak MiB':>10}",
     ]
-    for key, name in (("help", "--help"), ("command", f"{result['num_images']} pictures")):
+    for key, name in (("help", "--help"), ("command", f"{result['num_images']} images")):
         p = processes[key]
         lines.append(f"{name:<28}{p['min']:9.2f}{p['median']:10.2f}{p['peak_mib']:10.0f}")
     lines += [
         "",
         f"{'batch':>5} {'sampler':<10}{'gradients':>10}{'min s':>9}{'median s':>10}"
-        f"{'grad/s':>9}{'pictures/s':>12}{'x gaussian':>12}{'grad share':>12}",
+        f"{'grad/s':>9}{'images/s':>12}{'x gaussian':>12}{'grad share':>12}",
     ]
     lines += [
         f"{r['batch']:>5} {r['sampler']:<10}{r['gradients']:>10}{r['min']:9.3f}"
-        f"{r['median']:10.3f}{r['gradients_a_second']:9.1f}{r['pictures_a_second']:12.2f}"
+        f"{r['median']:10.3f}{r['gradients_a_second']:9.1f}{r['images_per_second']:12.2f}"
         f"{r['over_gaussian']:12.2f}{r['gradient_share']:12.2f}"
         for r in result["samplers"]
     ]
@@ -165,7 +165,7 @@ def table(result: dict[str, Any]) -> str:
 @click.command()
 @click.option("--dataset", default="celebahq", show_default=True, help="Name, Hub id or folder.")
 @click.option(
-    "-n", "--num-images", type=click.IntRange(1), default=16, show_default=True, help="Pictures."
+    "-n", "--num-images", type=click.IntRange(1), default=16, show_default=True, help="Images."
 )
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True

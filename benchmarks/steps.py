@@ -1,14 +1,14 @@
-r"""How few gradients give pictures as good as the full chain's.
+r"""How few gradients give images as good as the full chain's.
 
     distance     Fréchet distance to the package's reference, with its standard error
     less first   distance minus that of the first setting, with the standard error of the
                  difference (jackknife; the same seeds in both)
-    cost         gradients a picture, seconds a picture
+    cost         gradients per image, seconds per image
 
 A setting is written as the sampler's fields, such as `steps=24,start=ancestral`; what it does not
 name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`. In
 place of steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was
-stopped goes on where it was, in steps of 500 pictures, and a setting that was measured is not
+stopped goes on where it was, in steps of 500 images, and a setting that was measured is not
 measured again. With `--dtype bfloat16` the folder is OUT/bfloat16.
 """
 
@@ -121,22 +121,22 @@ def read_setting(text: str, levels: int) -> dict[str, Any]:
 
 
 def features_of(
-    pipe: Any, known: EvaluationSet, setting: dict[str, Any], pictures: int, batch: int, out: Path
+    pipe: Any, known: EvaluationSet, setting: dict[str, Any], images: int, batch: int, out: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Features (N, D) of a setting's pictures, and what they cost."""
-    bench = Bench(pipe, pictures, batch_size=batch, folder=out / "latents", sampling=setting)
+    """Features (N, D) of a setting's images, and what they cost."""
+    bench = Bench(pipe, images, batch_size=batch, folder=out / "latents", sampling=setting)
     cpu, fresh = time.process_time(), not any((out / "latents").glob("ebm-*"))
     before = set((out / "latents").glob("ebm-*"))
     drawn = bench.drawn("ebm")
     cpu = time.process_time() - cpu
     new = len(set((out / "latents").glob("ebm-*")) - before)
     features = bench.features("ebm", {known.space: (known.net, {})})[known.space]
-    whole = fresh or new == -(-pictures // 500)
+    whole = fresh or new == -(-images // 500)
     return features, {
         "gradients": bench.pipe.sampling_config(**setting).steps,
-        "seconds_a_picture": drawn.seconds / pictures,
+        "seconds_per_image": drawn.seconds / images,
         # a setting that was gone on with has no CPU time of the whole
-        "cpu_seconds_a_picture": cpu / pictures if whole else None,
+        "cpu_seconds_per_image": cpu / images if whole else None,
         "u_square": [float(g.double().square().mean()) for g in drawn.u],
     }
 
@@ -169,7 +169,7 @@ def table(result: dict[str, Any]) -> str:
     """The figures as text."""
     machine = result["machine"]
     lines = [
-        f"{machine['model']}, {result['pictures']} pictures a setting, {result['space']}; "
+        f"{machine['model']}, {result['images']} images a setting, {result['space']}; "
         f"{machine['threads']} threads of {machine['cores']} cores, torch {machine['torch']}, "
         f"hebm_sample {machine['version']}",
         "",
@@ -179,12 +179,12 @@ def table(result: dict[str, Any]) -> str:
     for text, row in result["settings"].items():
         less = row["less_full"]
         squares = f"{min(row['u_square']):.2f}-{max(row['u_square']):.2f}"
-        cpu = row["cpu_seconds_a_picture"]
+        cpu = row["cpu_seconds_per_image"]
         lines.append(
             f"{text:<42}{row['gradients']:>10}"
             + f"{row['distance']:.2f} ± {row['error']:.2f}".rjust(18)
             + ("" if less is None else f"{less:+.2f} ± {row['less_full_error']:.2f}").rjust(18)
-            + f"{row['seconds_a_picture']:8.3f}"
+            + f"{row['seconds_per_image']:8.3f}"
             + (f"{cpu:10.3f}" if cpu is not None else "-".rjust(10))
             + squares.rjust(12)
         )
@@ -192,13 +192,13 @@ def table(result: dict[str, Any]) -> str:
 
 
 def measure(
-    pipe: Any, known: EvaluationSet, settings: Iterable[str], pictures: int, batch: int, out: Path
+    pipe: Any, known: EvaluationSet, settings: Iterable[str], images: int, batch: int, out: Path
 ) -> dict[str, Any]:
     """All settings; the JSON is written after each."""
-    path, key = out / "steps.json", [fingerprint(pipe), pictures, __version__]
+    path, key = out / "steps.json", [fingerprint(pipe), images, __version__]
     result: dict[str, Any] = {
         "key": key,
-        "pictures": pictures,
+        "images": images,
         "space": known.space,
         "settings": {},
         "machine": {
@@ -221,9 +221,9 @@ def measure(
         click.echo(f"[{i + 1}/{len(chosen)}] {text}", err=True)
         setting = read_setting(text, pipe.config.prior.num_levels)
         if i > 0 and full is None:
-            full, _ = features_of(pipe, known, first, pictures, batch, out)
+            full, _ = features_of(pipe, known, first, images, batch, out)
         known_row = result["settings"].get(text)
-        found, row = features_of(pipe, known, setting, pictures, batch, out)
+        found, row = features_of(pipe, known, setting, images, batch, out)
         if known_row is None:
             result["settings"][text] = row | distances(found, full, known.statistics)
         full = found if i == 0 else full
@@ -248,7 +248,7 @@ def main(
     dataset: str,
     name: str,
     extra: tuple[str, ...],
-    pictures: int,
+    images: int,
     batch: int,
     dtype: str,
     out: Path,
@@ -265,7 +265,7 @@ def main(
     if known is None:
         raise click.ClickException(f"the package has no evaluation set for {pipe.name}")
     out.mkdir(parents=True, exist_ok=True)
-    text = table(measure(pipe, known, chosen, pictures, batch, out))
+    text = table(measure(pipe, known, chosen, images, batch, out))
     (out / "steps.txt").write_text(text + "\n", encoding="utf-8")
     click.echo(text)
 

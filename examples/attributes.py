@@ -16,7 +16,7 @@ FACE = {"Male": "no", "Smiling": "yes", "Blond_Hair": "yes"}
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--attr", multiple=True, metavar="NAME=VALUE", help="To add; ~VALUE is NOT.")
 @click.option("--guidance", default=2.0, show_default=True, help="w.")
-@click.option("-n", "--num-images", default=8, show_default=True, help="Pictures in a row.")
+@click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", default="attributes.png", show_default=True, help="The sheet, a PNG.")
 def main(dataset: str, attr: tuple[str, ...], guidance: float, num_images: int, out: str) -> None:
     """Write one row where nothing is asked, then one for each attribute that is added."""

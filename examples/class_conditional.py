@@ -1,4 +1,4 @@
-"""A row of pictures for each value of a symbol.
+"""A row of images for each value of a symbol.
 
     u ~ exp(F_open(u) + w log p(y = j | u)) N(u; 0, I)        in row j
 
@@ -14,7 +14,7 @@ from hebm_sample import Pipeline
 @click.option("--dataset", default="cifar10", show_default=True, help="Name, Hub id or folder.")
 @click.option("--symbol", metavar="NAME", help="The variable.  [default: the model's first]")
 @click.option("--guidance", default=2.0, show_default=True, help="w.")
-@click.option("-n", "--num-images", default=8, show_default=True, help="Pictures in a row.")
+@click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", default="classes.png", show_default=True, help="The sheet, a PNG.")
 def main(dataset: str, symbol: str | None, guidance: float, num_images: int, out: str) -> None:
     """Write one row for each value, and say how often the model's own p(y | u) agrees."""

@@ -1,9 +1,9 @@
-"""How likely are these pictures? Their energy, by the number of top groups that count.
+"""How likely are these images? Their energy, by the number of top groups that count.
 
     E_k(x) = -sum_{i <= k} F_i(u),    u ~ q(u | x),    at the lowest noise level
 
 Low is like the training data. The top groups hold the coarse content, so the columns say at which
-depth of the hierarchy a picture stands out.
+depth of the hierarchy an image stands out.
 """
 
 import csv
@@ -18,7 +18,7 @@ NUM = 8
 
 
 def examples(pipe: Pipeline) -> dict[str, object]:
-    """Pictures to score where none were given: of the model, of N(0, I), and pure noise."""
+    """Images to score where none were given: of the model, of N(0, I), and pure noise."""
     size = pipe.config.generator.image_size
     noise = torch.rand(NUM, 3, size, size, generator=torch.Generator().manual_seed(0))
     return {
@@ -28,26 +28,26 @@ def examples(pipe: Pipeline) -> dict[str, object]:
     }
 
 
-def scores(pipe: Pipeline, pictures: object) -> torch.Tensor:
-    """E_k of each picture for k = 1 ... L, (N, L)."""
-    u = pipe.encode(pictures)
+def scores(pipe: Pipeline, images: object) -> torch.Tensor:
+    """E_k of each image for k = 1 ... L, (N, L)."""
+    u = pipe.encode(images)
     columns = [pipe.energy(latents=u, groups=slice(0, k + 1)) for k in range(len(u))]
     return torch.stack(columns, dim=1)
 
 
 @click.command()
-@click.argument("pictures", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
-@click.option("--out", default="energies.csv", show_default=True, help="A row a picture, as CSV.")
-def main(pictures: tuple[Path, ...], model: str, out: str) -> None:
-    """Score PICTURES; without any, samples of the model beside N(0, I) and noise."""
+@click.option("--out", default="energies.csv", show_default=True, help="A row per image, as CSV.")
+def main(stills: tuple[Path, ...], model: str, out: str) -> None:
+    """Score IMAGES; without any, samples of the model beside N(0, I) and noise."""
     pipe = Pipeline.from_pretrained(model)
-    sets = {str(path): [path] for path in pictures} or examples(pipe)
+    sets = {str(path): [path] for path in stills} or examples(pipe)
     found = {name: scores(pipe, images) for name, images in sets.items()}
     depth = len(pipe.config.generator.latent_shapes)
     with open(out, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["pictures", *(f"top {k + 1}" for k in range(depth))])
+        table.writerow(["images", *(f"top {k + 1}" for k in range(depth))])
         for name, rows in found.items():
             table.writerows([name, *map("{:.4f}".format, row)] for row in rows.tolist())
     width = max(len(name) for name in found)

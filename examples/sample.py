@@ -1,4 +1,4 @@
-"""A model's name to a sheet of 16 pictures."""
+"""A model's name to a sheet of 16 images."""
 
 import click
 
@@ -9,7 +9,7 @@ from hebm_sample import Pipeline
 @click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
 @click.option("--out", default="faces.png", show_default=True, help="The sheet, a PNG.")
 def main(model: str, out: str) -> None:
-    """Sample 16 pictures, one a seed."""
+    """Sample 16 images, one per seed."""
     pipe = Pipeline.from_pretrained(model)
     samples = pipe(seeds=range(16))
     samples.grid().save(out)

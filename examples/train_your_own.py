@@ -1,9 +1,9 @@
-"""From a folder of pictures to a model folder, through the Python interface.
+"""From a folder of images to a model folder, through the Python interface.
 
-    pictures -> generator and encoder -> energy-based prior -> folder that `Pipeline` loads
+    images -> generator and encoder -> energy-based prior -> folder that `Pipeline` loads
 
-Needs the extra `train`. Without `--data` it draws 48 toy pictures (a disc on a plain ground) and
-takes some seconds; with `--preset pictures64` and a folder of photographs, hours. The commands
+Needs the extra `train`. Without `--data` it draws 48 toy images (a disc on a plain ground) and
+takes some seconds; with `--preset images64` and a folder of photographs, hours. The commands
 `hebm-train generator`, `prior` and `export` do the same.
 """
 
@@ -14,7 +14,7 @@ import click
 from PIL import Image, ImageDraw
 
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.presets.models import find_preset
 from hebm_sample.training.export import export
 from hebm_sample.training.train import train_generator, train_prior
@@ -23,20 +23,20 @@ SIDE = 32
 
 
 def draw_discs(folder: Path, count: int = 48) -> Path:
-    """Write toy pictures to learn from."""
+    """Write toy images to learn from."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for i in range(count):
         ground, colour = (tuple(rng.randrange(256) for _ in range(3)) for _ in range(2))
-        picture = Image.new("RGB", (SIDE, SIDE), ground)
+        image = Image.new("RGB", (SIDE, SIDE), ground)
         x, y, r = rng.uniform(8, 24), rng.uniform(8, 24), rng.uniform(4, 9)
-        ImageDraw.Draw(picture).ellipse((x - r, y - r, x + r, y + r), fill=colour)
-        picture.save(folder / f"{i:03d}.png")
+        ImageDraw.Draw(image).ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        image.save(folder / f"{i:03d}.png")
     return folder
 
 
 @click.command()
-@click.option("--data", type=click.Path(exists=True), help="Pictures.  [default: toy pictures]")
+@click.option("--data", type=click.Path(exists=True), help="Images.  [default: toy images]")
 @click.option("--preset", default="tiny", show_default=True, help="See hebm-train --list-presets.")
 @click.option("--model", default="discs", show_default=True, help="What to call the model.")
 @click.option(
@@ -49,16 +49,16 @@ def draw_discs(folder: Path, count: int = 48) -> Path:
 def main(data: str | None, preset: str, model: str, out: Path) -> None:
     """Train a generator, then its prior, and sample from the result."""
     chosen = find_preset(preset)
-    pictures = load_pictures(
+    images = load_images(
         data or draw_discs(out / "toy"),
         size=chosen.generator.image_size,
         cache_dir=out / "decoded",
     )
 
-    train_generator(chosen, pictures, out / "generator")
+    train_generator(chosen, images, out / "generator")
     generator = Pipeline.from_pretrained(out / "generator" / "model", device="cpu")
 
-    train_prior(chosen, generator, pictures, out / "prior")
+    train_prior(chosen, generator, images, out / "prior")
     export(out / "prior", out / "model", name=model)
 
     pipe = Pipeline.from_pretrained(out / "model")

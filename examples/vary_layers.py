@@ -2,7 +2,7 @@
 
     row r:    u_1 ... u_{L-1-r} kept, the groups below resampled
 
-The first column is the picture that all the others are variations of.
+The first column is the image that all the others are variations of.
 """
 
 import click
@@ -14,7 +14,7 @@ from hebm_sample import Pipeline
 @click.command()
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--seed", default=7, show_default=True, help="Of the original.")
-@click.option("--columns", default=8, show_default=True, help="Pictures in a row.")
+@click.option("--columns", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", default="layers.png", show_default=True, help="The sheet, a PNG.")
 def main(dataset: str, seed: int, columns: int, out: str) -> None:
     """Write the sheet; say how far a row's variations are from the original."""

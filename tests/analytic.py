@@ -63,7 +63,7 @@ class Mixture:
         return (self.log_weights + log_ratio.sum(2)).to(u.dtype)
 
     def every_number(self, wish=None):
-        """Energies (B, 1) that take each number of u for a picture of its own, all with one wish:
+        """Energies (B, 1) that take each number of u for an image of its own, all with one wish:
         (values allowed, weight).
         """
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from scripts import script
 from tiny import tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 pytest.importorskip("matplotlib")
 
@@ -25,9 +25,9 @@ def tool():
 def test_variants_are_trained_drawn_measured_and_kept(tool, tmp_path, monkeypatch):
     monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    draw_pictures(tmp_path / "pictures", count=60)
+    draw_images(tmp_path / "images", count=60)
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    command = ["model", "--data", "pictures", "--out", "out", "--validation", "24", "-n", "12"]
+    command = ["model", "--data", "images", "--out", "out", "--validation", "24", "-n", "12"]
     command += ["--max-steps", "2", "--batch", "12", "--quiet", "--device", "cpu"]
     command += ["--only", "step-scale,ema,levels-mle", "--set", "chain_steps=2"]
     result = CliRunner().invoke(tool.main, command)

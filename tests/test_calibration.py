@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample.cli.edit import main as edit_main
 from hebm_sample.cli.train import main as train_main
@@ -26,7 +26,7 @@ COUNT = 240
 
 def discs(folder, count, seed):
     """uint8 (N, 3, 16, 16)."""
-    files = sorted(draw_pictures(folder, count, seed).glob("*.png"))
+    files = sorted(draw_images(folder, count, seed).glob("*.png"))
     return np.stack([np.asarray(Image.open(f)).transpose(2, 0, 1) for f in files])
 
 
@@ -153,7 +153,7 @@ class TestCommands:
         density = pipe.log_density([Image.open(image)]).item()
         assert row["log_density"] == pytest.approx(density, rel=1e-5)
         table = CliRunner().invoke(edit_main, score).stdout.splitlines()
-        assert table[0].split()[:2] == ["picture", "p-value"]
+        assert table[0].split()[:2] == ["image", "p-value"]
         assert table[-1] == pipe.p_value_note() == answer["p_value"]
 
     def test_errors_are_one_line(self, home, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What chains evaluate is F, and evaluating it changes nothing.
 
-A block left out too many, or a level remembered too long, gives pictures that merely look worse; a
+A block left out too many, or a level remembered too long, gives images that merely look worse; a
 parameter that collects gradients makes chains slow and training wrong.
 """
 
@@ -120,7 +120,7 @@ def test_a_machine_that_cannot_compile(monkeypatch, known):
 
 
 @pytest.mark.slow
-def test_compiled_pictures_are_the_same():
+def test_compiled_images_are_the_same():
     torch.compiler.reset()
     counters.clear()
     pipe = symbolic_pipeline()

@@ -2,8 +2,8 @@
 failure is one line with the promised exit status.
 
 Without it an option could be parsed and ignored, a typing slip could cost minutes of sampling, and
-an interrupted run could leave half a picture. Below, the pipeline is a stand-in; where
-pictures are steered it is the real one, with a tiny model.
+an interrupted run could leave half an image. Below, the pipeline is a stand-in; where
+images are steered it is the real one, with a tiny model.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ SIZE = 8
 
 
 class FakePipeline:
-    """One flat picture a seed, whose red is the seed; records what it was asked."""
+    """One flat image a seed, whose red is the seed; records what it was asked."""
 
     loads: list
     calls: list
@@ -118,10 +118,10 @@ def refused(result, status, message):
 # What is written
 
 
-def test_defaults_write_sixteen_pictures_as_a_grid(fake, tmp_path):
+def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
     result = hebm_sample_command("--dataset", "celebahq")
     assert result.exit_code == 0
-    assert result.stdout.startswith("celebahq.png: 16 pictures in ")
+    assert result.stdout.startswith("celebahq.png: 16 images in ")
     assert result.stderr == ""
     with Image.open("celebahq.png") as sheet:
         assert sheet.size == (4 * SIZE + 6, 4 * SIZE + 6)
@@ -158,7 +158,7 @@ def test_every_option_reaches_the_pipeline(fake):
         *("--offline", "--revision", "v1", "--cache-dir", "cache"),
     )
     assert result.exit_code == 0
-    assert result.stdout.startswith("model.png: 2 pictures")
+    assert result.stdout.startswith("model.png: 2 images")
     assert fake.loads == [
         (
             "me/model",
@@ -219,12 +219,12 @@ def test_gaussian_prior_has_no_chain(fake):
         assert not {"sampler", "steps"} & set(image.text)  # type: ignore[attr-defined]
 
 
-def test_existing_pictures_are_overwritten_or_skipped(fake):
+def test_existing_images_are_overwritten_or_skipped(fake):
     os.mkdir("out")
     Path("out/seed0001.png").write_bytes(b"old")
     arguments = ["--dataset", "celebahq", "-n", 3, "--outdir", "out"]
     result = hebm_sample_command(*arguments, "--skip-existing")
-    assert result.stdout.startswith("out: 2 pictures in ")
+    assert result.stdout.startswith("out: 2 images in ")
     assert result.stdout.endswith(", 1 already there\n")
     assert Path("out/seed0001.png").read_bytes() == b"old"
     answer = json.loads(hebm_sample_command(*arguments, "--skip-existing", "--json").stdout)
@@ -276,7 +276,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", ""], "--dataset is missing"),
         (["--dataset", "a", "--out", "b.png", "--outdir", "c"], "give one of the two"),
         (["--dataset", "a", "--out", "b.jpg"], "end it in .png"),
-        (["--dataset", "a", "--out", "b.gif"], "for pictures that move: end it in .png, or add"),
+        (["--dataset", "a", "--out", "b.gif"], "for images that move: end it in .png, or add"),
         (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .gif or .webp"),
         (["--dataset", "a", "--trajectory", "--seconds", "3"], "ends in .gif or .webp"),
         (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
@@ -330,7 +330,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--layers", "--trajectory"], "--layers and --trajectory do not go"),
         (["--dataset", "a", "--layers", "--seeds", "1,2"], "--layers shows one seed; --seeds"),
         (["--dataset", "a", "--layers", "-n", "1"], "give 2 or more"),
-        (["--dataset", "a", "--layers", "--best-of", "2"], "--best-of ranks whole pictures"),
+        (["--dataset", "a", "--layers", "--best-of", "2"], "--best-of ranks whole images"),
         (["--dataset", "a", "--best-of", "0"], "0 is not in the range"),
         (["--dataset", "a", "--gaussian-prior", "--layers"], "draws all groups at once"),
         (["--dataset", "a", "--gaussian-prior", "--attr", "M"], "without the energies"),
@@ -360,7 +360,7 @@ def test_what_is_wrongly_typed_is_refused_before_sampling(fake, tmp_path, argume
 def test_a_grid_that_no_viewer_opens_is_refused(fake, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 300)
     result = hebm_sample_command("--dataset", "celebahq", "-n", 4)
-    refused(result, 2, "a grid of 4 pictures would have 18 x 18 pixels; use --outdir")
+    refused(result, 2, "a grid of 4 images would have 18 x 18 pixels; use --outdir")
     assert fake.calls == []
 
 

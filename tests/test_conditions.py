@@ -1,6 +1,6 @@
 """Wishes in every form that can be written, and one line for each that cannot.
 
-A wish misread is a picture of something else; a contradiction let through is a chain on -inf.
+A wish misread is an image of something else; a contradiction let through is a chain on -inf.
 """
 
 import pytest
@@ -95,7 +95,7 @@ def test_one_mapping_goes_for_all():
     assert found.allowed.dtype == torch.bool
 
 
-def test_one_mapping_a_picture():
+def test_one_mapping_an_image():
     found = read([{"class": "b", "Smiling": False}, {"Smiling": "yes"}, {}], count=3)
     assert found.allowed.tolist() == [
         [False, True, False, True, False],
@@ -133,11 +133,11 @@ def test_nothing_asked():
         (None, 2.0, r"guidance is given, but no symbols"),
         (None, {"class": 2.0}, r"guidance is given, but no symbols"),
         ({"klass": "a"}, 1.0, r"tiny has no symbol 'klass' \(did you mean 'class'"),
-        ([{"class": "a"}], 1.0, r"symbols is a list of 1 for 2 pictures"),
-        ([{"class": "a"}] * 3, 1.0, r"symbols is a list of 3 for 2 pictures"),
-        ([{"class": "a"}, "b"], 1.0, r"give one mapping a picture, or one for all"),
-        ([], 1.0, r"symbols is a list of 0 for 2 pictures"),
-        ("class", 1.0, r"give one mapping a picture, or one for all"),
+        ([{"class": "a"}], 1.0, r"symbols is a list of 1 for 2 images"),
+        ([{"class": "a"}] * 3, 1.0, r"symbols is a list of 3 for 2 images"),
+        ([{"class": "a"}, "b"], 1.0, r"give one mapping an image, or one for all"),
+        ([], 1.0, r"symbols is a list of 0 for 2 images"),
+        ("class", 1.0, r"give one mapping an image, or one for all"),
         (5, 1.0, r"symbols is"),
         ({3: "a"}, 1.0, r"tiny has no symbol"),
     ],

@@ -170,7 +170,7 @@ def test_the_decoder_must_double_too():
         replace(GENERATOR, decoder=(StageConfig(16, 8),))
 
 
-def test_the_head_must_reach_the_picture():
+def test_the_head_must_reach_the_image():
     with pytest.raises(UserInputError, match=r"head_upsample is 4; .*image_size = 16"):
         replace(GENERATOR, head_upsample=4)
 

@@ -1,7 +1,7 @@
 """What is asked, kept or freed is that, and nothing else changes.
 
 Control that leaks looks like control: a kept group that moves a little, a weight of zero that
-still pulls, a mixture with the groups off by one all give plausible pictures.
+still pulls, a mixture with the groups off by one all give plausible images.
 """
 
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_what_is_asked_becomes_likelier_with_its_weight(pipe, sampler):
     assert float(pipe.classify(latents=out.latents)["class"][:, 1].mean()) < found[0]
 
 
-def test_a_wish_a_picture_is_a_call_each(pipe):
+def test_a_wish_an_image_is_a_call_each(pipe):
     wishes = [{"class": "a"}, {"Smiling": True, "class": ["b", "c"]}, {}]
     together = pipe(symbols=wishes, guidance=2.0, output_type="torch")
     assert together.seeds == (0, 1, 2)
@@ -145,7 +145,7 @@ def test_the_stream_ends_with_the_call(pipe):
         ({"symbols": {"clas": "a"}}, r"tiny has no symbol 'clas' \(did you mean 'class'"),
         ({"symbols": {"class": "d"}}, r"symbol 'class' has no value 'd'"),
         ({"symbols": {"class": ["a", "~a"]}}, r"asked to be a and not to be"),
-        ({"symbols": [{"class": "a"}]}, r"symbols is a list of 1 for 2 pictures"),
+        ({"symbols": [{"class": "a"}]}, r"symbols is a list of 1 for 2 images"),
         ({"guidance": 2.0}, r"guidance is given, but no symbols"),
         ({"symbols": {"class": "a"}, "prior": "gaussian"}, r"prior='gaussian' draws u at once"),
         ({"best_of": 2, "prior": "gaussian"}, r"best_of ranks by density"),
@@ -207,7 +207,7 @@ def test_best_of_keeps_the_candidate_that_ranks_first(pipe, symbols, rank_by):
         assert torch.equal(best.energies[i], candidates[k].energies[i])
 
 
-# ---- what energies and symbols say of pictures
+# ---- what energies and symbols say of images
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_temperature_a_group(pipe, sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("keep, kept", [(slice(0, 1), [0]), ([0, 2], [0, 2]), (-1, [2])])
-def test_variations_keep_groups_bit_by_bit_picture_by_picture(pipe, three, sampler, keep, kept):
+def test_variations_keep_groups_bit_by_bit_image_by_image(pipe, three, sampler, keep, kept):
     found = pipe.vary(three, keep, 2, sampler=sampler, symbols={"class": "a"}, batch_size=4)
     assert len(found) == 6 and found.columns == 2 and found.seeds == (3, 4) * 3
     for i in range(6):
@@ -275,7 +275,7 @@ def test_variations_keep_groups_bit_by_bit_picture_by_picture(pipe, three, sampl
     assert all((values[i] - values[j]).abs().max() > 1e-3 for i in range(6) for j in range(i))
 
 
-def test_variations_of_latents_and_pictures(pipe, three, images):
+def test_variations_of_latents_and_images(pipe, three, images):
     a, b = (pipe.vary(x, [0], 2, seeds=[4, 5]) for x in (three, three.latents))
     assert equal(a.latents, b.latents)
     assert pipe.vary(three.latents, [0], 1).seeds == (0, 0, 0)
@@ -285,7 +285,7 @@ def test_variations_of_latents_and_pictures(pipe, three, images):
 
 
 @pytest.mark.parametrize("keep", [slice(0, 0), [], (), slice(None, 0), slice(0)])
-def test_nothing_kept_is_new_pictures(pipe, three, keep):
+def test_nothing_kept_is_new_images(pipe, three, keep):
     found = pipe.vary(three, keep, 2, seeds=[8, 9])
     fresh = pipe(seeds=[8, 9])
     for i in range(6):
@@ -357,7 +357,7 @@ def test_layers(pipe, seed):
                 assert torch.equal(sheet.latents[g][i], sheet.latents[g][first])
         free = sheet.latents[kept][first : first + 4]
         gaps = [(free[i] - free[j]).abs().max() for i in range(4) for j in range(i)]
-        assert min(gaps) > 1e-2, "a variation repeats the picture it varies"
+        assert min(gaps) > 1e-2, "a variation repeats the image it varies"
 
 
 def test_layers_at_chosen_cuts(pipe):
@@ -390,7 +390,7 @@ def test_mix(pipe, three):
     for cut in (-1, GROUPS + 1):
         with pytest.raises(UserInputError, match=f"cut is {cut}"):
             pipe.mix(three, other, cut)
-    with pytest.raises(UserInputError, match="3 pictures were given with 2; give as many, or one"):
+    with pytest.raises(UserInputError, match="3 images were given with 2; give as many, or one"):
         pipe.mix(three, tiny_latents(CONFIG, 2), 1)
 
 
@@ -423,7 +423,7 @@ def test_interpolation_is_the_great_circle_group_by_group(pipe, monkeypatch):
         assert torch.allclose(steps, steps[:, :1].expand(-1, 4), rtol=1e-4)
 
 
-def test_interpolation_ends_at_the_pictures(pipe, three, monkeypatch):
+def test_interpolation_ends_at_the_images(pipe, three, monkeypatch):
     other = tiny_latents(CONFIG, 3, seed=4)
     found = pipe.interpolate(three, other, 4, output_type="torch")
     assert len(found) == 12
@@ -466,7 +466,7 @@ def test_edits_are_reproducible_and_go_by_seed(pipe, images):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_weak_edit_stays_near_the_picture(pipe, images, sampler):
+def test_a_weak_edit_stays_near_the_image(pipe, images, sampler):
     moved = []
     for strength in (0.1, 0.6, 1.0):
         asked = {"strength": strength, "mode": "mean", "sampler": sampler, "method": "noise"}
@@ -477,7 +477,7 @@ def test_a_weak_edit_stays_near_the_picture(pipe, images, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_full_strength_is_a_new_picture(pipe, images, sampler):
+def test_full_strength_is_a_new_image(pipe, images, sampler):
     asked = {"strength": 1.0, "sampler": sampler, "guidance": 1.0, "method": "noise"}
     found = pipe.edit(images, {"class": "b"}, **asked)
     assert equal(found.latents, pipe(2, symbols={"class": "b"}, sampler=sampler).latents)
@@ -548,7 +548,7 @@ def test_edits_that_cannot_be(pipe, images):
 
 def test_wrong_numbers_of_seeds_are_refused_in_a_line_that_says_so(pipe, images):
     for call in (pipe.edit, lambda x, **o: pipe.inpaint(x, torch.ones(16, 16) > 0, **o)):
-        with pytest.raises(UserInputError, match="1 seeds were given for 2 pictures"):
+        with pytest.raises(UserInputError, match="1 seeds were given for 2 images"):
             call(images, seeds=[1])
 
 

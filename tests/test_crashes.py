@@ -98,7 +98,7 @@ def memory(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def test_a_picture_is_the_old_one_or_the_new_one(tmp_path, memory):
+def test_an_image_is_the_old_one_or_the_new_one(tmp_path, memory):
     path = tmp_path / "a.png"
     old, new = Image.new("RGB", (4, 4), (9, 9, 9)), Image.new("RGB", (4, 4), (1, 2, 3))
     kinds = []
@@ -182,7 +182,7 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _picture(folder):
+def _image(folder):
     save_png(Image.radial_gradient("L"), folder / "a.png")
 
 
@@ -200,7 +200,7 @@ def _checkpoint(folder):
     save_checkpoint(folder, 7, modules={"net": net}, optimizer=optimizer, state={})
 
 
-@pytest.mark.parametrize("write", [_picture, _weights, _row, _checkpoint])
+@pytest.mark.parametrize("write", [_image, _weights, _row, _checkpoint])
 @pytest.mark.parametrize("size", [0, 100, 4096])
 def test_a_file_that_the_system_cuts_is_not_there(tmp_path, write, size):
     for name in ("config.json", "generator.safetensors"):
@@ -216,9 +216,9 @@ def test_a_file_that_the_system_cuts_is_not_there(tmp_path, write, size):
 
 def test_an_old_file_survives_a_full_disk(tmp_path):
     _weights(tmp_path)
-    _picture(tmp_path)
+    _image(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for write in (_weights, _picture):
+    for write in (_weights, _image):
         with files_of_at_most(1000), pytest.raises(EnvironmentFailure):
             write(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -245,7 +245,7 @@ def read_only():
             assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("write", [_picture, _weights, _checkpoint])
+@pytest.mark.parametrize("write", [_image, _weights, _checkpoint])
 def test_a_read_only_disk_is_one_line(write):
     with read_only() as folder, pytest.raises(EnvironmentFailure, match="Permission denied"):
         write(folder)
@@ -296,16 +296,16 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_whole_pictures_and_is_gone_on_from(tmp_path):
+def test_ctrl_c_leaves_whole_images_and_is_gone_on_from(tmp_path):
     tiny_pipeline(CONFIG).save_pretrained(tmp_path / "model")
     words = ["--dataset", str(tmp_path / "model"), "--seeds", "0-4", "--batch", "1"]
     words += ["--outdir", str(tmp_path / "out"), "--device", "cpu"]
     command = [sys.executable, "-c", SIGNALLED, *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
-    pictures = sorted((tmp_path / "out").glob("*"))
-    assert [p.name for p in pictures if p.suffix == ".png"] == ["seed0000.png", "seed0001.png"]
-    for path in pictures:
+    images = sorted((tmp_path / "out").glob("*"))
+    assert [p.name for p in images if p.suffix == ".png"] == ["seed0000.png", "seed0001.png"]
+    for path in images:
         if path.suffix == ".png":
             Image.open(path).load()
     answer = CliRunner().invoke(main, [*words, "--json"])

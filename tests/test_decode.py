@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io import decode
-from hebm_sample.io.images import open_picture, prepare, upright
+from hebm_sample.io.images import open_image, prepare, upright
 
 SIZE = 16
 
@@ -34,7 +34,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def png(width, height, depth, colour, rows, chunks=()):
-    """A PNG of these bytes a row, with right checksums."""
+    """A PNG of these bytes per row, with right checksums."""
 
     def chunk(kind, body):
         return (
@@ -63,7 +63,7 @@ class TestOrientation:
             assert (prepare(opened, SIZE) == expected).all()
         assert (prepare(io.BytesIO(data), SIZE) == expected).all()
         # What is upright already is not turned once more.
-        assert (prepare(open_picture(io.BytesIO(data)), SIZE) == expected).all()
+        assert (prepare(open_image(io.BytesIO(data)), SIZE) == expected).all()
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_upright_is_idempotent(self, orientation):
@@ -79,7 +79,7 @@ class TestTransparency:
         code, low, high = (">B", 0, 100) if depth == 8 else (">H", 257, 257 * 100)
         row = struct.pack(code, low) + struct.pack(code, high)
         data = png(2, 1, depth, 0, [row], [(b"tRNS", struct.pack(">H", low))])
-        image = open_picture(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
         assert [image.getpixel((x, 0))[0] for x in (0, 1)] == [255, 100]
         with Image.open(io.BytesIO(data)) as opened:
             assert (prepare(opened, 1) == prepare(image, 1)).all()
@@ -90,7 +90,7 @@ class TestTransparency:
         clear, other = (10, 20, 30), (200, 100, 50)
         row = b"".join(struct.pack(code, *(scale * v for v in c)) for c in (clear, other))
         chunk = struct.pack(">3H", *(scale * v for v in clear))
-        image = open_picture(io.BytesIO(png(2, 1, depth, 2, [row], [(b"tRNS", chunk)])))
+        image = open_image(io.BytesIO(png(2, 1, depth, 2, [row], [(b"tRNS", chunk)])))
         assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), other]
 
 
@@ -117,27 +117,27 @@ class TestExtras:
         image = noise()
         data = encoded(image, exif=turned(3), **options)
         assert (
-            open_picture(io.BytesIO(data)).tobytes()
+            open_image(io.BytesIO(data)).tobytes()
             == ImageOps.flip(ImageOps.mirror(image)).tobytes()
         )
 
     def test_a_damaged_one_is_still_damaged(self):
         data = encoded(noise(200, 200), **self.much_text(zip=True))
         with pytest.raises(EnvironmentFailure, match="the file is damaged"):
-            open_picture(io.BytesIO(data[: len(data) // 2]))
+            open_image(io.BytesIO(data[: len(data) // 2]))
 
 
 class TestBroken:
     def test_a_palette_image_without_a_palette(self, tmp_path):
         data = png(4, 4, 8, 3, [bytes(4)] * 4)
         with pytest.raises(EnvironmentFailure, match="the file is damaged") as caught:
-            open_picture(io.BytesIO(data))
+            open_image(io.BytesIO(data))
         assert "\n" not in str(caught.value)
         (tmp_path / "set").mkdir()
         noise().save(tmp_path / "set/a.png")
         (tmp_path / "set/b.png").write_bytes(data)
-        with pytest.warns(UserWarning, match="1 of 2 pictures .* left out; row 1: .*damaged"):
-            found = load_pictures(
+        with pytest.warns(UserWarning, match="1 of 2 images .* left out; row 1: .*damaged"):
+            found = load_images(
                 tmp_path / "set", size=8, cache_dir=tmp_path / "cache", progress=False
             )
         assert len(found) == 1 and found.left_out == {"that cannot be read": 1}
@@ -153,9 +153,9 @@ class TestBroken:
 
         monkeypatch.setattr(Image.Image, "convert", fails)
         with pytest.raises(
-            EnvironmentFailure, match="^cannot read the picture: the file is dam"
+            EnvironmentFailure, match="^cannot read the image: the file is dam"
         ) as caught:
-            open_picture(io.BytesIO(encoded(noise(mode="L"))))
+            open_image(io.BytesIO(encoded(noise(mode="L"))))
         assert "\n" not in str(caught.value)
 
     def test_no_memory_is_not_damage(self, monkeypatch):
@@ -164,15 +164,15 @@ class TestBroken:
 
         monkeypatch.setattr(Image.Image, "convert", fails)
         with pytest.raises(EnvironmentFailure, match="more memory than there is"):
-            open_picture(io.BytesIO(encoded(noise(mode="L"))))
+            open_image(io.BytesIO(encoded(noise(mode="L"))))
 
     def test_a_failing_disk_is_not_damage(self, monkeypatch):
         def fails(*_, **__):
             raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(Image, "open", fails)
-        with pytest.raises(EnvironmentFailure, match="picture: Input/output error$"):
-            open_picture(io.BytesIO(b""))
+        with pytest.raises(EnvironmentFailure, match="image: Input/output error$"):
+            open_image(io.BytesIO(b""))
 
 
 class Stream(io.RawIOBase):
@@ -191,7 +191,7 @@ class Stream(io.RawIOBase):
 class TestStreams:
     def test_a_file_that_cannot_seek(self):
         image = noise()
-        assert open_picture(io.BufferedReader(Stream(encoded(image)))).tobytes() == image.tobytes()
+        assert open_image(io.BufferedReader(Stream(encoded(image)))).tobytes() == image.tobytes()
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names there")
     @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
@@ -201,10 +201,10 @@ class TestStreams:
         data = encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
         writer = threading.Thread(target=path.write_bytes, args=(data,), daemon=True)
         writer.start()
-        assert open_picture(path).tobytes() == image.tobytes()
+        assert open_image(path).tobytes() == image.tobytes()
         writer.join(10)
 
     def test_an_endless_one_is_refused(self, monkeypatch):
         monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 100)
         with pytest.raises(UserInputError, match="more than 100 bytes; save it as a file"):
-            open_picture(io.BufferedReader(Stream(bytes(1000))))
+            open_image(io.BufferedReader(Stream(bytes(1000))))

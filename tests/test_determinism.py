@@ -1,6 +1,6 @@
-"""The same seeds are the same pictures, whatever runs beside them and in whatever order.
+"""The same seeds are the same images, whatever runs beside them and in whatever order.
 
-Without this a picture that was found cannot be found again, and two users of one process spoil
+Without this an image that was found cannot be found again, and two users of one process spoil
 each other's.
 """
 
@@ -129,7 +129,7 @@ def test_no_kind_of_copy_is_half_a_pipeline(pipe, copying):
 
 
 def statistics(pipe, **options):
-    """Of seeds 0 ... 3: mean and deviation of each group, of the energies, of the pictures."""
+    """Of seeds 0 ... 3: mean and deviation of each group, of the energies, of the images."""
     out = pipe(seeds=range(4), output_type="torch", **options)
     values = [*out.latents, out.energies, out.images]
     return [round(float(f(x)), 4) for x in values for f in (torch.mean, torch.std)]

@@ -57,7 +57,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of a page's links and pictures within the repository."""
+    """Targets of a page's links and images within the repository."""
     text = prose(page)
     found = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     return [link for link in found if not re.match(r"[a-z]+:", link)]
@@ -107,7 +107,7 @@ def test_every_page_is_in_the_index() -> None:
     assert sorted(listed) == sorted(pages)
 
 
-def test_every_picture_of_the_tutorial_is_shown() -> None:
+def test_every_image_of_the_tutorial_is_shown() -> None:
     folder = DOCS / "images" / "tutorial"
     shown = {Path(link).name for link in links(DOCS / "tutorial.md") if "images/" in link}
     assert {path.name for path in folder.iterdir()} == shown

@@ -1,4 +1,4 @@
-"""Guards: pictures that are read are changed, completed and scored as the pipeline does it, never
+"""Guards: images that are read are changed, completed and scored as the pipeline does it, never
 overwritten, and every failure is one line with the promised exit status.
 
 The pipeline is the real one, with a tiny model that has the symbols `class` and `Smiling`.
@@ -20,7 +20,7 @@ from tiny import symbolic_pipeline, tiny_config, tiny_modules
 import hebm_sample
 from hebm_sample.cli import edit as edit_cli
 from hebm_sample.cli.edit import main
-from hebm_sample.io import images
+from hebm_sample.io.images import grid, prepare, to_pil
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
 
@@ -41,7 +41,7 @@ def pipe(folder):
 
 
 @pytest.fixture
-def pictures(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     """a.png and b.png of 24 x 20 pixels, and a mask of that size whose left half is white."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
@@ -89,46 +89,46 @@ def alike(a, b):
 
 
 def squares(paths):
-    return images.to_pil(images.prepare(paths, SIZE))
+    return to_pil(prepare(paths, SIZE))
 
 
 # What is drawn
 
 
-def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, pictures):
+def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, stills):
     steering = ["--attr", "Smiling", "--guidance", 3, "--groups", "0-1", "--strength", 0.5]
-    sheet, answer = run("edit", *pictures, *steering, "--seeds", "5,3")
+    sheet, answer = run("edit", *stills, *steering, "--seeds", "5,3")
     edited = pipe.edit(
-        pictures, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
+        stills, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
     )
     seeds = [derived_seed(seed, ENCODE_STREAM) for seed in (5, 3)]
-    before = pipe.decode(pipe.encode(pictures, seeds=seeds))
-    rows = zip(squares(pictures), before, edited.images, strict=True)
-    assert alike(sheet, images.grid([x for row in rows for x in row], 3))
+    before = pipe.decode(pipe.encode(stills, seeds=seeds))
+    rows = zip(squares(stills), before, edited.images, strict=True)
+    assert alike(sheet, grid([x for row in rows for x in row], 3))
     assert answer["files"] == ["a-edit.png"]
     assert (answer["seeds"], answer["groups"], answer["strength"]) == ([5, 3], [0, 1], 0.5)
     assert answer["energies"] == edited.energies.tolist()
     assert sheet.text["symbols"] == "Smiling=yes" and sheet.text["seeds"] == "5,3"
 
 
-def test_edited_pictures_one_by_one(run, pipe, pictures):
-    _, answer = run("edit", *pictures, "--class", "b", "--outdir", "out/here")
+def test_edited_images_one_by_one(run, pipe, images):
+    _, answer = run("edit", *images, "--class", "b", "--outdir", "out/here")
     assert answer["files"] == ["out/here/a.png", "out/here/b.png"]
-    edited = pipe.edit(pictures, {"class": "b"})
+    edited = pipe.edit(images, {"class": "b"})
     for path, image, seed in zip(answer["files"], edited.images, "01", strict=True):
-        with Image.open(path) as picture:
-            assert alike(picture, image)
-            assert picture.text["seed"] == seed
-            assert (picture.text["sampler"], picture.text["steps"]) == ("flow", "48")
+        with Image.open(path) as stills:
+            assert alike(stills, image)
+            assert stills.text["seed"] == seed
+            assert (stills.text["sampler"], stills.text["steps"]) == ("flow", "48")
 
 
-def test_interpolate_is_a_row(run, pipe, pictures):
-    sheet, answer = run("interpolate", *pictures, "-n", 4, "--out", "row.png")
-    assert alike(sheet, images.grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
+def test_interpolate_is_a_row(run, pipe, stills):
+    sheet, answer = run("interpolate", *stills, "-n", 4, "--out", "row.png")
+    assert alike(sheet, grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
     assert answer["files"] == ["row.png"]
 
 
-def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, pictures):
+def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, images):
     sheet, answer = run("inpaint", "a.png", "--mask", "mask.png", "--seeds", "2,7")
     assert sheet.size == (4 * STEP - 2, SIZE)
     (own,) = squares(["a.png"])
@@ -146,12 +146,12 @@ def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, pictures):
     assert known.all()
 
 
-def test_scores_are_the_pipelines(run, pipe, pictures):
-    answer = run("score", *pictures, "--groups", "0,2")
-    energy, each = pipe.energy(pictures, groups=[0, 2]), pipe.energy(pictures, groups=2)
-    found = pipe.classify(pictures, groups=[0, 2])
+def test_scores_are_the_pipelines(run, pipe, images):
+    answer = run("score", *images, "--groups", "0,2")
+    energy, each = pipe.energy(images, groups=[0, 2]), pipe.energy(images, groups=2)
+    found = pipe.classify(images, groups=[0, 2])
     for i, row in enumerate(answer["scores"]):
-        assert row["image"] == pictures[i]
+        assert row["picture"] == images[i]
         assert row["energy"] == pytest.approx(float(energy[i]))
         assert list(row["groups"]) == ["0", "2"]
         assert row["groups"]["2"] == pytest.approx(float(each[i]))
@@ -160,33 +160,33 @@ def test_scores_are_the_pipelines(run, pipe, pictures):
             assert list(row["symbols"][name].values()) == pytest.approx(p[i].tolist())
 
 
-def test_scores_as_a_table(folder, pipe, pictures):
-    result = hebm_edit("score", *pictures, "--dataset", folder)
+def test_scores_as_a_table(folder, pipe, images):
+    result = hebm_edit("score", *images, "--dataset", folder)
     *lines, note = result.stdout.splitlines()
     assert note == pipe.p_value_note()
     header, *rows = [line.split("  ") for line in lines]
     header, *rows = [[cell.strip() for cell in row if cell] for row in (header, *rows)]
     groups = ["group 0", "group 1", "group 2"]
-    assert header == ["picture", "log density", "energy", *groups, "class", "Smiling=yes"]
-    found, energy = pipe.classify(pictures), pipe.energy(pictures)
-    density = pipe.log_density(pictures)
+    assert header == ["image", "log density", "energy", *groups, "class", "Smiling=yes"]
+    found, energy = pipe.classify(images), pipe.energy(images)
+    density = pipe.log_density(images)
     for i, row in enumerate(rows):
         best = int(found["class"][i].argmax())
-        assert row[:3] == [pictures[i], f"{float(density[i]):.1f}", f"{float(energy[i]):.1f}"]
+        assert row[:3] == [images[i], f"{float(density[i]):.1f}", f"{float(energy[i]):.1f}"]
         assert row[6] == f"{'abc'[best]} {float(found['class'][i, best]):.2f}"
         assert row[7] == f"{float(found['Smiling'][i, 1]):.2f}"
 
 
-def test_the_closing_line(folder, pictures):
+def test_the_closing_line(folder, images):
     common = ["--dataset", folder, "--device", "cpu"]
     result = hebm_edit("edit", "a.png", *common, "--class", "a")
-    assert result.stdout.startswith("a-edit.png: 1 picture in ")
+    assert result.stdout.startswith("a-edit.png: 1 image in ")
     assert hebm_edit("edit", "a.png", *common, "--quiet", "--overwrite").output == ""
 
 
 @pytest.mark.parametrize("strength", ["0.3", "1"])
 @pytest.mark.parametrize("verb", ["edit", "inpaint"])
-def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
+def test_the_bar_ends_where_it_said(run, images, monkeypatch, verb, strength):
     seen = []
 
     @contextlib.contextmanager
@@ -199,7 +199,7 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
         yield update
 
     monkeypatch.setattr(edit_cli, "progress_bar", bar)
-    more = pictures if verb == "edit" else ["a.png", "--mask", "mask.png", "--seeds", "0,1"]
+    more = images if verb == "edit" else ["a.png", "--mask", "mask.png", "--seeds", "0,1"]
     run(verb, *more, "--batch", 1, "--steps", 4, "--strength", strength)
     assert seen == [[8, 8]]
 
@@ -211,7 +211,7 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
     ("arguments", "message"),
     [
         (["edit"], "Missing argument 'IMAGE...'"),
-        (["edit", "a.png", "--seeds", "1,2"], "--seeds names 2 for 1 picture; give one a picture"),
+        (["edit", "a.png", "--seeds", "1,2"], "--seeds names 2 for 1 image; give one per image"),
         (["edit", "a.png", "--strength", "0"], "0.0 is not in the range 0.0<x<=1.0"),
         (["edit", "a.png", "--strength", "nan"], "nan is not a finite number"),
         (["edit", "a.png", "--groups", "3-1"], "'3-1' names no groups; write numbers and ranges"),
@@ -220,8 +220,8 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
         (["edit", "."], "cannot read .: Is a directory"),
         (["edit", "text.png"], "it is not a PNG, JPEG, WEBP"),
         (["edit", "a.png", "sub/A.jpg", "--outdir", "o"], "a.png and sub/A.jpg would both become"),
-        (["edit", "a.png", "--outdir", "."], "a.png is a picture that is read"),
-        (["edit", "a.png", "--out", "a.png"], "a.png is a picture that is read"),
+        (["edit", "a.png", "--outdir", "."], "a.png is an image that is read"),
+        (["edit", "a.png", "--out", "a.png"], "a.png is an image that is read"),
         (["edit", "a.png", "--out", "x.png", "--outdir", "o"], "give one of the two"),
         (["edit", "a.png", "--out", "no/x.png"], "the folder"),
         (["interpolate", "a.png"], "Missing argument 'B'"),
@@ -234,8 +234,8 @@ def test_the_bar_ends_where_it_said(run, pictures, monkeypatch, verb, strength):
         (["improve", "a.png"], "No such command 'improve'"),
     ],
 )
-def test_what_is_wrongly_typed_is_refused_before_loading(pictures, tmp_path, arguments, message):
-    (tmp_path / "text.png").write_text("no picture")
+def test_what_is_wrongly_typed_is_refused_before_loading(images, tmp_path, arguments, message):
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "sub").mkdir()
     Image.new("RGB", (8, 8)).save("sub/A.jpg")
     before = sorted(os.listdir(tmp_path))
@@ -256,11 +256,11 @@ def test_what_is_wrongly_typed_is_refused_before_loading(pictures, tmp_path, arg
         (["score", "a.png", "--groups", "7"], "this model has 3, numbered 0 (top) to 2"),
         (
             ["inpaint", "a.png", "--mask", "small.png"],
-            "the mask has 9 x 9 pixels; the picture has",
+            "the mask has 9 x 9 pixels; the image has",
         ),
     ],
 )
-def test_what_the_model_has_not_is_refused(folder, pictures, tmp_path, arguments, message):
+def test_what_the_model_has_not_is_refused(folder, images, tmp_path, arguments, message):
     Image.new("L", (9, 9)).save("small.png")
     before = sorted(os.listdir(tmp_path))
     where = [] if arguments[0] == "score" else ["--outdir", "out"]
@@ -268,7 +268,7 @@ def test_what_the_model_has_not_is_refused(folder, pictures, tmp_path, arguments
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_model_without_symbols_scores_energies_only(pictures, tmp_path):
+def test_a_model_without_symbols_scores_energies_only(images, tmp_path):
     generator, encoder, prior = tiny_modules()
     Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "plain")
     result = hebm_edit("score", "a.png", "--dataset", "./plain")
@@ -278,7 +278,7 @@ def test_a_model_without_symbols_scores_energies_only(pictures, tmp_path):
     refused(asked, 2, "tiny has no symbols, so 'Smiling' cannot be asked for")
 
 
-def test_a_model_without_an_encoder_reads_no_pictures(pictures, tmp_path):
+def test_a_model_without_an_encoder_reads_no_images(images, tmp_path):
     generator, _, prior = tiny_modules()
     Pipeline(tiny_config(), generator, prior).save_pretrained(tmp_path / "blind")
     result = hebm_edit("score", "a.png", "--dataset", "./blind")
@@ -286,13 +286,13 @@ def test_a_model_without_an_encoder_reads_no_pictures(pictures, tmp_path):
     assert result.exit_code in (1, 2)
 
 
-def test_a_model_without_a_prior_has_no_energies(pictures, tmp_path):
+def test_a_model_without_a_prior_has_no_energies(images, tmp_path):
     generator, encoder, _ = tiny_modules()
     config = replace(tiny_config(), prior=None)
     Pipeline(config, generator, None, encoder).save_pretrained(tmp_path / "bare")
     refused(hebm_edit("score", "a.png", "--dataset", "./bare"), 2, "no energy-based prior")
     refused(hebm_edit("edit", "a.png", "--dataset", "./bare"), 2, "no energy-based prior")
-    assert hebm_edit("interpolate", *pictures, "--dataset", "./bare").exit_code == 0
+    assert hebm_edit("interpolate", *images, "--dataset", "./bare").exit_code == 0
 
 
 # --help

@@ -20,7 +20,7 @@ from hebm_sample.hub import manifest, resolve
 
 
 def grown(config, generator):
-    """A config of 32x32 pictures and its generator, grown from the tiny one."""
+    """A config of 32x32 images and its generator, grown from the tiny one."""
     stages = (*config.generator.decoder, StageConfig(resolution=16, width=8))
     large = replace(config.generator, image_size=32, decoder=stages, encoder_size=16)
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def _prepared(tool, models, monkeypatch):
     monkeypatch.setattr(resolve, "_EMBEDDED", weights)
     monkeypatch.setattr(manifest, "_package_manifest", lambda: root / "weights_manifest.json")
     gap = {k: 1.23456 for k in ("fd_recon", "fd_gauss", "fd_model")}
-    gap |= {"gap_closed": 0.51234, "gap_closed_error": 0.04, "num_pictures": 100}
+    gap |= {"gap_closed": 0.51234, "gap_closed_error": 0.04, "num_images": 100}
     figures = {"gaps": {"pixels": gap}, "bits": 5.4321, "kl": [1.0, 2.0, 3.0]}
     figures["sampling"] = tiny_config().sampling.to_dict()
     (models / "figures.json").write_text(json.dumps(figures))

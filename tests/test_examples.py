@@ -40,7 +40,7 @@ def symbolic(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three pictures, none of the model's size or square."""
+    """Three images, none of the model's size or square."""
     folder = tmp_path_factory.mktemp("photos")
     paths = [folder / f"{i}.png" for i in range(3)]
     for i, path in enumerate(paths):
@@ -56,17 +56,17 @@ def run(name: str, *arguments: object) -> str:
     return done.output
 
 
-def is_picture(path: Path) -> bool:
-    with Image.open(path) as picture:
-        picture.load()
-        return picture.format == "PNG" and min(picture.size) >= 2 * SIZE
+def is_image(path: Path) -> bool:
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG" and min(image.size) >= 2 * SIZE
 
 
 def sheet(path: Path) -> tuple[int, int]:
-    """(columns, rows) of a sheet of the tiny model's pictures."""
-    assert is_picture(path)
-    with Image.open(path) as picture:
-        columns, rows = ((side + GUTTER) / (SIZE + GUTTER) for side in picture.size)
+    """(columns, rows) of a sheet of the tiny model's images."""
+    assert is_image(path)
+    with Image.open(path) as image:
+        columns, rows = ((side + GUTTER) / (SIZE + GUTTER) for side in image.size)
     assert columns.is_integer() and rows.is_integer()
     return int(columns), int(rows)
 
@@ -78,27 +78,27 @@ def test_no_example_is_left_out() -> None:
 
 def test_sample(model: str, tmp_path: Path) -> None:
     run("sample.py", "--model", model, "--out", tmp_path / "faces.png")
-    assert is_picture(tmp_path / "faces.png")
+    assert is_image(tmp_path / "faces.png")
 
 
 def test_compare_priors(model: str, tmp_path: Path) -> None:
     out = tmp_path / "priors.png"
     printed = run("compare_priors.py", "--model", model, "--out", out, "-n", 3)
-    assert is_picture(out)
+    assert is_image(out)
     assert printed.count("mean energy") == 2
 
 
-def test_compare_priors_with_pictures(model: str, tmp_path: Path) -> None:
+def test_compare_priors_with_images(model: str, tmp_path: Path) -> None:
     for i in range(2):
         Image.new("RGB", (20, 24), (60 * i, 90, 120)).save(tmp_path / f"{i}.png")
     out = tmp_path / "out" / "priors.png"
     out.parent.mkdir()
     arguments = ("--model", model, "--out", out, "--pictures", tmp_path)
     run("compare_priors.py", *arguments, "-n", 2)
-    assert is_picture(out)
+    assert is_image(out)
     command = runpy.run_path(str(EXAMPLES / "compare_priors.py"))["main"]
     refused = CliRunner().invoke(command, [*map(str, arguments), "-n", "3"])
-    assert refused.exit_code == 2 and "has 2 pictures" in refused.output
+    assert refused.exit_code == 2 and "has 2 images" in refused.output
 
 
 def test_energy_score(model: str, tmp_path: Path) -> None:
@@ -106,15 +106,15 @@ def test_energy_score(model: str, tmp_path: Path) -> None:
     printed = run("energy_score.py", "--model", model, "--out", out)
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    assert rows[0] == ["pictures", *(f"top {k + 1}" for k in range(GROUPS))]
+    assert rows[0] == ["images", *(f"top {k + 1}" for k in range(GROUPS))]
     assert [row[0] for row in rows[1:]] == ["samples"] * 8 + ["N(0, I)"] * 8 + ["noise"] * 8
     assert len(printed.splitlines()) == 4
 
 
 def test_energy_score_of_files(model: str, tmp_path: Path) -> None:
-    picture, out = tmp_path / "one.png", tmp_path / "energies.csv"
-    Image.new("RGB", (40, 30), (200, 30, 90)).save(picture)
-    assert str(picture) in run("energy_score.py", picture, "--model", model, "--out", out)
+    image, out = tmp_path / "one.png", tmp_path / "energies.csv"
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(image)
+    assert str(image) in run("energy_score.py", image, "--model", model, "--out", out)
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
 
 
@@ -156,11 +156,11 @@ def test_mix_interpolate(model: str, photos: list[Path], tmp_path: Path) -> None
     out = tmp_path / "between.png"
     run("mix_interpolate.py", "--dataset", model, "--out", out)
     assert sheet(out) == (GROUPS + 1, 2)
-    with Image.open(out) as picture:  # both rows begin and end with the same two pictures
-        last = picture.width - SIZE
+    with Image.open(out) as image:  # both rows begin and end with the same two images
+        last = image.width - SIZE
         for x in (0, last):
-            top = picture.crop((x, 0, x + SIZE, SIZE))
-            below = picture.crop((x, SIZE + GUTTER, x + SIZE, 2 * SIZE + GUTTER))
+            top = image.crop((x, 0, x + SIZE, SIZE))
+            below = image.crop((x, SIZE + GUTTER, x + SIZE, 2 * SIZE + GUTTER))
             assert top.tobytes() == below.tobytes()
     run("mix_interpolate.py", "--dataset", model, "--pictures", *photos[:2], "--out", out)
     assert sheet(out) == (GROUPS + 1, 2)
@@ -194,15 +194,15 @@ def test_trajectory(model: str, tmp_path: Path) -> None:
     assert printed.count("mean energy") == prior.num_levels
     moving = tmp_path / "moving.webp"
     run("trajectory.py", "--dataset", model, "-n", 1, "--out", moving)
-    with Image.open(moving) as picture:
-        assert picture.n_frames == prior.num_levels
+    with Image.open(moving) as image:
+        assert image.n_frames == prior.num_levels
 
 
 def test_train_your_own(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     printed = run("train_your_own.py", "--out", tmp_path, "--model", "circles")
     assert "circles" in printed
-    assert is_picture(tmp_path / "samples.png")
+    assert is_image(tmp_path / "samples.png")
     assert (tmp_path / "model" / "weights_manifest.json").is_file()
 
 

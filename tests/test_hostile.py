@@ -1,4 +1,4 @@
-"""What strangers can put into a description, a weights file or a picture ends in one line.
+"""What strangers can put into a description, a weights file or an image ends in one line.
 
 A model folder may come from anybody. What is believed too easily takes gigabytes before it is
 refused, ends in a traceback that says nothing, or in a network that nobody described.
@@ -37,7 +37,7 @@ from hebm_sample.hub.save import write_model_folder
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.hub.weights import load_weights, save_weights
 from hebm_sample.io.files import parse_json
-from hebm_sample.io.images import MAX_PIXELS, open_picture, prepare
+from hebm_sample.io.images import MAX_PIXELS, open_image, prepare
 
 EXAMPLES = int(os.environ.get("HEBM_FUZZ", "3000"))
 FEW = settings(max_examples=40, deadline=None)
@@ -315,7 +315,7 @@ def test_fuzzed_weights(whole, data):
     load_or_refuse(spoilt(good, data.draw), path)
 
 
-def test_no_pickle_is_read_on_the_way_to_a_picture(described, tmp_path, monkeypatch):
+def test_no_pickle_is_read_on_the_way_to_an_image(described, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a pickle was read")
 
@@ -340,7 +340,7 @@ def test_foreign_checkpoints_are_refused_unopened(tmp_path, name):
         write_row(tmp_path, name="tiny", resolution=16, licence="CC0-1.0")
 
 
-# ---- pictures
+# ---- images
 
 
 def encoded(kind, size=(9, 7), **options):
@@ -350,20 +350,20 @@ def encoded(kind, size=(9, 7), **options):
     return out.getvalue()
 
 
-PICTURES = [encoded("PNG"), encoded("JPEG"), encoded("WEBP"), encoded("PNG", optimize=True)]
+IMAGES = [encoded("PNG"), encoded("JPEG"), encoded("WEBP"), encoded("PNG", optimize=True)]
 
 
 def opened_or_refused(data):
     try:
-        image = open_picture(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
     except (UserInputError, EnvironmentFailure) as error:
         assert one_line(error)
     else:
         assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS
 
 
-def spoilt_picture(draw):
-    data = draw(st.sampled_from(PICTURES))
+def spoilt_image(draw):
+    data = draw(st.sampled_from(IMAGES))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
         until = draw(st.integers(at, min(len(data), at + 5)))
@@ -386,16 +386,16 @@ def with_right_sums(data):
 
 @settings(FEW, max_examples=60)
 @given(data=st.data())
-def test_spoilt_pictures_are_read_or_refused(data):
-    opened_or_refused(spoilt_picture(data.draw))
+def test_spoilt_images_are_read_or_refused(data):
+    opened_or_refused(spoilt_image(data.draw))
 
 
 @pytest.mark.slow
 @MANY
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
-def test_fuzzed_pictures(data):
-    opened_or_refused(spoilt_picture(data.draw))
+def test_fuzzed_images(data):
+    opened_or_refused(spoilt_image(data.draw))
 
 
 MODES = ["1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"]
@@ -414,22 +414,22 @@ def test_every_mode_of_pillow_is_read_or_refused(mode):
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 4), (4, 0)])
-def test_a_picture_without_pixels_is_not_a_black_one(size):
+def test_an_image_without_pixels_is_not_a_black_one(size):
     with pytest.raises(UserInputError, match=rf"has {size[0]} x {size[1]} pixels"):
         prepare(Image.new("RGB", size), 4)
 
 
 def test_text_that_unpacks_to_a_bomb_is_not_unpacked():
-    """Texts are not read, so the picture is one like any other."""
+    """Texts are not read, so the image is one like any other."""
     text = zlib.compress(b"x" * (256 << 20), 9)
     chunk = b"zTXtcomment\0\0" + text
     data = encoded("PNG")
     bomb = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     tracemalloc.start()
     try:
-        image = open_picture(io.BytesIO(data[:33] + bomb + data[33:]))
+        image = open_image(io.BytesIO(data[:33] + bomb + data[33:]))
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert image.tobytes() == open_picture(io.BytesIO(data)).tobytes()
+    assert image.tobytes() == open_image(io.BytesIO(data)).tobytes()
     assert most < 32 << 20

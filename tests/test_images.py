@@ -1,7 +1,7 @@
-"""Guards: pictures keep their values both ways, hostile files are refused before they are decoded,
+"""Guards: images keep their values both ways, hostile files are refused before they are decoded,
 and a file is either whole or not there.
 
-Without it colours would drift by a level a round trip, one picture could take all memory, and an
+Without it colours would drift by a level a round trip, one image could take all memory, and an
 interrupted run would leave half a PNG.
 """
 
@@ -26,7 +26,7 @@ from hebm_sample.io.images import (
     check_writable,
     grid,
     grid_size,
-    open_picture,
+    open_image,
     prepare,
     save_png,
     to_pil,
@@ -111,7 +111,7 @@ def test_the_centre_is_kept():
     assert to_square_tensor(image, 7).shape == (3, 7, 7)
 
 
-def test_prepare_takes_pictures_paths_and_files(tmp_path):
+def test_prepare_takes_images_paths_and_files(tmp_path):
     image = noise()
     image.save(tmp_path / "a.png")
     path = tmp_path / "a.png"
@@ -122,7 +122,7 @@ def test_prepare_takes_pictures_paths_and_files(tmp_path):
     assert torch.equal(prepare(path, 8), batch[:1])
     with pytest.raises(UserInputError, match="images is empty"):
         prepare([], 8)
-    with pytest.raises(UserInputError, match="of type int; give PIL pictures or their paths"):
+    with pytest.raises(UserInputError, match="of type int; give PIL images or their paths"):
         prepare([3], 8)
 
 
@@ -146,7 +146,7 @@ def test_grid_runs_row_by_row():
 
 
 def test_bad_grids_are_refused():
-    with pytest.raises(UserInputError, match="at least one picture"):
+    with pytest.raises(UserInputError, match="at least one image"):
         grid([])
     with pytest.raises(UserInputError, match="columns is 0"):
         grid([plain()], columns=0)
@@ -240,7 +240,7 @@ def test_a_link_is_written_through(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
     save_png(plain(), tmp_path / "link.png")
     assert (tmp_path / "link.png").is_symlink()
-    assert open_picture(tmp_path / "real.png").size == (4, 4)
+    assert open_image(tmp_path / "real.png").size == (4, 4)
 
 
 # Reading
@@ -250,47 +250,47 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     for width, height in [(14000, 14000), (12000, 8000), (9000, 9000)]:
         with pytest.raises(UserInputError, match=f"more than {MAX_PIXELS} pixels"):
-            open_picture(io.BytesIO(png(width, height, 8, 2, b"")))
+            open_image(io.BytesIO(png(width, height, 8, 2, b"")))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_truncated_files_are_damaged(kind):
     data = encoded(noise(64, 64), kind)
-    with pytest.raises(EnvironmentFailure, match="cannot read the picture: the file is damaged"):
-        open_picture(io.BytesIO(data[: len(data) // 2]))
+    with pytest.raises(EnvironmentFailure, match="cannot read the image: the file is damaged"):
+        open_image(io.BytesIO(data[: len(data) // 2]))
 
 
 def test_a_flipped_bit_in_a_png_is_noticed():
     data = bytearray(encoded(noise(32, 32)))
     data[len(data) // 2] ^= 1
     with pytest.raises(EnvironmentFailure, match="the file is damaged"):
-        open_picture(io.BytesIO(data))
+        open_image(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM"])
 def test_other_formats_are_read(kind):
-    got = open_picture(io.BytesIO(encoded(plain((255, 0, 0)), kind)))
+    got = open_image(io.BytesIO(encoded(plain((255, 0, 0)), kind)))
     assert got.mode == "RGB" and got.getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["ICO", "PDF", "EPS", "TGA", "JPEG2000"])
 def test_formats_beyond_those_are_refused(kind):
-    with pytest.raises(UserInputError, match="not a PNG, JPEG, .* or TIFF picture; convert it"):
-        open_picture(io.BytesIO(encoded(plain(), kind)))
+    with pytest.raises(UserInputError, match="not a PNG, JPEG, .* or TIFF image; convert it"):
+        open_image(io.BytesIO(encoded(plain(), kind)))
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_refused(tmp_path, data):
+def test_what_is_no_image_is_refused(tmp_path, data):
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(UserInputError, match=r"cannot read .*x\.png: it is not a PNG"):
-        open_picture(tmp_path / "x.png")
+        open_image(tmp_path / "x.png")
 
 
 def test_missing_and_unreadable_files(tmp_path, monkeypatch):
     with pytest.raises(UserInputError, match="No such file or directory"):
-        open_picture(tmp_path / "none.png")
+        open_image(tmp_path / "none.png")
     with pytest.raises(UserInputError, match="Is a directory"):
-        open_picture(tmp_path)
+        open_image(tmp_path)
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -298,30 +298,30 @@ def test_missing_and_unreadable_files(tmp_path, monkeypatch):
     save_png(plain(), tmp_path / "a.png")
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(EnvironmentFailure, match="Permission denied"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
 
 
 def test_sixteen_bit_grey_is_scaled():
     rows = b"\0" + struct.pack(">4H", 0, 257 * 100, 257 * 200, 65535)
-    image = open_picture(io.BytesIO(png(4, 1, 16, 0, rows)))
+    image = open_image(io.BytesIO(png(4, 1, 16, 0, rows)))
     assert image.mode == "RGB"
     assert np.asarray(image)[0, :, 0].tolist() == [0, 100, 200, 255]
 
 
 def test_sixteen_bit_colour_keeps_its_high_bytes():
     rows = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257, 257 * 7, 257 * 255)
-    image = open_picture(io.BytesIO(png(2, 1, 16, 2, rows)))
+    image = open_image(io.BytesIO(png(2, 1, 16, 2, rows)))
     assert np.asarray(image).tolist() == [[[0, 100, 255], [1, 7, 255]]]
 
 
 def test_palettes_grey_and_cmyk_are_converted():
     red = plain((255, 0, 0))
-    assert open_picture(io.BytesIO(encoded(red.convert("P")))).getpixel((0, 0)) == (255, 0, 0)
-    grey = open_picture(io.BytesIO(encoded(Image.new("L", (4, 4), 77))))
+    assert open_image(io.BytesIO(encoded(red.convert("P")))).getpixel((0, 0)) == (255, 0, 0)
+    grey = open_image(io.BytesIO(encoded(Image.new("L", (4, 4), 77))))
     assert grey.mode == "RGB" and grey.getpixel((0, 0)) == (77, 77, 77)
-    one_bit = open_picture(io.BytesIO(encoded(Image.new("1", (4, 4), 1))))
+    one_bit = open_image(io.BytesIO(encoded(Image.new("1", (4, 4), 1))))
     assert one_bit.getpixel((0, 0)) == (255, 255, 255)
-    assert open_picture(io.BytesIO(encoded(Image.new("CMYK", (8, 8)), "JPEG"))).mode == "RGB"
+    assert open_image(io.BytesIO(encoded(Image.new("CMYK", (8, 8)), "JPEG"))).mode == "RGB"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -329,7 +329,7 @@ def test_transparency_is_laid_on_white(kind):
     image = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (200, 0, 0, 255))
     # PNG ignores the option, WebP's colours need it.
-    got = open_picture(io.BytesIO(encoded(image, kind, lossless=True)))
+    got = open_image(io.BytesIO(encoded(image, kind, lossless=True)))
     assert [got.getpixel((0, 0)), got.getpixel((1, 0))] == [(255, 255, 255), (200, 0, 0)]
 
 
@@ -338,8 +338,8 @@ def test_transparent_colours_are_laid_on_white():
     assert to_rgb(half).getpixel((0, 0)) == (127, 127, 127)
     palette = plain((255, 0, 0)).convert("P")
     data = encoded(palette, transparency=palette.getpixel((0, 0)))
-    assert open_picture(io.BytesIO(data)).getpixel((0, 0)) == (255, 255, 255)
-    keyed = open_picture(io.BytesIO(encoded(plain((1, 2, 3)), transparency=(1, 2, 3))))
+    assert open_image(io.BytesIO(data)).getpixel((0, 0)) == (255, 255, 255)
+    keyed = open_image(io.BytesIO(encoded(plain((1, 2, 3)), transparency=(1, 2, 3))))
     assert keyed.getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -359,15 +359,15 @@ def test_exif_orientation_is_applied(orientation):
     data = encoded(image, exif=exif)
     with Image.open(io.BytesIO(data)) as tagged:
         expected = np.asarray(ImageOps.exif_transpose(tagged))
-    assert np.array_equal(np.asarray(open_picture(io.BytesIO(data))), expected)
+    assert np.array_equal(np.asarray(open_image(io.BytesIO(data))), expected)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
 def test_broken_exif_is_ignored(exif):
     image = noise()
-    assert open_picture(io.BytesIO(encoded(image, exif=exif))).size == image.size
+    assert open_image(io.BytesIO(encoded(image, exif=exif))).size == image.size
 
 
 def test_animations_give_their_first_frame():
     data = encoded(plain((9, 9, 9)), save_all=True, append_images=[plain((90, 90, 90))])
-    assert open_picture(io.BytesIO(data)).getpixel((0, 0)) == (9, 9, 9)
+    assert open_image(io.BytesIO(data)).getpixel((0, 0)) == (9, 9, 9)

@@ -24,7 +24,7 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return to_pil(tiny_images(CONFIG, 2))
 
 
@@ -34,7 +34,7 @@ def box(size=SIZE):
     return mask
 
 
-def as_picture(mask, mode="L"):
+def as_image(mask, mode="L"):
     return Image.fromarray(mask.numpy().astype(np.uint8) * 255).convert(mode)
 
 
@@ -109,35 +109,35 @@ def test_latents_that_see_only_known_pixels_are_the_posteriors(pipe):
 # ---- masks
 
 
-def test_masks_in_every_form(pictures):
+def test_masks_in_every_form(images):
     expected = box()[None, None].expand(2, 1, -1, -1)
     for masks in (
         box(),
         box()[None],
         torch.stack([box()] * 2),
         expected,
-        as_picture(box()),
-        [as_picture(box())],
-        (as_picture(box(), "RGB"), as_picture(box(), "1")),
+        as_image(box()),
+        [as_image(box())],
+        (as_image(box(), "RGB"), as_image(box(), "1")),
     ):
-        assert torch.equal(prepare_masks(masks, pictures, SIZE, 2), expected)
+        assert torch.equal(prepare_masks(masks, images, SIZE, 2), expected)
     grey = Image.fromarray(np.array([[127, 128]], dtype=np.uint8)).resize((SIZE, SIZE), 0)
-    assert prepare_masks(grey, pictures, SIZE, 2).float().mean() == 0.5
+    assert prepare_masks(grey, images, SIZE, 2).float().mean() == 0.5
 
 
-def test_masks_of_the_pictures_own_size_are_cropped_as_they_are(tmp_path):
+def test_masks_of_the_images_own_size_are_cropped_as_they_are(tmp_path):
     wide = np.zeros((40, 64, 3), dtype=np.uint8)
     wide[10:30, 20:50] = 255
-    picture = Image.fromarray(wide)
-    square = prepare(picture, SIZE)[0, 0] > 0
-    for mask in (picture, picture.convert("L")):
-        found = prepare_masks(mask, picture, SIZE, 1)[0, 0]
+    image = Image.fromarray(wide)
+    square = prepare(image, SIZE)[0, 0] > 0
+    for mask in (image, image.convert("L")):
+        found = prepare_masks(mask, image, SIZE, 1)[0, 0]
         assert (found != square).float().mean() < 0.1 and 0.2 < found.float().mean() < 0.6
-    picture.save(tmp_path / "mask.png")
-    again = prepare_masks(tmp_path / "mask.png", [picture], SIZE, 1)[0, 0]
+    image.save(tmp_path / "mask.png")
+    again = prepare_masks(tmp_path / "mask.png", [image], SIZE, 1)[0, 0]
     assert torch.equal(again, found)
-    small = picture.crop((12, 0, 52, 40)).resize((SIZE, SIZE), 0)
-    assert torch.equal(prepare_masks(small, picture, SIZE, 1)[0, 0], found)
+    small = image.crop((12, 0, 52, 40)).resize((SIZE, SIZE), 0)
+    assert torch.equal(prepare_masks(small, image, SIZE, 1)[0, 0], found)
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_masks_of_the_pictures_own_size_are_cropped_as_they_are(tmp_path):
     [
         (torch.zeros(8, 8, dtype=torch.bool), r"masks are torch.bool .*booleans \(N, 16, 16\)"),
         (torch.zeros(16, 16), r"masks are torch.float32"),
-        (torch.zeros(3, 16, 16, dtype=torch.bool), r"another number of masks than of pictures"),
+        (torch.zeros(3, 16, 16, dtype=torch.bool), r"another number of masks than of images"),
         (torch.zeros(0, 16, 16, dtype=torch.bool), r"another number of masks"),
         (torch.zeros(2, 3, 16, 16, dtype=torch.bool), r"booleans"),
-        (Image.new("L", (8, 8)), r"the mask has 8 x 8 pixels; the picture has 16 x 16"),
+        (Image.new("L", (8, 8)), r"the mask has 8 x 8 pixels; the image has 16 x 16"),
         (Image.new("L", (16, 17)), r"the mask has 16 x 17"),
         ([Image.new("L", (16, 16))] * 3, r"another number of masks"),
         ([], r"another number of masks"),
@@ -156,9 +156,9 @@ def test_masks_of_the_pictures_own_size_are_cropped_as_they_are(tmp_path):
         ("no-such-mask.png", r"no-such-mask.png"),
     ],
 )
-def test_masks_that_do_not_fit(pipe, pictures, masks, message):
+def test_masks_that_do_not_fit(pipe, images, masks, message):
     with pytest.raises(UserInputError, match=message) as caught:
-        pipe.inpaint(pictures, masks)
+        pipe.inpaint(images, masks)
     assert "\n" not in str(caught.value)
 
 
@@ -166,15 +166,15 @@ def test_masks_that_do_not_fit(pipe, pictures, masks, message):
 
 
 @pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
-def test_known_pixels_are_left_byte_by_byte(pipe, pictures, sampler):
-    found = pipe.inpaint(pictures, box(), sampler=sampler, symbols={"class": "a"})
+def test_known_pixels_are_left_byte_by_byte(pipe, images, sampler):
+    found = pipe.inpaint(images, box(), sampler=sampler, symbols={"class": "a"})
     assert found.energies.shape == (2, 3)
-    for before, after in zip(pictures, found.images, strict=True):
+    for before, after in zip(images, found.images, strict=True):
         a, b = np.asarray(before), np.asarray(after)
         assert np.array_equal(a[~box()], b[~box()]) and (a != b)[box()].mean() > 0.5
 
 
-def test_known_pixels_of_pictures_of_any_size(pipe):
+def test_known_pixels_of_images_of_any_size(pipe):
     random = np.random.default_rng(0)
     large = Image.fromarray(random.integers(0, 256, (37, 50, 3), dtype=np.uint8))
     found = pipe.inpaint(large, box())
@@ -189,10 +189,10 @@ def test_what_lies_under_the_mask_does_not_matter(pipe):
     assert torch.equal(first.images, other.images)
 
 
-def test_nothing_known_is_a_new_picture(pipe, pictures):
+def test_nothing_known_is_a_new_image(pipe, images):
     everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
     wish = {"class": "a"}
-    found = pipe.inpaint(pictures, everything, output_type="torch", symbols=wish, strength=1.0)
+    found = pipe.inpaint(images, everything, output_type="torch", symbols=wish, strength=1.0)
     fresh = pipe(2, output_type="torch", symbols=wish, steps=EDIT_STEPS)
     assert (found.images - fresh.images).abs().max() <= 2.01 / 255
     assert all(
@@ -200,14 +200,14 @@ def test_nothing_known_is_a_new_picture(pipe, pictures):
     )
 
 
-def test_everything_known_is_the_picture(pipe, pictures):
-    found = pipe.inpaint(pictures, torch.zeros(SIZE, SIZE, dtype=torch.bool))
-    for before, after in zip(pictures, found.images, strict=True):
+def test_everything_known_is_the_image(pipe, images):
+    found = pipe.inpaint(images, torch.zeros(SIZE, SIZE, dtype=torch.bool))
+    for before, after in zip(images, found.images, strict=True):
         assert np.array_equal(np.asarray(before), np.asarray(after))
 
 
 def test_the_likelihood_pulls_towards_the_known_pixels(pipe):
-    """A picture that the generator can make: the decoded result comes nearer to it."""
+    """An image that the generator can make: the decoded result comes nearer to it."""
     u = tiny_latents(CONFIG, 4, seed=3)
     x = pipe.decode(u, output_type="torch")
     errors = []
@@ -218,7 +218,7 @@ def test_the_likelihood_pulls_towards_the_known_pixels(pipe):
     assert errors[1] < 0.85 * errors[0]
 
 
-def test_settings_out_of_range(pipe, pictures):
+def test_settings_out_of_range(pipe, images):
     for options, message in (
         ({"weight": -1.0}, "weight is -1.0"),
         ({"strength": 1.5}, "strength is 1.5"),
@@ -226,7 +226,7 @@ def test_settings_out_of_range(pipe, pictures):
         ({"guidance": 2.0}, "guidance is given"),
     ):
         with pytest.raises(UserInputError, match=message):
-            pipe.inpaint(pictures, box(), **options)
+            pipe.inpaint(images, box(), **options)
 
 
 # ---- with trained weights
@@ -238,13 +238,13 @@ def test_chains_stay_where_the_prior_lives(name):
     """A pull of the known pixels that is too stiff drives u away, or out of the finite numbers."""
     model = Pipeline.from_pretrained(name, device="cpu")
     size = model.config.generator.image_size
-    pictures = model(seeds=[0, 1], output_type="torch").images
+    images = model(seeds=[0, 1], output_type="torch").images
     mask = torch.zeros(2, size, size, dtype=torch.bool)
     mask[:, size // 2 :] = True
-    out = model.inpaint(pictures, mask, seeds=[5, 6], output_type="torch")
+    out = model.inpaint(images, mask, seeds=[5, 6], output_type="torch")
     assert all(float(u.square().mean()) < 1.4 for u in out.latents)
     # What the latents say of the known half is the known half; of the other, something else.
     redrawn = model.decode(out.latents, output_type="torch")
-    error = (redrawn - pictures).abs().mean(dim=1)
+    error = (redrawn - images).abs().mean(dim=1)
     assert float(error[~mask].mean()) < 0.06
     assert float(error[mask].mean()) > 2 * float(error[~mask].mean())

@@ -1,7 +1,7 @@
-"""Numbers that are not finite, or beyond all reason, end in an error and never in a picture.
+"""Numbers that are not finite, or beyond all reason, end in an error and never in an image.
 
 A chain that runs away ends at numbers that are still finite; clamped to bytes they are a flat
-black or white picture, which nobody can tell from a bad model.
+black or white image, which nobody can tell from a bad model.
 """
 
 import os
@@ -39,21 +39,21 @@ def loud(factor):
 
 
 @pytest.mark.parametrize("sampler", ["recovery", "annealed"])
-def test_steps_that_are_too_large_are_no_picture(pipe, sampler):
+def test_steps_that_are_too_large_are_no_image(pipe, sampler):
     with pytest.raises(
         NonFiniteSampleError, match=r"became too large to be one \(\|u\| > 10000\)"
     ):
         pipe(seeds=(3, 4), sampler=sampler, kernel="plain", step_scale=30.0)
 
 
-def test_too_much_guidance_is_no_picture():
+def test_too_much_guidance_is_no_image():
     wishes = {"class": "a", "Smiling": "yes"}
     with pytest.raises(NonFiniteSampleError, match="seed 0, 1 became .*; use .* less guidance"):
         symbolic_pipeline()(2, symbols=wishes, guidance=100.0)
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e8, 1e30])
-def test_energies_that_explode_are_no_picture(factor):
+def test_energies_that_explode_are_no_image(factor):
     with pytest.raises(NonFiniteSampleError) as caught:
         loud(factor)(seeds=(5,))
     assert caught.value.seeds == [5] and caught.value.exit_code == 1
@@ -102,7 +102,7 @@ def test_without_steps_the_noise_stays_where_it_is(pipe, sampler):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("output_type", ["pil", "numpy", "torch"])
-def test_latents_that_are_not_finite_have_no_picture(pipe, value, output_type):
+def test_latents_that_are_not_finite_have_no_image(pipe, value, output_type):
     good = tiny_latents(CONFIG)
     bad = (good[0].clone(), *good[1:])
     bad[0][1, 0, 0, 0] = value
@@ -119,7 +119,7 @@ def test_latents_that_are_not_finite_have_no_picture(pipe, value, output_type):
 
 
 @pytest.mark.parametrize("part", ["generator", "encoder"])
-def test_networks_that_put_out_nan_give_no_picture(part):
+def test_networks_that_put_out_nan_give_no_image(part):
     pipe = tiny_pipeline()
     weights = pipe.encoder.heads[0].out.weight if part == "encoder" else pipe.generator.constant
     with torch.no_grad():
@@ -135,8 +135,8 @@ def test_great_circles_without_a_direction_are_finite(pipe):
     u = tiny_latents(CONFIG, 1)
     zero, opposite = tuple(0 * g for g in u), tuple(-g for g in u)
     for a, b in ((u, u), (zero, u), (zero, zero), (u, opposite)):
-        pictures = pipe.interpolate(a, b, 3, output_type="torch")
-        assert bool(torch.isfinite(pictures).all())
+        images = pipe.interpolate(a, b, 3, output_type="torch")
+        assert bool(torch.isfinite(images).all())
 
 
 # ---- the command

@@ -32,7 +32,7 @@ PACKAGE = ROOT / "hebm_sample"
 MANIFEST = "weights_manifest.json"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# Parts of the package and the parts they may import: the picture in docs/architecture.md.
+# Parts of the package and the parts they may import: the image in docs/architecture.md.
 # Each row may import from the rows before it, and a part from itself; what else is allowed.
 ORDER = (
     ("errors",),

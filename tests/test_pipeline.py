@@ -1,7 +1,7 @@
-"""One seed is one picture, whatever the batch, the order, the caller's autograd or random state.
+"""One seed is one image, whatever the batch, the order, the caller's autograd or random state.
 
-Users compare pictures by seed and steer by latents; a seed that depends on its neighbours, a knob
-without effect or a black picture in place of an error would not be noticed by looking.
+Users compare images by seed and steer by latents; a seed that depends on its neighbours, a knob
+without effect or a black image in place of an error would not be noticed by looking.
 """
 
 import copy
@@ -60,7 +60,7 @@ def same(a, b):
 
 
 def test_the_model_is_not_trivial(pipe, eight):
-    """Pictures differ between seeds, and the energies move them."""
+    """Images differ between seeds, and the energies move them."""
     assert eight.images.std(0).mean() > 0.02
     gaussian = pipe(seeds=range(8), prior="gaussian", output_type="torch").images
     assert (gaussian - eight.images).abs().mean() > 0.02
@@ -141,12 +141,12 @@ def test_shapes_of_latents_and_energies(eight):
     assert not any(x.requires_grad for x in (*eight.latents, eight.energies, eight.images))
 
 
-def test_decoding_the_latents_gives_the_pictures(pipe, eight):
+def test_decoding_the_latents_gives_the_images(pipe, eight):
     assert torch.equal(pipe.decode(eight.latents, output_type="torch"), eight.images)
-    pictures = pipe.decode(eight.latents, batch_size=3)
+    images = pipe.decode(eight.latents, batch_size=3)
     assert (
         np.abs(
-            np.stack([np.asarray(x) for x in pictures]) / 255
+            np.stack([np.asarray(x) for x in images]) / 255
             - eight.images.permute(0, 2, 3, 1).numpy()
         ).max()
         <= TWO_LEVELS
@@ -235,7 +235,7 @@ def test_steps_is_the_number_of_gradients(pipe, sampler):
     assert sum(done) == 11
 
 
-def test_a_stream_says_what_is_wrong_before_the_first_picture(pipe):
+def test_a_stream_says_what_is_wrong_before_the_first_image(pipe):
     with pytest.raises(UserInputError, match="unknown sampler settings"):
         pipe.stream(colour="red")
 
@@ -263,12 +263,12 @@ def test_a_stream_says_what_is_wrong_before_the_first_picture(pipe):
     ],
     ids=lambda s: next(iter(s.items())).__repr__(),
 )
-def test_each_knob_moves_the_pictures(pipe, setting):
+def test_each_knob_moves_the_images(pipe, setting):
     assert (draw(pipe, **setting) - draw(pipe)).abs().max() > LEVEL
 
 
-def test_the_posteriors_variance_is_that_of_the_models_own_pictures(pipe):
-    """Found once, the same in another pipeline, and of the size that pictures have."""
+def test_the_posteriors_variance_is_that_of_the_models_own_images(pipe):
+    """Found once, the same in another pipeline, and of the size that images have."""
     found = pipe.posterior_variance()
     assert found is pipe.posterior_variance()
     for group, shape in zip(found, pipe.generator.latent_shapes, strict=True):
@@ -287,8 +287,8 @@ def test_none_means_the_models_own(pipe):
 
 @pytest.mark.parametrize("prior", ["gaussian", "ebm"])
 def test_temperature_zero_has_no_variance(pipe, prior):
-    pictures = draw(pipe, range(4), prior=prior, temperature=0.0)
-    assert (pictures - pictures[:1]).abs().max() <= 1e-5
+    images = draw(pipe, range(4), prior=prior, temperature=0.0)
+    assert (images - images[:1]).abs().max() <= 1e-5
 
 
 def test_temperature_scales_the_gaussian_latents(pipe):
@@ -354,7 +354,7 @@ def test_a_nan_weight_stops_the_chain(settings, level, step):
     assert (caught.value.seeds, caught.value.level, caught.value.step) == ([3, 4], level, step)
 
 
-# ---- pictures in
+# ---- images in
 
 
 def test_encode_gives_means_or_seeded_draws(pipe, images):
@@ -368,17 +368,17 @@ def test_encode_gives_means_or_seeded_draws(pipe, images):
         assert (a[1] - b[1]).abs().max() > 0.01 and (a - m).abs().max() > 0.01
 
 
-def test_a_pictures_draw_does_not_depend_on_the_batch(pipe, images):
+def test_an_images_draw_does_not_depend_on_the_batch(pipe, images):
     whole, parts = pipe.encode(images), pipe.encode(images, batch_size=2)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, parts, strict=True))
 
 
 def test_pil_paths_and_tensors_read_alike(pipe, images, tmp_path):
     array = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    pictures = [Image.fromarray(x) for x in array]
-    pictures[0].save(tmp_path / "0.png")
+    stills = [Image.fromarray(x) for x in array]
+    stills[0].save(tmp_path / "0.png")
     expected = pipe.encode(images, mode="mean")
-    for given in (pictures, [tmp_path / "0.png", *pictures[1:]]):
+    for given in (stills, [tmp_path / "0.png", *stills[1:]]):
         found = pipe.encode(given, mode="mean")
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found, expected, strict=True))
 
@@ -390,7 +390,7 @@ def test_reconstruct_is_decode_of_encode(pipe, images):
     assert all(x.size == (16, 16) for x in pipe.reconstruct(images))
 
 
-def test_energy_of_pictures_is_that_of_their_latents(pipe, images):
+def test_energy_of_images_is_that_of_their_latents(pipe, images):
     found = pipe.energy(images, mode="mean", groups=slice(0, 2))
     expected = pipe.energy(latents=pipe.encode(images, mode="mean"), groups=slice(0, 2))
     assert torch.equal(found, expected) and found.std() > 0
@@ -403,7 +403,7 @@ BAD_CALLS = [
     ({"num_images": 3, "seeds": (1, 2)}, r"num_images is 3 but 2 seeds were given"),
     ({"num_images": 0}, r"num_images is 0; it must lie in \[1, "),
     ({"num_images": -2}, r"num_images is -2; it must lie in"),
-    ({"seeds": ()}, r"0 pictures were asked for; it can be 1 to"),
+    ({"seeds": ()}, r"0 images were asked for; it can be 1 to"),
     ({"num_images": 10**6}, r"num_images is 1000000; it must lie in"),
     ({"seeds": (0, -1)}, r"seed is -1; it must lie in"),
     ({"seeds": (0.5,)}, r"seed is 0\.5; it must be a whole number"),
@@ -436,11 +436,11 @@ def test_bad_calls(pipe, call, match):
         (lambda x: x * torch.nan, r"images must be floats in \[0, 1\]"),
         (lambda x: (255 * x).byte(), r"images must be floats in \[0, 1\]"),
         (lambda x: [], r"images is empty"),
-        (lambda x: [3], r"a picture is of type int"),
+        (lambda x: [3], r"an image is of type int"),
     ],
 )
 @pytest.mark.parametrize("method", ["encode", "reconstruct", "energy"])
-def test_bad_pictures(pipe, images, method, spoil, match):
+def test_bad_images(pipe, images, method, spoil, match):
     with pytest.raises(UserInputError, match=match):
         getattr(pipe, method)(spoil(images))
 
@@ -501,7 +501,7 @@ def test_a_model_without_encoder(images):
     generator, _, prior = tiny_modules()
     blind = Pipeline(CONFIG, generator, prior)
     assert len(blind(num_images=2)) == 2
-    with pytest.raises(UserInputError, match="tiny has no encoder, so it cannot read pictures"):
+    with pytest.raises(UserInputError, match="tiny has no encoder, so it cannot read images"):
         blind.encode(images)
     with pytest.raises(UserInputError, match="tiny has no encoder"):
         blind(num_images=1, precondition=True)
@@ -534,7 +534,7 @@ def test_bfloat16_stays_close():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 0.0), (torch.float16, TWO_LEVELS)]
 )
-def test_saved_and_loaded_pictures(pipe, images, tmp_path, dtype, tolerance):
+def test_saved_and_loaded_images(pipe, images, tmp_path, dtype, tolerance):
     pipe.save_pretrained(tmp_path / "model", dtype=dtype)
     loaded = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
     assert loaded.config == pipe.config and loaded.name == "tiny" and loaded.revision is None

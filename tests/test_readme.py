@@ -39,7 +39,7 @@ CHANGED = {
     r"python3 -m venv \S+ && \S+/pip install [^&]+ && ": "",
     r"\.venv/bin/pytest.*": "true",  # the tests that are running
     r"\.venv/bin/": "",
-    # Seconds and 48 pictures in place of hours and thousands.
+    # Seconds and 48 images in place of hours and thousands.
     r"--time-budget \w+": "--preset tiny --max-steps 4 --validation 20",
     r"(hebm-train evaluate .*)": r"\1 --validation 20 -n 10",
 }
@@ -161,13 +161,13 @@ def test_python_blocks_are_python() -> None:
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder with what the README takes for granted, and an environment with the commands.
 
-    The pictures are drawn, and the Hub is one on this machine.
+    The images are drawn, and the Hub is one on this machine.
     """
     from hub.loopback import SECRET, LoopbackHub
-    from toy import draw_pictures
+    from toy import draw_images
 
     folder, programs = tmp_path_factory.mktemp("desk"), tmp_path_factory.mktemp("bin")
-    draw_pictures(folder / "photos", count=48)
+    draw_images(folder / "photos", count=48)
     face = np.full((218, 178, 3), 127, np.uint8)
     Image.fromarray(face).save(folder / "face.jpg")
     for name, place in SCRIPTS.items():
@@ -198,7 +198,7 @@ def _first_line(block: str) -> str:
 
 
 def _written(block: str) -> list[str]:
-    """The pictures that a block names as its results."""
+    """The images that a block names as its results."""
     return re.findall(r'--out (\S+\.\w+)|\.save\("([^"]+)"\)', block)
 
 
@@ -212,9 +212,9 @@ def _run(desk: tuple[Path, dict[str, str]], block: str, *program: str) -> None:
     )
     assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
     for name in named:
-        with Image.open(folder / name) as picture:
-            picture.load()
-            assert min(picture.size) >= 32
+        with Image.open(folder / name) as image:
+            image.load()
+            assert min(image.size) >= 32
 
 
 @pytest.mark.slow

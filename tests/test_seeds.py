@@ -1,6 +1,6 @@
 """Guards: the text of --seeds means exactly one list, or is refused with a reason.
 
-Without it a typing slip would silently draw other, fewer or repeated pictures.
+Without it a typing slip would silently draw other, fewer or repeated images.
 """
 
 import pytest

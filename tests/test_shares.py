@@ -1,4 +1,4 @@
-"""Many pictures to one folder: by several processes, and by one that is stopped and starts again.
+"""Many images to one folder: by several processes, and by one that is stopped and starts again.
 
 A share that drops or repeats a seed, or a run that draws everything again after hours, is noticed
 only when it is too late.
@@ -20,7 +20,7 @@ from hebm_sample.cli.sample import main
 from hebm_sample.cli.sharding import Share, holds, unfinished
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline import batch_size as memory
-from hebm_sample.pipeline.batch_size import bytes_a_picture, fitting_batch, free_bytes
+from hebm_sample.pipeline.batch_size import bytes_per_image, fitting_batch, free_bytes
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,11 @@ def test_what_was_asked_differently_is_drawn_again(model, tmp_path):
     assert sample(model, tmp_path, "--seeds", "0-1")["seeds"] == [0, 1]  # that run had ended
     (tmp_path / ".unfinished-0").touch()
     assert sample(model, tmp_path, "--seeds", "0-1", "--temperature", 0.5)["seeds"] == [0, 1]
-    (tmp_path / "seed0000.png").write_bytes(b"no picture")
+    (tmp_path / "seed0000.png").write_bytes(b"no image")
     assert not holds(tmp_path / "seed0000.png", {}) and not holds(tmp_path / "none.png", {})
 
 
-def test_the_mark_stays_after_a_failure_that_left_pictures(tmp_path):
+def test_the_mark_stays_after_a_failure_that_left_images(tmp_path):
     with unfinished(tmp_path / "new", Share()) as stopped:
         assert not stopped
     assert os.listdir(tmp_path / "new") == []
@@ -165,7 +165,7 @@ def test_the_mark_stays_after_a_failure_that_left_pictures(tmp_path):
 
 def test_auto_batch_fits_half_of_the_free_memory(monkeypatch):
     pipe = tiny_pipeline()
-    each = bytes_a_picture(pipe)
+    each = bytes_per_image(pipe)
     values = sum(u.numel() for u in pipe.encode(torch.rand(1, 3, 16, 16), mode="mean"))
     assert each > 4 * values
     for free, batch in ((4 * 7 * each, 7), (4 * 7 * each - 1, 6), (0, 1), (10**15, 64)):

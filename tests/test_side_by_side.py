@@ -85,7 +85,7 @@ def two_threads():
     torch.set_num_threads(own)
 
 
-def test_pictures_and_reports_are_those_of_one_thread(two_threads, monkeypatch):
+def test_images_and_reports_are_those_of_one_thread(two_threads, monkeypatch):
     pipe, ticks = symbolic_pipeline(), []
     asked = [{"class": "a"}, {"class": "b"}] * 4
     options = {"symbols": asked, "steps": 6, "output_type": "torch"}

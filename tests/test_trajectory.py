@@ -1,7 +1,7 @@
-"""Guards: a moving picture has the frames of the chain in their order, ends with the picture that
-a call returns, lasts as long as was asked, and repeats; notebooks are shown bounded pictures.
+"""Guards: a animation has the frames of the chain in their order, ends with the image that
+a call returns, lasts as long as was asked, and repeats; notebooks are shown bounded images.
 
-Without it a viewer would show the first frame, a frame too few, or a picture that no seed has.
+Without it a viewer would show the first frame, a frame too few, or an image that no seed has.
 """
 
 import io
@@ -14,7 +14,7 @@ from tiny import tiny_pipeline
 
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import HOLD, MAX_SECONDS, frame_times, save_animation
-from hebm_sample.pipeline.outputs import SHOWN_PICTURES, SHOWN_SIDE, Samples, Trajectory
+from hebm_sample.pipeline.outputs import SHOWN_IMAGES, SHOWN_SIDE, Samples, Trajectory
 
 ENDINGS = (".gif", ".webp")
 
@@ -30,7 +30,7 @@ def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.subtract(*pair)).mean())
 
 
-def test_it_ends_with_the_pictures_of_a_call(trajectory):
+def test_it_ends_with_the_images_of_a_call(trajectory):
     drawn = tiny_pipeline()(seeds=[3, 5, 8], steps=12, sampler="flow")
     assert len(trajectory) == len(trajectory.frames) == 12
     assert trajectory.samples.seeds == drawn.seeds and trajectory.samples.level == 0
@@ -38,36 +38,36 @@ def test_it_ends_with_the_pictures_of_a_call(trajectory):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_the_sheet_has_a_row_a_picture(trajectory):
+def test_the_sheet_has_a_row_an_image(trajectory):
     sheet = trajectory.grid()
     assert sheet.size == (12 * 18 - 2, 3 * 18 - 2)
-    for row, picture in enumerate(trajectory.samples.images):
+    for row, image in enumerate(trajectory.samples.images):
         box = (11 * 18, row * 18, 11 * 18 + 16, row * 18 + 16)
-        assert sheet.crop(box).tobytes() == picture.tobytes()
+        assert sheet.crop(box).tobytes() == image.tobytes()
 
 
 def smooth(k: int) -> Image.Image:
-    """A picture that codecs keep: a slope in red and green, one blue a number."""
+    """An image that codecs keep: a slope in red and green, one blue a number."""
     rows, columns = np.mgrid[0:32, 0:32]
     colours = np.stack([6 * rows, 6 * columns, np.full_like(rows, 20 * k)], axis=-1)
     return Image.fromarray(colours.astype(np.uint8))
 
 
-def path_of(pictures: list[Image.Image]) -> Trajectory:
-    levels = reversed(range(len(pictures)))
+def path_of(images: list[Image.Image]) -> Trajectory:
+    levels = reversed(range(len(images)))
     return Trajectory(
-        tuple(Samples([p], (), None, (7,), level=t) for p, t in zip(pictures, levels, strict=True))
+        tuple(Samples([p], (), None, (7,), level=t) for p, t in zip(images, levels, strict=True))
     )
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_frames_times_and_loop(tmp_path, ending):
-    pictures = [smooth(k) for k in range(12)]
+    images = [smooth(k) for k in range(12)]
     path = tmp_path / f"moving{ending}"
-    path_of(pictures).save(path, seconds=1.1, text={"seeds": "7"})
+    path_of(images).save(path, seconds=1.1, text={"seeds": "7"})
     with Image.open(path) as moving:
         assert moving.n_frames == 12 and moving.info["loop"] == 0
-        assert moving.size == pictures[0].size
+        assert moving.size == images[0].size
         frames, times = [], []
         for frame in ImageSequence.Iterator(moving):
             frames.append(frame.convert("RGB"))
@@ -75,7 +75,7 @@ def test_frames_times_and_loop(tmp_path, ending):
         note = moving.info.get("comment") or moving.getexif()[0x010E]
     assert times == [100] * 11 + [HOLD * 1000]
     assert json.loads(note) == {"seeds": "7"}
-    for frame, own in zip(frames, pictures, strict=True):
+    for frame, own in zip(frames, images, strict=True):
         assert difference(frame, own) < 4  # neighbours are 20 / 3 apart
 
 
@@ -113,7 +113,7 @@ def test_impossible_files_are_refused(trajectory, tmp_path):
         trajectory.save(tmp_path / "moving.mp4")
     with pytest.raises(UserInputError, match="0 frames"):
         save_animation([], tmp_path / "moving.gif")
-    with pytest.raises(UserInputError, match="WebP takes 16383 a side"):
+    with pytest.raises(UserInputError, match="WebP takes 16383 per side"):
         save_animation([Image.new("RGB", (16384, 1))], tmp_path / "wide.webp")
     with pytest.raises(UserInputError, match="does not exist; create it first"):
         trajectory.save(tmp_path / "nowhere" / "moving.gif")
@@ -132,17 +132,17 @@ def test_notebooks_show_the_sheet(trajectory):
 
 
 def test_notebooks_are_shown_no_more_than_they_can_bear():
-    count, size = 3 * SHOWN_PICTURES, 300
+    count, size = 3 * SHOWN_IMAGES, 300
     images = [Image.new("RGB", (size, size), (i, 0, 0)) for i in range(count)]
     samples = Samples(images, (), None, tuple(range(0, 7 * count, 7)))
     with Image.open(io.BytesIO(samples._repr_png_())) as shown:
         assert max(shown.size) == SHOWN_SIDE
         pixels = np.asarray(shown)
-        assert pixels[pixels[..., 1] == 0].max() == SHOWN_PICTURES - 1  # the gutter is white
+        assert pixels[pixels[..., 1] == 0].max() == SHOWN_IMAGES - 1  # the gutter is white
     assert len(repr(samples)) < 100
-    assert repr(samples).startswith(f"<Samples: {count} pictures, seeds 0,7,14,")
+    assert repr(samples).startswith(f"<Samples: {count} images, seeds 0,7,14,")
 
 
 def test_what_they_are_called(trajectory):
-    assert repr(trajectory.samples) == "<Samples: 3 pictures, seeds 3,5,8, level 0>"
-    assert repr(trajectory).startswith("<Trajectory: 12 steps to <Samples: 3 pictures")
+    assert repr(trajectory.samples) == "<Samples: 3 images, seeds 3,5,8, level 0>"
+    assert repr(trajectory).startswith("<Trajectory: 12 steps to <Samples: 3 images")

@@ -1,4 +1,4 @@
-"""A tiny model with random weights: the preset `tiny`, 16x16 pictures, 3 groups on 2 scales.
+"""A tiny model with random weights: the preset `tiny`, 16x16 images, 3 groups on 2 scales.
 
 The energies' heads start at zero, where nothing that reads them could be seen to be wrong, so they
 are given small values; so are the mus and sigmas of generator and encoder, which start near 0

@@ -13,7 +13,7 @@ from hebm_sample.presets.models import Preset, find_preset
 SHORT = {"steps": 10, "log_every": 4, "checkpoint_every": 0.0, "sample_every": 1e9}
 
 
-def draw_pictures(folder: Path, count: int = 40, seed: int = 0, labels: bool = False) -> Path:
+def draw_images(folder: Path, count: int = 40, seed: int = 0, labels: bool = False) -> Path:
     """Discs on a background of the opposite colour; the label says which is the brighter one."""
     folder.mkdir(parents=True)
     random, lines = np.random.default_rng(seed), []

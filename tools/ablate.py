@@ -125,7 +125,7 @@ class Ablation:
         accelerator: Any,
     ) -> None:
         self.model, self.preset, self.out, self.count = model, preset, out, count
-        self.pictures, self.training, self.held_out = sets
+        self.images, self.training, self.held_out = sets
         self.batch_size, self.show, self.accelerator = batch_size, show, accelerator
         self.known = find_set(model.name, model.config.generator.image_size)
         if self.known is not None and self.known.recipe["training"] != self.training.identity:
@@ -133,7 +133,7 @@ class Ablation:
         rows = len(self.held_out) // 2
         if count > rows:
             raise UserInputError(
-                f"{count} pictures were asked for; {len(self.held_out)} held-out ones allow {rows}"
+                f"{count} images were asked for; {len(self.held_out)} held-out ones allow {rows}"
             )
 
     @cached_property
@@ -144,7 +144,7 @@ class Ablation:
         return {name: found[name]}
 
     def quality(self, pipe: Pipeline, what: str = "ebm") -> dict[str, Any]:
-        """Distances of a set of pictures, and the seconds of drawing u."""
+        """Distances of a set of images, and the seconds of drawing u."""
         bench = Bench(
             pipe,
             self.count,
@@ -161,21 +161,21 @@ class Ablation:
         else:
             found = measure_quality(features, bench.features("reference", self.spaces)[space])
         if what == "reconstructions":
-            return found.to_dict() | {"seconds_a_picture": None}
+            return found.to_dict() | {"seconds_per_image": None}
         seconds = bench.drawn(what).seconds / self.count  # pyright: ignore[reportArgumentType]
-        return found.to_dict() | {"seconds_a_picture": seconds}
+        return found.to_dict() | {"seconds_per_image": seconds}
 
     def trained(self, variant: Variant) -> tuple[Pipeline, dict[str, Any]]:
         """The model of a variant that is trained, and what its run took."""
         preset = changed(self.preset, "prior", variant.changes)
         what = [preset.prior.to_dict(), preset.prior_settings.to_dict(), variant.objective]
         key = [*what, preset.chain_steps, variant.warm, fingerprint(self.model, encoder=True)]
-        key.append(self.pictures.identity)
+        key.append(self.images.identity)
         folder = self.out / "runs" / f"{variant.objective}-{_digest(key)}"
         train_prior(
             preset,
             self.model,
-            self.pictures,
+            self.images,
             folder,
             objective=variant.objective,  # pyright: ignore[reportArgumentType]
             resume=latest_checkpoint(folder) is not None,
@@ -247,7 +247,7 @@ def run(ablation: Ablation, names: Sequence[str], budget: str, command: str) -> 
         "format_version": FORMAT_VERSION,
         "model": ablation.model.name,
         "features": next(iter(ablation.spaces)),
-        "num_pictures": ablation.count,
+        "num_images": ablation.count,
         "num_reference": ends["gaussian"]["num_reference"],
         "training_budget": budget,
         "command": command,
@@ -308,12 +308,12 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
         validation=HASH if settings.validation is None else settings.validation,
         progress=show,
     )
-    pictures = _all_rows(data, pipe, sets[0], settings.validation, show)
+    images = _all_rows(data, pipe, sets[0], settings.validation, show)
     accelerator = make_accelerator(options["device"])
     ablation = Ablation(
         pipe.to(accelerator.device),
         preset,
-        (pictures, *sets),
+        (images, *sets),
         out,
         count=options["count"],
         batch_size=options["batch"],
@@ -334,11 +334,11 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
 
 def _all_rows(data: str, pipe: Pipeline, training: Any, validation: int | None, show: bool) -> Any:
     """What `train_prior` splits for itself."""
-    from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.dataset import load_images
 
     if validation == 0:
         return training
-    return load_pictures(data, size=pipe.config.generator.image_size, progress=show)
+    return load_images(data, size=pipe.config.generator.image_size, progress=show)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Picture,
+    Image,
     Table,
     Text,
     number,
@@ -30,8 +30,8 @@ def blocks(results: dict[str, Any], figures: str = "figures") -> list[Block]:
     ends = results["ends"]
     page: list[Block] = [
         Text(
-            f"Fréchet distances in {results['features']}, {results['num_pictures']} pictures "
-            f"(seeds 0 to {results['num_pictures'] - 1}) against {results['num_reference']} "
+            f"Fréchet distances in {results['features']}, {results['num_images']} images "
+            f"(seeds 0 to {results['num_images'] - 1}) against {results['num_reference']} "
             "held-out ones, ± jackknife standard errors. "
             f"N(0, I) has {_frechet(ends['gaussian'])}, reconstructions "
             f"{_frechet(ends['reconstructions'])}. What is trained had "
@@ -39,7 +39,7 @@ def blocks(results: dict[str, Any], figures: str = "figures") -> list[Block]:
         )
     ]
     for name, rows in results["ablations"].items():
-        header = [TITLES[name], "Fréchet", "gap closed", "KID", "seconds a picture"]
+        header = [TITLES[name], "Fréchet", "gap closed", "KID", "seconds per image"]
         trained = any("training" in row for row in rows)
         table = []
         for row in rows:
@@ -51,14 +51,14 @@ def blocks(results: dict[str, Any], figures: str = "figures") -> list[Block]:
                     _frechet(row),
                     number(_closed(row, ends)),
                     with_error(row["kernel"], row["kernel_error"], 4),
-                    number(row["seconds_a_picture"], 3),
+                    number(row["seconds_per_image"], 3),
                     *(cells if trained else []),
                 ]
             )
         extra = ["training steps", "parameters"] if trained else []
         page += [Heading(TITLES[name][0].upper() + TITLES[name][1:], 3)]
         page += [Table([*header, *extra], table)]
-        page += [Picture(f"{figures}/ablation-{name}.png", f"Fréchet distance by {TITLES[name]}")]
+        page += [Image(f"{figures}/ablation-{name}.png", f"Fréchet distance by {TITLES[name]}")]
     return page
 
 

@@ -3,11 +3,11 @@
     python tools/embed_statistics.py cifar10 --data DATA
     python tools/embed_statistics.py celebahq --data DATA --classifier celeba64
 
-NAME is a preset: its pictures' size and held-out rows are used. The classifier is the one that
+NAME is a preset: its images' size and held-out rows are used. The classifier is the one that
 `hebm-train evaluate --data` trains and keeps in the cache; it is trained first if it is not there.
 The reference are the held-out rows that `evaluate` compares with by default, so that figures with
 and without the data are the same. With `--classifier` the net of a set that is there already sees
-these pictures, too, and no second one is shipped. If the package has the preset's model, the
+these images, too, and no second one is shipped. If the package has the preset's model, the
 distance of its reconstructions is kept beside the reference, so that the gap it closes can be
 measured without the data.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from hebm_sample.evaluation.context import Bench, fingerprint
 from hebm_sample.evaluation.distances import (
     DEFAULT_FEATURE_STEPS,
-    DEFAULT_PICTURES,
+    DEFAULT_IMAGES,
     feature_spaces,
     open_held_out,
 )
@@ -54,14 +54,14 @@ def with_reconstructions(
     found: EvaluationSet, training: Any, held_out: Any, draws: Path | None, show: bool
 ) -> EvaluationSet:
     """The set with the distance of its model's reconstructions of the first held-out rows."""
-    count = DEFAULT_PICTURES
+    count = DEFAULT_IMAGES
     pipe = Pipeline.from_pretrained(found.name, resolution=found.image_size, device="cpu")
     bench = Bench(pipe, count, training, held_out.rows(0, 2 * count), 50, draws, show)
     features = np.concatenate([extract(found.net, x) for x in bench.stream("reconstructions")])
     quality = measure_to_reference(features, found.statistics, found.features)
     known = {
         "model": fingerprint(pipe, encoder=True),
-        "num_pictures": count,
+        "num_images": count,
         "frechet": quality.frechet.value,
         "frechet_error": quality.frechet.error,
     }
@@ -82,7 +82,7 @@ def with_reconstructions(
 @click.option(
     "--draws",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Of a report on the same model: latents of held-out pictures.",
+    help="Of a report on the same model: latents of held-out images.",
 )
 @click.option("--quiet", is_flag=True)
 def main(
@@ -99,9 +99,9 @@ def main(
     size, name = preset.generator.image_size, preset.model_name
     training, held_out = open_held_out(data, size=size, model=preset.name, progress=not quiet)
     net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
-    start, stop = DEFAULT_PICTURES, 2 * DEFAULT_PICTURES
+    start, stop = DEFAULT_IMAGES, 2 * DEFAULT_IMAGES
     if len(held_out) < stop:
-        raise click.ClickException(f"{len(held_out)} held-out pictures; {stop} are needed")
+        raise click.ClickException(f"{len(held_out)} held-out images; {stop} are needed")
     recipe = {
         "classifier": report,
         "training": training.identity,

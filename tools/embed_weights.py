@@ -45,7 +45,7 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
         "fd_reconstruction": round(gap["fd_recon"], 3),
         "fd_gaussian_prior": round(gap["fd_gauss"], 3),
         "fd_ebm_prior": round(gap["fd_model"], 3),
-        "pictures_a_side": gap["num_pictures"],
+        "pictures_a_side": gap["num_images"],
         "bits_a_dimension_gaussian_prior_elbo": round(measured["bits"], 3),
         "kl_a_group_nats": [round(v, 1) for v in measured["kl"]],
         "sampler": f"{measured['sampling']['sampler']}, {measured['sampling']['steps']} gradients",

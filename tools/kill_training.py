@@ -4,7 +4,7 @@ Weights, averages, optimiser and exported model must agree byte for byte, the lo
 
     python tools/kill_training.py --kills 200 --seed 0
 
-A run is 20 steps of the preset `tiny` on 24 small pictures, with a checkpoint after every step and
+A run is 20 steps of the preset `tiny` on 24 small images, with a checkpoint after every step and
 an export at its end. Every process is a fork of this one, so that a start takes no import. A
 killed run is started again with --resume (or anew, if it had not come to its first checkpoint)
 until it ends; then the next run begins. It leaves with 1 if any run differs or cannot go on.
@@ -32,7 +32,7 @@ import torch._dynamo
 import torch.utils.tensorboard
 from PIL import Image
 
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.hub.manifest import read_row
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset, find_preset
@@ -45,8 +45,8 @@ STEPS = 20
 Kind = Literal["generator", "score", "mle"]
 
 
-def write_pictures(folder: Path) -> None:
-    """24 pictures of 16x16 random pixels."""
+def write_images(folder: Path) -> None:
+    """24 images of 16x16 random pixels."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     for i in range(24):
@@ -69,16 +69,16 @@ def short_preset() -> Preset:
 def train(home: Path, folder: Path, kind: Kind) -> None:
     """One run in this process; goes on where an earlier one stopped."""
     torch.set_num_threads(1)
-    pictures = load_pictures(home / "pictures", size=16, cache_dir=home / "cache", progress=False)
+    images = load_images(home / "images", size=16, cache_dir=home / "cache", progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a broken checkpoint was passed over
         resume = latest_checkpoint(folder) is not None
     options = {"resume": resume, "accelerator": make_accelerator("cpu"), "show_progress": False}
     if kind == "generator":
-        train_generator(short_preset(), pictures, folder, **options)
+        train_generator(short_preset(), images, folder, **options)
     else:
         model = Pipeline.from_pretrained(home / "generator-whole" / "model", device="cpu")
-        train_prior(short_preset(), model, pictures, folder, objective=kind, **options)
+        train_prior(short_preset(), model, images, folder, objective=kind, **options)
 
 
 def start(home: Path, folder: Path, kind: Kind) -> int:
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill-training-") as place:
         home = Path(place)
-        write_pictures(home / "pictures")
+        write_images(home / "images")
         if options.kind != "generator":
             finish(home, home / "generator-whole", "generator")
         report = kill_until(home, options.kind, options.kills, options.seed)

@@ -19,7 +19,7 @@ from hebm_sample.evaluation.report.ood import show_ood
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Picture,
+    Image,
     Table,
     Text,
     number,
@@ -42,21 +42,21 @@ TRAINED = {
 }
 
 
-def picture_path(key: str, path: str) -> str:
+def image_path(key: str, path: str) -> str:
     """Where a report's figure of a model lies beside the page."""
     return f"images/results/{key}-{Path(path).stem}.webp"
 
 
 def _placed(blocks: Sequence[Block], key: str, root: Path) -> list[Block]:
-    """A report's blocks as a section's: headings a level down, pictures where the docs have them,
+    """A report's blocks as a section's: headings a level down, images where the docs have them,
     without those that they have not.
     """
     found: list[Block] = []
     for block in blocks:
         if isinstance(block, Heading):
             block = Heading(block.text, 3)
-        if isinstance(block, Picture):
-            block = replace(block, path=picture_path(key, block.path))
+        if isinstance(block, Image):
+            block = replace(block, path=image_path(key, block.path))
             if not (root / block.path).is_file():
                 continue
         found.append(block)
@@ -87,15 +87,15 @@ def gap(results: Results) -> list[Block]:
         ["mean square of q(u)", *(number(v) for v in found["u_square_posterior"])],
         ["mean square of samples", *(number(v) for v in found["u_square"])],
     ]
-    pictures = headline_gap(results)[1]["num_pictures"]
+    images = headline_gap(results)[1]["num_images"]
     text = (
-        "Bits a dimension on held-out pictures (Gaussian-prior ELBO): "
+        "Bits a dimension on held-out images (Gaussian-prior ELBO): "
         f"{found['bits']:.3f}, of which distortion {found['distortion_bits']:.3f}. "
-        f"Sampling {pictures:,} pictures took {found['sampling_seconds']:.0f} s."
+        f"Sampling {images:,} images took {found['sampling_seconds']:.0f} s."
     )
     quality: list[Block] = [_quality(found["quality"])] if found.get("quality") else []
-    picture = Picture("figures/gap.png", "Distances to held-out pictures")
-    blocks = [Table(header, rows), picture, *quality, Table(groups, latents)]
+    image = Image("figures/gap.png", "Distances to held-out images")
+    blocks = [Table(header, rows), image, *quality, Table(groups, latents)]
     return [*blocks, Text(text), _goals(results)]
 
 
@@ -130,7 +130,7 @@ def _goals(results: Results) -> Text:
             (
                 "no memorisation",
                 parts["memorisation"]["no_shorter"],
-                f"a sample is nearer to its nearest training picture than a held-out picture with "
+                f"a sample is nearer to its nearest training image than a held-out image with "
                 f"probability {shorter:.3f}",
             )
         )
@@ -162,7 +162,7 @@ def control(results: Results) -> list[Block]:
         blocks.append(
             Text(
                 f"Mean feature distance (the judge's) of {layers['variations']} variations of "
-                f"{layers['pictures']} samples, by the number of top groups kept: {distances}."
+                f"{layers['images']} samples, by the number of top groups kept: {distances}."
             )
         )
     return blocks
@@ -170,7 +170,7 @@ def control(results: Results) -> list[Block]:
 
 def _class_table(name: str, variable: Mapping[str, Any]) -> list[Block]:
     guidance, ceiling = list(variable["found"]), variable["reconstructed"]["accuracy"]
-    header = ["asked", *(f"guidance {g}" for g in guidance), "real pictures", "reconstructions"]
+    header = ["asked", *(f"guidance {g}" for g in guidance), "real images", "reconstructions"]
     rows = [
         [
             asked["symbols"][name],
@@ -220,7 +220,7 @@ def _attribute_table(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     text += f"reached by {len(best) - len(short)} of {len(best)}"
     if short:
         text += ", short are " + ", ".join(f"{n} ({s:.2f})" for n, s in short.items())
-    return [Table([*header, "real pictures", "reconstructions"], table), Text(text + ".")]
+    return [Table([*header, "real images", "reconstructions"], table), Text(text + ".")]
 
 
 def _spelt(symbols: Mapping[str, str]) -> str:
@@ -252,9 +252,9 @@ def edits(results: Results) -> list[Block]:
             ]
         )
     text = (
-        f"Edits: {first['pictures']} held-out pictures that lack it, `{_spelt(first['symbols'])}` "
+        f"Edits: {first['images']} held-out images that lack it, `{_spelt(first['symbols'])}` "
         "asked for. *Flipped*: of those in whose reconstruction the judge does not find it. "
-        "Beside it what else moved, as mean absolute change against the picture itself: the "
+        "Beside it what else moved, as mean absolute change against the image itself: the "
         "judge's probabilities of all other columns, and pixels from 0 to 255."
     )
     header = ["", "flipped", "other probabilities", "upper half's pixels", "all pixels"]
@@ -270,13 +270,13 @@ def baselines(results: Results) -> list[Block]:
     seconds = TRAINED.get(f"{results['model']}-{results['resolution']}")
     if seconds is not None:
         blocks.append(Text(f"The model's own energies were trained for {seconds:,} s (its card)."))
-    return [*blocks, Picture("figures/quality.png", "Distance against seconds a picture")]
+    return [*blocks, Image("figures/quality.png", "Distance against seconds per image")]
 
 
 def hole(results: Results) -> list[Block]:
     """The report's part, with bars."""
-    picture = Picture("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
-    return [*show_hole(results["parts"]["hole"]), picture]
+    image = Image("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
+    return [*show_hole(results["parts"]["hole"]), image]
 
 
 # Together
@@ -292,7 +292,7 @@ def summary(models: Mapping[str, Results]) -> list[Block]:
         rows.append(
             [
                 f"`{results['model']}`, {results['resolution']}x{results['resolution']}",
-                f"{x['num_pictures']:,}",
+                f"{x['num_images']:,}",
                 *(number(x[n], 2) for n in ("fd_recon", "fd_gauss", "fd_model")),
                 f"**{with_error(x['gap_closed'], x['gap_closed_error'])}**",
                 space,
@@ -302,12 +302,12 @@ def summary(models: Mapping[str, Results]) -> list[Block]:
                 "–" if memory is None else with_error(memory["shorter"], memory["shorter_error"]),
             ]
         )
-    header = ["model", "pictures", "reconstructions", "N(0, I)", "energy-based prior"]
+    header = ["model", "images", "reconstructions", "N(0, I)", "energy-based prior"]
     header += ["gap closed", "Fréchet distances in", "hole", "nearer to training"]
     text = (
-        "*Pictures*: in each set. *Hole*: accuracy in telling q(u) from samples, all groups "
+        "*Images*: in each set. *Hole*: accuracy in telling q(u) from samples, all groups "
         "together, N(0, I) → energy-based prior; 0.5 is closed. *Nearer to training*: probability "
-        "that a sample is nearer to its nearest training picture than a held-out picture is; 0.5 "
+        "that a sample is nearer to its nearest training image than a held-out image is; 0.5 "
         "and below is no memorisation. –: not measured yet."
     )
     return [Table(header, rows), Text(text)]

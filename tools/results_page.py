@@ -20,7 +20,7 @@ from typing import Any
 import click
 from embed_weights import headline, steering
 from PIL import Image
-from results_blocks import BLOCKS, headline_gap, picture_path, section, summary
+from results_blocks import BLOCKS, headline_gap, image_path, section, summary
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.config import ModelConfig
@@ -38,7 +38,7 @@ PARTS = ("gap", "baselines", "control", "hole", "ood", "memorisation", "diagnost
 DROPPED = {"part_seconds", "seconds", "table", "traces", "log_density", "gradient_norm"}
 DIGITS = 6
 WIDEST = 1400
-# Not nearest.png: it shows pictures of the data.
+# Not nearest.png: it shows images of the data.
 TAKEN = {"memorisation", "hole", "ood-histograms"}
 ORDER = ("celebahq-256", "celebahq-64", "cifar10-32", "celeba64-64", "church64-64")
 
@@ -115,12 +115,12 @@ class Docs:
 
     def _copy(self, path: Path, key: str) -> None:
         """A figure as WebP, no wider than a page."""
-        target = self.docs / picture_path(key, path.name)
+        target = self.docs / image_path(key, path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as image:
-            picture = image.convert("RGB")
-        picture.thumbnail((WIDEST, WIDEST))
-        picture.save(target, quality=80, method=6)
+            stills = image.convert("RGB")
+        stills.thumbnail((WIDEST, WIDEST))
+        stills.save(target, quality=80, method=6)
 
     # What is written
 
@@ -270,11 +270,11 @@ def _draw_ood(results: Mapping[str, Any], path: Path) -> None:
 def _draw_quality(results: Mapping[str, Any], path: Path) -> None:
     rows = next(iter(results["parts"]["baselines"]["spaces"].values()))
     points = {
-        name: (row["seconds_a_picture"], row["frechet"], row["frechet_error"])
+        name: (row["seconds_per_image"], row["frechet"], row["frechet_error"])
         for name, row in rows.items()
-        if row["seconds_a_picture"]
+        if row["seconds_per_image"]
     }
-    scatter_named(path, points, x="seconds a picture", y="Fréchet distance")
+    scatter_named(path, points, x="seconds per image", y="Fréchet distance")
 
 
 def _pairs(texts: tuple[str, ...], option: str) -> list[tuple[str, Path]]:

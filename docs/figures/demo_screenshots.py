@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/demo.md: the page in a browser, at two widths.
+"""Takes the images of docs/demo.md: the page in a browser, at two widths.
 
     python docs/figures/demo_screenshots.py
 

@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/gallery.md and the strip of the README: every one from seeds.
+"""Draws the images of docs/gallery.md and the strip of the README: every one from seeds.
 
     python docs/figures/gallery.py                  all of them, to docs/images
     python docs/figures/gallery.py guidance edits   some
 
-All pictures are samples of the embedded models, and what the models make of their own samples;
+All images are samples of the embedded models, and what the models make of their own samples;
 none is of a data set. Files are WebP, which is a tenth of the same sheet as PNG.
 """
 
@@ -35,13 +35,13 @@ def model(name: str, resolution: int | None = None) -> Pipeline:
     return Pipeline.from_pretrained(name, resolution=resolution)
 
 
-def at_side(pictures: list[Image.Image], side: int) -> list[Image.Image]:
+def at_side(images: list[Image.Image], side: int) -> list[Image.Image]:
     """Pixels are repeated or averaged, so that models of several sizes fit into one sheet."""
     return [
         p.resize(
             (side, side), Image.Resampling.NEAREST if p.width < side else Image.Resampling.BOX
         )
-        for p in pictures
+        for p in images
     ]
 
 
@@ -63,7 +63,7 @@ def variations() -> Image.Image:
     own = pipe(seeds=[4, 9])
     varied = pipe.vary(own, slice(0, 3), 7).images
     rows = [[face, *varied[7 * k : 7 * k + 7]] for k, face in enumerate(own.images)]
-    return grid([picture for row in rows for picture in row], 8)
+    return grid([image for row in rows for image in row], 8)
 
 
 @figure
@@ -84,7 +84,7 @@ def edits() -> Image.Image:
     rows = [faces]
     for name in ("Smiling", "Eyeglasses", "Blond_Hair"):
         rows.append(pipe.edit(faces, {name: "yes"}).images)
-    return grid([picture for row in rows for picture in row], 8)
+    return grid([image for row in rows for image in row], 8)
 
 
 @figure
@@ -98,7 +98,7 @@ def inpainting_256() -> Image.Image:
     known = [Image.composite(grey, face, mask) for face in faces]
     ways = [pipe.inpaint(faces, mask, seeds=chosen).images for chosen in ([0, 1], [2, 3])]
     rows = zip(faces, known, *ways, strict=True)
-    return grid([picture for row in rows for picture in row], 4)
+    return grid([image for row in rows for image in row], 4)
 
 
 @figure
@@ -121,7 +121,7 @@ def frogs() -> Image.Image:
     """Seeds 0 to 7 of cifar10: class frog with guidance 1, then 4."""
     pipe = model("cifar10")
     rows = [pipe(8, symbols={"class": "frog"}, guidance=w).images for w in (1.0, 4.0)]
-    return grid(at_side([picture for row in rows for picture in row], 64), 8)
+    return grid(at_side([image for row in rows for image in row], 64), 8)
 
 
 @figure

@@ -1,4 +1,4 @@
-"""The tutorial's pictures: its blocks are run, and what they save is kept, enlarged twice.
+"""The tutorial's images: its blocks are run, and what they save is kept, enlarged twice.
 
     python docs/figures/tutorial.py                # into docs/images/tutorial
     python docs/figures/tutorial.py --outputs      # and what the blocks print, into the page
@@ -24,10 +24,10 @@ OUT = PAGE.parent / "images" / "tutorial"
 
 
 def keep(source: Path, target: Path) -> None:
-    """A picture of small samples, twice as large, pixel by pixel."""
-    with Image.open(source) as picture:
-        size = (2 * picture.width, 2 * picture.height)
-        picture.convert("RGB").resize(size, Image.Resampling.NEAREST).save(target, optimize=True)
+    """An image of small samples, twice as large, pixel by pixel."""
+    with Image.open(source) as image:
+        size = (2 * image.width, 2 * image.height)
+        image.convert("RGB").resize(size, Image.Resampling.NEAREST).save(target, optimize=True)
 
 
 def plot_energies(names: dict[str, Any]) -> None:
@@ -46,8 +46,8 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         ran = run_page(PAGE, Path(folder))
-        for picture in sorted(Path(folder).glob("*.png")):
-            keep(picture, OUT / picture.name)
+        for image in sorted(Path(folder).glob("*.png")):
+            keep(image, OUT / image.name)
     plot_energies(ran.names)
     if "--outputs" in sys.argv[1:]:
         PAGE.write_text(with_outputs(PAGE, ran.outputs), encoding="utf-8")

@@ -52,7 +52,7 @@ def baseline(
     is --out for ddpm, --out/model for joint-ebm.
     """
     from hebm_sample.cli.evaluate import load_model
-    from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.dataset import load_images
     from hebm_sample.data.summary import held_out_rule
     from hebm_sample.evaluation.baselines import joint_ebm
     from hebm_sample.evaluation.latent_ddpm import train_ddpm
@@ -72,18 +72,18 @@ def baseline(
         chosen = replace(chosen, prior_settings=settings)
     quiet = options["quiet"]
     refuse_same_folder(data, out)
-    pictures = load_pictures(data, size=model.config.generator.image_size, progress=not quiet)
+    images = load_images(data, size=model.config.generator.image_size, progress=not quiet)
     validation = chosen.prior_settings.validation
-    tell(data, *pictures.split(validation), held_out_rule(validation), quiet)
+    tell(data, *images.split(validation), held_out_rule(validation), quiet)
     shared: dict[str, Any] = {
         "resume": options["resume"],
         "accelerator": make_accelerator(options["device"]),
         "show_progress": not quiet,
     }
     if kind == "ddpm":
-        result = train_ddpm(chosen, model, pictures, out, **shared)
+        result = train_ddpm(chosen, model, images, out, **shared)
         where = out
     else:
-        result = train_prior(joint_ebm(chosen), model, pictures, out, objective="mle", **shared)
+        result = train_prior(joint_ebm(chosen), model, images, out, objective="mle", **shared)
         where = out / "model"
     click.echo(f"{kind}: {result.steps} steps in {result.seconds:.0f} s; in {where}")

@@ -8,7 +8,7 @@ import click
 from hebm_sample.errors import UserInputError
 
 if TYPE_CHECKING:
-    from hebm_sample.data.pictures import Pictures
+    from hebm_sample.data.images import ImageDataset
 
 __all__ = ["HASH", "HoldOutType", "refuse_same_folder", "tell"]
 
@@ -33,7 +33,7 @@ class HoldOutType(click.ParamType):
 
 
 def tell(
-    data: str, training: "Pictures", held_out: "Pictures | None", rule: str, quiet: bool
+    data: str, training: "ImageDataset", held_out: "ImageDataset | None", rule: str, quiet: bool
 ) -> None:
     """Print, before the work, what was read and what was not."""
     from hebm_sample.data.summary import data_line

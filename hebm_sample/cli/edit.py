@@ -1,11 +1,11 @@
-"""The command `hebm-edit`: what a model makes of real pictures.
+"""The command `hebm-edit`: what a model makes of real images.
 
     edit          change what is asked, keep the rest
-    interpolate   between two pictures
+    interpolate   between two images
     inpaint       fill in the white of a mask
     score         energies and symbol probabilities
 
-Pictures are read, and places to write to are checked, before the model is loaded; torch is
+Images are read, and places to write to are checked, before the model is loaded; torch is
 imported after that.
 """
 
@@ -80,14 +80,14 @@ Completion: eval "$(_HEBM_EDIT_COMPLETE=bash_source hebm-edit)" in ~/.bashrc; al
 
 
 def _sheet_path(options: CommandOptions, first: Path, what: str) -> Path:
-    """--out, or the first picture's name with what was done."""
+    """--out, or the first image's name with what was done."""
     return options.out or Path(f"{first.stem}-{what}.png")
 
 
 def _check_files(
     options: CommandOptions, sources: Sequence[Path], sheet: Path, targets: Sequence[Path]
 ) -> None:
-    """Every source is a picture, and nothing that is there would be overwritten unasked."""
+    """Every source is an image, and nothing that is there would be overwritten unasked."""
     outdir = options.outdir
     _check_sources(sources)
     check_targets(sheet, outdir, targets)
@@ -95,7 +95,7 @@ def _check_files(
     for path in targets if outdir is not None else [sheet]:
         if os.path.realpath(path) in read:
             raise UserInputError(
-                f"{path} is a picture that is read; write to another place, so that it stays"
+                f"{path} is an image that is read; write to another place, so that it stays"
             )
     _refuse_existing(options, sheet, targets)
 
@@ -112,18 +112,18 @@ def _refuse_existing(options: CommandOptions, sheet: Path, targets: Sequence[Pat
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
-    from hebm_sample.io.images import open_picture
+    from hebm_sample.io.images import open_image
 
-    # One at a time: many large pictures do not fit into memory together.
+    # One at a time: many large images do not fit into memory together.
     for source in sources:
-        open_picture(source)
+        open_image(source)
 
 
 # After it
 
 
 def _squares(pipe: "Pipeline", sources: Sequence[Path]) -> list["Image"]:
-    """The pictures as the model sees them."""
+    """The images as the model sees them."""
     from hebm_sample.io.images import prepare, to_pil
 
     return to_pil(prepare(list(sources), pipe.config.generator.image_size))
@@ -144,20 +144,20 @@ def _save(
     singles: Sequence[tuple[int, Path, "Image"]],
     facts: dict[str, Any],
 ) -> list[Path]:
-    """The sheet (path, pictures, columns), or with --outdir the singles (seed, path, picture).
+    """The sheet (path, images, columns), or with --outdir the singles (seed, path, image).
 
     Returns the files written.
     """
     from hebm_sample.io.images import grid, save_png
 
     if options.outdir is None:
-        path, pictures, columns = sheet
+        path, images, columns = sheet
         seeds = format_seeds([seed for seed, _, _ in singles]) or None
-        save_png(grid(pictures, columns), path, png_text(facts, seeds=seeds))
+        save_png(grid(images, columns), path, png_text(facts, seeds=seeds))
         return [path]
     options.outdir.mkdir(parents=True, exist_ok=True)
-    for seed, path, picture in singles:
-        save_png(picture, path, png_text(facts, seed=seed))
+    for seed, path, image in singles:
+        save_png(image, path, png_text(facts, seed=seed))
     return [path for _, path, _ in singles]
 
 
@@ -208,9 +208,9 @@ def _edit(options: EditOptions) -> None:
         decoded = pipe.decode(pipe.encode(originals, seeds=own, batch_size=batch))
     facts = _facts(pipe, options, strength=options.strength, method=options.method, groups=groups)
     rows = zip(originals, decoded, edited.images, strict=True)
-    pictures = [picture for row in rows for picture in row]
+    images = [image for row in rows for image in row]
     singles = list(zip(seeds, targets or [sheet] * count, edited.images, strict=True))
-    files = _save(options, (sheet, pictures, 3), singles, facts)
+    files = _save(options, (sheet, images, 3), singles, facts)
     _answer(options, files, count, _drawn(edited) | facts, start)
 
 
@@ -233,14 +233,14 @@ def _inpaint(options: InpaintOptions) -> None:
     sheet, targets = _sheet_path(options, options.image, "inpaint"), options.targets
     _check_files(options, [options.image, options.mask], sheet, targets)
     pipe = load(options)
-    from hebm_sample.io.images import open_picture, prepare, prepare_masks, to_pil
+    from hebm_sample.io.images import open_image, prepare, prepare_masks, to_pil
 
     seeds, size = options.chosen_seeds, pipe.config.generator.image_size
     columns = len(seeds) + 2
     if options.outdir is None:
         check_sheet(columns, size, columns)
-    picture, mask = open_picture(options.image), open_picture(options.mask)
-    x, unknown = prepare(picture, size), prepare_masks(mask, picture, size, 1)
+    image, mask = open_image(options.image), open_image(options.mask)
+    x, unknown = prepare(image, size), prepare_masks(mask, image, size, 1)
     total = _total_steps(pipe, options, len(seeds))
     with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(options.batch):
         filled = pipe.inpaint(
@@ -255,9 +255,9 @@ def _inpaint(options: InpaintOptions) -> None:
             **options.wishes,
         )
     facts = _facts(pipe, options, strength=options.strength, weight=options.weight)
-    pictures = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
+    images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
     singles = list(zip(seeds, targets or [sheet] * len(seeds), filled.images, strict=True))
-    files = _save(options, (sheet, pictures, columns), singles, facts)
+    files = _save(options, (sheet, images, columns), singles, facts)
     _answer(options, files, len(seeds), _drawn(filled) | facts, start)
 
 
@@ -269,7 +269,7 @@ def _score(options: ScoreOptions) -> None:
     with within_memory(options.batch):
         squares = _squares(pipe, options.images)
         rows = scores(pipe, squares, groups, options.batch)
-    rows = [{"image": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
+    rows = [{"picture": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
     if options.as_json:
         seconds = round(time.perf_counter() - start, 3)
         facts = {"p_value": pipe.p_value_note(), **model_facts(pipe)}
@@ -293,7 +293,7 @@ _OUT = option(
     "--out",
     type=PATH,
     metavar="FILE",
-    help="One PNG with all pictures on a sheet.  [default: IMAGE's name and the command's]",
+    help="One PNG with all images on a sheet.  [default: IMAGE's name and the command's]",
 )
 _OVERWRITE = option(
     "Output", "--overwrite", is_flag=True, help="Replace files of the names that results get."
@@ -310,12 +310,12 @@ def _outdir(name: str) -> Callable[[Any], Any]:
 
 
 def _groups(text: str) -> Callable[[Any], Any]:
-    return option("Pictures", "--groups", type=GroupsType(), metavar="LIST", help=text)
+    return option("Images", "--groups", type=GroupsType(), metavar="LIST", help=text)
 
 
 def _strength(default: float, text: str) -> Callable[[Any], Any]:
     return option(
-        "Pictures",
+        "Images",
         "--strength",
         type=click.FloatRange(0.0, 1.0, min_open=True),
         callback=finite,
@@ -329,7 +329,7 @@ def _strength(default: float, text: str) -> Callable[[Any], Any]:
 @click.group(cls=_Group, epilog=_EXAMPLES, context_settings=_CONTEXT)
 @click.version_option(__version__, message="hebm-edit %(version)s")
 def main() -> None:
-    """Edit, complete and judge real pictures with a model's energies.
+    """Edit, complete and judge real images with a model's energies.
 
     PNG, JPEG, WebP, AVIF, BMP, GIF, PPM and TIFF files are read, cropped to the middle square and
     resized to the model's size.
@@ -341,10 +341,10 @@ def main() -> None:
 @taking(
     DATASET,
     REVISION,
-    option("Pictures", "--seeds", type=_SEEDS, metavar="LIST", help="One a picture."),
+    option("Images", "--seeds", type=_SEEDS, metavar="LIST", help="One per image."),
     _strength(0.77, "Noise to go up to: less changes less."),
     option(
-        "Pictures",
+        "Images",
         "--method",
         type=click.Choice(["flow", "noise"]),
         default="flow",
@@ -361,9 +361,9 @@ def main() -> None:
     OUTPUT,
 )
 def edit(**options: Any) -> None:
-    """Change what is asked of pictures, and keep the rest.
+    """Change what is asked of images, and keep the rest.
 
-    The sheet has a row a picture: as it is, reconstructed, edited.
+    The sheet has a row per image: as it is, reconstructed, edited.
     """
     _edit(EditOptions(**options))
 
@@ -375,14 +375,14 @@ def edit(**options: Any) -> None:
     DATASET,
     REVISION,
     option(
-        "Pictures",
+        "Images",
         "-n",
         "--num-images",
         type=click.IntRange(2, MAX_SEEDS),
         default=9,
         show_default=True,
         metavar="N",
-        help="Number of pictures, both ends included.",
+        help="Number of images, both ends included.",
     ),
     MACHINE,
     _OUT,
@@ -390,7 +390,7 @@ def edit(**options: Any) -> None:
     OUTPUT,
 )
 def interpolate(**options: Any) -> None:
-    """A row of pictures from A to B, on great circles in the latents."""
+    """A row of images from A to B, on great circles in the latents."""
     _interpolate(InterpolateOptions(**options))
 
 
@@ -400,19 +400,19 @@ def interpolate(**options: Any) -> None:
     DATASET,
     REVISION,
     option(
-        "Pictures",
+        "Images",
         "--mask",
         type=PATH,
         required=True,
         metavar="FILE",
-        help="White where to fill in; of the picture's size, or the model's.",
+        help="White where to fill in; of the image's size, or the model's.",
     ),
     option(
-        "Pictures", "--seeds", type=_SEEDS, metavar="LIST", help="One result a seed.  [default: 0]"
+        "Images", "--seeds", type=_SEEDS, metavar="LIST", help="One result a seed.  [default: 0]"
     ),
     _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
-        "Pictures",
+        "Images",
         "--weight",
         type=click.FloatRange(0.0, 1000.0),
         callback=finite,
@@ -432,7 +432,7 @@ def interpolate(**options: Any) -> None:
 def inpaint(**options: Any) -> None:
     """Fill in the white of a mask; the other pixels stay as they are.
 
-    The sheet is a row: the picture, what is known of it, and a result a seed.
+    The sheet is a row: the image, what is known of it, and a result a seed.
     """
     _inpaint(InpaintOptions(**options))
 

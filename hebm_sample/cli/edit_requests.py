@@ -33,13 +33,13 @@ class EditOptions(SteeringOptions):
             f"--sampler {self.sampler} draws, and an edit by the flow does not; "
             "leave it out, or add --method noise",
         )
-        if self.method == "flow":  # said here, for progress bars and for what a picture tells
+        if self.method == "flow":  # said here, for progress bars and for what an image tells
             object.__setattr__(self, "sampler", "flow")
             object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
         count, seeds = len(self.images), self.seeds or ()
         refuse(
             self.seeds is not None and len(seeds) != count,
-            f"--seeds names {len(seeds)} for {counted(count)}; give one a picture",
+            f"--seeds names {len(seeds)} for {counted(count)}; give one per image",
         )
 
     @property
@@ -50,12 +50,12 @@ class EditOptions(SteeringOptions):
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """As typed, or 0 to N-1 for N pictures."""
+        """As typed, or 0 to N-1 for N images."""
         return self.seeds or tuple(range(len(self.images)))
 
     @property
     def targets(self) -> list[Path]:
-        """--outdir DIR/<stem>.png of each picture; two of one name are an error."""
+        """--outdir DIR/<stem>.png of each image; two of one name are an error."""
         if self.outdir is None:
             return []
         taken: dict[str, Path] = {}
@@ -115,5 +115,5 @@ class ScoreOptions(CommandOptions):
 
 
 def counted(count: int) -> str:
-    """`1 picture`, `3 pictures`."""
-    return f"{count} picture" if count == 1 else f"{count} pictures"
+    """`1 image`, `3 images`."""
+    return f"{count} image" if count == 1 else f"{count} images"

@@ -75,7 +75,7 @@ def _check_folder(option: str, path: Path | None) -> None:
 
 
 def _opened(pipe: Any, data: str, options: dict[str, Any], quiet: bool) -> Any:
-    """Training and held-out pictures of a model."""
+    """Training and held-out images of a model."""
     return _both_sets(data, pipe.config.generator.image_size, pipe.name, options, quiet)
 
 
@@ -152,7 +152,7 @@ def _check_options(model: str | None, options: dict[str, Any]) -> None:
     "--num-images",
     type=click.IntRange(1),
     metavar="N",
-    help="Pictures in each set; with --control, samples a value and guidance."
+    help="Images in each set; with --control, samples a value and guidance."
     f"  [default: {_GAP_IMAGES}, {_CONTROL_IMAGES}]",
 )
 @click.option(
@@ -178,7 +178,7 @@ def _check_options(model: str | None, options: dict[str, Any]) -> None:
     default=50,
     show_default=True,
     metavar="N",
-    help="Pictures at a time.",
+    help="Images at a time.",
 )
 @click.option(
     "--json",
@@ -197,7 +197,7 @@ def _check_options(model: str | None, options: dict[str, Any]) -> None:
 def evaluate(
     model: str | None, data: str | None, json_path: Path | None, quiet: bool, **options: Any
 ) -> None:
-    """Measure a model on held-out pictures: bits, KL, Fréchet distances, gap closed; with
+    """Measure a model on held-out images: bits, KL, Fréchet distances, gap closed; with
     --control, how often it draws what it is asked for; with --report, everything, on one page.
     """
     from hebm_sample.evaluation.distances import evaluate as evaluate_model
@@ -228,7 +228,7 @@ def evaluate(
         result = evaluate_model(
             pipe,
             *sets,
-            num_pictures=options["num_images"] or _GAP_IMAGES,
+            num_images=options["num_images"] or _GAP_IMAGES,
             feature_steps=options["feature_steps"],
             **common,
         )
@@ -240,7 +240,7 @@ def evaluate(
 @_data_option(True, "Images with labels.")
 @_with(_DATA_OPTIONS)
 @click.option(
-    "--size", type=click.IntRange(16), required=True, metavar="S", help="Side of the pictures."
+    "--size", type=click.IntRange(16), required=True, metavar="S", help="Side of the images."
 )
 @click.option(
     "--column",
@@ -278,6 +278,6 @@ def judge(
     for name, found in report["columns"].items():
         click.echo(
             f"{name}: accuracy {found['accuracy']:.4f}, balanced {found['balanced_accuracy']:.4f} "
-            f"on {found['count']} held-out pictures (commonest value {found['majority']:.4f})"
+            f"on {found['count']} held-out images (commonest value {found['majority']:.4f})"
         )
     click.echo(f"judge: {report['recipe']['steps']} steps; {out}")

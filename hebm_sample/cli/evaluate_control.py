@@ -46,7 +46,7 @@ CONTROL_OPTIONS = [
     ),
     click.option("--guidance", metavar="W,W", help="Weights to try.  [default: 0,1,2,4]"),
     click.option(
-        "--edit", metavar="A=VALUE", help="Edit held-out pictures that lack this by their labels."
+        "--edit", metavar="A=VALUE", help="Edit held-out images that lack this by their labels."
     ),
     click.option(
         "--edit-images", type=click.IntRange(1), metavar="N", help="How many.  [default: 200]"
@@ -64,7 +64,7 @@ CONTROL_OPTIONS = [
         "--held-out",
         type=click.IntRange(1),
         metavar="N",
-        help="Held-out pictures to judge and reconstruct.  [default: 2000]",
+        help="Held-out images to judge and reconstruct.  [default: 2000]",
     ),
     click.option(
         "--layer-images",
@@ -138,7 +138,7 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
 
 
 def run_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The control tables; `sets` are training and held-out pictures."""
+    """The control tables; `sets` are training and held-out images."""
     from hebm_sample.evaluation.classifiers import find_judge, label_columns
     from hebm_sample.evaluation.control import control
     from hebm_sample.metrics import load_judge

@@ -31,7 +31,7 @@ REPORT_OPTIONS = [
         "--ood",
         multiple=True,
         metavar="NAME=SOURCE",
-        help="Of a report: strange pictures to tell from the data's; repeatable.",
+        help="Of a report: strange images to tell from the data's; repeatable.",
     ),
     click.option(
         "--baseline",
@@ -49,20 +49,20 @@ REPORT_OPTIONS = [
         nargs=2,
         metavar="DIR_A DIR_B",
         type=click.Path(file_okay=False),
-        help="Measure folder A's pictures against folder B's; no model.",
+        help="Measure folder A's images against folder B's; no model.",
     ),
     click.option(
         "--size",
         type=click.IntRange(16),
         metavar="S",
-        help="Of --compare: side of the pictures.  [default: B's]",
+        help="Of --compare: side of the images.  [default: B's]",
     ),
 ]
 
 
 def _others(pairs: tuple[str, ...], size: int, count: int) -> dict[str, Any]:
-    """Strange pictures by name: the last rows of each source."""
-    from hebm_sample.data.dataset import last_pictures
+    """Strange images by name: the last rows of each source."""
+    from hebm_sample.data.dataset import last_images
 
     found = {}
     for pair in pairs:
@@ -71,7 +71,7 @@ def _others(pairs: tuple[str, ...], size: int, count: int) -> dict[str, Any]:
             raise UserInputError(f"--ood is {pair!r}; write NAME=SOURCE")
         if name in found:
             raise UserInputError(f"--ood names {name!r} twice")
-        found[name] = last_pictures(source, size=size, count=count)
+        found[name] = last_images(source, size=size, count=count)
     return found
 
 
@@ -112,13 +112,13 @@ def _control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, An
 def run_report(
     pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any], quiet: bool
 ) -> None:
-    """Write a report on a model; `sets` are its training and held-out pictures, or None."""
+    """Write a report on a model; `sets` are its training and held-out images, or None."""
     from hebm_sample.cli.evaluate_control import CONTROL_NAMES
     from hebm_sample.evaluation.context import Bench
-    from hebm_sample.evaluation.distances import DEFAULT_PICTURES, make_bench
+    from hebm_sample.evaluation.distances import DEFAULT_IMAGES, make_bench
     from hebm_sample.evaluation.report.report import ReportPlan, check_extras, write_report
 
-    out, count = options["report"], options["num_images"] or DEFAULT_PICTURES
+    out, count = options["report"], options["num_images"] or DEFAULT_IMAGES
     sampling = {k: common[k] for k in ("sampler", "steps", "step_scale")}
     parts = options["parts"]
     size = pipe.config.generator.image_size
@@ -134,7 +134,7 @@ def run_report(
     )
     check_extras(plan)
     shared: dict[str, Any] = {
-        "num_pictures": count,
+        "num_images": count,
         "batch_size": common["batch_size"],
         "folder": out / "draws",
         "progress": not quiet,
@@ -154,7 +154,7 @@ def run_without_data(
 ) -> dict[str, Any]:
     """Distances to the reference that comes with the package; prints them."""
     from hebm_sample.evaluation.context import Bench
-    from hebm_sample.evaluation.distances import DEFAULT_PICTURES
+    from hebm_sample.evaluation.distances import DEFAULT_IMAGES
     from hebm_sample.evaluation.report.images import show_gap
     from hebm_sample.evaluation.report.page import to_markdown
     from hebm_sample.evaluation.report.report import shipped_gap
@@ -163,7 +163,7 @@ def run_without_data(
     pipe.sampling_config(**sampling)
     bench = Bench(
         pipe,
-        options["num_images"] or DEFAULT_PICTURES,
+        options["num_images"] or DEFAULT_IMAGES,
         batch_size=common["batch_size"],
         progress=not quiet,
         sampling={k: v for k, v in sampling.items() if v is not None},

@@ -3,7 +3,7 @@
     seeds, groups    0-15,20                                 `hebm_sample.io.seeds`
     wish             value | ~value | value,value            NAME or NAME=wish for --attr
     guidance         W | NAME=W
-    factors          0.8 | 1,1,0.7                           one, or one a group
+    factors          0.8 | 1,1,0.7                           one, or one per group
 
 Help is printed in sections, in the order in which a command lists its parameters. Every factory
 below makes a fresh option, so one definition serves several commands.
@@ -46,7 +46,7 @@ __all__ = [
 MAX_TEMPERATURE = 10.0
 MAX_GUIDANCE = 100.0
 MAX_BATCH = min(4096, MAX_SEEDS)
-_COMPILE = "Compile the chain first, which takes long: for many pictures."
+_COMPILE = "Compile the chain first, which takes long: for many images."
 PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -206,7 +206,7 @@ class _GuidanceType(click.ParamType):
 
 
 class _FactorsType(click.ParamType):
-    """`0.8`, or `1,1,0.7`: one a group."""
+    """`0.8`, or `1,1,0.7`: one per group."""
 
     name = "factors"
 
@@ -218,7 +218,7 @@ class _FactorsType(click.ParamType):
             numbers = tuple(_number(part, MAX_TEMPERATURE) for part in value.split(","))
         except ValueError:
             self.fail(
-                f"{value!r} is no number from 0 to {MAX_TEMPERATURE:g}, or one a group: 1,1,0.7",
+                f"{value!r} is no number from 0 to {MAX_TEMPERATURE:g}, or one per group: 1,1,0.7",
                 param,
                 ctx,
             )
@@ -251,7 +251,7 @@ def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) ->
 
 # Sections of the help
 
-SECTIONS = ("Model", "Pictures", "Steering", "Sampler", "Machine", "Output")
+SECTIONS = ("Model", "Images", "Steering", "Sampler", "Machine", "Output")
 
 
 class SectionedOption(click.Option):
@@ -367,7 +367,7 @@ SAMPLER = [
         "--temperature",
         type=_FactorsType(),
         metavar="FACTOR[,...]",
-        help="Factor on the noise's standard deviation, or one a group.  [default: the model's]",
+        help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
     ),
 ]
 
@@ -395,13 +395,13 @@ MACHINE = [
         show_default=True,
         help="Precision of the networks.",
     ),
-    _batch(click.IntRange(1, MAX_BATCH), "Most pictures at a time."),
+    _batch(click.IntRange(1, MAX_BATCH), "Most images at a time."),
     option("Machine", "--offline", is_flag=True, help="Use only files that are on this machine."),
     option("Machine", "--cache-dir", type=PATH, metavar="DIR", help="Folder of the Hub's cache."),
 ]
 MANY = [
     *MACHINE[:2],
-    _batch(_BatchType(), "Most pictures at a time; auto: what fits the free memory."),
+    _batch(_BatchType(), "Most images at a time; auto: what fits the free memory."),
     option("Machine", "--compile", "compiled", is_flag=True, help=_COMPILE),
     *MACHINE[3:],
 ]

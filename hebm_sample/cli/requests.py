@@ -14,7 +14,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED
 
 __all__ = [
-    "DEFAULT_PICTURES",
+    "DEFAULT_IMAGES",
     "CommandOptions",
     "SampleOptions",
     "SteeringOptions",
@@ -22,7 +22,7 @@ __all__ = [
     "refuse",
 ]
 
-DEFAULT_PICTURES = 16
+DEFAULT_IMAGES = 16
 DEFAULT_COLUMNS = 8
 
 Wishes = Mapping[str, str | list[str]]
@@ -60,20 +60,20 @@ class CommandOptions:
         refuse(not self.dataset, "--dataset is missing; `hebm-sample --list` shows the models")
         refuse(
             self.out is not None and self.outdir is not None,
-            "--out writes one sheet, --outdir one file a picture; give one of the two",
+            "--out writes one sheet, --outdir one file per image; give one of the two",
         )
         self._check_ending()
 
     def _check_ending(self) -> None:
         refuse(
             self.out is not None and self.out.suffix.lower() != ".png",
-            f"--out is {str(self.out)!r}; pictures are written as PNG: end it in .png",
+            f"--out is {str(self.out)!r}; images are written as PNG: end it in .png",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringOptions(CommandOptions):
-    """Options of the commands that sample: what is asked of the pictures, and the sampler."""
+    """Options of the commands that sample: what is asked of the images, and the sampler."""
 
     classes: tuple[tuple[str, tuple[str, ...]], ...]
     attributes: tuple[tuple[str, tuple[str, ...]], ...]
@@ -182,7 +182,7 @@ class SampleOptions(SteeringOptions):
         ending = ".png" if self.out is None else self.out.suffix.lower()
         refuse(
             ending in ANIMATED,
-            f"--out is {str(self.out)!r}, which is for pictures that move: end it in .png, or "
+            f"--out is {str(self.out)!r}, which is for images that move: end it in .png, or "
             "add --trajectory",
         )
         refuse(
@@ -193,7 +193,7 @@ class SampleOptions(SteeringOptions):
 
     @property
     def is_animated(self) -> bool:
-        """Whether --out asks for a moving picture, and there is one."""
+        """Whether --out asks for a animation, and there is one."""
         ending = "" if self.out is None else self.out.suffix.lower()
         return self.trajectory and ending in ANIMATED
 
@@ -225,7 +225,7 @@ class SampleOptions(SteeringOptions):
         )
         refuse(
             self.layers and self.num_images == 1,
-            "--layers has -n columns, the first with the seed's own picture; give 2 or more",
+            "--layers has -n columns, the first with the seed's own image; give 2 or more",
         )
         refuse(
             self.mix is not None and not (self.seeds is None and self.num_images is None),
@@ -252,7 +252,7 @@ class SampleOptions(SteeringOptions):
         )
         refuse(
             self.best_of is not None and self.sheet not in ("grid", "mix"),
-            "--best-of ranks whole pictures; leave --from-seed, --layers and --trajectory out",
+            "--best-of ranks whole images; leave --from-seed, --layers and --trajectory out",
         )
 
     @property
@@ -271,7 +271,7 @@ class SampleOptions(SteeringOptions):
             return self.mix
         if self.layers:
             return self.seeds or (0,)
-        return self.seeds or tuple(range(self.num_images or DEFAULT_PICTURES))
+        return self.seeds or tuple(range(self.num_images or DEFAULT_IMAGES))
 
     @property
     def columns(self) -> int:
@@ -302,10 +302,10 @@ class SampleOptions(SteeringOptions):
         """The density that u_0 is drawn from, in the pipeline's words."""
         return "gaussian" if self.gaussian_prior else "ebm"
 
-    def picture_path(self, seed: int) -> Path:
-        """Where --outdir puts one seed's picture."""
+    def image_path(self, seed: int) -> Path:
+        """Where --outdir puts one seed's image."""
         return (self.outdir or Path()) / f"seed{seed:04d}.png"
 
     def is_done(self, seed: int) -> bool:
         """With --skip-existing: there already (files appear by rename, so it is whole)."""
-        return self.skip_existing and self.picture_path(seed).is_file()
+        return self.skip_existing and self.image_path(seed).is_file()

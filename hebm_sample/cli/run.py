@@ -79,7 +79,7 @@ def progress_bar(total: int, name: str, quiet: bool) -> Iterator[Callable[[int],
 
 
 def check_targets(sheet: Path, folder: Path | None, files: Iterable[Path]) -> None:
-    """Find out now, not after minutes of sampling, that the pictures could not be saved.
+    """Find out now, not after minutes of sampling, that the images could not be saved.
 
     Arguments:
         sheet: Where they go if `folder` is None.
@@ -104,13 +104,13 @@ def check_sheet(count: int, resolution: int, columns: int | None = None) -> None
     width, height = grid_size(count, resolution, resolution, columns)
     if width * height > MAX_PIXELS:
         raise UserInputError(
-            f"a grid of {count} pictures would have {width} x {height} pixels; "
-            "use --outdir, or ask for fewer pictures"
+            f"a grid of {count} images would have {width} x {height} pixels; "
+            "use --outdir, or ask for fewer images"
         )
 
 
 def model_facts(pipe: "Pipeline") -> dict[str, Any]:
-    """Where pictures come from, for the PNG's text and for --json."""
+    """Where images come from, for the PNG's text and for --json."""
     return {
         "model": pipe.name,
         "resolution": pipe.config.generator.image_size,

@@ -1,4 +1,4 @@
-"""The command `hebm-sample`: read what was typed, call the `Pipeline`, save pictures.
+"""The command `hebm-sample`: read what was typed, call the `Pipeline`, save images.
 
 Whatever can be checked without the model (options, seeds, output paths) is checked first, and
 torch is imported only after that.
@@ -33,7 +33,7 @@ from hebm_sample.cli.options import (
     option,
     taking,
 )
-from hebm_sample.cli.requests import DEFAULT_COLUMNS, DEFAULT_PICTURES, SampleOptions, refuse
+from hebm_sample.cli.requests import DEFAULT_COLUMNS, DEFAULT_IMAGES, SampleOptions, refuse
 from hebm_sample.cli.run import (
     check_sheet,
     check_targets,
@@ -60,7 +60,7 @@ __all__ = ["main"]
 
 _EXAMPLES = """\b
 Examples:
-  hebm-sample --dataset celebahq                     16 pictures to celebahq.png
+  hebm-sample --dataset celebahq                     16 images to celebahq.png
   hebm-sample --dataset celebahq -n 64 --out faces.png
   hebm-sample --dataset celebahq --seeds 0-15,20 --outdir faces
   hebm-sample --dataset cifar10 --class horse --guidance 2
@@ -82,7 +82,7 @@ Progress = Callable[[int], object]
 
 
 def _check_outputs(options: SampleOptions) -> None:
-    files = (options.picture_path(s) for s in options.asked_seeds if not options.is_done(s))
+    files = (options.image_path(s) for s in options.asked_seeds if not options.is_done(s))
     check_targets(options.grid_path, options.outdir, files if options.outdir else ())
 
 
@@ -98,7 +98,7 @@ def _check_cut(pipe: "Pipeline", options: SampleOptions) -> None:
 
 
 def _facts(pipe: "Pipeline", options: SampleOptions) -> dict[str, Any]:
-    """How the pictures come about, for the PNG's text and for --json; None: does not apply."""
+    """How the images come about, for the PNG's text and for --json; None: does not apply."""
     facts = model_facts(pipe) | sampler_facts(pipe, options) | {"prior": options.prior}
     if options.gaussian_prior:
         facts |= {"sampler": None, "steps": None}
@@ -106,11 +106,11 @@ def _facts(pipe: "Pipeline", options: SampleOptions) -> dict[str, Any]:
 
 
 def _total_steps(pipe: "Pipeline", options: SampleOptions, count: int) -> int:
-    """Gradient evaluations of it all; `count` pictures are asked for."""
+    """Gradient evaluations of it all; `count` images are asked for."""
 
-    def steps(pictures: int) -> int:
+    def steps(images: int) -> int:
         return pipe.total_steps(
-            num_images=pictures,
+            num_images=images,
             batch_size=options.batch,
             steps=options.steps,
             prior=options.prior,
@@ -127,7 +127,7 @@ def _total_steps(pipe: "Pipeline", options: SampleOptions, count: int) -> int:
 def _draw_some(
     pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], progress: Progress
 ) -> "Samples":
-    """Whole pictures of these seeds."""
+    """Whole images of these seeds."""
     best: dict[str, Any] = {} if options.best_of is None else {"best_of": options.best_of}
     return pipe(
         seeds=list(seeds),
@@ -144,7 +144,7 @@ def _draw_some(
 def _batches(
     pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], progress: Progress
 ) -> Iterator["Samples"]:
-    """Batch after batch, so that finished pictures are saved while the next are drawn."""
+    """Batch after batch, so that finished images are saved while the next are drawn."""
     source = None
     if options.from_seed is not None:
         source = _draw_some(pipe, options, [options.from_seed], progress)
@@ -189,7 +189,7 @@ def _layers(
 def _mixed(
     pipe: "Pipeline", options: SampleOptions, progress: Progress
 ) -> tuple[list["Image"], Energies]:
-    """The two seeds' pictures mixed at each cut; energies are of the two."""
+    """The two seeds' images mixed at each cut; energies are of the two."""
     drawn = _draw_some(pipe, options, options.asked_seeds, progress)
     coarse, fine = (tuple(group[i : i + 1] for group in drawn.latents) for i in (0, 1))
     cuts = range(len(coarse) + 1) if options.keep_top is None else [options.keep_top]
@@ -199,7 +199,7 @@ def _mixed(
 def _trajectory(
     pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], progress: Progress
 ) -> "Trajectory":
-    """The pictures after each level, and at last as they are."""
+    """The images after each level, and at last as they are."""
     return pipe.trajectory(
         seeds=list(seeds),
         batch_size=options.batch,
@@ -210,7 +210,7 @@ def _trajectory(
 
 
 def _sheet_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[int, int | None]:
-    """(pictures, columns) of what goes onto one sheet."""
+    """(images, columns) of what goes onto one sheet."""
     groups = len(pipe.config.generator.latent_shapes)
     if options.sheet == "layers":
         return groups * options.columns, options.columns
@@ -228,7 +228,7 @@ def _sheet_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[
 def _draw(
     pipe: "Pipeline", options: SampleOptions, seeds: Sequence[int], facts: dict[str, Any]
 ) -> tuple[list[Path], Energies, int]:
-    """Sample and save; (the files written, the energies (N, L), the number of pictures)."""
+    """Sample and save; (the files written, the energies (N, L), the number of images)."""
     from hebm_sample.io.images import grid, save_png
 
     _check_cut(pipe, options)
@@ -237,7 +237,7 @@ def _draw(
         check_sheet(count, facts["resolution"], columns)
     files: list[Path] = []
     energies: Energies = []
-    pictures: list[Image] = []
+    images: list[Image] = []
     moving: Trajectory | None = None
     total = _total_steps(pipe, options, len(seeds))
     with (
@@ -245,9 +245,9 @@ def _draw(
         within_memory(options.batch),
     ):
         if options.sheet == "layers":
-            pictures, energies = _layers(pipe, options, progress)
+            images, energies = _layers(pipe, options, progress)
         elif options.sheet == "mix":
-            pictures, energies = _mixed(pipe, options, progress)
+            images, energies = _mixed(pipe, options, progress)
         elif options.sheet == "trajectory":
             moving = _trajectory(pipe, options, seeds, progress)
             energies = _energies(moving.samples)
@@ -255,7 +255,7 @@ def _draw(
             for samples in _batches(pipe, options, seeds, progress):
                 energies += _energies(samples)
                 if options.outdir is None:
-                    pictures += samples.images
+                    images += samples.images
                 else:
                     files += _save_each(samples, options, facts)
     if options.outdir is None:
@@ -264,7 +264,7 @@ def _draw(
         if moving is not None:
             moving.save(options.grid_path, options.seconds or SECONDS, text)
         else:
-            save_png(grid(pictures, columns), options.grid_path, text)
+            save_png(grid(images, columns), options.grid_path, text)
     return files, energies, count
 
 
@@ -274,7 +274,7 @@ def _save_each(samples: "Samples", options: SampleOptions, facts: dict[str, Any]
 
     assert options.outdir is not None
     options.outdir.mkdir(parents=True, exist_ok=True)
-    files = [options.picture_path(seed) for seed in samples.seeds]
+    files = [options.image_path(seed) for seed in samples.seeds]
     for seed, path, image in zip(samples.seeds, files, samples.images, strict=True):
         save_png(image, path, png_text(facts, seed=seed))
     return files
@@ -297,7 +297,7 @@ def _sample(options: SampleOptions) -> None:
     refuse(
         share.size > 1 and options.outdir is None,
         f"WORLD_SIZE is {share.size}: several processes share the seeds and write one file a "
-        "picture; give --outdir",
+        "image; give --outdir",
     )
     _check_outputs(options)
     pipe, options = _prepared(options, share)
@@ -310,7 +310,7 @@ def _sample(options: SampleOptions) -> None:
             stopped = stack.enter_context(unfinished(options.outdir, share))
 
         def is_done(seed: int) -> bool:
-            text, path = png_text(facts, seed=seed), options.picture_path(seed)
+            text, path = png_text(facts, seed=seed), options.image_path(seed)
             return options.is_done(seed) or (stopped and holds(path, text))
 
         seeds = [seed for seed in asked if not is_done(seed)]
@@ -335,7 +335,7 @@ def _tell(
         )
     elif not options.quiet:
         where = click.format_filename(options.outdir or options.grid_path)
-        noun = "picture" if count == 1 else "pictures"
+        noun = "image" if count == 1 else "images"
         already = f", {skipped} already there" if skipped else ""
         click.echo(f"{where}: {count} {noun} in {seconds:.1f} s{already}")
 
@@ -362,21 +362,21 @@ _SECONDS = click.FloatRange(0, MAX_SECONDS, min_open=True)
 _HELP = {
     "list": "Show the models and their symbols, and leave.",
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
-    "n": f"Number of pictures, of seeds 0 to N-1.  [default: {DEFAULT_PICTURES}]",
-    "seeds": "One picture a seed: numbers and ranges, 0-15,20.",
-    "from": "Variations of this seed's picture, one a seed of --seeds or -n.",
+    "n": f"Number of images, of seeds 0 to N-1.  [default: {DEFAULT_IMAGES}]",
+    "seeds": "One image a seed: numbers and ranges, 0-15,20.",
+    "from": "Variations of this seed's image, one per seed of --seeds or -n.",
     "keep": "With --from-seed or --mix: number of top groups of latents that are kept.",
     "layers": "One seed from top to bottom: each row frees one more group; -n columns "
     f"[default: {DEFAULT_COLUMNS}].",
-    "mix": "Coarse groups of seed A, fine ones of seed B: one picture for each cut, B to A.",
-    "trajectory": "A row a seed: its picture after each noise level; pictures that move if --out "
+    "mix": "Coarse groups of seed A, fine ones of seed B: one image for each cut, B to A.",
+    "trajectory": "A row per seed: its image after each noise level; images that move if --out "
     f"ends in {' or '.join(ANIMATED)}.",
     "seconds": f"How long those move before the last is held for {HOLD:g} s.  "
     f"[default: {SECONDS:g}]",
-    "best": "Of N candidates a picture, keep the one of highest log density.",
+    "best": "Of N candidates an image, keep the one of highest log density.",
     "gaussian": "Draw from N(0, I), without the energy-based prior.",
-    "out": "One PNG with all pictures on a sheet.  [default: the model's name]",
-    "outdir": "One PNG a picture instead: DIR/seed0007.png. If stopped, it goes on from there.",
+    "out": "One PNG with all images on a sheet.  [default: the model's name]",
+    "outdir": "One PNG an image instead: DIR/seed0007.png. If stopped, it goes on from there.",
     "skip": "With --outdir: leave out seeds whose file is there already.",
 }
 
@@ -391,15 +391,15 @@ _HELP = {
     REVISION,
     option("Model", "--list", "list_models", is_flag=True, help=_HELP["list"]),
     option("Model", "--verify", is_flag=True, help=_HELP["verify"]),
-    option("Pictures", "-n", "--num-images", type=_NUMBER, metavar="N", help=_HELP["n"]),
-    option("Pictures", "--seeds", type=SeedsType(), metavar="LIST", help=_HELP["seeds"]),
-    option("Pictures", "--from-seed", type=SeedType(), metavar="S", help=_HELP["from"]),
-    option("Pictures", "--keep-top", type=click.IntRange(0), metavar="K", help=_HELP["keep"]),
-    option("Pictures", "--layers", is_flag=True, help=_HELP["layers"]),
-    option("Pictures", "--mix", type=MixType(), metavar="A:B", help=_HELP["mix"]),
-    option("Pictures", "--trajectory", is_flag=True, help=_HELP["trajectory"]),
+    option("Images", "-n", "--num-images", type=_NUMBER, metavar="N", help=_HELP["n"]),
+    option("Images", "--seeds", type=SeedsType(), metavar="LIST", help=_HELP["seeds"]),
+    option("Images", "--from-seed", type=SeedType(), metavar="S", help=_HELP["from"]),
+    option("Images", "--keep-top", type=click.IntRange(0), metavar="K", help=_HELP["keep"]),
+    option("Images", "--layers", is_flag=True, help=_HELP["layers"]),
+    option("Images", "--mix", type=MixType(), metavar="A:B", help=_HELP["mix"]),
+    option("Images", "--trajectory", is_flag=True, help=_HELP["trajectory"]),
     option(
-        "Pictures",
+        "Images",
         "--seconds",
         type=_SECONDS,
         callback=finite,
@@ -419,9 +419,9 @@ _HELP = {
 @click.version_option(__version__, message="hebm-sample %(version)s")
 @click.pass_context
 def main(ctx: click.Context, /, **options: Any) -> None:
-    """Sample pictures from a hierarchical generator with an energy-based prior.
+    """Sample images from a hierarchical generator with an energy-based prior.
 
-    One seed is one picture, whatever the batch. On a terminal a progress bar counts gradient
+    One seed is one image, whatever the batch. On a terminal a progress bar counts gradient
     evaluations. Seeds, model, what was asked and version are written into the PNG's text.
     """
     if options["list_models"]:

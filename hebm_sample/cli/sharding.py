@@ -1,9 +1,9 @@
-"""Which of the asked seeds this process draws, where many pictures are drawn to one folder.
+"""Which of the asked seeds this process draws, where many images are drawn to one folder.
 
     share     of the batches 0, 1, 2, ... process r of W draws r, r + W, ...: the same batches, so
-              the same pictures as from one process
-    resume    DIR/.unfinished-r lies in the folder from before the first picture until after the
-              last. Where it is found, the run before was stopped, and a picture whose text says
+              the same images as from one process
+    resume    DIR/.unfinished-r lies in the folder from before the first image until after the
+              last. Where it is found, the run before was stopped, and an image whose text says
               what this run would write into it is not drawn again.
 
 r and W are RANK and WORLD_SIZE, which `accelerate launch` and `torchrun` set. Nothing is sent

@@ -52,7 +52,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.option(
                 "--preset",
-                default="pictures64",
+                default="images64",
                 show_default=True,
                 metavar="NAME",
                 help="See --list-presets.",
@@ -60,7 +60,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--data",
                 metavar="SOURCE",
-                help="Folder of pictures, parquet file, folder of parquet files, LMDB, or Hub "
+                help="Folder of images, parquet file, folder of parquet files, LMDB, or Hub "
                 "data set.  [required]",
             ),
             click.option("--out", type=_PATH, metavar="DIR", help="The run's folder.  [required]"),
@@ -86,7 +86,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--batch-size",
                 type=click.IntRange(1),
                 metavar="N",
-                help="Pictures a step and process.",
+                help="Images a step and process.",
             ),
             click.option(
                 "--learning-rate",
@@ -199,28 +199,28 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
 
     rows = open_source(options["data"], None).total if options["data"] else None
     if not options["quiet"]:
-        click.echo("measuring a step of a few pictures ...", err=True)
+        click.echo("measuring a step of a few images ...", err=True)
     estimate = dry_run(
         kind,
         preset,
         pick_device(options["device"]),
         objective=options.get("objective"),
         model=load_model(model) if model else None,
-        pictures=rows,
+        images=rows,
     )
     click.echo("\n".join(estimate.lines()))
 
 
-def _pictures(options: dict[str, Any], size: int, validation: int | None) -> Any:
+def _images(options: dict[str, Any], size: int, validation: int | None) -> Any:
     """The data, of which a line is printed."""
-    from hebm_sample.data.dataset import load_pictures
+    from hebm_sample.data.dataset import load_images
     from hebm_sample.data.summary import held_out_rule
 
     refuse_same_folder(options["data"], options["out"])
-    pictures = load_pictures(options["data"], size=size, progress=not options["quiet"])
+    images = load_images(options["data"], size=size, progress=not options["quiet"])
     rule = held_out_rule(validation)
-    tell(options["data"], *pictures.split(validation), rule, options["quiet"])
-    return pictures
+    tell(options["data"], *images.split(validation), rule, options["quiet"])
+    return images
 
 
 def _check_resume(options: dict[str, Any]) -> None:
@@ -298,7 +298,7 @@ def generator(**options: Any) -> None:
     settings = preset.generator_settings
     result = train_generator(
         preset,
-        _pictures(options, preset.generator.image_size, settings.validation),
+        _images(options, preset.generator.image_size, settings.validation),
         options["out"],
         resume=options["resume"],
         init=load_model(options["init"]) if options["init"] else None,
@@ -340,7 +340,7 @@ def prior(**options: Any) -> None:
     result = train_prior(
         preset,
         model,
-        _pictures(options, model.config.generator.image_size, settings.validation),
+        _images(options, model.config.generator.image_size, settings.validation),
         options["out"],
         objective=options["objective"] or preset.objective,
         resume=options["resume"],

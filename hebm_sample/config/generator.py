@@ -62,13 +62,13 @@ class GeneratorConfig(ConfigBase):
     """The multi-layer generator and the encoder that mirrors it.
 
     Arguments:
-        image_size: Side of the square pictures, in pixels.
+        image_size: Side of the square images, in pixels.
         scales: Latent scales, coarse to fine; each resolution doubles the one before.
         decoder: Stages between the finest latent scale and the head, each doubling the resolution.
         head_upsample: The head's pixel shuffle: last stage's resolution times this is the
-            picture's side.
+            image's side.
         encoder_cells: Residual cells a scale and stage in the encoder.
-        encoder_size: Side to which the encoder averages pictures before it reads them; None for
+        encoder_size: Side to which the encoder averages images before it reads them; None for
             `image_size`. A generator grown from a smaller one keeps the smaller one's encoder, and
             with it q(u | x), T and the prior.
         likelihood: p(x | h_{L+1}).
@@ -152,7 +152,7 @@ class GeneratorConfig(ConfigBase):
 
     @property
     def encoder_stages(self) -> tuple[StageConfig, ...]:
-        """The stages of `decoder` that the encoder mirrors: those of pictures it reads."""
+        """The stages of `decoder` that the encoder mirrors: those of images it reads."""
         finest = (self.encoder_size or self.image_size) // self.head_upsample
         return tuple(s for s in self.decoder if s.resolution <= finest)
 

@@ -1,8 +1,8 @@
-"""CelebA's tables of attributes: -1 and 1 a picture and attribute, here 0 (no) and 1 (yes).
+"""CelebA's tables of attributes: -1 and 1 per image and attribute, here 0 (no) and 1 (yes).
 
     202599                                                        rows
     5_o_Clock_Shadow Arched_Eyebrows ...                          names
-    000001.jpg -1  1 ...                                          a row a picture
+    000001.jpg -1  1 ...                                          a row per image
 
 That is `list_attr_celeba.txt`, and `CelebAMask-HQ-attribute-anno.txt` of CelebA-HQ. The table is
 also passed on as `list_attr_celeba.csv`, whose first line is `image_id,` and the names.
@@ -23,11 +23,11 @@ NAMES = ("list_attr_celeba.txt", "list_attr_celeba.csv", "CelebAMask-HQ-attribut
 
 @dataclass(frozen=True)
 class AttributeTable:
-    """Attributes of pictures.
+    """Attributes of images.
 
     Arguments:
         names: Of the attributes.
-        rows: Row of a picture, by its file's name without the suffix.
+        rows: Row of an image, by its file's name without the suffix.
         values: (rows, attributes) int8, 0 or 1.
     """
 
@@ -35,9 +35,9 @@ class AttributeTable:
     rows: dict[str, int]
     values: np.ndarray
 
-    def columns(self, pictures: Sequence[Path]) -> dict[str, list[int | None]]:
-        """Labels of these pictures, a column an attribute; None where the table lacks one."""
-        found = [self.rows.get(p.stem) for p in pictures]
+    def columns(self, images: Sequence[Path]) -> dict[str, list[int | None]]:
+        """Labels of these images, a column an attribute; None where the table lacks one."""
+        found = [self.rows.get(p.stem) for p in images]
         return {
             name: [None if row is None else int(self.values[row, j]) for row in found]
             for j, name in enumerate(self.names)

@@ -1,9 +1,9 @@
-"""Training pictures: decoded once to bytes, then drawn in an order that follows from (seed, step).
+"""Training images: decoded once to bytes, then drawn in an order that follows from (seed, step).
 
     rows of step s = a slice of permutation(seed, epoch of s)
 
-`load_pictures` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so
-a run neither holds the pictures nor decodes them twice. `StepSampler` has no state: a resumed run
+`load_images` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so
+a run neither holds the images nor decodes them twice. `StepSampler` has no state: a resumed run
 asks for step s and gets the rows and flips that the uninterrupted run would have got.
 """
 
@@ -29,13 +29,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hebm_sample.data.holdout import row_keys
+from hebm_sample.data.images import ImageDataset, to_float, zoomed
 from hebm_sample.data.labels import encode_labels
-from hebm_sample.data.pictures import Pictures, to_float, zoomed
 from hebm_sample.data.sources import Source, open_source
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
-from hebm_sample.io.images import open_picture
+from hebm_sample.io.images import open_image
 
-__all__ = ["Pictures", "StepSampler", "last_pictures", "load_pictures", "to_float", "zoomed"]
+__all__ = ["ImageDataset", "StepSampler", "last_images", "load_images", "to_float", "zoomed"]
 
 RECIPE = 2  # raise it when decoding changes, so that old caches are not taken for new ones
 DECODING_THREADS = 2
@@ -81,13 +81,13 @@ class StepSampler:
         return self._order(self.epoch(step))[start : start + self.batch_size].clone()
 
     def flips(self, step: int) -> Tensor:
-        """Which of this rank's pictures (batch_size,) are mirrored at `step`: fair coins."""
+        """Which of this rank's images (batch_size,) are mirrored at `step`: fair coins."""
         coins = torch.rand(self.global_batch, generator=self._generator("flip", step)) < 0.5
         return coins[self.rank * self.batch_size :][: self.batch_size]
 
     def squares(self, step: int, zoom: float) -> Tensor:
-        """For `zoomed`, (batch_size, 3): a random square of each of this rank's pictures whose
-        side is at least `zoom` of the picture's.
+        """For `zoomed`, (batch_size, 3): a random square of each of this rank's images whose
+        side is at least `zoom` of the image's.
         """
         draws = torch.rand(self.global_batch, 3, generator=self._generator("zoom", step))
         draws[:, 0] = zoom + (1 - zoom) * draws[:, 0]
@@ -107,27 +107,27 @@ class StepSampler:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def load_pictures(
+def load_images(
     source: str | Path,
     *,
     size: int,
     split: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
-) -> Pictures:
-    """Open a set of pictures, decoding it on first use.
+) -> ImageDataset:
+    """Open a set of images, decoding it on first use.
 
     Arguments:
-        source: A folder of pictures, a parquet file, a folder of parquet files, or a Hub data set
+        source: A folder of images, a parquet file, a folder of parquet files, or a Hub data set
             `owner/name`.
         size: Side of the squares, in pixels: centre crop, then reduction.
         split: Of parquet files, folders and Hub sets; by default `train`, or everything if there
             is none.
-        cache_dir: Where decoded pictures are kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
+        cache_dir: Where decoded images are kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show a bar while decoding.
 
-    Pictures that cannot be read are left out and counted in one warning. Raises `UserInputError`
-    if there is no picture at all, `EnvironmentFailure` if the disk or the [train] extra fails.
+    Images that cannot be read are left out and counted in one warning. Raises `UserInputError`
+    if there is no image at all, `EnvironmentFailure` if the disk or the [train] extra fails.
     """
     if size < 1:
         raise UserInputError(f"size is {size}; it must be at least 1")
@@ -136,65 +136,61 @@ def load_pictures(
     home = cache_dir or Path(
         os.environ.get("HEBM_CACHE") or Path.home() / ".cache" / "hebm_sample"
     )
-    folder = Path(home).expanduser() / "pictures" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = Path(home).expanduser() / "images" / hashlib.sha256(key.encode()).hexdigest()[:32]
     try:
         if (cached := _read_cache(folder)) is not None:
             return _described(cached, opened)
         _build_cache(opened, folder, size, str(source), progress)
     except OSError as error:
-        raise EnvironmentFailure(
-            f"decoded pictures could not be kept in {home}: {error}"
-        ) from error
+        raise EnvironmentFailure(f"decoded images could not be kept in {home}: {error}") from error
     if (built := _read_cache(folder)) is None:
         raise EnvironmentFailure(
-            f"decoded pictures could not be read back from {folder}; remove it and try again"
+            f"decoded images could not be read back from {folder}; remove it and try again"
         )
     return _described(built, opened)
 
 
-def _described(pictures: Pictures, source: Source) -> Pictures:
+def _described(images: ImageDataset, source: Source) -> ImageDataset:
     """With what the source says of itself."""
-    left_out = {"that cannot be read": pictures.skipped} if pictures.skipped else {}
+    left_out = {"that cannot be read": images.skipped} if images.skipped else {}
     return replace(
-        pictures,
+        images,
         left_out=left_out | source.left_out,
-        notes=(*pictures.notes, *source.notes),
+        notes=(*images.notes, *source.notes),
     )
 
 
-def last_pictures(
+def last_images(
     source: str | Path, *, size: int, count: int, split: str | None = None
 ) -> tuple[np.ndarray, str]:
-    """The last `count` pictures of a set that can be read, uint8 (N, 3, size, size), and a hash of
+    """The last `count` images of a set that can be read, uint8 (N, 3, size, size), and a hash of
     them; no other is decoded, and nothing is kept. Raises `UserInputError` if there is none.
     """
     encoded: deque[bytes | Path | None] = deque(maxlen=count)
     for chunk in open_source(source, split).chunks():
-        encoded.extend(chunk.pictures)
+        encoded.extend(chunk.images)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         found = list(pool.map(lambda p: _decode(p, size), encoded))
     good = [x for x in found if isinstance(x, np.ndarray)]
     if not good:
         reason = next((x for x in found if isinstance(x, str)), "it is empty")
-        raise UserInputError(
-            f"none of the last {count} pictures in {source} can be read: {reason}"
-        )
+        raise UserInputError(f"none of the last {count} images in {source} can be read: {reason}")
     images = np.stack(good)
     return images, hashlib.sha256(images.tobytes()).hexdigest()
 
 
-def _read_cache(folder: Path) -> Pictures | None:
-    """The decoded pictures, or None if they are not there whole."""
+def _read_cache(folder: Path) -> ImageDataset | None:
+    """The decoded images, or None if they are not there whole."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        images = np.load(folder / "pictures.npy", mmap_mode="r", allow_pickle=False)
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         with np.load(folder / "labels.npz", allow_pickle=False) as columns:
             labels = {name: columns[f"column{i}"] for i, name in enumerate(meta["columns"])}
             keys = columns["keys"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     names = {k: tuple(v) for k, v in meta["label_names"].items()}
-    return Pictures(
+    return ImageDataset(
         images,
         labels,
         names,
@@ -211,9 +207,7 @@ def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: 
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     building.mkdir()  # not tempfile's 0700: a cache may be shared
     try:
-        meta, columns, names = _decode_all(
-            source, building / "pictures.npy", size, shown, progress
-        )
+        meta, columns, names = _decode_all(source, building / "images.npy", size, shown, progress)
         labels, values = encode_labels(columns, source.label_names)
         with (building / "labels.npz").open("wb") as file:
             arrays: dict[str, Any] = {f"column{i}": v for i, v in enumerate(labels.values())}
@@ -244,7 +238,7 @@ def _dropped(columns: list[str]) -> list[str]:
 def _decode_all(
     source: Source, path: Path, size: int, shown: str, progress: bool
 ) -> tuple[dict[str, Any], dict[str, list[Any]], list[str]]:
-    """Write all readable pictures to `path`; returns facts about them, their raw labels, and what
+    """Write all readable images to `path`; returns facts about them, their raw labels, and what
     each row is known by.
     """
     columns: dict[str, list[Any]] = {}
@@ -253,7 +247,7 @@ def _decode_all(
     rows, first_broken, digest = 0, "", hashlib.sha256()
     with (
         path.open("wb") as file,
-        tqdm(total=source.total, desc="decoding", unit="picture", disable=not progress) as bar,
+        tqdm(total=source.total, desc="decoding", unit="image", disable=not progress) as bar,
     ):
         _write_header(file, source.total, size)
         for part, seen, results, labels, names in _decoded(source, size):
@@ -267,22 +261,22 @@ def _decode_all(
                 found = labels.get(name)
                 values.extend(found[i] if found else None for i in good)
             known_by.extend(names[i] for i in good)
-            for picture in good.values():
-                data = picture.tobytes()
+            for image in good.values():
+                data = image.tobytes()
                 digest.update(data)
                 file.write(data)
             rows += len(good)
             bar.update(len(results))
         if rows == 0:
             raise UserInputError(
-                f"none of the {source.total} pictures in {shown} can be read{first_broken}"
+                f"none of the {source.total} images in {shown} can be read{first_broken}"
             )
         file.seek(0)
         _write_header(file, rows, size)
     skipped = source.total - rows
     if skipped:
         warnings.warn(
-            f"{skipped} of {source.total} pictures in {shown} left out{first_broken}",
+            f"{skipped} of {source.total} images in {shown} left out{first_broken}",
             stacklevel=4,
         )
     meta = {"part_starts": list(starts.values()), "skipped": skipped, "digest": digest.hexdigest()}
@@ -292,23 +286,23 @@ def _decode_all(
 def _decoded(
     source: Source, size: int
 ) -> Iterator[tuple[int, int, list[np.ndarray | str], dict[str, list[Any]], list[str]]]:
-    """(part, rows before, pictures or reasons, labels, names) a chunk: one chunk is in memory at
+    """(part, rows before, images or reasons, labels, names) a chunk: one chunk is in memory at
     once.
     """
     seen = 0
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for chunk in source.chunks():
-            results = list(pool.map(lambda p: _decode(p, size), chunk.pictures))
+            results = list(pool.map(lambda p: _decode(p, size), chunk.images))
             yield chunk.part, seen, results, chunk.labels, chunk.names
             seen += len(results)
 
 
-def _decode(picture: bytes | Path | None, size: int) -> np.ndarray | str:
-    """One encoded picture to uint8 (3, size, size), or the reason why it cannot be."""
-    if picture is None:
+def _decode(encoded: bytes | Path | None, size: int) -> np.ndarray | str:
+    """One encoded image to uint8 (3, size, size), or the reason why it cannot be."""
+    if encoded is None:
         return "empty"
     try:
-        image = open_picture(picture if isinstance(picture, Path) else io.BytesIO(picture))
+        image = open_image(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
     except HebmError as error:
         return str(error)
     side = min(image.size)

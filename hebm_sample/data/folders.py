@@ -21,9 +21,9 @@ from hebm_sample.data.splits import canonical, split_of_folder
 from hebm_sample.data.tree import Tree, with_suffixes
 from hebm_sample.errors import UserInputError
 
-__all__ = ["PICTURE_SUFFIXES", "folder_source"]
+__all__ = ["IMAGE_SUFFIXES", "folder_source"]
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
     *(".ppm", ".tif", ".tiff", ".webp"),
 )
@@ -44,11 +44,10 @@ def folder_source(tree: Tree, split: str | None) -> Source:
 
     Raises `UserInputError` where there are none, or where more than one split could be meant.
     """
-    images = with_suffixes(tree.names, PICTURE_SUFFIXES)
+    images = with_suffixes(tree.names, IMAGE_SUFFIXES)
     if not images:
         raise UserInputError(
-            f"no pictures in {tree.root}: it has no files in {', '.join(PICTURE_SUFFIXES)} or "
-            ".parquet"
+            f"no images in {tree.root}: it has no files in {', '.join(IMAGE_SUFFIXES)} or .parquet"
         )
     chosen = _choose(tree.root, images, split)
     tables = _tables(tree, chosen.base)
@@ -230,7 +229,7 @@ def _labelled(
     """(labels by image, what to say of rows that name none)."""
     rows, missed = match_rows(tables, root, images)
     if not rows.keys() & set(chosen) and any(total for _, total in missed.values()):
-        raise UserInputError(f"{tables[0]} names none of the {len(chosen)} pictures in its folder")
+        raise UserInputError(f"{tables[0]} names none of the {len(chosen)} images in its folder")
     return rows, [
         f"{count} of {total} rows of {name} name no image"
         for name, (count, total) in missed.items()
@@ -249,7 +248,7 @@ def _attributes(
     if not any(Path(name).stem in table.rows for name in images):
         if not path.is_relative_to(root):
             return None
-        raise UserInputError(f"{path} names none of the {len(images)} pictures in {root}")
+        raise UserInputError(f"{path} names none of the {len(images)} images in {root}")
     rows = {
         name: {column: values[i] for column, values in columns.items()}
         for i, name in enumerate(images)

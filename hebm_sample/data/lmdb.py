@@ -1,4 +1,4 @@
-"""Encoded pictures in an LMDB, as LSUN publishes them: keys that say nothing, values in WebP.
+"""Encoded images in an LMDB, as LSUN publishes them: keys that say nothing, values in WebP.
 
 Rows are in the order of the keys. Keys of LSUN are hashes, so that the last rows are of no other
 kind than the rest.

@@ -67,10 +67,10 @@ def _chunks(opened: Any, part: int, path: Path, root: Path) -> Iterator[Chunk]:
             raise EnvironmentFailure(f"{path} is damaged: {first_line(error)}") from error
         if columns is None:
             return
-        pictures = [encoded_cell(cell) for cell in columns.pop(image)]
-        names = [f"{name}:{row + i}" for i in range(len(pictures))]
-        row += len(pictures)
-        yield Chunk(part, pictures, columns, names)
+        images = [encoded_cell(cell) for cell in columns.pop(image)]
+        names = [f"{name}:{row + i}" for i in range(len(images))]
+        row += len(images)
+        yield Chunk(part, images, columns, names)
 
 
 def _kinds(types: Any, *names: str) -> list[Any]:
@@ -89,7 +89,7 @@ def _image_column(schema: Any, path: Path) -> str:
         if packed or any(check(kind) for check in binary):
             found.append(field.name)
     if not found:
-        raise UserInputError(f"{path} has no column of pictures; its columns are {schema.names}")
+        raise UserInputError(f"{path} has no column of images; its columns are {schema.names}")
     return min(found, key=lambda name: (name not in ("image", "img"), found.index(name)))
 
 

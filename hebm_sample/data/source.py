@@ -14,13 +14,13 @@ class Chunk(NamedTuple):
 
     Arguments:
         part: Number of the file.
-        pictures: Encoded images, or their paths; None where a row has none.
+        images: Encoded images, or their paths; None where a row has none.
         labels: Cells a column.
         names: What each row is known by: its file's name below the data's folder, or a number.
     """
 
     part: int
-    pictures: list[bytes | Path | None]
+    images: list[bytes | Path | None]
     labels: dict[str, list[Any]]
     names: list[str]
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.folders import PICTURE_SUFFIXES, folder_source
+from hebm_sample.data.folders import IMAGE_SUFFIXES, folder_source
 from hebm_sample.data.lmdb import DATA_FILE, count_values, find_lmdb, iterate_items
 from hebm_sample.data.parquet import encoded_cell, first_line, parquet_source
 from hebm_sample.data.source import Chunk, Source, stamp
@@ -39,7 +39,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
             return _lmdb_source(lmdb, path)
         tree = walk(path)
         if parquet := with_suffixes(tree.names, (".parquet",)):
-            images = with_suffixes(tree.names, PICTURE_SUFFIXES)
+            images = with_suffixes(tree.names, IMAGE_SUFFIXES)
             beside = {"images beside the parquet files": len(images)} if images else {}
             return parquet_source(parquet, path, split, beside)
         return folder_source(tree, split)
@@ -50,13 +50,13 @@ def open_source(source: str | Path, split: str | None) -> Source:
             raise UserInputError(f"{path} is an archive; unpack it and give the folder")
         if path.suffix.lower() != ".parquet":
             raise UserInputError(
-                f"{path} is not a parquet file; give a .parquet file or a folder of pictures"
+                f"{path} is not a parquet file; give a .parquet file or a folder of images"
             )
         return parquet_source([path.name], path.parent, split, {})
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
         return _hub_source(str(source), split)
     raise UserInputError(
-        f"no pictures at {source}: give a folder of pictures, a parquet file, a folder of parquet "
+        f"no images at {source}: give a folder of images, a parquet file, a folder of parquet "
         "files, a folder with an LMDB, or a Hub data set as owner/name"
     )
 
@@ -104,7 +104,7 @@ def _hub_source(name: str, split: str | None) -> Source:
     images = [k for k, v in table.features.items() if isinstance(v, datasets.Image)]
     if not images:
         raise UserInputError(
-            f"the data set {name} has no column of pictures; it has {list(table.features)}"
+            f"the data set {name} has no column of cells; it has {list(table.features)}"
         )
     names = {
         k: tuple(v.names) for k, v in table.features.items() if isinstance(v, datasets.ClassLabel)
@@ -122,7 +122,7 @@ def _hub_source(name: str, split: str | None) -> Source:
         size = rows_source.CHUNK_ROWS
         for start in range(0, len(table), size):
             columns = table[start : start + size]
-            pictures = [encoded_cell(cell) for cell in columns.pop(images[0])]
-            yield Chunk(0, pictures, columns, [str(start + i) for i in range(len(pictures))])
+            cells = [encoded_cell(cell) for cell in columns.pop(images[0])]
+            yield Chunk(0, cells, columns, [str(start + i) for i in range(len(cells))])
 
     return Source([name, split, table._fingerprint], len(table), names, chunks, {})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hebm_sample.data.pictures import Pictures
+from hebm_sample.data.images import ImageDataset
 
 __all__ = ["data_line", "held_out_rule"]
 
@@ -13,7 +13,7 @@ MOST_NAMES = 8
 MOST_REASONS = 8
 
 
-def data_line(shown: str, training: Pictures, held_out: Pictures | None, rule: str) -> str:
+def data_line(shown: str, training: ImageDataset, held_out: ImageDataset | None, rule: str) -> str:
     """One line for a person.
 
     Arguments:
@@ -34,7 +34,7 @@ def data_line(shown: str, training: Pictures, held_out: Pictures | None, rule: s
 
 
 def held_out_rule(validation: int | None) -> str:
-    """How `Pictures.split` chooses rows."""
+    """How `ImageDataset.split` chooses rows."""
     return "the last rows" if validation else "by a hash of their names"
 
 
@@ -49,7 +49,7 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _labels(sets: list[Pictures]) -> str:
+def _labels(sets: list[ImageDataset]) -> str:
     names = list(sets[0].labels)
     total = sum(map(len, sets))
     if not names:
@@ -66,7 +66,7 @@ def _labels(sets: list[Pictures]) -> str:
     return "; ".join(f"{_column(sets, name)}, known of {known[name]:,}" for name in names)
 
 
-def _column(sets: list[Pictures], name: str) -> str:
+def _column(sets: list[ImageDataset], name: str) -> str:
     values = sets[0].label_names.get(name)
     if values is None:
         found = {int(v) for s in sets if name in s.labels for v in np.unique(s.labels[name])}

@@ -1,9 +1,9 @@
 """A page to play with a model in: `hebm-demo`, or `python -m hebm_sample.demo`.
 
-    recipes     what was done to get a picture, and the lines of Python and shell that do it again
-    actions     the work: draw, vary, read, reconstruct, edit; values in, pictures out
+    recipes     what was done to get an image, and the lines of Python and shell that do it again
+    actions     the work: draw, vary, read, reconstruct, edit; values in, images out
     studio      which models are offered, and which are in memory
-    view        pictures, energies and messages as HTML
+    view        images, energies and messages as HTML
     controls    the three tabs on the left
     handlers    what the buttons do
     page        the page itself, and how it is served

@@ -1,12 +1,12 @@
-"""The work behind the page's buttons: a recipe and a pipeline in, pictures out.
+"""The work behind the page's buttons: a recipe and a pipeline in, images out.
 
-    draw           pictures after each noise level, by `Pipeline.stream`
+    draw           images after each noise level, by `Pipeline.stream`
     vary           the top groups of u_0 kept, the others drawn anew
     reconstruct    decode(u), u ~ q(u | x)
     edit           before, reconstructed, edited
     average        decode(0), to look at before anything is drawn
 
-Pictures are drawn with the options and the batch size of the commands, so their files are those
+Images are drawn with the options and the batch size of the commands, so their files are those
 that the commands write, to the byte.
 """
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
 __all__ = [
-    "MAX_PICTURES",
+    "MAX_IMAGES",
     "MAX_UPLOAD_BYTES",
-    "Picture",
+    "Image",
     "Stopped",
     "Watch",
     "average",
@@ -53,25 +53,25 @@ __all__ = [
     "vary",
 ]
 
-MAX_PICTURES = 9
+MAX_IMAGES = 9
 MAX_UPLOAD_BYTES = 10 * 2**20
 MOST_SEEN = 4
 MAX_UPLOAD_PIXELS = 2**25  # 33 megapixels: what cameras and telephones make
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture on the page.
+class DemoImage:
+    """One image on the page.
 
     Arguments:
         png: Its file, with what `hebm-sample` writes into it once it is finished.
         caption: What stands under it.
         origin: How it came about; None for one that nothing can begin from.
         energies: -F_{i} of each group; empty where there are none.
-        seen: p of symbols given the picture, as the model sees it: of "yes", or of the likeliest
-            values. Empty for a picture on its way.
-        latents: u of this picture alone; None where it has not been read.
-        log_density: log p(u) of the prior, up to its constant; None for a picture on its way, and
+        seen: p of symbols given the image, as the model sees it: of "yes", or of the likeliest
+            values. Empty for an image on its way.
+        latents: u of this image alone; None where it has not been read.
+        log_density: log p(u) of the prior, up to its constant; None for an image on its way, and
             where there is no prior.
     """
 
@@ -121,8 +121,8 @@ class Watch:
 # Drawing
 
 
-def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[Picture]]:
-    """The pictures after each noise level; the last are finished."""
+def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[DemoImage]]:
+    """The images after each noise level; the last are finished."""
     options = _counted(step)
     watch.total = _steps(pipe, options, len(step.seeds))
     text = _facts(pipe, options)
@@ -135,10 +135,10 @@ def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[Picture]]:
             **options.wishes,
         )
         for samples in states:
-            yield _pictures(pipe, samples, step, text if samples.level == 0 else None)
+            yield _images(pipe, samples, step, text if samples.level == 0 else None)
 
 
-def vary(pipe: "Pipeline", step: Vary, source: Picture, watch: Watch) -> list[Picture]:
+def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[DemoImage]:
     """The source, and its variations. A source of several seeds is drawn again, alone."""
     options = _counted(step)
     again = step.drawn_source is not None and step.drawn_source != step.source.step
@@ -160,21 +160,21 @@ def vary(pipe: "Pipeline", step: Vary, source: Picture, watch: Watch) -> list[Pi
             **given,
         )
     facts = _facts(pipe, options) | {"sheet": "variations", "keep_top": step.keep}
-    return [source, *_pictures(pipe, samples, step, facts)]
+    return [source, *_images(pipe, samples, step, facts)]
 
 
-def _begin(source: Picture) -> Any:
-    """What `Pipeline.vary` takes: latents, or a picture to read."""
+def _begin(source: DemoImage) -> Any:
+    """What `Pipeline.vary` takes: latents, or an image to read."""
     if source.latents is not None:
         return source.latents
     return [source.image]
 
 
 def _counted(step: Draw | Vary) -> "SampleOptions":
-    if not 1 <= len(step.seeds) <= MAX_PICTURES:
+    if not 1 <= len(step.seeds) <= MAX_IMAGES:
         raise UserInputError(
-            f"{len(step.seeds)} seeds are {len(step.seeds)} pictures; this page draws at most "
-            f"{MAX_PICTURES} at a time: `hebm-sample` draws thousands"
+            f"{len(step.seeds)} seeds are {len(step.seeds)} images; this page draws at most "
+            f"{MAX_IMAGES} at a time: `hebm-sample` draws thousands"
         )
     return sample_options(step)
 
@@ -189,13 +189,13 @@ def _facts(pipe: "Pipeline", options: "SampleOptions") -> dict[str, Any]:
     return facts | {"prior": options.prior} | options.facts
 
 
-def _pictures(
+def _images(
     pipe: "Pipeline",
     samples: "Samples",
     step: Draw | Vary | Edit,
     facts: Mapping[str, Any] | None,
-) -> list[Picture]:
-    """Samples as pictures; without facts they are on their way."""
+) -> list[DemoImage]:
+    """Samples as images; without facts they are on their way."""
     from hebm_sample.io.images import png_bytes
 
     energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
@@ -207,19 +207,19 @@ def _pictures(
         png = png_bytes(image, facts and png_text(facts, seed=seed))
         caption = {Draw: f"seed {seed}", Vary: f"variation {seed}", Edit: "edited"}[type(step)]
         what = (tuple(energies[i]), seen[i], latents, densities[i])
-        found.append(Picture(png, caption, Origin(step, i), *what))
+        found.append(DemoImage(png, caption, Origin(step, i), *what))
     return found
 
 
 def _densities(pipe: "Pipeline", latents: "Latents") -> list[Any]:
-    """log p(u) of each picture; None for a model without a prior."""
+    """log p(u) of each image; None for a model without a prior."""
     if pipe.prior is None:
         return [None] * len(latents[0])
     return pipe.log_density(latents=latents).tolist()
 
 
 def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
-    """p(symbol | u) of each picture, what is worth showing of it."""
+    """p(symbol | u) of each image, what is worth showing of it."""
     rows: list[tuple[tuple[str, float], ...]] = [()] * len(latents[0])
     if not pipe.symbols:
         return rows
@@ -234,32 +234,32 @@ def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
     return rows
 
 
-# Pictures that were there before
+# Images that were there before
 
 
-def upload(pipe: "Pipeline", path: str | os.PathLike[str]) -> Picture:
+def upload(pipe: "Pipeline", path: str | os.PathLike[str]) -> DemoImage:
     """A visitor's file as the model sees it: the middle square, at its own size.
 
     Raises:
-        UserInputError: It is no picture of a format that is read, or too large.
+        UserInputError: It is no image of a format that is read, or too large.
         EnvironmentFailure: It is damaged.
     """
-    from hebm_sample.io.images import open_picture, png_bytes, prepare, to_pil
+    from hebm_sample.io.images import open_image, png_bytes, prepare, to_pil
 
     name = safe_name(os.fspath(path))
     if os.path.getsize(path) > MAX_UPLOAD_BYTES:
         raise UserInputError(
-            f"{name} is larger than {MAX_UPLOAD_BYTES >> 20} MB; give a smaller picture"
+            f"{name} is larger than {MAX_UPLOAD_BYTES >> 20} MB; give a smaller image"
         )
     file = io.BytesIO(Path(path).read_bytes())
     file.name = name  # what messages call it, instead of a place on this machine
     _check_pixels(file, name)
-    square = to_pil(prepare(open_picture(file), pipe.config.generator.image_size))[0]
-    return Picture(png_bytes(square), "your picture", Origin(Upload(name)))
+    square = to_pil(prepare(open_image(file), pipe.config.generator.image_size))[0]
+    return DemoImage(png_bytes(square), "your image", Origin(Upload(name)))
 
 
 def _check_pixels(file: io.BytesIO, name: str) -> None:
-    """Refuse by its header what would take long to decode; what is no picture passes."""
+    """Refuse by its header what would take long to decode; what is no image passes."""
     from PIL import Image
 
     try:
@@ -271,16 +271,16 @@ def _check_pixels(file: io.BytesIO, name: str) -> None:
     if pixels > MAX_UPLOAD_PIXELS:
         raise UserInputError(
             f"{name} has {pixels / 1e6:.0f} megapixels; this page reads at most "
-            f"{MAX_UPLOAD_PIXELS / 1e6:.0f}: give a smaller picture"
+            f"{MAX_UPLOAD_PIXELS / 1e6:.0f}: give a smaller image"
         )
 
 
-def reconstruct(pipe: "Pipeline", step: Reconstruct, source: Picture) -> list[Picture]:
+def reconstruct(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> list[DemoImage]:
     """The source, and what the model makes of it."""
     return [source, _reconstruction(pipe, step, source)]
 
 
-def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: Picture) -> Picture:
+def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> DemoImage:
     from hebm_sample.io.images import png_bytes
 
     latents = pipe.encode([source.image])
@@ -289,10 +289,10 @@ def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: Picture) -> Pic
     png = png_bytes(pipe.decode(latents)[0], png_text(model_facts(pipe), sheet="reconstruction"))
     seen = _seen(pipe, latents)[0]
     density = _densities(pipe, latents)[0]
-    return Picture(png, "reconstructed", Origin(step), energies, seen, latents, density)
+    return DemoImage(png, "reconstructed", Origin(step), energies, seen, latents, density)
 
 
-def edit(pipe: "Pipeline", step: Edit, source: Picture, watch: Watch) -> list[Picture]:
+def edit(pipe: "Pipeline", step: Edit, source: DemoImage, watch: Watch) -> list[DemoImage]:
     """The source, what the model makes of it, and that edited."""
     options = edit_options(step)
     watch.total = _steps(pipe, options, 1)
@@ -310,14 +310,14 @@ def edit(pipe: "Pipeline", step: Edit, source: Picture, watch: Watch) -> list[Pi
     asked = {"symbols": options.symbols or None, "guidance": options.weights or None}
     how = {"strength": options.strength, "method": options.method}
     facts = model_facts(pipe) | sampler_facts(pipe, options) | asked | how
-    return [source, between, *_pictures(pipe, samples, step, facts)]
+    return [source, between, *_images(pipe, samples, step, facts)]
 
 
-def average(pipe: "Pipeline") -> Picture:
-    """The picture of u = 0, the middle of N(0, I)."""
+def average(pipe: "Pipeline") -> DemoImage:
+    """The image of u = 0, the middle of N(0, I)."""
     import torch
 
     from hebm_sample.io.images import png_bytes
 
     zero = tuple(torch.zeros(1, *shape) for shape in pipe.generator.latent_shapes)
-    return Picture(png_bytes(pipe.decode(zero)[0]), "all latents at zero: the model's average")
+    return DemoImage(png_bytes(pipe.decode(zero)[0]), "all latents at zero: the model's average")

@@ -47,7 +47,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 )
 @click.version_option(__version__, message="hebm-demo %(version)s")
 def main(names: tuple[str, ...], host: str, port: int | None, device: str) -> None:
-    """Serve a page to draw, vary and edit pictures in.
+    """Serve a page to draw, vary and edit images in.
 
     Only this machine can open it, unless --host says otherwise; there is no password.
     """

@@ -7,7 +7,7 @@ import gradio as gr
 
 from hebm_sample.config import SamplerName
 from hebm_sample.demo import view
-from hebm_sample.demo.actions import MAX_PICTURES
+from hebm_sample.demo.actions import MAX_IMAGES
 from hebm_sample.demo.studio import Offer, Studio
 
 __all__ = ["QUICK", "Controls", "Wish", "wish_values"]
@@ -46,7 +46,7 @@ class Controls:
     def __init__(self, studio: Studio, first: str) -> None:
         self._studio, offer = studio, studio.offers[first]
         with gr.Tab("Draw", id="draw"):
-            self.seeds, _ = _seeds("hebm-seeds", "7", "Seeds", f"Up to {MAX_PICTURES}: 7 or 0-8")
+            self.seeds, _ = _seeds("hebm-seeds", "7", "Seeds", f"Up to {MAX_IMAGES}: 7 or 0-8")
             self.draw = gr.Button("Draw", variant="primary", elem_id="hebm-draw")
             self.wishes = self._wishes(offer, "draw", weighed=True)
             with gr.Accordion("Advanced", open=False, elem_id="hebm-advanced"):
@@ -61,14 +61,14 @@ class Controls:
                 )
                 self.steps = _steps("model", "hebm-steps")
         with gr.Tab("Vary", id="vary"):
-            gr.Markdown("Keeps the top layers of the chosen picture and draws those below anew.")
+            gr.Markdown("Keeps the top layers of the chosen image and draws those below anew.")
             self.keep = gr.Slider(
                 0,
                 offer.groups - 1,
                 offer.groups // 2,
                 step=1,
                 label="Layers kept, from the top",
-                info="Few: another picture. Many: other details.",
+                info="Few: another image. Many: other details.",
                 elem_id="hebm-keep",
             )
             self.vary_seeds, _ = _seeds(
@@ -76,9 +76,9 @@ class Controls:
             )
             self.vary = gr.Button("Vary", variant="primary", elem_id="hebm-vary")
         with gr.Tab("Edit", id="edit"):
-            gr.Markdown("Changes the chosen picture: one that was drawn, or your own.")
+            gr.Markdown("Changes the chosen image: one that was drawn, or your own.")
             self.file = gr.File(
-                label="Your own picture",
+                label="Your own image",
                 file_types=[".png", ".jpg", ".jpeg", ".webp"],
                 type="filepath",
                 height=150,

@@ -1,6 +1,6 @@
 """What the page's buttons do: values of its parts in, new values out.
 
-A visitor's Stop, and leaving the page, end that visitor's chain at its next gradient. Pictures
+A visitor's Stop, and leaving the page, end that visitor's chain at its next gradient. Images
 travel inside the page, so none of them is written to this machine's disk; uploads are, by gradio,
 and are removed once they are read. What goes wrong becomes a line in the page.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from hebm_sample.demo import actions, view
-from hebm_sample.demo.actions import Picture, Stopped, Watch
+from hebm_sample.demo.actions import DemoImage, Stopped, Watch
 from hebm_sample.demo.recipes import (
     Asked,
     Draw,
@@ -36,30 +36,30 @@ from hebm_sample.io.seeds import parse_seeds
 __all__ = ["Handlers", "Shown"]
 
 MOST_STOPS = 1000
-NO_LINES = "# draw a picture first"
+NO_LINES = "# draw an image first"
 _PROGRESS = gr.Progress()
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a visitor sees: a model's pictures, and the large one among them; none yet while the
+    """What a visitor sees: a model's images, and the large one among them; none yet while the
     page is loading.
     """
 
     label: str
-    pictures: tuple[Picture, ...]
+    images: tuple[DemoImage, ...]
     chosen: int = 0
 
     @property
-    def picture(self) -> Picture:
+    def image(self) -> DemoImage:
         """The chosen one."""
-        return self.pictures[self.chosen]
+        return self.images[self.chosen]
 
     def origin(self, label: str) -> Origin:
-        """Of the chosen picture, to begin a step of the model `label` from."""
-        origin = self.picture.origin if self.pictures else None
+        """Of the chosen image, to begin a step of the model `label` from."""
+        origin = self.image.origin if self.images else None
         if origin is None or self.label != label:
-            raise UserInputError("there is no picture to begin from; draw one, or give your own")
+            raise UserInputError("there is no image to begin from; draw one, or give your own")
         return origin
 
 
@@ -118,11 +118,11 @@ class Handlers:
         return (message, *self._show(before), before, gr.update(interactive=False))
 
     def _show(self, shown: Shown) -> tuple[str, str, str]:
-        """The stage, and the lines that make the chosen picture."""
-        if not shown.pictures:
+        """The stage, and the lines that make the chosen image."""
+        if not shown.images:
             return "", NO_LINES, NO_LINES
-        offer, origin = self.studio.offers[shown.label], shown.picture.origin
-        html = view.stage(shown.pictures, shown.chosen, offer.resolutions)
+        offer, origin = self.studio.offers[shown.label], shown.image.origin
+        html = view.stage(shown.images, shown.chosen, offer.resolutions)
         if origin is None:
             return html, NO_LINES, NO_LINES
         return html, python_lines(origin), shell_lines(origin)
@@ -132,7 +132,7 @@ class Handlers:
         return offer, self.studio.pipeline(offer.name)
 
     def open(self, label: str) -> tuple[Any, ...]:
-        """A model was chosen: its average picture."""
+        """A model was chosen: its average image."""
         offer, shown, line = self.studio.offers[label], Shown(label, ()), view.status("ready")
         try:
             shown = Shown(label, (actions.average(self.studio.pipeline(offer.name)),))
@@ -145,7 +145,7 @@ class Handlers:
     def draw(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """Pictures of seeds."""
+        """Images of seeds."""
         label, before, seeds, temperature, sampler, steps, *wishes = values
 
         def work(watch: Watch) -> Iterator[Shown]:
@@ -165,44 +165,44 @@ class Handlers:
                 None if temperature in (None, 1.0) else float(temperature),
             )
             step = Draw(offer.name, asked, parse_seeds(seeds))
-            for pictures in actions.draw(pipe, step, watch):
-                yield Shown(label, tuple(pictures))
+            for images in actions.draw(pipe, step, watch):
+                yield Shown(label, tuple(images))
 
         yield from self._perform(request, progress, before, work)
 
     def vary(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """Variations of the chosen picture."""
+        """Variations of the chosen image."""
         label, before, keep, seeds = values
 
         def work(watch: Watch) -> Iterator[Shown]:
             offer, pipe = self._of(label)
             origin = before.origin(label)
             step = Vary(offer.name, _asked_by(origin.step), parse_seeds(seeds), int(keep), origin)
-            pictures = actions.vary(pipe, step, before.picture, watch)
-            yield Shown(label, tuple(pictures), 1)
+            images = actions.vary(pipe, step, before.image, watch)
+            yield Shown(label, tuple(images), 1)
 
         yield from self._perform(request, progress, before, work)
 
     def reconstruct(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """What the model makes of the chosen picture."""
+        """What the model makes of the chosen image."""
         label, before = values
 
         def work(watch: Watch) -> Iterator[Shown]:
             offer, pipe = self._of(label)
             step = Reconstruct(offer.name, before.origin(label))
-            pictures = actions.reconstruct(pipe, step, before.picture)
-            yield Shown(label, tuple(pictures), len(pictures) - 1)
+            images = actions.reconstruct(pipe, step, before.image)
+            yield Shown(label, tuple(images), len(images) - 1)
 
         yield from self._perform(request, progress, before, work)
 
     def edit(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """The chosen picture, with what was asked changed."""
+        """The chosen image, with what was asked changed."""
         label, before, strength, guidance, method, steps, *wishes = values
 
         def work(watch: Watch) -> Iterator[Shown]:
@@ -213,19 +213,19 @@ class Handlers:
             steps_asked = None if steps in (None, 0) else int(steps)
             asked = Asked(symbols, dict.fromkeys(symbols, float(guidance)), None, steps_asked)
             step = Edit(offer.name, asked, float(strength), method, origin)
-            pictures = actions.edit(pipe, step, before.picture, watch)
-            yield Shown(label, tuple(pictures), len(pictures) - 1)
+            images = actions.edit(pipe, step, before.image, watch)
+            yield Shown(label, tuple(images), len(images) - 1)
 
         yield from self._perform(request, progress, before, work)
 
     def upload(self, label: str, before: Shown, path: str | None) -> tuple[Any, ...]:
-        """A visitor's picture becomes the chosen one; its file is removed."""
+        """A visitor's image becomes the chosen one; its file is removed."""
         if path is None:
             return view.status("ready"), *self._show(before), before, gr.update()
         try:
             _, pipe = self._of(label)
             shown = Shown(label, (actions.upload(pipe, path),))
-            text, error = "your picture, as the model sees it: its middle square", False
+            text, error = "your image, as the model sees it: its middle square", False
         except HebmError as failure:
             shown, text, error = before, " ".join(str(failure).split()), True
         finally:
@@ -234,10 +234,10 @@ class Handlers:
         return view.status(text, error), *self._show(shown), shown, None
 
     def pick(self, before: Shown, event: gr.EventData) -> tuple[Any, ...]:
-        """Another picture becomes the large one."""
+        """Another image becomes the large one."""
         index = getattr(event, "index", 0)
-        index = index if isinstance(index, int) and 0 <= index < len(before.pictures) else 0
-        shown = Shown(before.label, before.pictures, index)
+        index = index if isinstance(index, int) and 0 <= index < len(before.images) else 0
+        shown = Shown(before.label, before.images, index)
         return (*self._show(shown), shown)
 
 
@@ -247,7 +247,7 @@ def _wishes(offer: Offer, values: Any) -> dict[str, str]:
 
 
 def _asked_by(step: Step) -> Asked:
-    """What variations ask: what the picture was drawn with; of an edit its wishes, at weight 1."""
+    """What variations ask: what the image was drawn with; of an edit its wishes, at weight 1."""
     if isinstance(step, Draw | Vary):
         return step.asked
     if isinstance(step, Edit):

@@ -107,7 +107,7 @@ def _stage(first: str) -> _Stage:
         stop = gr.Button(
             "Stop", variant="stop", interactive=False, elem_id="hebm-stop", scale=0, min_width=90
         )
-    html = gr.HTML(js_on_load=view.PICK, elem_id="hebm-pictures", apply_default_css=False)
+    html = gr.HTML(js_on_load=view.PICK, elem_id="hebm-images", apply_default_css=False)
     with gr.Row():
         to_vary = gr.Button("Vary this one", elem_id="hebm-to-vary", min_width=120)
         to_edit = gr.Button("Edit this one", elem_id="hebm-to-edit", min_width=120)

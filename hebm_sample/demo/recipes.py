@@ -1,6 +1,6 @@
-"""How a picture came about, and the lines that make it again.
+"""How an image came about, and the lines that make it again.
 
-A step is a call of the pipeline: what was asked, and for all but draws and uploads which picture
+A step is a call of the pipeline: what was asked, and for all but draws and uploads which image
 it began from. Its options are read by the command's own parser from the words that the page
 shows, and the Python lines are made from these options, so what the page does and what it shows
 cannot part.
@@ -64,7 +64,7 @@ class ModelName:
 
 @dataclass(frozen=True)
 class Asked:
-    """What pictures should show, and how they are sampled.
+    """What images should show, and how they are sampled.
 
     Arguments:
         symbols: Variable to wish: `yes`, `~cat`, `cat,dog`.
@@ -102,7 +102,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Origin:
-    """The picture that a step begins from: the `index`-th of another step's."""
+    """The image that a step begins from: the `index`-th of another step's."""
 
     step: "Step"
     index: int = 0
@@ -110,14 +110,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Upload:
-    """A visitor's picture, by its file's name."""
+    """A visitor's image, by its file's name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Pictures of seeds."""
+    """Images of seeds."""
 
     model: ModelName
     asked: Asked
@@ -130,7 +130,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Vary:
-    """Variations of a picture that keep its top groups. Those of a drawn picture ask what it
+    """Variations of an image that keep its top groups. Those of a drawn image ask what it
     asked, and begin from its seed drawn alone, as `hebm-sample --from-seed` does.
     """
 
@@ -149,7 +149,7 @@ class Vary:
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture with what was asked changed."""
+    """An image with what was asked changed."""
 
     model: ModelName
     asked: Asked
@@ -160,7 +160,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """What the model can say about a picture."""
+    """What the model can say about an image."""
 
     model: ModelName
     source: Origin
@@ -188,7 +188,7 @@ def edit_options(step: Edit) -> Any:
     from hebm_sample.cli.edit import edit
     from hebm_sample.cli.edit_requests import EditOptions
 
-    return _parsed(EditOptions, edit, _edit_words(step, "picture.png"))
+    return _parsed(EditOptions, edit, _edit_words(step, "image.png"))
 
 
 def _parsed(kind: type[_O], command: click.Command, words: list[str]) -> _O:
@@ -208,28 +208,28 @@ def _sample_words(step: Draw | Vary) -> list[str]:
     return words + step.asked.words
 
 
-def _edit_words(step: Edit, picture: str) -> list[str]:
+def _edit_words(step: Edit, image: str) -> list[str]:
     strength = ["--strength", f"{step.strength:g}", "--method", step.method]
-    return [picture, *step.model.words, *step.asked.words, *strength]
+    return [image, *step.model.words, *step.asked.words, *strength]
 
 
 # Python
 
 
 def python_lines(origin: Origin) -> str:
-    """A program that makes the picture, and all that were made with it, and saves them."""
+    """A program that makes the image, and all that were made with it, and saves them."""
     step = origin.step
     if isinstance(step, Upload):
-        return f"# {step.name} is your own picture"
+        return f"# {step.name} is your own image"
     lines = ["from hebm_sample import Pipeline", "", step.model.call, *_python(step)]
     if isinstance(step, Reconstruct):
-        return "\n".join([*lines, 'picture.save("reconstructed.png")'])
-    name = {Draw: "pictures", Vary: "variations", Edit: "edited"}[type(step)]
+        return "\n".join([*lines, 'image.save("reconstructed.png")'])
+    name = {Draw: "images", Vary: "variations", Edit: "edited"}[type(step)]
     return "\n".join([*lines, f'out.grid().save("{name}.png")'])
 
 
 def _python(step: Step) -> list[str]:
-    """Lines that bind `out`, or for a reconstruction `picture`."""
+    """Lines that bind `out`, or for a reconstruction `image`."""
     if isinstance(step, Upload):
         return []
     if isinstance(step, Draw):
@@ -237,7 +237,7 @@ def _python(step: Step) -> list[str]:
     if isinstance(step, Reconstruct):
         return [
             *_python(step.source.step),
-            f"picture = pipe.reconstruct([{_image(step.source)}])[0]",
+            f"image = pipe.reconstruct([{_image(step.source)}])[0]",
         ]
     if isinstance(step, Vary):
         return _python_vary(step)
@@ -269,10 +269,10 @@ def _seeds(seeds: tuple[int, ...]) -> str:
 
 
 def _image(origin: Origin) -> str:
-    """An expression for the picture, after its step's lines."""
+    """An expression for the image, after its step's lines."""
     if isinstance(origin.step, Upload):
         return repr(origin.step.name)
-    return "picture" if isinstance(origin.step, Reconstruct) else f"out.images[{origin.index}]"
+    return "image" if isinstance(origin.step, Reconstruct) else f"out.images[{origin.index}]"
 
 
 def _latents(origin: Origin) -> str:
@@ -299,18 +299,18 @@ def _arguments(first: str, options: SteeringOptions) -> str:
 
 
 def shell_lines(origin: Origin) -> str:
-    """The commands that make the picture, and all that were made with it."""
+    """The commands that make the image, and all that were made with it."""
     step = origin.step
     if isinstance(step, Upload):
-        return f"# {step.name} is your own picture"
-    if isinstance(step, Draw):  # pictures that nothing follows go onto one sheet
-        return _line("hebm-sample", _sample_words(step), "--out", "pictures.png")
+        return f"# {step.name} is your own image"
+    if isinstance(step, Draw):  # images that nothing follows go onto one sheet
+        return _line("hebm-sample", _sample_words(step), "--out", "images.png")
     lines, _ = _shell(origin)
     return "\n".join(lines)
 
 
 def _shell(origin: Origin) -> tuple[list[str], PurePosixPath]:
-    """Lines, and where they put the picture."""
+    """Lines, and where they put the image."""
     step = origin.step
     if isinstance(step, Upload):
         return [], PurePosixPath(step.name)
@@ -319,11 +319,11 @@ def _shell(origin: Origin) -> tuple[list[str], PurePosixPath]:
         line = _line("hebm-sample", _sample_words(step), "--outdir", folder)
         return [line], PurePosixPath(folder, f"seed{step.seeds[origin.index]:04d}.png")
     if isinstance(step, Edit):
-        lines, picture = _shell(step.source)
+        lines, image = _shell(step.source)
         folder = f"edited{sum('hebm-edit' in line for line in lines) or ''}"
-        line = _line("hebm-edit edit", _edit_words(step, str(picture)), "--outdir", folder)
-        return [*lines, line], PurePosixPath(folder, f"{picture.stem}.png")
-    what = "reconstructs" if isinstance(step, Reconstruct) else "varies a picture without a seed"
+        line = _line("hebm-edit edit", _edit_words(step, str(image)), "--outdir", folder)
+        return [*lines, line], PurePosixPath(folder, f"{image.stem}.png")
+    what = "reconstructs" if isinstance(step, Reconstruct) else "varies an image without a seed"
     name = file_name(origin)
     return [f"# no command {what}; the page and the lines of Python do: {name}"], PurePosixPath(
         name
@@ -331,7 +331,7 @@ def _shell(origin: Origin) -> tuple[list[str], PurePosixPath]:
 
 
 def file_name(origin: Origin) -> str:
-    """Of the picture when it is downloaded."""
+    """Of the image when it is downloaded."""
     step, name = origin.step, ""
     if isinstance(step, Upload):
         return step.name
@@ -350,4 +350,4 @@ def safe_name(path: str) -> str:
     """A file's own name, as it can stand in a line of Python or shell."""
     name = Path(path.replace("\\", "/")).name
     kept = "".join(c for c in name if c.isprintable()).strip(". ").lstrip("-")
-    return kept[-80:] or "picture.png"
+    return kept[-80:] or "image.png"

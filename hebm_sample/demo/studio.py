@@ -24,7 +24,7 @@ class Offer:
     Arguments:
         name: What loads it.
         config: Its description.
-        licence: Of its weights and of pictures made with them.
+        licence: Of its weights and of images made with them.
     """
 
     name: ModelName

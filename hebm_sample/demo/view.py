@@ -1,4 +1,4 @@
-"""What the page shows, as HTML and CSS: pictures, energies, messages. No word of a visitor reaches
+"""What the page shows, as HTML and CSS: images, energies, messages. No word of a visitor reaches
 it unescaped.
 """
 
@@ -6,7 +6,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from hebm_sample.demo.actions import Picture
+from hebm_sample.demo.actions import DemoImage
 from hebm_sample.demo.recipes import file_name
 from hebm_sample.demo.studio import Offer
 
@@ -24,11 +24,11 @@ __all__ = [
 
 HEADER = (
     '<header class="hebm-head"><h1>hebm_sample</h1>'
-    "<p>Draw pictures from noise, keep their broad strokes and vary the rest, "
-    "change what they show. One seed is one picture.</p></header>"
+    "<p>Draw images from noise, keep their broad strokes and vary the rest, "
+    "change what they show. One seed is one image.</p></header>"
 )
 
-# Runs once in the browser: a click on a small picture tells which one it was.
+# Runs once in the browser: a click on a small image tells which one it was.
 PICK = """
 element.addEventListener('click', (event) => {
     const thumb = event.target.closest('[data-pick]');
@@ -37,7 +37,7 @@ element.addEventListener('click', (event) => {
 """
 
 
-# On a telephone the charts are folded away, so that the controls are near the picture.
+# On a telephone the charts are folded away, so that the controls are near the image.
 _FOLD = (
     '<input type="checkbox" id="hebm-more" class="hebm-fold">'
     '<label for="hebm-more" class="hebm-fold">Energies, and what the model sees</label>'
@@ -50,7 +50,7 @@ def readable(name: str) -> str:
 
 
 def status(text: str, error: bool = False) -> str:
-    """The line above the pictures."""
+    """The line above the images."""
     role = "alert" if error else "status"
     kind = "hebm-error" if error else "hebm-fine"
     return f'<p class="hebm-status {kind}" role="{role}">{escape(text)}</p>'
@@ -66,25 +66,25 @@ def model_note(offer: Offer) -> str:
     return f'<p class="hebm-note">{escape(text)}</p>'
 
 
-def stage(pictures: Sequence[Picture], chosen: int, resolutions: Sequence[int]) -> str:
-    """All pictures, one of them large, with its energies and its file.
+def stage(images: Sequence[DemoImage], chosen: int, resolutions: Sequence[int]) -> str:
+    """All images, one of them large, with its energies and its file.
 
     Arguments:
-        pictures: At least one.
+        images: At least one.
         chosen: Which is large.
         resolutions: Side of each layer's maps.
     """
-    big = pictures[chosen]
+    big = images[chosen]
     facts = "" if big.origin is None else _download(big)
     if big.energies:
         facts += _FOLD + energy_chart(big.energies, resolutions)
     if big.log_density is not None:
-        text = f"Log density {big.log_density:.1f}, high for pictures like those it learned from"
+        text = f"Log density {big.log_density:.1f}, high for images like those it learned from"
         facts += f'<p class="hebm-note">{text}</p>'
     if big.seen:
         facts += seen_chart(big.seen)
-    thumbs = "".join(_thumb(p, i, i == chosen) for i, p in enumerate(pictures))
-    strip = f'<div class="hebm-thumbs">{thumbs}</div>' if len(pictures) > 1 else ""
+    thumbs = "".join(_thumb(p, i, i == chosen) for i, p in enumerate(images))
+    strip = f'<div class="hebm-thumbs">{thumbs}</div>' if len(images) > 1 else ""
     return (
         f'<div class="hebm-stage{"" if facts else " hebm-alone"}">'
         f'<figure class="hebm-big"><img src="{_source(big)}" alt="{escape(big.caption)}">'
@@ -93,24 +93,24 @@ def stage(pictures: Sequence[Picture], chosen: int, resolutions: Sequence[int]) 
     )
 
 
-def _source(picture: Picture) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.png).decode()
+def _source(image: DemoImage) -> str:
+    return "data:image/png;base64," + base64.b64encode(image.png).decode()
 
 
-def _thumb(picture: Picture, index: int, chosen: bool) -> str:
-    caption = escape(picture.caption)
+def _thumb(image: DemoImage, index: int, chosen: bool) -> str:
+    caption = escape(image.caption)
     return (
         f'<button type="button" data-pick="{index}" aria-pressed="{str(chosen).lower()}">'
-        f'<img src="{_source(picture)}" alt=""><span>{caption}</span></button>'
+        f'<img src="{_source(image)}" alt=""><span>{caption}</span></button>'
     )
 
 
-def _download(picture: Picture) -> str:
-    assert picture.origin is not None
-    name = escape(file_name(picture.origin))
-    size = picture.image.size
+def _download(image: DemoImage) -> str:
+    assert image.origin is not None
+    name = escape(file_name(image.origin))
+    size = image.image.size
     return (
-        f'<a class="hebm-download" download="{name}" href="{_source(picture)}">'
+        f'<a class="hebm-download" download="{name}" href="{_source(image)}">'
         f"Save {size[0]}×{size[1]} PNG</a>"
     )
 
@@ -131,7 +131,7 @@ def energy_chart(energies: Sequence[float], resolutions: Sequence[int]) -> str:
         )
     return (
         '<table class="hebm-chart hebm-energies"><caption>Energy by layer, coarse to fine'
-        "<small>low: like the pictures it learned from</small></caption>"
+        "<small>low: like the images it learned from</small></caption>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -153,7 +153,7 @@ def seen_chart(seen: Sequence[tuple[str, float]]) -> str:
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
-#hebm-pictures, #hebm-status, :is(#hebm-pictures, #hebm-status) > div { padding: 0 !important; }
+#hebm-images, #hebm-status, :is(#hebm-images, #hebm-status) > div { padding: 0 !important; }
 #hebm-line { align-items: center; }
 .hebm-wishes { display: grid !important; gap: 8px !important; align-items: start;
     grid-template-columns: repeat(2, minmax(0, 1fr)); }

@@ -5,7 +5,7 @@
     ddpm         a latent DDPM, `evaluation/latent_ddpm.py`
 
 `run_baselines` measures all of them with the same feature spaces, reference, seeds and number of
-pictures; the seconds a picture that drawing u took; and over five disjoint sets of seeds by how
+images; the seconds per image that drawing u took; and over five disjoint sets of seeds by how
 much each is worse than the energy-based prior.
 """
 
@@ -142,10 +142,10 @@ def _ddpm_draws(
         seconds = torch.tensor([time.perf_counter() - began])
         return {f"u{i}": g for i, g in enumerate(concatenate(parts))} | {"seconds": seconds}
 
-    total = steps * -(-bench.num_pictures // bench.batch_size)
+    total = steps * -(-bench.num_images // bench.batch_size)
     with tqdm(total=total, desc="latent DDPM", unit="step", disable=not bench.progress) as bar:
         name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", digest, steps, eta]
-        found = bench._kept(name, key, bench.num_pictures, make)
+        found = bench._kept(name, key, bench.num_images, make)
     return bench._latents(found), float(found["seconds"].sum())
 
 
@@ -176,12 +176,12 @@ def _draws(bench: Bench, folders: Mapping[str, Path | str]) -> dict[str, _Drawn]
 def run_baselines(
     bench: Bench, spaces: Spaces, folders: Mapping[str, Path | str]
 ) -> dict[str, Any]:
-    """Every prior's distances and seconds a picture, in every space.
+    """Every prior's distances and seconds per image, in every space.
 
     Arguments:
         folders: Name to a folder of `train_ddpm`, or a model with the same generator.
     """
-    count = bench.num_pictures
+    count = bench.num_images
     gauss, ebm = bench.drawn("gaussian"), bench.drawn("ebm")
     steps = bench.pipe.sampling_config(**bench.sampling).steps
     own = f"energy-based prior, {steps} gradients"
@@ -213,9 +213,9 @@ def run_baselines(
 
 
 def _costs(drawn: _Drawn | None, count: int) -> dict[str, Any]:
-    """What a prior costs, a picture and once."""
+    """What a prior costs, an image and once."""
     return {
-        "seconds_a_picture": None if drawn is None else drawn.seconds / count,
+        "seconds_per_image": None if drawn is None else drawn.seconds / count,
         "parameters": None if drawn is None else drawn.parameters,
         "training_steps": None if drawn is None else drawn.training_steps,
         "training_seconds": None if drawn is None else drawn.training_seconds,
@@ -242,8 +242,8 @@ def _seed_spread(
     spaces: Mapping[str, Any],
     blocks: int = SEED_SETS,
 ) -> dict[str, dict[str, list[float]]]:
-    """FD of five disjoint runs of seeds, each a fifth of the pictures: what another choice of
-    seeds changes. These distances are of fewer pictures, so larger; compare them among each other.
+    """FD of five disjoint runs of seeds, each a fifth of the images: what another choice of
+    seeds changes. These distances are of fewer images, so larger; compare them among each other.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for space in spaces:
@@ -268,10 +268,10 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Baselines"),
         Text(
-            f"The same generator, {found['count']} pictures and seeds, the same reference. "
+            f"The same generator, {found['count']} images and seeds, the same reference. "
             "Seconds are those of drawing u; decoding comes to all alike. The last column is by "
             "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
-            "sets of seeds, each a fifth of the pictures, ± the standard error of the five."
+            "sets of seeds, each a fifth of the images, ± the standard error of the five."
         ),
     ]
     for space, rows in found["spaces"].items():
@@ -283,14 +283,14 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
                 with_error(row["kernel"], row["kernel_error"], 4),
                 number(row.get("precision")),
                 number(row.get("recall")),
-                number(row["seconds_a_picture"], 4),
+                number(row["seconds_per_image"], 4),
                 _millions(row.get("parameters")),
                 number(row.get("training_seconds"), 0),
                 _above(found.get("differences", {}).get(space, {}).get(name)),
             ]
             for name, row in rows.items()
         ]
-        header = ["", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds a picture"]
+        header = ["", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds per image"]
         header += ["parameters", "seconds of training", "above ours"]
         blocks += [Text(f"In {space}:"), Table(header, table)]
     return blocks

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hebm_sample.config import SymbolConfig
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.distances import cache_path
 from hebm_sample.metrics.attribute_classifier import (
@@ -32,17 +32,17 @@ JUDGE_BATCH = 128
 Wish = dict[str, str]  # variable to value
 
 
-def _require_column(pictures: Pictures, column: str) -> None:
-    if column not in pictures.labels:
+def _require_column(images: ImageDataset, column: str) -> None:
+    if column not in images.labels:
         raise UserInputError(
             f"the data have no label column {column!r}; they have "
-            f"{', '.join(sorted(pictures.labels)) or 'none'}"
+            f"{', '.join(sorted(images.labels)) or 'none'}"
         )
 
 
 def label_columns(
     symbols: Sequence[SymbolConfig],
-    pictures: Pictures,
+    images: ImageDataset,
     model: str,
     named: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -50,7 +50,7 @@ def label_columns(
 
     Arguments:
         symbols: The model's.
-        pictures: With their labels; value j of a variable is label j.
+        images: With their labels; value j of a variable is label j.
         model: A preset of that name says so; else columns are called as the variables.
         named: Variable to column, in the preset's place.
 
@@ -59,12 +59,12 @@ def label_columns(
     """
     for name, column in (named or {}).items():
         find_symbol(symbols, name, model)
-        _require_column(pictures, column)
+        _require_column(images, column)
     preset = PRESETS.get(model)
     columns = dict(preset.label_columns) if preset is not None else {}
     columns |= named or {}
     found = {s.name: columns.get(s.name, s.name) for s in symbols}
-    found = {name: column for name, column in found.items() if column in pictures.labels}
+    found = {name: column for name, column in found.items() if column in images.labels}
     if not found:
         raise UserInputError(
             f"the data have no labels for any symbol of {model} "
@@ -87,8 +87,8 @@ def parse_wish(text: str, symbols: Sequence[SymbolConfig], model: str) -> Wish:
 
 
 def find_judge(
-    training: Pictures,
-    held_out: Pictures,
+    training: ImageDataset,
+    held_out: ImageDataset,
     columns: Sequence[str],
     *,
     steps: int | None = None,

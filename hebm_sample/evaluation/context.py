@@ -1,11 +1,11 @@
-"""A model's latents and pictures, made once and looked at by every part of a measurement.
+"""A model's latents and images, made once and looked at by every part of a measurement.
 
     gaussian, ebm      u of seeds 0 ... n - 1 under N(0, I) and under the energy-based prior
-    held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out pictures
+    held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out images
 
-With a folder these are kept there as safetensors, 500 pictures a file, under a key of the model,
+With a folder these are kept there as safetensors, 500 images per file, under a key of the model,
 the sampler and the data: a measurement that was interrupted goes on where it was, and a second one
-reads them. Pictures are decoded again each time, which costs little beside the chains.
+reads them. Images are decoded again each time, which costs little beside the chains.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.images import to_uint8
@@ -36,8 +36,8 @@ from hebm_sample.training.elbo import elbo
 __all__ = ["Bench", "Drawn", "Seen", "Spaces", "as_bytes", "fingerprint"]
 
 FORMAT = 1
-PICTURES_A_FILE = 500
-PICTURE_SETS = ("gaussian", "ebm", "reconstructions", "reconstructed", "reference", "training")
+IMAGES_A_FILE = 500
+IMAGE_SETS = ("gaussian", "ebm", "reconstructions", "reconstructed", "reference", "training")
 Spaces = dict[str, tuple[Any, dict[str, Any]]]
 Prior = Literal["gaussian", "ebm"]
 
@@ -50,7 +50,7 @@ class Drawn(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Held-out pictures: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL a group (N, L) in nats."""
+    """Held-out images: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL a group (N, L) in nats."""
 
     u: Latents
     distortion: Tensor
@@ -58,7 +58,7 @@ class Seen(NamedTuple):
 
 
 def as_bytes(images: Tensor) -> np.ndarray:
-    """What a user would save: float pictures in [-1, 1] to uint8 (N, 3, S, S)."""
+    """What a user would save: float images in [-1, 1] to uint8 (N, 3, S, S)."""
     return np.ascontiguousarray(to_uint8(images).transpose(0, 3, 1, 2))
 
 
@@ -74,24 +74,24 @@ def fingerprint(pipe: Pipeline, *, encoder: bool = False) -> str:
 
 @dataclass
 class Bench:
-    """A model, the pictures to measure it on, and what has been made of both so far.
+    """A model, the images to measure it on, and what has been made of both so far.
 
     Arguments:
         pipe: The model.
-        num_pictures: n, in each set.
+        num_images: n, in each set.
         training: What it was trained on; None where a measurement does without.
-        held_out: 2 n pictures that it was not: the first n are reconstructed, the others are the
+        held_out: 2 n images that it was not: the first n are reconstructed, the others are the
             reference.
-        batch_size: Pictures at a time.
+        batch_size: ImageDataset at a time.
         folder: Where latents are kept; None keeps them in memory only.
         progress: Show bars.
         sampling: Fields of `LangevinConfig` in place of the model's own.
     """
 
     pipe: Pipeline
-    num_pictures: int
-    training: Pictures | None = None
-    held_out: Pictures | None = None
+    num_images: int
+    training: ImageDataset | None = None
+    held_out: ImageDataset | None = None
     batch_size: int = 50
     folder: Path | None = None
     progress: bool = True
@@ -102,7 +102,7 @@ class Bench:
         """Latents of seeds 0 ... n - 1 under a prior."""
         settings = self.sampling if prior == "ebm" else {}
         total = self.pipe.total_steps(
-            num_images=self.num_pictures,
+            num_images=self.num_images,
             batch_size=self.batch_size,
             steps=settings.get("steps"),
             prior=prior,
@@ -122,7 +122,7 @@ class Bench:
             return _by_group(concatenate(parts)) | {"seconds": seconds}
 
         with bar:
-            found = self._kept(prior, key, self.num_pictures, make)
+            found = self._kept(prior, key, self.num_images, make)
         return Drawn(self._latents(found), float(found["seconds"].sum()))
 
     def _drawn_batch(
@@ -140,14 +140,14 @@ class Bench:
         return out.latents
 
     def seen(self) -> Seen:
-        """What generator and encoder say of the held-out pictures."""
-        pictures = self._held_out()
-        key = ["seen", fingerprint(self.pipe, encoder=True), pictures.identity]
-        found = self._kept("held-out", key, len(pictures), self._look)
+        """What generator and encoder say of the held-out images."""
+        images = self._held_out()
+        key = ["seen", fingerprint(self.pipe, encoder=True), images.identity]
+        found = self._kept("held-out", key, len(images), self._look)
         return Seen(self._latents(found), found["distortion"], found["kl"])
 
     def look_at(self, images: np.ndarray) -> Seen:
-        """The same of any pictures, uint8 (N, 3, S, S); not kept."""
+        """The same of any images, uint8 (N, 3, S, S); not kept."""
         found = self._looked(images, 0)
         return Seen(self._latents(found), found["distortion"], found["kl"])
 
@@ -168,27 +168,27 @@ class Bench:
             parts.append(u | nats)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def pictures(self, u: Latents) -> Iterator[np.ndarray]:
-        """Mean pictures of u as bytes, uint8 (B, 3, S, S) a batch."""
+    def images(self, u: Latents) -> Iterator[np.ndarray]:
+        """Mean images of u as bytes, uint8 (B, 3, S, S) a batch."""
         for i in range(0, len(u[0]), self.batch_size):
             rows = tuple(g[i : i + self.batch_size] for g in u)
             found = self.pipe.decode(rows, output_type="torch", batch_size=self.batch_size)
             yield as_bytes(found * 2 - 1)
 
     def stream(self, name: str) -> Iterator[np.ndarray]:
-        """Batches of a set of `PICTURE_SETS`: `reconstructed` are the held-out pictures whose
+        """Batches of a set of `IMAGE_SETS`: `reconstructed` are the held-out images whose
         `reconstructions` are compared with the others, the `reference`.
         """
-        half = self.num_pictures
+        half = self.num_images
         if name in ("gaussian", "ebm"):
-            yield from self.pictures(self.drawn(name).u)  # pyright: ignore[reportArgumentType]
+            yield from self.images(self.drawn(name).u)  # pyright: ignore[reportArgumentType]
             return
         if name == "reconstructions":
-            yield from self.pictures(tuple(g[:half] for g in self.seen().u))
+            yield from self.images(tuple(g[:half] for g in self.seen().u))
             return
         if name == "training":
             if self.training is None:
-                raise UserInputError("this needs the training pictures; give them with --data")
+                raise UserInputError("this needs the training images; give them with --data")
             images = self.training.images
         else:
             images = self._held_out().images
@@ -197,12 +197,12 @@ class Bench:
             yield np.asarray(images[i : i + self.batch_size])
 
     def features(self, name: str, spaces: Spaces) -> dict[str, np.ndarray]:
-        """Features (N, D) of a set of pictures in every space; each set is decoded once."""
+        """Features (N, D) of a set of images in every space; each set is decoded once."""
         return self._features(name, lambda: self.stream(name), spaces)
 
     def features_of(self, name: str, u: Latents, spaces: Spaces) -> dict[str, np.ndarray]:
-        """The same of the pictures of any latents, kept under a name of the caller's."""
-        return self._features(name, lambda: self.pictures(u), spaces)
+        """The same of the images of any latents, kept under a name of the caller's."""
+        return self._features(name, lambda: self.images(u), spaces)
 
     def _features(
         self, name: str, stream: Callable[[], Iterator[np.ndarray]], spaces: Spaces
@@ -220,9 +220,9 @@ class Bench:
                 self._made[name, space] = np.concatenate(found)
         return {s: self._made[name, s] for s in spaces}
 
-    def _held_out(self) -> Pictures:
+    def _held_out(self) -> ImageDataset:
         if self.held_out is None:
-            raise UserInputError("this needs held-out pictures; give the data with --data")
+            raise UserInputError("this needs held-out images; give the data with --data")
         return self.held_out
 
     def _latents(self, found: dict[str, Tensor]) -> Latents:
@@ -240,8 +240,8 @@ class Bench:
         """
         if name not in self._made:
             parts = []
-            for start in range(0, count, PICTURES_A_FILE):
-                stop = min(start + PICTURES_A_FILE, count)
+            for start in range(0, count, IMAGES_A_FILE):
+                stop = min(start + IMAGES_A_FILE, count)
                 parts.append(self._kept_file(name, [*key, start, stop], start, stop, make))
             self._made[name] = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         return self._made[name]

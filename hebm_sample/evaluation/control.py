@@ -2,7 +2,7 @@
 
 found(y, w) = share of samples, drawn with y asked at guidance w, in which the judge names y
 base(y)     = the same of samples of which nothing was asked, guidance 0
-ceiling     = the judge's accuracy on reconstructions of held-out pictures
+ceiling     = the judge's accuracy on reconstructions of held-out images
 
 All samples of a guidance are drawn in batches that mix what is asked; sample i of every value and
 guidance has seed i.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.classifiers import Wish
 from hebm_sample.evaluation.control_results import (
@@ -45,15 +45,15 @@ class _Bench:
     pipe: Pipeline
     judge: Any
     columns: dict[str, str]
-    training: Pictures
-    held_out: Pictures
+    training: ImageDataset
+    held_out: ImageDataset
     batch_size: int
     progress: bool
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def batches(self, count: int, what: str) -> Iterator[slice]:
         """Slices of 0 ... count - 1, under a bar."""
-        with tqdm(total=count, desc=what, unit="picture", disable=not self.progress) as bar:
+        with tqdm(total=count, desc=what, unit="image", disable=not self.progress) as bar:
             for start in range(0, count, self.batch_size):
                 rows = slice(start, min(start + self.batch_size, count))
                 yield rows
@@ -64,17 +64,17 @@ class _Bench:
         return {"batch_size": self.batch_size, "output_type": "torch", **self.sampling}
 
     def verdict(self, parts: list[Tensor]) -> Verdict:
-        """On pictures in [0, 1], as they would be saved."""
+        """On images in [0, 1], as they would be saved."""
         return self.judge.judge(as_bytes(torch.cat(parts) * 2 - 1))
 
     def drawn(self, seeds: Sequence[int], wishes: Sequence[Wish] | None, weight: float) -> Verdict:
         """On samples of these seeds, with one wish a seed or none."""
-        pictures = []
+        images = []
         for rows in self.batches(len(seeds), f"guidance {weight:g}"):
             asked = {} if wishes is None else {"symbols": wishes[rows], "guidance": weight}
             out = self.pipe(seeds=seeds[rows], **asked, **self.options())
-            pictures.append(out.images)
-        return self.verdict(pictures)
+            images.append(out.images)
+        return self.verdict(images)
 
     def reconstructed(self, images: np.ndarray) -> Tensor:
         """Of (N, 3, S, S) bytes, in [0, 1]: of the u that `edit` with seeds 0, 1, ... starts
@@ -99,9 +99,9 @@ class _Bench:
             [verdict.values(self.columns[n]) == self.index(n, v) for n, v in wish.items()], axis=0
         )
 
-    def labelled(self, pictures: Pictures, wish: Wish) -> tuple[np.ndarray, np.ndarray]:
+    def labelled(self, images: ImageDataset, wish: Wish) -> tuple[np.ndarray, np.ndarray]:
         """Rows whose labels of all that is asked are known, (N,), and of which it holds."""
-        labels = {n: pictures.labels[self.columns[n]] for n in wish}
+        labels = {n: images.labels[self.columns[n]] for n in wish}
         known = np.all([labels[n] >= 0 for n in wish], axis=0)
         return known, np.all([labels[n] == self.index(n, v) for n, v in wish.items()], axis=0)
 
@@ -165,18 +165,18 @@ def _asked(
     return asked
 
 
-def _edit(bench: _Bench, pictures: Pictures, plan: ControlPlan) -> Edit:
-    """Change held-out pictures that lack all that is asked for."""
+def _edit(bench: _Bench, dataset: ImageDataset, plan: ControlPlan) -> Edit:
+    """Change held-out images that lack all that is asked for."""
     assert plan.edit is not None
     wish = plan.edit
     lacking = []
     for name, value in wish.items():
-        known, holds = bench.labelled(pictures, {name: value})
+        known, holds = bench.labelled(dataset, {name: value})
         lacking.append(known & ~holds)
     rows = np.flatnonzero(np.all(lacking, axis=0))[: plan.edit_images]
     if not len(rows):
-        raise UserInputError(f"no held-out picture is labelled as lacking {wish}")
-    images = np.asarray(pictures.images[rows])
+        raise UserInputError(f"no held-out image is labelled as lacking {wish}")
+    images = np.asarray(dataset.images[rows])
     again, edited = bench.reconstructed(images), []
     for part in bench.batches(len(images), "edits"):
         out = bench.pipe.edit(
@@ -200,7 +200,7 @@ def _edit(bench: _Bench, pictures: Pictures, plan: ControlPlan) -> Edit:
     }
     return Edit(
         symbols=wish,
-        pictures=len(images),
+        images=len(images),
         strength=plan.strength,
         guidance=plan.edit_guidance,
         method=plan.edit_method,
@@ -271,8 +271,8 @@ def _check_judge(
 
 def control(
     pipe: Pipeline,
-    training: Pictures,
-    held_out: Pictures,
+    training: ImageDataset,
+    held_out: ImageDataset,
     judge: Any,
     report: Mapping[str, Any],
     columns: Mapping[str, str],
@@ -293,7 +293,7 @@ def control(
         report: What is known of the judge.
         columns: Variable to label column, as `label_columns` finds them.
         plan: What to measure.
-        batch_size: Pictures at a time.
+        batch_size: ImageDataset at a time.
         progress: Show bars.
         announce: Told what begins.
         sampling: Fields of `LangevinConfig` in place of the model's own.
@@ -315,7 +315,7 @@ def control(
         progress,
         {k: v for k, v in sampling.items() if v is not None},
     )
-    announce("held-out pictures and reconstructions")
+    announce("held-out images and reconstructions")
     images = np.asarray(bench.held_out.images)
     real, again = judge.judge(images), bench.verdict([bench.reconstructed(images)])
     announce("samples of what is asked")

@@ -31,10 +31,10 @@ class ControlPlan:
         guidance: Weights; 0 stands for samples of which nothing was asked, and is always drawn.
         attributes: Variables to ask for; None for all that have labels.
         combinations: Values to ask for together.
-        edit: What to change in held-out pictures that lack it; None for no edits.
+        edit: What to change in held-out images that lack it; None for no edits.
         edit_images: How many, at most.
         strength, edit_guidance, edit_method: Of `Pipeline.edit`.
-        held_out: Held-out pictures to judge and reconstruct, at most.
+        held_out: Held-out images to judge and reconstruct, at most.
         layer_images: Samples to vary layer by layer; 0 for none.
         variations: Of each and each cut.
     """
@@ -63,7 +63,7 @@ class ControlPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """Of `count` pictures the share that is so, and its binomial standard error; nan of none."""
+    """Of `count` images the share that is so, and its binomial standard error; nan of none."""
 
     share: float
     error: float
@@ -71,7 +71,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: np.ndarray | Sequence[bool]) -> "Share":
-        """From one truth value a picture."""
+        """From one truth value an image."""
         found = np.asarray(hits, dtype=bool)
         if not found.size:
             return cls(math.nan, math.nan, 0)
@@ -80,7 +80,7 @@ class Share:
 
     @classmethod
     def pooled(cls, shares: "Sequence[Share]") -> "Share":
-        """Of several sets of pictures as one set."""
+        """Of several sets of images as one set."""
         hits = sum(round(s.share * s.count) for s in shares if s.count)
         count = sum(s.count for s in shares)
         return cls.of(np.arange(count) < hits)
@@ -97,7 +97,7 @@ class Asked:
         symbols: Variable to value.
         labelled: Their share of the training rows whose labels tell.
         found: By guidance, as text; "0" is of samples of which nothing was asked.
-        real, reconstructed: The same of held-out pictures that have those labels: the ceiling.
+        real, reconstructed: The same of held-out images that have those labels: the ceiling.
     """
 
     symbols: dict[str, str]
@@ -131,7 +131,7 @@ class Variable:
         values: How many it can take.
         asked: The values that were asked for, each alone.
         found: Shares over all of them, by guidance.
-        real, reconstructed: The judge's accuracies on held-out pictures and on their
+        real, reconstructed: The judge's accuracies on held-out images and on their
             reconstructions, as `metrics.attribute_classifier.accuracies` gives them; empty
             without labels.
     """
@@ -154,7 +154,7 @@ class Variable:
             ceiling = self.reconstructed["accuracy"]
             lines.append(
                 f"  {name}: judge's accuracy {self.real['accuracy']:.3f} on "
-                f"{self.real['count']} real pictures, {ceiling:.3f} on their reconstructions "
+                f"{self.real['count']} real images, {ceiling:.3f} on their reconstructions "
                 f"(balanced {self.real['balanced_accuracy']:.3f}, "
                 f"{self.reconstructed['balanced_accuracy']:.3f})"
             )
@@ -168,22 +168,22 @@ class Variable:
 
 @dataclass(frozen=True)
 class Edit:
-    """Held-out pictures that lack what is asked for by their labels, edited.
+    """Held-out images that lack what is asked for by their labels, edited.
 
     Arguments:
         symbols: What was asked for.
-        pictures: How many were edited.
+        images: How many were edited.
         strength, guidance, method: Of `edit`.
         flipped: Of those in whose reconstruction the judge does not find it, the share in whose
             edited version it does.
         others: Mean absolute change of the judge's probabilities for all other columns, against
-            the picture itself, of "reconstruction" and "edit".
+            the image itself, of "reconstruction" and "edit".
         upper, whole: Mean absolute change of the pixels, on 0 to 255, in the upper half and in the
             whole, likewise.
     """
 
     symbols: dict[str, str]
-    pictures: int
+    images: int
     strength: float
     guidance: float
     flipped: Share
@@ -201,7 +201,7 @@ class Edit:
             "all pixels": (self.whole, 2),
         }
         return [
-            f"Edit {asked} on {self.pictures} held-out pictures without it, strength "
+            f"Edit {asked} on {self.images} held-out images without it, strength "
             f"{self.strength:g}, guidance {self.guidance:g}, by {self.method}:",
             f"  flipped {self.flipped} of {self.flipped.count} not called so when reconstructed",
             f"  {'mean absolute change of':38}{'reconstruction':>16}{'edit':>16}",
@@ -217,12 +217,12 @@ class Layers:
     """Mean distance in the judge's features between variations that keep the top k groups.
 
     Arguments:
-        pictures: That were varied.
+        images: That were varied.
         variations: Of each.
         distances: For k = 0 ... L - 1.
     """
 
-    pictures: int
+    images: int
     variations: int
     distances: list[float]
 
@@ -230,8 +230,8 @@ class Layers:
         """Part of the table."""
         found = ", ".join(f"{k}: {d:.3f}" for k, d in enumerate(self.distances))
         return (
-            f"Layers: mean feature distance of {self.variations} variations of {self.pictures} "
-            f"pictures, by groups kept {found}"
+            f"Layers: mean feature distance of {self.variations} variations of {self.images} "
+            f"images, by groups kept {found}"
         )
 
 
@@ -242,10 +242,10 @@ class Control:
     Arguments:
         model: The model's name.
         sampling: Its sampler's settings in this measurement.
-        judge: What is known of the judge: recipe, data, accuracies on held-out pictures.
+        judge: What is known of the judge: recipe, data, accuracies on held-out images.
         num_images: Samples a value and guidance.
         unconditional: Samples of which nothing was asked.
-        held_out: Held-out pictures that were judged and reconstructed.
+        held_out: Held-out images that were judged and reconstructed.
         variables: By name.
         combinations: Values of several variables together.
         edit, layers: None if not measured.
@@ -278,7 +278,7 @@ class Control:
         lines = [
             f"{self.model}: {how}, {self.num_images} samples a value and guidance, "
             f"{self.unconditional} of which nothing was asked (guidance 0), {self.seconds:.0f} s",
-            *textwrap.wrap("Judge's accuracy on held-out pictures: " + ", ".join(tested), 120),
+            *textwrap.wrap("Judge's accuracy on held-out images: " + ", ".join(tested), 120),
             "Shares in which the judge names what was asked, ± one standard error:",
         ]
         guidance = list(next(iter(self.variables.values())).found) if self.variables else []

@@ -1,9 +1,9 @@
-"""The first measurement of a model, on pictures it was not trained on.
+"""The first measurement of a model, on images it was not trained on.
 
     gap closed = (FD_gauss - FD_ebm) / (FD_gauss - FD_recon)
 
-Fréchet distances to one half of the held-out pictures; reconstructions come from the other half,
-so nothing is compared with itself, and all four sets have the same size. Held-out pictures are the
+Fréchet distances to one half of the held-out images; reconstructions come from the other half,
+so nothing is compared with itself, and all four sets have the same size. Held-out images are the
 last rows of the data, or another split of it where training used all rows. Distances are taken in
 the features of a small classifier trained here on the training rows' labels, and in principal
 components of the pixels beside it; without labels in the components only. Bits a dimension are the
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hebm_sample import __version__
-from hebm_sample.data.dataset import Pictures, load_pictures
+from hebm_sample.data.dataset import ImageDataset, load_images
 from hebm_sample.data.summary import held_out_rule
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import Bench, as_bytes
@@ -42,7 +42,7 @@ from hebm_sample.presets.models import PRESETS
 
 __all__ = [
     "DEFAULT_FEATURE_STEPS",
-    "DEFAULT_PICTURES",
+    "DEFAULT_IMAGES",
     "Evaluation",
     "as_bytes",
     "cache_path",
@@ -58,7 +58,7 @@ FEATURE_RECIPE = 1
 HASH = "hash"
 TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
-DEFAULT_PICTURES = 2000
+DEFAULT_IMAGES = 2000
 PCA_ROWS = 8000
 FEWEST_LABELS = 20
 
@@ -70,8 +70,8 @@ class Evaluation:
     Arguments:
         model: The model's name.
         sampling: Its sampler's settings in this measurement.
-        held_out: Held-out pictures: reference and reconstructed halves together.
-        bits: ELBO under N(0, I) in bits a dimension, on all held-out pictures.
+        held_out: Held-out images: reference and reconstructed halves together.
+        bits: ELBO under N(0, I) in bits per dimension, on all held-out images.
         distortion_bits: Its first part, -log p(x | h_{L+1}).
         kl: KL a group in nats.
         u_square: Mean square of the sampler's u a group; q(u)'s is beside it.
@@ -115,9 +115,8 @@ class Evaluation:
         """The figures as text."""
         how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
         lines = [
-            f"{self.model}: {self.held_out} held-out pictures; {how}, "
-            f"{self.sampling_seconds:.0f} s",
-            f"bits a dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "
+            f"{self.model}: {self.held_out} held-out images; {how}, {self.sampling_seconds:.0f} s",
+            f"bits per dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "
             f"(of which distortion {self.distortion_bits:.3f})",
             "group                 " + "".join(f"{i:>9}" for i in range(len(self.kl))),
             "KL in nats            " + "".join(f"{v:9.1f}" for v in self.kl),
@@ -126,7 +125,7 @@ class Evaluation:
         ]
         for name, gap in self.gaps.items():
             lines += [
-                f"Fréchet distances in {name}, {gap.num_pictures} pictures a side:",
+                f"Fréchet distances in {name}, {gap.num_images} images per side:",
                 f"  reconstructions {gap.fd_recon:.3f} ± {gap.fd_recon_error:.3f}",
                 f"  N(0, I)         {gap.fd_gauss:.3f} ± {gap.fd_gauss_error:.3f}",
                 f"  EBM prior       {gap.fd_model:.3f} ± {gap.fd_model_error:.3f}",
@@ -162,17 +161,17 @@ def open_held_out(
     split: str | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
-) -> tuple[Pictures, Pictures]:
+) -> tuple[ImageDataset, ImageDataset]:
     """The rows that a model was trained on, and those that it was not.
 
     Arguments:
-        source: As for `load_pictures`.
-        size: Side of the pictures.
+        source: As for `load_images`.
+        size: Side of the images.
         model: A preset of that name says which rows were kept apart.
         validation: In the preset's place: "hash", or how many at the end; 0 means none, and the
             split `test` is held out. "hash" if neither says.
         split: Of the source, that is held out; then no rows at the end are.
-        cache_dir: Of `load_pictures`.
+        cache_dir: Of `load_images`.
         progress: Show a bar while decoding.
 
     Raises:
@@ -185,10 +184,10 @@ def open_held_out(
         )
     rows = _validation(model, validation)
     options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
-    training = load_pictures(source, **options)
+    training = load_images(source, **options)
     if split is None and rows != 0:
         return training.split(None if rows == HASH else rows)
-    held_out = load_pictures(source, split=split or TEST_SPLIT, **options)
+    held_out = load_images(source, split=split or TEST_SPLIT, **options)
     if held_out.identity == training.identity:
         raise UserInputError(
             f"the split {split or TEST_SPLIT!r} of {source} is what the model is trained on; "
@@ -207,7 +206,7 @@ def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Pa
 
 
 def feature_spaces(
-    training: Pictures,
+    training: ImageDataset,
     *,
     steps: int | None = None,
     model: str | None = None,
@@ -255,19 +254,19 @@ def feature_spaces(
 
 def make_bench(
     pipe: Pipeline,
-    training: Pictures,
-    held_out: Pictures,
+    training: ImageDataset,
+    held_out: ImageDataset,
     *,
-    num_pictures: int = DEFAULT_PICTURES,
+    num_images: int = DEFAULT_IMAGES,
     batch_size: int = 50,
     folder: Path | None = None,
     progress: bool = True,
     **sampling: Any,
 ) -> Bench:
-    """A model with an energy-based prior and the first 2 n held-out pictures.
+    """A model with an energy-based prior and the first 2 n held-out images.
 
     Raises:
-        UserInputError: Too few held-out pictures, a model without a prior, or a setting that the
+        UserInputError: Too few held-out images, a model without a prior, or a setting that the
             sampler has not.
     """
     if pipe.prior is None:
@@ -276,19 +275,19 @@ def make_bench(
         )
     if len(held_out) < 20:
         raise UserInputError(
-            f"{len(held_out)} pictures are held out; it takes 20 to measure, 10 a side"
+            f"{len(held_out)} images are held out; it takes 20 to measure, 10 per side"
         )
-    if not 10 <= num_pictures <= len(held_out) // 2:
+    if not 10 <= num_images <= len(held_out) // 2:
         raise UserInputError(
-            f"{num_pictures} pictures a side were asked for; with {len(held_out)} held-out "
-            f"pictures it can be 10 to {len(held_out) // 2}"
+            f"{num_images} images per side were asked for; with {len(held_out)} held-out "
+            f"images it can be 10 to {len(held_out) // 2}"
         )
     pipe.sampling_config(**sampling)
     return Bench(
         pipe,
-        num_pictures,
+        num_images,
         training,
-        held_out.rows(0, 2 * num_pictures),
+        held_out.rows(0, 2 * num_images),
         batch_size,
         folder,
         progress,
@@ -301,7 +300,7 @@ def _mean_squares(u: Latents) -> list[float]:
 
 
 def _held_out_figures(bench: Bench) -> dict[str, Any]:
-    """ELBO and KL over all held-out pictures, and q(u)'s mean square."""
+    """ELBO and KL over all held-out images, and q(u)'s mean square."""
     seen, shape = bench.seen(), tuple(bench.held_out.images.shape[1:])  # pyright: ignore
     total = (seen.distortion + seen.kl.sum(1)).mean()
     return {
@@ -320,13 +319,13 @@ def measure(
 ) -> Evaluation:
     """What `evaluate` measures, on a bench and in feature spaces that are there already."""
     start = time.perf_counter()
-    announce("held-out pictures and reconstructions")
+    announce("held-out images and reconstructions")
     figures = _held_out_figures(bench)
     announce("samples of N(0, I) and of the energy-based prior")
     drawn = bench.drawn("ebm")
     names = ("gaussian", "ebm", "reconstructions", "reference")
     found = {name: bench.features(name, spaces) for name in names}
-    groups = min(20, bench.num_pictures // 2)
+    groups = min(20, bench.num_images // 2)
     gaps = {s: measure_gap(*(found[n][s] for n in names), num_groups=groups) for s in spaces}
     quality = {
         s: {n: measure_quality(found[n][s], found["reference"][s]) for n in names[:-1]}
@@ -335,7 +334,7 @@ def measure(
     return Evaluation(
         model=bench.pipe.name,
         sampling=bench.pipe.sampling_config(**bench.sampling).to_dict(),
-        held_out=2 * bench.num_pictures,
+        held_out=2 * bench.num_images,
         u_square=_mean_squares(drawn.u),
         gaps=gaps,
         feature_reports={name: report for name, (_, report) in spaces.items()},
@@ -348,10 +347,10 @@ def measure(
 
 def evaluate(
     pipe: Pipeline,
-    training: Pictures,
-    held_out: Pictures,
+    training: ImageDataset,
+    held_out: ImageDataset,
     *,
-    num_pictures: int = DEFAULT_PICTURES,
+    num_images: int = DEFAULT_IMAGES,
     feature_steps: int | None = None,
     batch_size: int = 50,
     cache_dir: Path | None = None,
@@ -365,23 +364,23 @@ def evaluate(
         pipe: The model.
         training: What it was trained on; the feature spaces are too.
         held_out: What it was not.
-        num_pictures: In each of the four sets; at most half of the held-out ones.
+        num_images: In each of the four sets; at most half of the held-out ones.
         feature_steps: Optimiser steps of the classifier whose features are used; None takes the
             package's own where it has one for this model and these data, or else 1,200.
-        batch_size: Pictures at a time.
+        batch_size: ImageDataset at a time.
         cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show bars.
         announce: Told what begins.
         sampling: Fields of `LangevinConfig` in place of the model's own.
 
     Raises:
-        UserInputError: Too few held-out pictures, or a model without a prior.
+        UserInputError: Too few held-out images, or a model without a prior.
     """
     bench = make_bench(
         pipe,
         training,
         held_out,
-        num_pictures=num_pictures,
+        num_images=num_images,
         batch_size=batch_size,
         progress=progress,
         **sampling,

@@ -1,7 +1,7 @@
-"""Two folders of pictures, measured against each other: `hebm-train evaluate --compare A B`.
+"""Two folders of images, measured against each other: `hebm-train evaluate --compare A B`.
 
 B is the reference: precision is A's. Spaces are those of the classifiers that come with the
-package, principal components fitted to B, and Inception's if asked for. Pictures are cropped to
+package, principal components fitted to B, and Inception's if asked for. Images are cropped to
 their middle square and brought to one size, that of B's first one by default.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hebm_sample.data.dataset import Pictures, load_pictures
+from hebm_sample.data.dataset import ImageDataset, load_images
 from hebm_sample.data.sources import open_source
 from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.reference import SHIPPED, find_set
-from hebm_sample.io.images import open_picture
+from hebm_sample.io.images import open_image
 from hebm_sample.metrics.features import PcaFeatures, extract
 from hebm_sample.metrics.inception import InceptionFeatures
 from hebm_sample.metrics.quality import Quality, measure_quality
@@ -31,7 +31,7 @@ class FolderComparison:
 
     Arguments:
         folders: A and B, as they were given.
-        counts: Their pictures.
+        counts: Their images.
         size: Side that these were brought to.
         spaces: Name to figures, A against B.
     """
@@ -54,8 +54,8 @@ class FolderComparison:
         """The figures as text."""
         a, b = self.folders
         lines = [
-            f"{a} ({self.counts[0]} pictures) against {b} ({self.counts[1]}), {self.size}x"
-            f"{self.size}; the larger folder's pictures are not thinned: compare only with "
+            f"{a} ({self.counts[0]} images) against {b} ({self.counts[1]}), {self.size}x"
+            f"{self.size}; the larger folder's images are not thinned: compare only with "
             "figures of as many"
         ]
         for name, q in self.spaces.items():
@@ -67,19 +67,19 @@ def _first_size(folder: Path) -> int:
     """Shorter side of the first image that can be read."""
     reason = "it is empty"
     for chunk in open_source(folder, None).chunks():
-        for image in chunk.pictures:
+        for image in chunk.images:
             if image is None:
                 continue
             try:
                 return min(
-                    open_picture(io.BytesIO(image) if isinstance(image, bytes) else image).size
+                    open_image(io.BytesIO(image) if isinstance(image, bytes) else image).size
                 )
             except HebmError as error:
                 reason = str(error)
-    raise UserInputError(f"none of the pictures in {folder} can be read: {reason}")
+    raise UserInputError(f"none of the images in {folder} can be read: {reason}")
 
 
-def _spaces(reference: Pictures, inception: bool) -> dict[str, Any]:
+def _spaces(reference: ImageDataset, inception: bool) -> dict[str, Any]:
     rows = json.loads((SHIPPED / "index.json").read_text(encoding="utf-8"))["sets"].values()
     found: dict[str, Any] = {}
     for row in rows:
@@ -104,20 +104,20 @@ def compare_folders(
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> FolderComparison:
-    """Measure the pictures of folder A against those of folder B.
+    """Measure the images of folder A against those of folder B.
 
     Raises:
-        UserInputError: No such folder, or fewer than 4 pictures in one.
+        UserInputError: No such folder, or fewer than 4 images in one.
     """
     for folder in (a, b):
         if not Path(folder).is_dir():
             raise UserInputError(f"there is no folder {folder}")
     size = size or _first_size(Path(b))
     options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
-    sets = [load_pictures(folder, **options) for folder in (a, b)]
+    sets = [load_images(folder, **options) for folder in (a, b)]
     if min(map(len, sets)) < FEWEST:
         raise UserInputError(
-            f"{a} has {len(sets[0])} pictures and {b} {len(sets[1])}; a comparison needs {FEWEST}"
+            f"{a} has {len(sets[0])} images and {b} {len(sets[1])}; a comparison needs {FEWEST}"
         )
     found = {}
     for name, extractor in _spaces(sets[1], inception).items():

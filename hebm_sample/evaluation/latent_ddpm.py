@@ -31,7 +31,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from hebm_sample.config import require_integer, require_range
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, flatten
@@ -267,7 +267,7 @@ def load_ddpm(folder: str | Path) -> LatentDenoiser:
 def train_ddpm(
     preset: Preset,
     model: Pipeline,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: str | Path,
     *,
     resume: bool = False,
@@ -280,7 +280,7 @@ def train_ddpm(
     Arguments:
         preset: Its prior's sigmas and settings.
         model: Generator, encoder, and the energies whose number of parameters is matched.
-        pictures: All rows; those that the settings' `validation` says are kept apart.
+        images: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
         accelerator: accelerate's engine; made if None.
     """
@@ -288,7 +288,7 @@ def train_ddpm(
     settings, device = preset.prior_settings, accelerator.device
     if model.prior is None or model.config.prior is None:
         raise UserInputError(f"{model.name} has no energy-based prior to match in size")
-    training, _ = pictures.split(settings.validation)
+    training, _ = images.split(settings.validation)
     model.to(device)
     shapes = model.generator.latent_shapes
     width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))

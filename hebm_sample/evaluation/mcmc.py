@@ -100,7 +100,7 @@ def split_r_hat(traces: Tensor) -> float:
 
 @dataclass(frozen=True)
 class LevelDiagnostics:
-    """What the sampler's own chain did at one noise level; means over pictures.
+    """What the sampler's own chain did at one noise level; means over images.
 
     Arguments:
         level: t.
@@ -108,11 +108,11 @@ class LevelDiagnostics:
         step_size: s of its first step; its mean over coordinates where they have their own.
         step_sizes: s of each step, likewise.
         unit: B_t, or the release's s_t, likewise.
-        steps: Langevin steps; the lists have one number a step.
+        steps: Langevin steps; the lists have one number per step.
         log_density: Before each step, a dimension of u.
         gradient_norm: Likewise, over sqrt(D).
         displacement: Over sqrt(s D).
-        energy: -F at the end of the level, its mean and standard deviation over pictures.
+        energy: -F at the end of the level, its mean and standard deviation over images.
     """
 
     level: int
@@ -211,7 +211,7 @@ def diagnose_levels(
 
 @dataclass(frozen=True)
 class StepCheck:
-    """Acceptance at one level for one step scale c, s = c B_t; means over pictures."""
+    """Acceptance at one level for one step scale c, s = c B_t; means over images."""
 
     level: int
     step_scale: float

@@ -11,13 +11,13 @@
     combination                  Mahalanobis distance of every level's statistics, fitted on
                                  held-out images alone (`metrics/typicality.py`)
     likelihood                   -ELBO in nats
-    compression                  bytes of the picture as PNG: no model at all
+    compression                  bytes of the image as PNG: no model at all
     likelihood less compression  -ELBO - 8 log 2 bytes (Serrà et al., "Input complexity and
                                  out-of-distribution detection with likelihood-based generative
                                  models", arXiv 1909.11480)
 
-All are large for what is strange. AUROC = P(score of another picture > score of a held-out one).
-A likelihood is known to prefer smooth pictures of any kind; the compression column says how much
+All are large for what is strange. AUROC = P(score of another image > score of a held-out one).
+A likelihood is known to prefer smooth images of any kind; the compression column says how much
 of a figure that explains.
 """
 
@@ -54,11 +54,11 @@ __all__ = [
 
 NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
 BLUR_SHARE = 1 / 16  # radius, of the side
-CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that pictures were encoded with
+CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that images were encoded with
 
 
 def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """The same pictures, uint8 (N, 3, S, S), spoilt: noise, blur, one colour, inverted."""
+    """The same images, uint8 (N, 3, S, S), spoilt: noise, blur, one colour, inverted."""
     rng = np.random.default_rng(seed)
     noisy = images + NOISE_LEVEL * rng.standard_normal(images.shape, dtype=np.float32)
     radius = max(1.0, images.shape[-1] * BLUR_SHARE)
@@ -76,7 +76,7 @@ def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def png_bytes(images: np.ndarray) -> np.ndarray:
-    """Size of each picture, uint8 (N, 3, S, S), as an optimised PNG, (N,)."""
+    """Size of each image, uint8 (N, 3, S, S), as an optimised PNG, (N,)."""
     sizes = []
     for image in images.transpose(0, 2, 3, 1):
         buffer = io.BytesIO()
@@ -215,5 +215,5 @@ def _by_level(measured: Measured, calibration: Calibration | None) -> dict[str, 
 def separations(
     own: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
 ) -> dict[str, Figure]:
-    """AUROC a score: of the data set's own held-out pictures against others."""
+    """AUROC a score: of the data set's own held-out images against others."""
     return {name: auroc(own[name], other[name]) for name in own}

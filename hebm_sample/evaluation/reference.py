@@ -1,17 +1,17 @@
-"""Evaluation sets that come with the package: a classifier, and what real pictures look like to
+"""Evaluation sets that come with the package: a classifier, and what real images look like to
 it.
 
-One safetensors file a data set and picture size, listed with its sha256 in `index.json` beside:
+One safetensors file a data set and image size, listed with its sha256 in `index.json` beside:
 
     net.*        the `FeatureNet`, in half precision
-    mean         (D,), covariance (D (D+1) / 2,): of the reference pictures' features, float64
-    features     (R, D): of the first R reference pictures, in half precision, for KID and
+    mean         (D,), covariance (D (D+1) / 2,): of the reference images' features, float64
+    features     (R, D): of the first R reference images, in half precision, for KID and
                  precision, recall, density, coverage
 
 and as metadata the recipe: which rows the reference are, the hash of the data, the classifier's
 report with its accuracy. The statistics are those of the half-precision net, so whoever loads it
 measures in the space that they were taken in. A set may do without a net of its own and name the
-file of another set, with its sha256, whose net sees these pictures, too.
+file of another set, with its sha256, whose net sees these images, too.
 
 Without the data nothing can be reconstructed; so the recipe can hold the distance of one model's
 reconstructions, named by its fingerprint, and then the gap it closes is known.
@@ -49,9 +49,9 @@ class EvaluationSet:
 
     Arguments:
         name: Of the data set and of the model that is trained on it.
-        image_size: Side of its pictures.
+        image_size: Side of its images.
         net: The classifier, in evaluation mode.
-        statistics: Of the reference pictures.
+        statistics: Of the reference images.
         features: (R, D) of the first R of them.
         recipe: Plain values: rows, data, classifier, maybe one model's reconstructions.
         net_of: The name of the set whose classifier it is, where it has none of its own.
@@ -75,7 +75,7 @@ class EvaluationSet:
         fingerprint, if the recipe has them.
         """
         known = self.recipe.get("reconstructions")
-        if known is None or (known["model"], known["num_pictures"]) != (fingerprint, count):
+        if known is None or (known["model"], known["num_images"]) != (fingerprint, count):
             return None
         return {k: known[k] for k in ("frechet", "frechet_error")}
 
@@ -101,7 +101,7 @@ def build_set(
     net_of: str | None = None,
     progress: bool = False,
 ) -> EvaluationSet:
-    """Round the classifier and look at the reference pictures (N, 3, S, S) through it.
+    """Round the classifier and look at the reference images (N, 3, S, S) through it.
 
     Arguments:
         net_of: The name of the set whose net this is; it is not written a second time.
@@ -175,7 +175,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def find_set(name: str, image_size: int, folder: Path = SHIPPED) -> EvaluationSet | None:
-    """The set of that name and picture size, checked against its sha256; None if there is none.
+    """The set of that name and image size, checked against its sha256; None if there is none.
 
     Raises:
         WeightsError: The file is missing, corrupt, or does not fit its description.

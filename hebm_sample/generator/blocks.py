@@ -4,7 +4,7 @@
 
 Dense 3x3 convolutions inside a narrow bottleneck are several times faster on a CPU than depthwise
 ones. No
-normalisation: a picture must not depend on the others in its batch, and the maps are small.
+normalisation: an image must not depend on the others in its batch, and the maps are small.
 """
 
 from torch import Tensor, nn

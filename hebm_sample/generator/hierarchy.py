@@ -3,7 +3,7 @@
     h_1 = learned constant
     z_i = mu_i(h_i) + sigma_i(h_i) * u_i      u_i ~ N(0, I) without an energy-based prior
     h_{i+1} = block_i(h_i, z_i)               upsampled between scales
-    x ~ p(x | h_{L+1})                        a picture is its mean
+    x ~ p(x | h_{L+1})                        an image is its mean
 
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
 """
@@ -52,7 +52,7 @@ class Group(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """h_{L+1} to the mean picture: upsampling stages, then one convolution and a pixel shuffle."""
+    """h_{L+1} to the mean image: upsampling stages, then one convolution and a pixel shuffle."""
 
     def __init__(
         self, width: int, stages: tuple[StageConfig, ...], head_upsample: int, channels: int
@@ -105,7 +105,7 @@ class HierarchicalGenerator(Generator):
         config grows from, and freeze T; the rest stays as initialised.
         """
         assert self.config.grows_from(smaller.config)
-        new = ("decoder.head.", "likelihood.")  # another picture, so another head and scale
+        new = ("decoder.head.", "likelihood.")  # another image, so another head and scale
         known = {k: v for k, v in smaller.state_dict().items() if not k.startswith(new)}
         self.load_state_dict(known, strict=False)
         self.requires_grad_(False)

@@ -1,6 +1,6 @@
 """The discretised logistic likelihood p(x | h_{L+1}).
 
-A picture's value is one of 256 levels, x = 2 k / 255 - 1. With mean m and scale b,
+An image's value is one of 256 levels, x = 2 k / 255 - 1. With mean m and scale b,
 
     p(x) = sigmoid((x + 1/255 - m) / b) - sigmoid((x - 1/255 - m) / b)
 
@@ -21,7 +21,7 @@ LOWEST_LOG_SCALE = -7.0
 
 
 def bits_per_dimension(nats: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-    """Nats a picture to bits a dimension (a colour value of a pixel)."""
+    """Nats an image to bits per dimension (a colour value of a pixel)."""
     return nats / (math.log(2) * math.prod(image_shape))
 
 
@@ -40,7 +40,7 @@ class DiscretizedLogistic(nn.Module):
             images: (B, C, H, W) in [-1, 1], on the grid of 256 levels.
 
         Returns:
-            (B,), summed over the picture.
+            (B,), summed over the image.
         """
         log_scale = self.log_scale.clamp(min=LOWEST_LOG_SCALE).view(1, -1, 1, 1)
         inverse = torch.exp(-log_scale)

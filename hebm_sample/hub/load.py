@@ -131,7 +131,7 @@ def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> ImageEncoder:
     """The model's encoder, its file checked now; `UserInputError` for a model that has none."""
     if "encoder.safetensors" not in resolved.row.files:
         raise UserInputError(
-            f"{config.name} has no encoder, so it cannot read pictures; use a model that has one"
+            f"{config.name} has no encoder, so it cannot read images; use a model that has one"
         )
     _check_rooms(resolved, config, "encoder")
     with _own_random_state():

@@ -117,7 +117,7 @@ class ModelRow:
 
     Arguments:
         name: What users type.
-        resolution: Side of its pictures, in pixels.
+        resolution: Side of its images, in pixels.
         licence: Of the weights, in words.
         files: File name to size and digest; `config.json` and `generator.safetensors` at least.
         default: Of the rows with this name, the one that an open resolution means.

@@ -128,7 +128,7 @@ def resolve(
 
     Arguments:
         name_or_path: A manifest name, a model folder, or a Hub repository `owner/name`.
-        resolution: Side of the pictures in pixels, where a name has several.
+        resolution: Side of the images in pixels, where a name has several.
         revision: Branch, tag or commit of a model from the Hub; None for the manifest's commit.
         cache_dir: Of the Hub client; None for its own default.
         local_files_only: Send no request.
@@ -180,7 +180,7 @@ def locate(
         raise AssertionError(name)
     if resolution is not None and model.row.resolution != resolution:
         raise UserInputError(
-            f"{short(name)} makes pictures of {model.row.resolution} pixels, "
+            f"{short(name)} makes images of {model.row.resolution} pixels, "
             f"not {short(resolution)}; leave the resolution out"
         )
     return model
@@ -199,7 +199,7 @@ def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> b
     """Whether a local folder was meant; raises if so and it does not exist.
 
     A manifest name wins over a folder that happens to be called so and holds no model, such as
-    the one that yesterday's pictures went to.
+    the one that yesterday's images went to.
     """
     text = os.fspath(given)
     if os.path.isdir(folder):

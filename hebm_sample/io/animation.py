@@ -1,4 +1,4 @@
-"""Moving pictures: sheets one after another as GIF or WebP, which repeat for ever.
+"""Animations: sheets one after another as GIF or WebP, which repeat for ever.
 
 A frame is shown for seconds / (number of frames - 1), the last for HOLD seconds, so that the
 result can be looked at. WebP is small and near to the pixels; GIF has 256 colours a frame and is
@@ -81,5 +81,5 @@ def _check_webp(frame: "Image") -> None:
     if max(frame.size) > _WEBP_SIDE:
         raise UserInputError(
             f"a frame has {frame.width} x {frame.height} pixels; WebP takes {_WEBP_SIDE} a side: "
-            "ask for fewer pictures, or write a .gif"
+            "ask for fewer images, or write a .gif"
         )

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 
-__all__ = ["MAX_PIXELS", "WHITE", "Source", "open_picture", "to_rgb", "upright"]
+__all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright"]
 
 Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
 
@@ -40,7 +40,7 @@ _TRANSPOSITIONS = {
 
 
 def _orientation(image: Image.Image) -> int:
-    # A broken EXIF block says nothing about the pixels; such a picture is taken as it lies.
+    # A broken EXIF block says nothing about the pixels; such an image is taken as it lies.
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
@@ -63,7 +63,7 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
 
-    Raises `UserInputError` for floating point pictures, whose range is anybody's guess.
+    Raises `UserInputError` for floating point images, whose range is anybody's guess.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -71,7 +71,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_integers(image)
     if image.mode == "F":
         raise UserInputError(
-            "the picture holds floating point numbers; convert it to 8-bit RGB first"
+            "the image holds floating point numbers; convert it to 8-bit RGB first"
         )
     try:
         if not image.has_transparency_data:
@@ -79,7 +79,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         over = image.convert("RGBA")
     except ValueError:  # La, grey multiplied by its transparency
         raise UserInputError(
-            f"the picture is of mode {image.mode}; convert it to 8-bit RGB first"
+            f"the image is of mode {image.mode}; convert it to 8-bit RGB first"
         ) from None
     white = Image.new("RGBA", over.size, (*WHITE, 255))
     return Image.alpha_composite(white, over).convert("RGB")
@@ -98,7 +98,7 @@ def _from_integers(image: Image.Image) -> Image.Image:
 def _named(source: Source) -> str:
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
-    return str(getattr(source, "name", "the picture"))
+    return str(getattr(source, "name", "the image"))
 
 
 def _seekable(source: Source, name: str) -> Source:
@@ -132,7 +132,7 @@ def _open(source: Source, name: str) -> Image.Image:
     except UnidentifiedImageError:
         raise UserInputError(
             f"cannot read {name}: it is not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} "
-            "picture; convert it first"
+            "image; convert it first"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         with image:
@@ -145,11 +145,11 @@ def _open(source: Source, name: str) -> Image.Image:
 
 def _decode(source: Source, name: str) -> Image.Image:
     # Pillow's warnings are let through: silencing them is a switch of the whole process, and
-    # pictures are decoded in threads.
+    # images are decoded in threads.
     with _open(source, name) as image:
         _halve_transparency(image)
         image.load()
-        # A copy: the file behind the opened picture is about to close.
+        # A copy: the file behind the opened image is about to close.
         rgb = to_rgb(image)
         turn = _TRANSPOSITIONS.get(_orientation(image))
         rgb = rgb.copy() if turn is None else rgb.transpose(turn)
@@ -201,10 +201,10 @@ def _read(source: Source, name: str) -> Image.Image:
         return _decode(lean, name)
 
 
-def open_picture(source: Source) -> Image.Image:
+def open_image(source: Source) -> Image.Image:
     """Read one image file or stream as 8-bit RGB, upright.
 
-    Raises `UserInputError` for what is no such picture, is missing or has more than `MAX_PIXELS`
+    Raises `UserInputError` for what is no such image, is missing or has more than `MAX_PIXELS`
     pixels, and `EnvironmentFailure` for a file that is damaged or cannot be read.
     """
     name = _named(source)
@@ -216,7 +216,7 @@ def open_picture(source: Source) -> Image.Image:
         raise UserInputError(f"cannot read {name}: it has more than {MAX_PIXELS} pixels") from None
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserInputError(
-            f"cannot read {name}: {error.strerror}; give a picture's path"
+            f"cannot read {name}: {error.strerror}; give an image's path"
         ) from None
     except MemoryError as error:
         raise EnvironmentFailure(

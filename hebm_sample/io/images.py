@@ -1,11 +1,11 @@
-"""Pictures in and out; with `decode.py`, the only image IO of the package.
+"""Images in and out; with `decode.py`, the only image IO of the package.
 
-Inside the package a picture is a float tensor with x in [-1, 1], outside it is 8-bit RGB:
+Inside the package an image is a float tensor with x in [-1, 1], outside it is 8-bit RGB:
 
     byte = round((x + 1) * 255 / 2)            x = byte * 2 / 255 - 1
 
 Reading is the business of `decode.py`. Writing: PNG through a temporary file and a rename, so that
-a reader, a full disk or Ctrl-C never meets half a picture.
+a reader, a full disk or Ctrl-C never meets half an image.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.io.decode import MAX_PIXELS, WHITE, Source, open_picture, to_rgb, upright
+from hebm_sample.io.decode import MAX_PIXELS, WHITE, Source, open_image, to_rgb, upright
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ __all__ = [
     "check_writable",
     "grid",
     "grid_size",
-    "open_picture",
+    "open_image",
     "png_bytes",
     "prepare",
     "prepare_masks",
@@ -47,27 +47,25 @@ __all__ = [
     "upright",
 ]
 
-Picture: TypeAlias = Image.Image | Source
+ImageLike: TypeAlias = Image.Image | Source
 
 _GUTTER = 2
 
 
-# Float pictures and bytes
+# Float images and bytes
 
 
 def to_uint8(images: "Tensor") -> np.ndarray:
-    """Bytes (B, H, W, 3) of float pictures (B, 3, H, W) in [-1, 1]; values outside are clamped.
+    """Bytes (B, H, W, 3) of float images (B, 3, H, W) in [-1, 1]; values outside are clamped.
 
-    Grey pictures (B, 1, H, W) are repeated to three channels. Raises `UserInputError` for another
+    Grey images (B, 1, H, W) are repeated to three channels. Raises `UserInputError` for another
     shape or for values that are not finite.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserInputError(
-            f"pictures have shape {tuple(images.shape)}; they must be (B, 3, H, W)"
-        )
+        raise UserInputError(f"images have shape {tuple(images.shape)}; they must be (B, 3, H, W)")
     x = images.detach().float().cpu().numpy()
     if not np.isfinite(x).all():
-        raise UserInputError("pictures hold values that are not finite, so they have no bytes")
+        raise UserInputError("images hold values that are not finite, so they have no bytes")
     x = np.rint((x.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)  # (B, C, H, W)
     return np.ascontiguousarray(
         np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
@@ -75,14 +73,14 @@ def to_uint8(images: "Tensor") -> np.ndarray:
 
 
 def to_pil(images: "Tensor") -> list[Image.Image]:
-    """One RGB picture a row of float pictures (B, 3, H, W) in [-1, 1]."""
+    """One RGB image a row of float images (B, 3, H, W) in [-1, 1]."""
     return [Image.fromarray(x) for x in to_uint8(images)]
 
 
 def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
-    """The picture's central square at `size` pixels a side: float (3, size, size) in [-1, 1].
+    """The image's central square at `size` pixels a side: float (3, size, size) in [-1, 1].
 
-    Reduced by Lanczos, as the training pictures are: the encoder sees what it has learned on.
+    Reduced by Lanczos, as the training images are: the encoder sees what it has learned on.
     """
     import torch
 
@@ -90,7 +88,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     side = min(image.size)
     if side < 1:
         raise UserInputError(
-            f"the picture has {image.width} x {image.height} pixels; give one that has some"
+            f"the image has {image.width} x {image.height} pixels; give one that has some"
         )
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -100,44 +98,44 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
-def _picture(image: object) -> Image.Image:
+def _image(image: object) -> Image.Image:
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
-        return open_picture(cast("Source", image))
+        return open_image(cast("Source", image))
     raise UserInputError(
-        f"a picture is of type {type(image).__name__}; give PIL pictures or their paths"
+        f"an image is of type {type(image).__name__}; give PIL images or their paths"
     )
 
 
-def prepare(images: Picture | Sequence[Picture], size: int) -> "Tensor":
-    """Pictures, cropped to the centre, as one float tensor (B, 3, size, size) in [-1, 1].
+def prepare(images: ImageLike | Sequence[ImageLike], size: int) -> "Tensor":
+    """Images, cropped to the centre, as one float tensor (B, 3, size, size) in [-1, 1].
 
     Arguments:
-        images: PIL pictures, paths or open binary files; one of them or a list.
+        images: PIL images, paths or open binary files; one of them or a list.
         size: Side in pixels.
     """
     import torch
 
-    pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-    if not pictures:
-        raise UserInputError("images is empty; give at least one picture")
-    return torch.stack([to_square_tensor(_picture(x), size) for x in pictures])
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not images:
+        raise UserInputError("images is empty; give at least one image")
+    return torch.stack([to_square_tensor(_image(x), size) for x in sources])
 
 
 def prepare_masks(
-    masks: "Picture | Sequence[Picture] | Tensor",
-    images: "Picture | Sequence[Picture] | Tensor",
+    masks: "ImageLike | Sequence[ImageLike] | Tensor",
+    images: "ImageLike | Sequence[ImageLike] | Tensor",
     size: int,
     count: int,
 ) -> "Tensor":
-    """Masks of `count` pictures, true where they are white: bool (B, 1, size, size).
+    """Masks of `count` images, true where they are white: bool (B, 1, size, size).
 
     Arguments:
-        masks: PIL pictures or paths, of their picture's own size or `size` x `size`; or booleans
-            (B, size, size). One of them goes for all pictures.
-        images: The pictures, as for `prepare`.
-        size: Side in pixels; masks are cropped to the centre as pictures are.
+        masks: PIL images or paths, of their image's own size or `size` x `size`; or booleans
+            (B, size, size). One of them goes for all images.
+        images: The images, as for `prepare`.
+        size: Side in pixels; masks are cropped to the centre as images are.
         count: B.
 
     Raises `UserInputError` for another size or number.
@@ -156,8 +154,8 @@ def prepare_masks(
         listed = list(masks) if isinstance(masks, (list, tuple)) else [masks]
         sizes = [(size, size)] * count
         if not isinstance(images, torch.Tensor):
-            pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-            sizes = [_picture(x).size for x in pictures]
+            sources = list(images) if isinstance(images, (list, tuple)) else [images]
+            sizes = [_image(x).size for x in sources]
         if len(listed) == 1:
             listed = listed * count
         ready = torch.stack(
@@ -167,21 +165,21 @@ def prepare_masks(
         ready = ready if len(listed) == count else ready[:0]
     if len(ready) not in (1, count):
         raise UserInputError(
-            f"another number of masks than of pictures ({count}) was given; "
-            "give one for all, or one a picture"
+            f"another number of masks than of images ({count}) was given; "
+            "give one for all, or one per image"
         )
     return ready.expand(count, -1, -1, -1)
 
 
-def _mask(source: object, picture: tuple[int, int], size: int) -> "Tensor":
+def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     """One mask, bool (1, size, size)."""
     import torch
 
-    mask = to_rgb(_picture(source)).convert("L")
-    if mask.size not in (picture, (size, size)):
+    mask = to_rgb(_image(source)).convert("L")
+    if mask.size not in (image, (size, size)):
         raise UserInputError(
-            f"the mask has {mask.width} x {mask.height} pixels; the picture has "
-            f"{picture[0]} x {picture[1]}: give a mask of that size, or {size} x {size}"
+            f"the mask has {mask.width} x {mask.height} pixels; the image has "
+            f"{image[0]} x {image[1]}: give a mask of that size, or {size} x {size}"
         )
     side = min(mask.size)
     left, top = (mask.width - side) // 2, (mask.height - side) // 2
@@ -196,7 +194,7 @@ def _mask(source: object, picture: tuple[int, int], size: int) -> "Tensor":
 
 def _columns(count: int, columns: int | None) -> int:
     if count < 1:
-        raise UserInputError("a grid needs at least one picture")
+        raise UserInputError("a grid needs at least one image")
     if columns is not None and columns < 1:
         raise UserInputError(f"columns is {columns}; a grid needs at least one")
     near_square = math.ceil(math.sqrt(count))
@@ -204,18 +202,18 @@ def _columns(count: int, columns: int | None) -> int:
 
 
 def grid_size(count: int, width: int, height: int, columns: int | None = None) -> tuple[int, int]:
-    """(width, height) in pixels of the grid of `count` pictures of `width` x `height` pixels."""
+    """(width, height) in pixels of the grid of `count` images of `width` x `height` pixels."""
     across = _columns(count, columns)
     down = math.ceil(count / across)
     return across * (width + _GUTTER) - _GUTTER, down * (height + _GUTTER) - _GUTTER
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures of one size row by row with a white gutter; near-square without `columns`."""
+    """Images of one size row by row with a white gutter; near-square without `columns`."""
     across = _columns(len(images), columns)
     sizes = sorted({x.size for x in images})
     if len(sizes) > 1:
-        raise UserInputError(f"the pictures have different sizes {sizes}; a grid needs one size")
+        raise UserInputError(f"the images have different sizes {sizes}; a grid needs one size")
     width, height = sizes[0]
     sheet = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
     for i, image in enumerate(images):
@@ -250,7 +248,7 @@ def _check_target(path: Path) -> Path:
         raise UserInputError(f"cannot write {path}: it is not a possible path ({error})") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserInputError("cannot write the picture: its file name is too long") from None
+            raise UserInputError("cannot write the image: its file name is too long") from None
         raise _write_failure(path, error) from error
     if stat.S_ISDIR(mode):
         raise UserInputError(f"cannot write {path}: it is a folder; give a file name")
@@ -289,11 +287,11 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise UserInputError(f"cannot write to the folder {path}: {folder} is not a folder")
-    check_writable(folder / "picture.png")
+    check_writable(folder / "image.png")
 
 
 def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
-    """The picture as a PNG, with `text` in its text chunks."""
+    """The image as a PNG, with `text` in its text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)

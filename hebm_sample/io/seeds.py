@@ -1,9 +1,9 @@
-"""The grammar of seeds: `0-15,20` is a list of whole numbers, one a picture.
+"""The grammar of seeds: `0-15,20` is a list of whole numbers, one per image.
 
     seeds = item ("," item)*        item = number | number "-" number        number in [0, 2^32)
 
 A range holds both its ends. Spaces around numbers do not matter; the order is kept. A seed that
-occurs twice is an error rather than a second equal picture; so is a range that runs backwards.
+occurs twice is an error rather than a second equal image; so is a range that runs backwards.
 """
 
 import itertools

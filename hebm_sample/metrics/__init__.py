@@ -1,7 +1,7 @@
-"""How good are the pictures, do they show what was asked, and what do the latents say?
+"""How good are the images, do they show what was asked, and what do the latents say?
 
 Distances, their errors and the spaces to take them in; judges; memorisation; the prior hole;
-strange pictures; the chains.
+strange images; the chains.
 """
 
 import importlib

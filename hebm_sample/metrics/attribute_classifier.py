@@ -1,4 +1,4 @@
-"""Judges: classifiers that say what is in a picture, independent of the model that drew it.
+"""Judges: classifiers that say what is in an image, independent of the model that drew it.
 
 A judge sees the pixels and labels of the training rows and nothing of the model; architecture,
 seed and recipe are its own too. Its loss is the smoothed cross-entropy of the known labels y_v of
@@ -6,8 +6,8 @@ each column v with K_v values, s = 0.1,
 
     -sum_j ((1 - s) [j = y_v] + s / K_v) log softmax(logits_v)_j
 
-averaged over all known ones; -1 means unknown. What it says of a picture is the mean of the
-softmax over the picture and its mirror image.
+averaged over all known ones; -1 means unknown. What it says of an image is the mean of the
+softmax over the image and its mirror image.
 """
 
 import json
@@ -34,14 +34,14 @@ from hebm_sample.metrics.features import FORMAT_VERSION, batches, save_extractor
 
 __all__ = ["JudgeNet", "Verdict", "accuracies", "load_judge", "save_judge", "train_judge"]
 
-INNER_SIZE = 32  # larger pictures are folded into channels, so that all cost alike
+INNER_SIZE = 32  # larger images are folded into channels, so that all cost alike
 SMOOTHING = 0.1
 WEIGHT_DECAY = 0.05
 CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
 class Verdict(NamedTuple):
-    """What a judge says of N pictures: p(value) by column, (N, K_v), and features (N, D)."""
+    """What a judge says of N images: p(value) by column, (N, K_v), and features (N, D)."""
 
     probabilities: dict[str, np.ndarray]
     features: np.ndarray
@@ -66,7 +66,7 @@ class JudgeNet(nn.Module):
 
     Arguments:
         columns: Column name to its number of values, in the order of the logits.
-        size: Side of the pictures; a multiple of 16.
+        size: Side of the images; a multiple of 16.
         widths: Channels of the stem and of each stage; the last is D.
     """
 
@@ -80,7 +80,7 @@ class JudgeNet(nn.Module):
     ) -> None:
         super().__init__()
         if size < 16 or size % 16:
-            raise UserInputError(f"judges see pictures of 16, 32, 48, ... pixels, not {size}")
+            raise UserInputError(f"judges see images of 16, 32, 48, ... pixels, not {size}")
         self.columns, self.size, self.widths = dict(columns), size, tuple(widths)
         self.fold = nn.PixelUnshuffle(max(1, size // INNER_SIZE))
         self.stem = _convolution(3 * self.fold.downscale_factor**2, self.widths[0])
@@ -95,10 +95,10 @@ class JudgeNet(nn.Module):
         return {"columns": self.columns, "size": self.size, "widths": list(self.widths)}
 
     def features(self, images: Tensor) -> Tensor:
-        """Maxima of the last maps, (B, D), from float pictures (B, 3, S, S) in [-1, 1]."""
+        """Maxima of the last maps, (B, D), from float images (B, 3, S, S) in [-1, 1]."""
         if images.shape[-2:] != (self.size, self.size):
             raise UserInputError(
-                f"the judge sees pictures of {self.size}x{self.size}; "
+                f"the judge sees images of {self.size}x{self.size}; "
                 f"these have {images.shape[-2]}x{images.shape[-1]}"
             )
         h = self.stem(self.fold(images).contiguous(memory_format=torch.channels_last))
@@ -118,7 +118,7 @@ class JudgeNet(nn.Module):
 
     @torch.no_grad()
     def judge(self, images: np.ndarray | Tensor, batch_size: int = 250) -> Verdict:
-        """Look at pictures and their mirror images, with the statistics of training.
+        """Look at images and their mirror images, with the statistics of training.
 
         Arguments:
             images: (N, 3, S, S), uint8 or float in [-1, 1], N at least 1.
@@ -133,7 +133,7 @@ class JudgeNet(nn.Module):
             features.append((both[0] + both[1]) / 2)
         self.train(was_training)
         if not found:
-            raise UserInputError("there are no pictures to judge")
+            raise UserInputError("there are no images to judge")
         columns = [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
         return Verdict(
             dict(zip(self.columns, columns, strict=True)), torch.cat(features).cpu().numpy()
@@ -194,9 +194,9 @@ def _fit(
     bar = tqdm(range(1, steps + 1), desc="judge", unit="step", disable=not progress)
     for step in bar:
         rows = next(stream)
-        pictures = augmented(images[rows], rng).to(device)
+        pixels = augmented(images[rows], rng).to(device)
         target = torch.from_numpy(labels[rows]).to(device)
-        loss = masked_cross_entropy(net.split(net(pictures)).values(), target, SMOOTHING)
+        loss = masked_cross_entropy(net.split(net(pixels)).values(), target, SMOOTHING)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -224,11 +224,11 @@ def train_judge(
     """Train a judge of these label columns.
 
     Arguments:
-        images: Training pictures, uint8 (N, 3, S, S).
+        images: Training images, uint8 (N, 3, S, S).
         labels: Column name to values (N,), whole numbers from 0, -1 where unknown. Columns
             without any known value are left out.
         steps: Optimiser steps.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: Peak of the one-cycle schedule.
         seed: Of the initial weights, the order and the augmentation.
         progress: Show a bar.

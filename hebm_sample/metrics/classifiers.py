@@ -1,6 +1,6 @@
 """Training of the feature network: a classifier on whatever labels the data have.
 
-All columns at once, with the cross-entropy of the known values only: the mean over pictures n and
+All columns at once, with the cross-entropy of the known values only: the mean over images n and
 columns v with known y_nv of
 
     -log softmax(logits_nv)[y_nv]
@@ -49,7 +49,7 @@ def label_matrix(
             known.append(values.astype(np.int64))
     if not columns:
         raise UserInputError(
-            "no picture has a label to train a feature network on; use PcaFeatures instead"
+            "no image has a label to train a feature network on; use PcaFeatures instead"
         )
     return columns, np.stack(known, axis=1)
 
@@ -127,7 +127,7 @@ def _accuracy(
 
 
 def _bytes_seen(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 pictures as the network sees them: shifting and mirroring cost less afterwards."""
+    """uint8 images as the network sees them: shifting and mirroring cost less afterwards."""
     if max(images.shape[2:]) <= size:
         return images
     small = averaged_down(torch.from_numpy(images).float(), size)
@@ -158,9 +158,9 @@ def _fit(
     for step in bar:
         batch = next(stream)
         seen = _bytes_seen(images[batch], net.input_size)
-        pictures = augmented(seen, rng) if augment else to_float(seen)
+        pixels = augmented(seen, rng) if augment else to_float(seen)
         target = torch.from_numpy(labels[batch]).to(device)
-        loss = masked_cross_entropy(net.split(net(pictures.to(device))).values(), target)
+        loss = masked_cross_entropy(net.split(net(pixels.to(device))).values(), target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -191,11 +191,11 @@ def train_feature_net(
     """Train a `FeatureNet` on the rows that have a label, and measure it on rows held out of them.
 
     Arguments:
-        images: Training pictures, uint8 (N, 3, H, W).
+        images: Training images, uint8 (N, 3, H, W).
         labels: Column name to values (N,), whole numbers from 0, -1 where unknown. Columns
             without any known value are left out.
         steps: Optimiser steps.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         seed: Of the initial weights, the held-out rows, the order and the augmentation.
         progress: Show a bar.
         device: Where to train.
@@ -205,10 +205,10 @@ def train_feature_net(
 
     Returns:
         The network in evaluation mode, and a report of plain values: recipe, data (counts, size,
-        sha256 of the labelled pictures and labels), held-out accuracies (mean and by column).
+        sha256 of the labelled images and labels), held-out accuracies (mean and by column).
 
     Raises:
-        UserInputError: No usable label, fewer than 20 labelled pictures, or a malformed input.
+        UserInputError: No usable label, fewer than 20 labelled images, or a malformed input.
         TrainingDivergedError: The loss left the finite numbers.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -224,7 +224,7 @@ def train_feature_net(
     columns, matrix = label_matrix(labels, len(images))
     labelled = np.flatnonzero((matrix != UNKNOWN).any(axis=1))
     if len(labelled) < 20:
-        raise UserInputError(f"only {len(labelled)} pictures have labels; use PcaFeatures instead")
+        raise UserInputError(f"only {len(labelled)} images have labels; use PcaFeatures instead")
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(labelled)
     num_held = min(max(1, round(holdout * len(labelled))), 1000)
@@ -260,7 +260,7 @@ def train_feature_net(
 
 
 def _digest(images: np.ndarray, matrix: np.ndarray, rows: np.ndarray) -> str:
-    """Of these rows' pictures, then of their labels; never all in memory at once."""
+    """Of these rows' images, then of their labels; never all in memory at once."""
     digest = hashlib.sha256()
     for start in range(0, len(rows), 256):
         digest.update(np.ascontiguousarray(images[rows[start : start + 256]]).data)

@@ -6,8 +6,8 @@ averages of its last maps. `classifier.py` trains it on the same data as the gen
 pixels. Distances in the two spaces differ in unit and meaning, and neither is FID: say `name`
 beside a figure.
 
-Pictures are uint8 or float in [-1, 1], (B, 3, H, W), of any size. A `FeatureNet` sees those
-larger than its `input_size` averaged down to it; compare features of pictures of one size only.
+Images are uint8 or float in [-1, 1], (B, 3, H, W), of any size. A `FeatureNet` sees those
+larger than its `input_size` averaged down to it; compare features of images of one size only.
 """
 
 import json
@@ -43,23 +43,21 @@ INPUT_SIZE = 64
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
-    """uint8 or float pictures (B, 3, H, W) as float32 in [-1, 1]."""
+    """uint8 or float images (B, 3, H, W) as float32 in [-1, 1]."""
     images = torch.as_tensor(images)
     if images.ndim != 4 or images.shape[1] != 3:
-        raise UserInputError(
-            f"pictures have shape {tuple(images.shape)}; they must be (B, 3, H, W)"
-        )
+        raise UserInputError(f"images have shape {tuple(images.shape)}; they must be (B, 3, H, W)")
     if images.dtype == torch.uint8:
         return images.float() / 127.5 - 1
     if not images.is_floating_point():
         raise UserInputError(
-            f"pictures are of type {images.dtype}; they must be uint8, or float in [-1, 1]"
+            f"images are of type {images.dtype}; they must be uint8, or float in [-1, 1]"
         )
     return images.float()
 
 
 def averaged_down(images: Tensor, size: int) -> Tensor:
-    """Float pictures (B, 3, H, W) whose larger side is at most `size` as they are; larger ones as
+    """Float images (B, 3, H, W) whose larger side is at most `size` as they are; larger ones as
     averages over areas, (B, 3, size, size).
     """
     return images if max(images.shape[-2:]) <= size else F.adaptive_avg_pool2d(images, size)
@@ -80,8 +78,8 @@ class FeatureNet(nn.Module):
         columns: Column name to its number of values, in the order of the logits.
         widths: Channels of the stages, of which all but the first have a residual convolution; the
             last is D.
-        input_size: Side to which larger pictures are averaged down first: what it costs, and what
-            its features can see, does not grow with the pictures.
+        input_size: Side to which larger images are averaged down first: what it costs, and what
+            its features can see, does not grow with the images.
     """
 
     kind = "classifier"
@@ -121,7 +119,7 @@ class FeatureNet(nn.Module):
         }
 
     def features(self, images: Tensor) -> Tensor:
-        """Averages of the last maps, (B, D), from float pictures (B, 3, H, W) in [-1, 1]."""
+        """Averages of the last maps, (B, D), from float images (B, 3, H, W) in [-1, 1]."""
         images = averaged_down(images, self.input_size)
         h = self.down[0](images.contiguous(memory_format=torch.channels_last))
         for down, residual in zip(list(self.down)[1:], self.residual, strict=True):
@@ -175,14 +173,13 @@ class PcaFeatures(nn.Module):
         return F.adaptive_avg_pool2d(images, self.side).flatten(1).double()  # (B, P)
 
     def fit(self, images: np.ndarray | Tensor, *, batch_size: int = 256) -> "PcaFeatures":
-        """Fit to pictures (N, 3, H, W) with N > D; returns self.
+        """Fit to images (N, 3, H, W) with N > D; returns self.
 
         Deterministic: no draws, and each component's largest entry is positive.
         """
         if len(images) <= self.dim:
             raise UserInputError(
-                f"{len(images)} pictures cannot give {self.dim} components; "
-                "lower dim or add pictures"
+                f"{len(images)} images cannot give {self.dim} components; lower dim or add images"
             )
         pixels = np.concatenate(
             [self._pixels(x.cpu()).numpy() for x in batches(images, batch_size)]
@@ -197,7 +194,7 @@ class PcaFeatures(nn.Module):
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """Coordinates (B, D), float64, from float pictures (B, 3, H, W) in [-1, 1]."""
+        """Coordinates (B, D), float64, from float images (B, 3, H, W) in [-1, 1]."""
         if not self.components.any():
             raise UserInputError("the principal components are not fitted; call fit(images) first")
         return (self._pixels(images) - self.mean) @ self.components.T
@@ -222,14 +219,14 @@ def extract(
     *,
     progress: bool = False,
 ) -> np.ndarray:
-    """Features (N, D), float64, of pictures (N, 3, H, W) or of an iterable of batches of them.
+    """Features (N, D), float64, of images (N, 3, H, W) or of an iterable of batches of them.
 
-    The extractor is used in evaluation mode, on its own device, and left as it was. Pictures are
-    uint8 or float in [-1, 1]; to measure what a user would save, round float pictures to uint8
+    The extractor is used in evaluation mode, on its own device, and left as it was. Images are
+    uint8 or float in [-1, 1]; to measure what a user would save, round float images to uint8
     first.
 
     Raises:
-        UserInputError: There are no pictures, or they have another shape or type.
+        UserInputError: There are no images, or they have another shape or type.
     """
     device = next(iter(extractor.state_dict().values())).device
     was_training = extractor.training
@@ -243,7 +240,7 @@ def extract(
     finally:
         extractor.train(was_training)
     if not found:
-        raise UserInputError("there are no pictures to take features of")
+        raise UserInputError("there are no images to take features of")
     return np.concatenate(found)
 
 

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of pictures, and the share of the hole that a prior closes.
+"""Fréchet distance between two sets of images, and the share of the hole that a prior closes.
 
 Each set is summed up by the mean and covariance of its features:
 
@@ -6,13 +6,13 @@ Each set is summed up by the mean and covariance of its features:
 
 With R = S^{1/2} symmetric, tr (S_a S_b)^{1/2} = tr (R_a S_b R_a)^{1/2} is the sum of the singular
 values of R_a R_b. That form needs no root of a non-symmetric matrix, and a covariance of deficient
-rank (fewer pictures than features) costs no digits: singular values are accurate to rounding,
+rank (fewer images than features) costs no digits: singular values are accurate to rounding,
 where square roots of the eigenvalues of R_a S_b R_a would turn an error of 1e-16 into one of 1e-8.
 
     gap closed = (FD_gauss - FD_model) / (FD_gauss - FD_recon)
 
 is 0 for samples as bad as the Gaussian prior's and 1 for samples as good as reconstructions.
-Everything is float64. A Fréchet distance falls with the number of pictures: compare equal numbers
+Everything is float64. A Fréchet distance falls with the number of images: compare equal numbers
 only.
 """
 
@@ -44,7 +44,7 @@ class FeatureStatistics:
     Arguments:
         mean: (D,), float64.
         covariance: (D, D), float64, symmetric, with the divisor `count - 1`.
-        count: Number of pictures.
+        count: Number of images.
     """
 
     mean: np.ndarray
@@ -70,7 +70,7 @@ def _checked(features: np.ndarray) -> np.ndarray:
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
         raise UserInputError(
-            f"the features of {bad} of {len(features)} pictures are not finite numbers"
+            f"the features of {bad} of {len(features)} images are not finite numbers"
         )
     return features
 
@@ -122,7 +122,7 @@ def _leave_one_group_out(
     if not 2 <= num_groups <= len(features) // 2:
         raise UserInputError(
             f"num_groups is {num_groups}; "
-            f"with {len(features)} pictures it can be 2 to {len(features) // 2}"
+            f"with {len(features)} images it can be 2 to {len(features) // 2}"
         )
     centre = features.mean(axis=0)
     # the same order in every set, so that rows paired by their noise are left out together
@@ -165,7 +165,7 @@ def jackknife_standard_error(
         SE^2 = (K-1)/K sum_k (f_k - mean f)^2
 
     It is itself uncertain by about 1 / sqrt(2 (K-1)), 16% for K = 20. It counts the randomness of
-    the pictures only: not the training's, nor a finite set's bias. Where two sets have the same
+    the images only: not the training's, nor a finite set's bias. Where two sets have the same
     law, FD is quadratic in the errors and the figure is no more than an order of magnitude.
 
     Arguments:
@@ -196,7 +196,7 @@ class GapMeasurement:
     fd_model_error: float
     fd_recon_error: float
     gap_closed_error: float
-    num_pictures: int
+    num_images: int
     num_reference: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,8 +228,8 @@ def measure_gap(
     Arguments:
         gauss: Samples of the Gaussian prior.
         model: Samples of the energy-based prior.
-        recon: Reconstructions of held-out pictures that are not in `reference`.
-        reference: Held-out pictures.
+        recon: Reconstructions of held-out images that are not in `reference`.
+        reference: Held-out images.
         num_groups: K of the jackknife.
         seed: Of the jackknife's groups.
 
@@ -240,9 +240,9 @@ def measure_gap(
     if len(set(sizes)) != 1:
         raise UserInputError(
             f"Gaussian samples, model samples and reconstructions number {sizes}; "
-            "Fréchet distances compare only for equal numbers of pictures"
+            "Fréchet distances compare only for equal numbers of images"
         )
     sets = (gauss, model, recon, reference)
     values = _gap_values(*(FeatureStatistics.from_features(s) for s in sets))
     errors = (float(e) for e in _jackknife(_gap_values, sets, num_groups, seed))
-    return GapMeasurement(*values, *errors, num_pictures=sizes[0], num_reference=len(reference))
+    return GapMeasurement(*values, *errors, num_images=sizes[0], num_reference=len(reference))

@@ -1,8 +1,8 @@
 """Inception features, as FID and KID are published in: through torch-fidelity.
 
 The network and its weights are torch-fidelity's: the TensorFlow graph of 2015 ported to PyTorch,
-which resizes the bytes of a picture to 299x299 as that graph did. The weights are downloaded on
-first use. `protocol` says everything that a published figure depends on; pictures are the bytes
+which resizes the bytes of an image to 299x299 as that graph did. The weights are downloaded on
+first use. `protocol` says everything that a published figure depends on; images are the bytes
 that a user would save.
 """
 
@@ -64,12 +64,12 @@ class InceptionFeatures(nn.Module):
             "features": f"InceptionV3 of 2015-12-05 (TensorFlow's graph), pool, {DIMENSIONS}",
             "implementation": f"torch-fidelity {self.version}",
             "resizing": "bytes to 299x299, bilinear as in TensorFlow 1",
-            "pictures": "8-bit RGB, rounded as when saved as PNG",
+            "images": "8-bit RGB, rounded as when saved as PNG",
             "arithmetic": "network in float32, moments and distances in float64",
         }
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, 2048) of float pictures (B, 3, H, W) in [-1, 1], rounded to bytes."""
+        """Features (B, 2048) of float images (B, 3, H, W) in [-1, 1], rounded to bytes."""
         pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         (found,) = self.net(pixels)
         return found

@@ -2,14 +2,14 @@
 
     MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y)
 
-estimated without bias (pairs of one picture with itself are left out), so that it scatters around
+estimated without bias (pairs of one image with itself are left out), so that it scatters around
 0, and may fall below it, where both sets have one law.
 
     KID       k(x, y) = (x . y / D + 1)^3     of features, Binkowski et al. 2018
     Gaussian  k(x, y) = exp(-|x - y|^2 / (2 h^2)),  h the median distance of the pooled sets
 
-KID is usually printed as the mean over random subsets of 1,000 pictures. Its expectation does not
-depend on their size, so all pictures are used at once here, which scatters least. The standard
+KID is usually printed as the mean over random subsets of 1,000 images. Its expectation does not
+depend on their size, so all images are used at once here, which scatters least. The standard
 error is the delete-a-group jackknife's, as for Fréchet distances; between sets of one law the
 estimate is degenerate and the error no more than an order of magnitude.
 """
@@ -74,7 +74,7 @@ def _ready(features: np.ndarray, num_groups: int, seed: int) -> tuple[np.ndarray
     if not 2 <= num_groups <= len(features) // 2:
         raise UserInputError(
             f"num_groups is {num_groups}; "
-            f"with {len(features)} pictures it can be 2 to {len(features) // 2}"
+            f"with {len(features)} images it can be 2 to {len(features) // 2}"
         )
     order = np.random.default_rng(seed).permutation(len(features))
     sizes = [len(g) for g in np.array_split(order, num_groups)]

@@ -1,16 +1,16 @@
-"""Does a model repeat its training pictures?
+"""Does a model repeat its training images?
 
-d(x) = distance in a feature space to the nearest training picture. A model that repeats what it
-has seen draws pictures with shorter d than real ones it has not seen. So the distribution of
-d(sample) stands beside that of d(held-out picture):
+d(x) = distance in a feature space to the nearest training image. A model that repeats what it
+has seen draws images with shorter d than real ones it has not seen. So the distribution of
+d(sample) stands beside that of d(held-out image):
 
     shorter = P(d(sample) < d(held-out))      0.5 where both have one law
-    tail    = share of samples with d below the held-out pictures' 1% quantile
+    tail    = share of samples with d below the held-out images' 1% quantile
 
 "No shorter" is one-sided: it is refused where `shorter` exceeds 1/2, or `tail` its expected 1%, by
-more than chance would in 1 of 20. Few repeated pictures show in the tail before they show in the
-middle. Blurred pictures lie nearer to everything: the same decoder's reconstructions of held-out
-pictures, which repeat nothing, say how much of a short d is its doing.
+more than chance would in 1 of 20. Few repeated images show in the tail before they show in the
+middle. Blurred images lie nearer to everything: the same decoder's reconstructions of held-out
+images, which repeat nothing, say how much of a short d is its doing.
 """
 
 import math
@@ -32,19 +32,19 @@ ONE_SIDED = 1.645  # standard errors that chance exceeds in 1 of 20
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Distances to the nearest training picture.
+    """Distances to the nearest training image.
 
     Arguments:
         quantiles: By set, at `QUANTILES`: "samples", "held_out" and any other set given.
         shorter: P(d(sample) < d(held-out)).
         shorter_than: The same against each other set.
-        tail: Share of samples with d below the held-out pictures' 1% quantile; its standard
+        tail: Share of samples with d below the held-out images' 1% quantile; its standard
             error is that of 1% among as many.
         no_shorter: Neither exceeds what is expected by more than chance would in 1 of 20.
-        counts: Pictures by set, with "training".
+        counts: Images by set, with "training".
         distances: d by set, for plots.
         closest: Rows of the samples in rising order of d.
-        neighbours: Row of the nearest training picture of each of them.
+        neighbours: Row of the nearest training image of each of them.
     """
 
     quantiles: dict[str, list[float]]
@@ -81,26 +81,26 @@ def measure_memorisation(
     training: np.ndarray,
     **others: np.ndarray,
 ) -> Memorisation:
-    """Compare distances to the nearest training picture, in features (N, D) of each set.
+    """Compare distances to the nearest training image, in features (N, D) of each set.
 
     Arguments:
-        samples: The model's pictures.
-        held_out: Real pictures that it was not trained on.
+        samples: The model's images.
+        held_out: Real images that it was not trained on.
         training: Those that it was.
         others: Further sets whose distances stand beside, such as `reconstructions`.
 
     Raises:
-        UserInputError: Fewer than 2 pictures in a set, or features that do not fit each other.
+        UserInputError: Fewer than 2 images in a set, or features that do not fit each other.
     """
     sets = {"samples": samples, "held_out": held_out, **others}
     if min(len(x) for x in (*sets.values(), training)) < 2:
-        raise UserInputError("a comparison of distances needs at least 2 pictures in every set")
+        raise UserInputError("a comparison of distances needs at least 2 images in every set")
     found = {name: nearest(x, training) for name, x in sets.items()}
     distances = {name: d[:, 0] for name, (d, _) in found.items()}
     shorter = auroc(distances["samples"], distances["held_out"])
     limit = np.quantile(distances["held_out"], TAIL)
     count = len(samples)
-    # With the limit's own randomness, from the held-out pictures.
+    # With the limit's own randomness, from the held-out images.
     spread = math.sqrt(TAIL * (1 - TAIL) * (1 / count + 1 / len(held_out)))
     tail = Figure(float((distances["samples"] < limit).mean()), spread)
     closest = np.argsort(distances["samples"], kind="stable")

@@ -8,8 +8,8 @@ With B_k(x) the ball around x that reaches its k-th nearest neighbour in x's own
     density    mean over the samples of (balls B_k(real) they lie in) / k; about 1 for one law
     coverage   share of the B_k(real) that hold a sample
 
-Recall is precision with the sets exchanged. All four depend on k and on the numbers of pictures:
-compare equal numbers only. Their errors count the pictures whose indicator is averaged, not the
+Recall is precision with the sets exchanged. All four depend on k and on the numbers of images:
+compare equal numbers only. Their errors count the images whose indicator is averaged, not the
 balls' own randomness.
 """
 
@@ -91,10 +91,10 @@ class Neighbourhoods:
 
 
 def neighbourhoods(samples: np.ndarray, real: np.ndarray, *, k: int = DEFAULT_K) -> Neighbourhoods:
-    """Precision, recall, density and coverage of samples (N, D) against real pictures (M, D).
+    """Precision, recall, density and coverage of samples (N, D) against real images (M, D).
 
     Raises:
-        UserInputError: Either set has no more than k pictures, or they do not fit each other.
+        UserInputError: Either set has no more than k images, or they do not fit each other.
     """
     samples, real = _checked(samples, real)
     around_real = nearest(real, real, k, among_itself=True)[0][:, -1] ** 2

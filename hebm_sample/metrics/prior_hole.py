@@ -1,6 +1,6 @@
 """The prior hole: can q(u) and the prior's samples be told apart, in u itself?
 
-    q(u) = E_x q(u | x) (held-out pictures, encoded)    against    u ~ N(0, I),  u ~ p(u)
+    q(u) = E_x q(u | x) (held-out images, encoded)    against    u ~ N(0, I),  u ~ p(u)
 
 a group at a time and all groups together:
 

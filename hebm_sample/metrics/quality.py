@@ -1,4 +1,4 @@
-"""One set of pictures against a reference, by every measure that takes two sets of features."""
+"""One set of images against a reference, by every measure that takes two sets of features."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +29,13 @@ class Quality:
         frechet: FD.
         kernel: KID.
         neighbours: Precision, recall, density, coverage; None where a set is too small.
-        num_pictures, num_reference: In the two sets.
+        num_images, num_reference: In the two sets.
     """
 
     frechet: Figure
     kernel: Figure
     neighbours: Neighbourhoods | None
-    num_pictures: int
+    num_images: int
     num_reference: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Quality:
             plain |= {name: figure.value, f"{name}_error": figure.error}
         if self.neighbours is not None:
             plain["k"] = self.neighbours.k
-        return plain | {"num_pictures": self.num_pictures, "num_reference": self.num_reference}
+        return plain | {"num_images": self.num_images, "num_reference": self.num_reference}
 
     def __str__(self) -> str:
         text = f"KID {self.kernel.value:.4f} ± {self.kernel.error:.4f}"
@@ -68,15 +68,15 @@ def _neighbours(samples: np.ndarray, reference: np.ndarray, k: int) -> Neighbour
 def measure_quality(
     samples: np.ndarray, reference: np.ndarray, *, k: int = DEFAULT_K, seed: int = 0
 ) -> Quality:
-    """From features (N, D) of the pictures and (M, D) of the reference.
+    """From features (N, D) of the images and (M, D) of the reference.
 
     Raises:
-        UserInputError: Fewer than 4 pictures in a set, or features that do not fit each other.
+        UserInputError: Fewer than 4 images in a set, or features that do not fit each other.
     """
     smaller = min(len(samples), len(reference))
     if smaller < 4:
         raise UserInputError(
-            f"{len(samples)} and {len(reference)} pictures were given; a comparison needs 4 a side"
+            f"{len(samples)} and {len(reference)} images were given; a comparison needs 4 per side"
         )
     groups = min(MAX_GROUPS, smaller // 2)
     statistics = [FeatureStatistics.from_features(x) for x in (samples, reference)]

@@ -1,9 +1,9 @@
-"""How many pictures fit at a time: `--batch auto`.
+"""How many images fit at a time: `--batch auto`.
 
-    batch = free memory / 2 / (2 * bytes that one picture's gradient keeps)
+    batch = free memory / 2 / (2 * bytes that one image's gradient keeps)
 
-What the gradient of F keeps is counted, for two pictures and for one, so that weights cancel; it
-holds again as much in passing, and half of the memory is left to others. More than `MOST` pictures
+What the gradient of F keeps is counted, for two images and for one, so that weights cancel; it
+holds again as much in passing, and half of the memory is left to others. More than `MOST` images
 at a time gain nothing.
 """
 
@@ -18,13 +18,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
 
-__all__ = ["MOST", "bytes_a_picture", "fitting_batch", "free_bytes"]
+__all__ = ["MOST", "bytes_per_image", "fitting_batch", "free_bytes"]
 
 MOST = {"cpu": 64, "cuda": 1024}
 
 
-def bytes_a_picture(model: "Model") -> int:
-    """Bytes that the gradient of F keeps for each picture."""
+def bytes_per_image(model: "Model") -> int:
+    """Bytes that the gradient of F keeps for each image."""
 
     def kept(batch: int) -> int:
         stores: dict[int, int] = {}
@@ -68,4 +68,4 @@ def fitting_batch(model: "Model") -> int:
     most = MOST.get(model.device.type, MOST["cpu"])
     if model.prior is None:
         return most
-    return max(1, min(most, free_bytes(model.device) // 2 // (2 * bytes_a_picture(model))))
+    return max(1, min(most, free_bytes(model.device) // 2 // (2 * bytes_per_image(model))))

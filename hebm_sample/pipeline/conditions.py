@@ -122,16 +122,16 @@ def _weights(
 def read_condition(
     table: SymbolTable, symbols: Symbols | None, guidance: Guidance, count: int, model: str
 ) -> Condition | None:
-    """The condition of `count` pictures; None if nothing is asked.
+    """The condition of `count` images; None if nothing is asked.
 
     Arguments:
-        symbols: One mapping for all, or one a picture.
+        symbols: One mapping for all, or one per image.
         guidance: w, for all variables or by name.
         model: Its name, for messages.
 
     Raises:
         UserInputError: An unknown variable or value, a contradiction, a guidance out of range, or
-            another number of mappings than pictures.
+            another number of mappings than images.
     """
     if not isinstance(guidance, Mapping):
         require_range("guidance", guidance, 0.0, MAX_GUIDANCE)
@@ -140,11 +140,11 @@ def read_condition(
             raise UserInputError("guidance is given, but no symbols that it could weigh")
         return None
     if not isinstance(symbols, (Mapping, list, tuple)):
-        raise UserInputError(f"symbols is {symbols!r}; give one mapping a picture, or one for all")
+        raise UserInputError(f"symbols is {symbols!r}; give one mapping an image, or one for all")
     rows = [symbols] * count if isinstance(symbols, Mapping) else list(symbols)
     if len(rows) != count or not all(isinstance(row, Mapping) for row in rows):
         raise UserInputError(
-            f"symbols is a list of {len(rows)} for {count} pictures; give one mapping a picture, "
+            f"symbols is a list of {len(rows)} for {count} images; give one mapping an image, "
             "or one for all"
         )
     asked = {name for row in rows for name in row}

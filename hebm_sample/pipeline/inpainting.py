@@ -1,6 +1,6 @@
 r"""Known pixels: the latents that see nothing else are held, and a likelihood pulls on the others.
 
-A cell of group i whose patch of the picture is known altogether keeps u_0 ~ q(u | x) there, as
+A cell of group i whose patch of the image is known altogether keeps u_0 ~ q(u | x) there, as
 kept groups do (`sampling/constraints.py`). The others move under F plus the log likelihood
 
     log p(known | u_t) = - w Z sqrt( sum_known (x - mean)^2 + n b^2 pi^2 / 3 )
@@ -11,7 +11,7 @@ n is the number of known values, b^2 pi^2 / 3 the variance of the generator's lo
 errors of neighbouring pixels are one error: with their squares simply summed, the density is so
 stiff along the coarse latents that chains of this length leave the finite numbers. A norm, whose
 pull does not grow with the error, stays stable. For the same reason a generator grown to larger
-pictures compares what its encoder reads: pictures averaged to `encoder_size`, where all pixels of
+images compares what its encoder reads: images averaged to `encoder_size`, where all pixels of
 a square are known.
 """
 
@@ -49,7 +49,7 @@ class KnownPixels:
     weight: float = 1.0
 
     def rows(self, start: int, stop: int) -> "KnownPixels":
-        """Of pictures start ... stop - 1."""
+        """Of images start ... stop - 1."""
         return replace(self, images=self.images[start:stop], known=self.known[start:stop])
 
     def to(self, device: torch.device) -> "KnownPixels":
@@ -77,7 +77,7 @@ class KnownPixels:
 
 
 def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:
-    """The pictures with unknown pixels replaced by means of the known ones around them.
+    """The images with unknown pixels replaced by means of the known ones around them.
 
     Means over squares of 2, 4, 8, ... pixels; a pixel takes the smallest square that has a known
     one.
@@ -102,7 +102,7 @@ def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:
 
 
 def known_cells(known: Tensor, shapes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, ...]:
-    """Cells whose patch of the picture is known altogether: (B, 1, H_i, W_i) bool a group.
+    """Cells whose patch of the image is known altogether: (B, 1, H_i, W_i) bool a group.
 
     Arguments:
         known: (B, 1, S, S) bool.

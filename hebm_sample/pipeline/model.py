@@ -1,4 +1,4 @@
-"""A loaded model: its networks, and what they say about pictures and latents.
+"""A loaded model: its networks, and what they say about images and latents.
 
     q(u | x)                     `encode`, `reconstruct`, `decode`
     p(y_v = j | u) = softmax_j   `classify`
@@ -36,11 +36,11 @@ from hebm_sample.sampling.noise import NoiseStreams
 if TYPE_CHECKING:
     from hebm_sample.metrics.typicality import Calibration
 
-__all__ = ["EncodeMode", "Groups", "Model", "Pictures"]
+__all__ = ["EncodeMode", "Groups", "Model", "ImagesLike"]
 
 EncodeMode = Literal["sample", "mean"]
 Groups = slice | Sequence[int] | int
-Pictures = Tensor | Any
+ImagesLike = Tensor | Any
 MOST_PIXELS = (2**22, 2**18)  # decoded at a time, elsewhere and on the CPU
 _M = TypeVar("_M", bound="Model")
 
@@ -130,7 +130,7 @@ class Model:
         """The encoder; loaded when first asked for."""
         if self._encoder is None:
             raise UserInputError(
-                f"{self.name} has no encoder, so it cannot read pictures; use a model that has one"
+                f"{self.name} has no encoder, so it cannot read images; use a model that has one"
             )
         if not isinstance(self._encoder, ImageEncoder):
             self._encoder = self._settle(self._encoder())
@@ -219,11 +219,11 @@ class Model:
             parts.append([x.float().cpu() for x in found])
         return GroupOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    # Pictures and latents
+    # Images and latents
 
     @torch.no_grad()
     def _decode(self, u: Latents) -> Tensor:
-        """Mean pictures, a few at a time: at 256x256 the decoder's maps, and no chain, are what
+        """Mean images, a few at a time: at 256x256 the decoder's maps, and no chain, are what
         memory is needed for.
         """
         most = MOST_PIXELS[self.device.type == "cpu"]
@@ -238,11 +238,11 @@ class Model:
     def decode(
         self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
     ) -> Any:
-        """Mean pictures of u: N PIL pictures, or arrays as in `Samples`.
+        """Mean images of u: N PIL images, or arrays as in `Samples`.
 
         Arguments:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
-                values whose pictures are not finite.
+                values whose images are not finite.
         """
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
@@ -251,29 +251,29 @@ class Model:
             self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
             for i in range(0, count, batch_size)
         ]
-        pictures = torch.cat(parts)
-        if not bool(torch.isfinite(pictures).all()):
+        images = torch.cat(parts)
+        if not bool(torch.isfinite(images).all()):
             raise UserInputError(
-                "the pictures of these latents are not finite; the latents are not, or too large"
+                "the images of these latents are not finite; the latents are not, or too large"
             )
-        return to_output(pictures, output_type)
+        return to_output(images, output_type)
 
     @torch.no_grad()
     def encode(
         self,
-        images: Pictures,
+        images: ImagesLike,
         *,
         mode: EncodeMode = "sample",
         seeds: int | Iterable[int] | None = None,
         batch_size: int = 16,
     ) -> Latents:
-        """u of pictures, on the CPU: a draw of q(u | x), or its mean.
+        """u of images, on the CPU: a draw of q(u | x), or its mean.
 
         Arguments:
-            images: PIL pictures or paths (cropped to the middle square and resized), or floats (N,
+            images: PIL images or paths (cropped to the middle square and resized), or floats (N,
                 3, S, S) in [0, 1], as "torch" output is.
             mode: "sample" or "mean".
-            seeds: Of the draw, one a picture; 0 ... N-1 if None.
+            seeds: Of the draw, one per image; 0 ... N-1 if None.
         """
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
@@ -292,7 +292,7 @@ class Model:
             parts.append(tuple(g.float().cpu() for g in u))
         return concatenate(parts)
 
-    def _read(self, images: Pictures) -> Tensor:
+    def _read(self, images: ImagesLike) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
         size = self.config.generator.image_size
         if not isinstance(images, Tensor):
@@ -307,19 +307,19 @@ class Model:
 
     def reconstruct(
         self,
-        images: Pictures,
+        images: ImagesLike,
         *,
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
     ) -> Any:
-        """decode(encode(images)): what the generator can say about a picture."""
+        """decode(encode(images)): what the generator can say about an image."""
         u = self.encode(images, mode=mode, batch_size=batch_size)
         return self.decode(u, output_type=output_type, batch_size=batch_size)
 
     def _latents_of(
         self,
-        images: Pictures | None,
+        images: ImagesLike | None,
         latents: Latents | None,
         mode: EncodeMode,
         batch_size: int,
@@ -333,7 +333,7 @@ class Model:
 
     def classify(
         self,
-        images: Pictures | None = None,
+        images: ImagesLike | None = None,
         *,
         latents: Latents | None = None,
         groups: Groups | None = None,

@@ -1,4 +1,4 @@
-"""What sampling is asked for and what it returns: seeds in, pictures with their latents and
+"""What sampling is asked for and what it returns: seeds in, images with their latents and
 energies out, or with all that they were on the way.
 """
 
@@ -24,8 +24,8 @@ __all__ = ["OutputType", "Samples", "Trajectory", "choose_seeds", "to_output"]
 
 OutputType = Literal["pil", "numpy", "torch"]
 
-# What a notebook shows of many pictures.
-SHOWN_PICTURES, SHOWN_SIDE = 64, 1024
+# What a notebook shows of many images.
+SHOWN_IMAGES, SHOWN_SIDE = 64, 1024
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,14 +33,14 @@ class Samples:
     """What a call returns.
 
     Arguments:
-        images: N PIL pictures; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
+        images: N PIL images; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
             1] ("torch").
         latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
         energies: -F_{i}, of each group alone, at the level just done, with what was asked: (N, L).
             Without symbols they sum to -F. None where the model has no energies.
-        seeds: The seed of each picture.
-        level: Noise level just done; 0 for a finished picture.
-        columns: Of the sheet that the pictures belong on; None if they are in no order.
+        seeds: The seed of each image.
+        level: Noise level just done; 0 for a finished image.
+        columns: Of the sheet that the images belong on; None if they are in no order.
 
     >>> grey = Image.new("RGB", (8, 8), "grey")
     >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
@@ -62,7 +62,7 @@ class Samples:
         return len(self.seeds)
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All pictures on one sheet: `columns` a row, by default their own order's, or as near to
+        """All images on one sheet: `columns` a row, by default their own order's, or as near to
         a square as can be.
         """
         columns = columns or self.columns
@@ -74,21 +74,21 @@ class Samples:
 
     def __repr__(self) -> str:
         """How many, and their seeds; not every number."""
-        noun = "picture" if len(self) == 1 else "pictures"
+        noun = "image" if len(self) == 1 else "images"
         return f"<Samples: {len(self)} {noun}, seeds {_short(self.seeds)}, level {self.level}>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the first 64 pictures, reduced to 1024 pixels a side."""
-        some = slice(0, SHOWN_PICTURES)
+        """What a notebook shows: the first 64 images, reduced to 1024 pixels a side."""
+        some = slice(0, SHOWN_IMAGES)
         return _reduced(replace(self, images=self.images[some], seeds=self.seeds[some]).grid())
 
 
 @dataclass(frozen=True, repr=False)
 class Trajectory:
-    """Pictures on their way from noise.
+    """Images on their way from noise.
 
     Arguments:
-        steps: `Samples` after each noise level, from the noisiest to the finished pictures.
+        steps: `Samples` after each noise level, from the noisiest to the finished images.
     """
 
     steps: tuple[Samples, ...]
@@ -99,18 +99,18 @@ class Trajectory:
 
     @property
     def samples(self) -> Samples:
-        """The finished pictures: what a call returns for the same seeds."""
+        """The finished images: what a call returns for the same seeds."""
         return self.steps[-1]
 
     @property
     def frames(self) -> list[Image.Image]:
-        """A sheet of all pictures after each step."""
+        """A sheet of all images after each step."""
         return [step.grid() for step in self.steps]
 
     def grid(self) -> Image.Image:
-        """One sheet: a row a picture, a column a step."""
+        """One sheet: a row per image, a column a step."""
         rows = zip(*(step.images for step in self.steps), strict=True)
-        return grid([picture for row in rows for picture in row], len(self))
+        return grid([image for row in rows for image in row], len(self))
 
     def save(
         self,
@@ -177,14 +177,14 @@ def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> t
         )
     if not 1 <= len(chosen) <= MAX_SEEDS:
         raise UserInputError(
-            f"{len(chosen)} pictures were asked for; it can be 1 to {MAX_SEEDS} a call"
+            f"{len(chosen)} images were asked for; it can be 1 to {MAX_SEEDS} a call"
         )
     return chosen
 
 
-def to_output(pictures: Tensor, output_type: OutputType) -> Any:
-    """Float pictures (N, 3, S, S), about [-1, 1], as the caller asked for them."""
+def to_output(images: Tensor, output_type: OutputType) -> Any:
+    """Float images (N, 3, S, S), about [-1, 1], as the caller asked for them."""
     if output_type == "pil":
-        return to_pil(pictures)
-    unit = (pictures.clamp(-1, 1) + 1) / 2
+        return to_pil(images)
+    unit = (images.clamp(-1, 1) + 1) / 2
     return unit if output_type == "torch" else unit.permute(0, 2, 3, 1).contiguous().numpy()

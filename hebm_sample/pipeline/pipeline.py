@@ -1,7 +1,7 @@
-r"""The way in: load a model, draw pictures, steer them, read pictures.
+r"""The way in: load a model, draw images, steer them, read images.
 
 vary, layers      keep some groups of u_0, resample the others        (`sampling/constraints.py`)
-mix               the coarse groups of one picture with the fine ones of another
+mix               the coarse groups of one image with the fine ones of another
 interpolate       great circles in u, group by group
 edit              u_0 ~ q(u | x) carried or diffused to a level, and back down with what is asked
 inpaint           the prior times the likelihood of the known pixels
@@ -22,7 +22,7 @@ from hebm_sample.io.seeds import MAX_SEEDS, derived_seed
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.inpainting import KnownPixels, fill_smoothly, known_cells
-from hebm_sample.pipeline.model import EncodeMode, Groups, Pictures
+from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike
 from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.pipeline.sampler import Drawer, Prior, Request
 from hebm_sample.sampling.constraints import Given
@@ -31,7 +31,7 @@ __all__ = ["EditMethod", "OutputType", "Pipeline", "Prior", "Samples"]
 
 EditMethod = Literal["flow", "noise"]
 
-# Streams of a picture's seed that are not its chain's: for the posterior draw before an edit.
+# Streams of an image's seed that are not its chain's: for the posterior draw before an edit.
 ENCODE_STREAM = 0x656E63
 
 
@@ -73,7 +73,7 @@ class Pipeline(Drawer):
     >>> [tuple(group.shape) for group in ships.latents]
     [(2, 16, 4, 4), (2, 16, 4, 4), (2, 8, 8, 8), (2, 8, 8, 8)]
 
-    Variations that keep the top two groups, and what the model sees in a picture:
+    Variations that keep the top two groups, and what the model sees in an image:
 
     >>> varied = pipe.vary(ships, slice(0, 2), 2, steps=12)
     >>> bool((varied.latents[0][:2] == ships.latents[0][:1]).all())
@@ -83,9 +83,9 @@ class Pipeline(Drawer):
     """
 
     def latents_of(
-        self, source: Samples | Latents | Pictures, *, mode: EncodeMode = "sample"
+        self, source: Samples | Latents | ImagesLike, *, mode: EncodeMode = "sample"
     ) -> Latents:
-        """u of what the methods below take: `Samples`, latents, or pictures, which are encoded."""
+        """u of what the methods below take: `Samples`, latents, or images, which are encoded."""
         if isinstance(source, Samples):
             return source.latents
         if isinstance(source, tuple) and source and isinstance(source[0], Tensor):
@@ -97,7 +97,7 @@ class Pipeline(Drawer):
 
     def vary(
         self,
-        source: Samples | Latents | Pictures,
+        source: Samples | Latents | ImagesLike,
         keep: Groups,
         num_variations: int = 8,
         *,
@@ -114,17 +114,17 @@ class Pipeline(Drawer):
         an approximation (`sampling/constraints.py`).
 
         Arguments:
-            source: What to vary: samples, latents or N pictures.
+            source: What to vary: samples, latents or N images.
             keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
                 none.
             num_variations: V.
-            seeds: Of the variations, V of them, the same for each picture. If None, 0 ... V-1, or
+            seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
                 for samples the V that follow their largest seed: new noise.
-            symbols, guidance: As of a call: one mapping, or one each of the N * V pictures.
+            symbols, guidance: As of a call: one mapping, or one each of the N * V images.
             options: `progress` and fields of `LangevinConfig`.
 
         Returns:
-            N * V pictures, those of the first source first.
+            N * V images, those of the first source first.
         """
         require_integer("num_variations", num_variations, 1, MAX_SEEDS)
         u, kept = self.latents_of(source), self._kept(keep)
@@ -177,12 +177,12 @@ class Pipeline(Drawer):
     ) -> Samples:
         """The paper's hierarchical figure: each row frees one more group, from the bottom up.
 
-        The first picture of every row is the seed's own; the others keep its top groups and
-        resample those below, so that rows go from changes of detail to other pictures.
+        The first image of every row is the seed's own; the others keep its top groups and
+        resample those below, so that rows go from changes of detail to other images.
 
         Arguments:
-            seed: Of the picture, and of nothing else: the variations have seeds 0, 1, ...
-            columns: Pictures a row, at least 2.
+            seed: Of the image, and of nothing else: the variations have seeds 0, 1, ...
+            columns: Images a row, at least 2.
             cuts: How many top groups each row keeps; L-1 ... 0 if None.
             options: As for `vary`.
         """
@@ -210,21 +210,21 @@ class Pipeline(Drawer):
 
     def mix(
         self,
-        coarse: Samples | Latents | Pictures,
-        fine: Samples | Latents | Pictures,
+        coarse: Samples | Latents | ImagesLike,
+        fine: Samples | Latents | ImagesLike,
         cut: int,
         *,
         output_type: OutputType = "pil",
         batch_size: int = 16,
     ) -> Any:
-        """Pictures with the top `cut` groups of u from `coarse` and the others from `fine`.
+        """Images with the top `cut` groups of u from `coarse` and the others from `fine`.
 
         Arguments:
-            coarse, fine: Samples, latents or pictures, as many in both, or one in one of them.
+            coarse, fine: Samples, latents or images, as many in both, or one in one of them.
             cut: 0 is `fine` itself, L is `coarse`.
 
         Returns:
-            Pictures as `decode` gives them.
+            Images as `decode` gives them.
         """
         count = len(self.generator.latent_shapes)
         require_integer("cut", cut, 0, count)
@@ -237,7 +237,7 @@ class Pipeline(Drawer):
         counts = len(u[0]), len(v[0])
         if counts[0] != counts[1] and 1 not in counts:
             raise UserInputError(
-                f"{counts[0]} pictures were given with {counts[1]}; give as many, or one"
+                f"{counts[0]} images were given with {counts[1]}; give as many, or one"
             )
         most = max(counts)
         u, v = (tuple(g.expand(most, -1, -1, -1) if len(g) == 1 else g for g in x) for x in (u, v))
@@ -245,21 +245,21 @@ class Pipeline(Drawer):
 
     def interpolate(
         self,
-        a: Samples | Latents | Pictures,
-        b: Samples | Latents | Pictures,
+        a: Samples | Latents | ImagesLike,
+        b: Samples | Latents | ImagesLike,
         num_images: int = 9,
         *,
         output_type: OutputType = "pil",
         batch_size: int = 16,
     ) -> Any:
-        """Pictures on the great circle between two, in u and group by group, ends included.
+        """Images on the great circle between two, in u and group by group, ends included.
 
         Arguments:
-            a, b: Samples, latents or pictures, one or as many in both.
+            a, b: Samples, latents or images, one or as many in both.
             num_images: A pair, at least 2.
 
         Returns:
-            Pictures as `decode` gives them, those of the first pair first.
+            Images as `decode` gives them, those of the first pair first.
         """
         require_integer("num_images", num_images, 2, MAX_SEEDS)
         u, v = self._paired(a, b)
@@ -270,11 +270,11 @@ class Pipeline(Drawer):
         )
         return self.decode(between, output_type=output_type, batch_size=batch_size)
 
-    # Real pictures
+    # Real images
 
     def edit(
         self,
-        images: Pictures,
+        images: ImagesLike,
         symbols: Symbols | None = None,
         *,
         groups: Groups | None = None,
@@ -301,7 +301,7 @@ class Pipeline(Drawer):
                 otherwise. Nothing is drawn, so what is not asked for comes back. "noise": u_0 is
                 diffused by drawn noise and the model's sampler draws u_0 anew; a `strength` of 1
                 keeps nothing of the groups but what the others say.
-            seeds: One a picture; 0 ... N-1 if None.
+            seeds: One per image; 0 ... N-1 if None.
             mode: "sample" or "mean" of q(u | x).
             options: `progress` and fields of `LangevinConfig`.
         """
@@ -344,20 +344,20 @@ class Pipeline(Drawer):
             raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
         return options | {"sampler": "flow"}
 
-    def _seeded(self, images: Pictures, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
-        """Pictures (N, 3, S, S) in [-1, 1], and one seed each."""
+    def _seeded(self, images: ImagesLike, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
+        """Images (N, 3, S, S) in [-1, 1], and one seed each."""
         x = self._read(images)
         chosen = choose_seeds(None, range(len(x)) if seeds is None else seeds)
         if len(chosen) != len(x):
             raise UserInputError(
-                f"{len(chosen)} seeds were given for {len(x)} pictures; give one a picture"
+                f"{len(chosen)} seeds were given for {len(x)} images; give one per image"
             )
         return x, chosen
 
     def _posterior(
         self, x: Tensor, seeds: tuple[int, ...], mode: EncodeMode, batch_size: int
     ) -> Latents:
-        """u_0 of pictures in [-1, 1]; the draw's noise is not the chain's."""
+        """u_0 of images in [-1, 1]; the draw's noise is not the chain's."""
         own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
         return self.encode((x + 1) / 2, mode=mode, seeds=own, batch_size=batch_size)
 
@@ -370,8 +370,8 @@ class Pipeline(Drawer):
 
     def inpaint(
         self,
-        images: Pictures,
-        masks: Pictures,
+        images: ImagesLike,
+        masks: ImagesLike,
         *,
         symbols: Symbols | None = None,
         guidance: Guidance = 1.0,
@@ -385,17 +385,17 @@ class Pipeline(Drawer):
         """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
 
         Latents that see only known pixels are held (`pipeline/inpainting.py`). The known pixels
-        of the result are the picture's own.
+        of the result are the image's own.
 
         Arguments:
             images: N, as for `encode`.
             masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
-                picture's own size, or the model's. PIL pictures, paths, or booleans (N, S, S).
+                image's own size, or the model's. PIL pasted, paths, or booleans (N, S, S).
             symbols, guidance: As of a call.
             weight: Of the known pixels' log likelihood.
             strength: Level to start from, as for `edit`. The masked region begins as a smooth
                 filling from what is known around it; less than 1 keeps some of its colours.
-            seeds: One a picture; 0 ... N-1 if None.
+            seeds: One per image; 0 ... N-1 if None.
             options: `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS` unless said.
         """
         require_range("strength", strength, 0.0, 1.0)
@@ -414,5 +414,5 @@ class Pipeline(Drawer):
         given = Given(u, (), start, cells)
         request = replace(request, given=given, likelihood=known)
         drawn = self._best(request, 1, batch_size)
-        pictures = torch.where(unknown, drawn.pictures, x)
-        return self._samples(replace(drawn, pictures=pictures), chosen, output_type)
+        pasted = torch.where(unknown, drawn.images, x)
+        return self._samples(replace(drawn, images=pasted), chosen, output_type)

@@ -2,8 +2,8 @@
 
     w = E_x s(x)^2        q(u | x) = N(m(x), s(x)^2)
 
-over pictures x that the generator makes of u ~ N(0, I), so that no data are needed. Against
-pictures of the data w comes out right where latents are coarse and up to a half too small where
+over images x that the generator makes of u ~ N(0, I), so that no data are needed. Against
+images of the data w comes out right where latents are coarse and up to a half too small where
 they are fine: shorter steps, the safe side.
 """
 
@@ -16,7 +16,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 
 __all__ = ["posterior_variance"]
 
-PICTURES = 32
+IMAGES = 32
 
 
 @torch.inference_mode(False)
@@ -25,7 +25,7 @@ def posterior_variance(
     generator: Generator, encoder: ImageEncoder, device: torch.device
 ) -> Latents:
     """w of every coordinate, (1, C_i, H_i, W_i) a group; the same at every call."""
-    noise = NoiseStreams(range(PICTURES), generator.latent_shapes, device=device)
-    pictures = generator(noise.normal()).clamp(-1, 1)
-    found = encode(generator, encoder, pictures, noise.normal())
+    noise = NoiseStreams(range(IMAGES), generator.latent_shapes, device=device)
+    images = generator(noise.normal()).clamp(-1, 1)
+    found = encode(generator, encoder, images, noise.normal())
     return tuple(torch.exp(2 * s).mean(0, keepdim=True).float() for s in found.log_s)

@@ -1,7 +1,7 @@
-"""Drawing pictures: seeds, batches and wishes in, `Samples` out.
+"""Drawing images: seeds, batches and wishes in, `Samples` out.
 
 u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)    by the model's sampler, F as in `prior.symbols`
-picture = mean of p(x | h_{L+1}(u))
+image = mean of p(x | h_{L+1}(u))
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -46,13 +46,13 @@ MAX_CANDIDATES = 1000
 
 @dataclass(frozen=True)
 class Request:
-    """One batch of pictures to be drawn.
+    """One batch of images to be drawn.
 
     Arguments:
-        seeds: One a picture.
+        seeds: One per image.
         config: The sampler's settings.
         prior: "ebm" or "gaussian".
-        condition: What is asked of each picture; its rows follow `seeds`.
+        condition: What is asked of each image; its rows follow `seeds`.
         given: Latents to keep or to start from, rows as `seeds`.
         lifted: Whether the noise of `given` is found by the flow, with half of the gradients.
         likelihood: log p of known pixels, added to F.
@@ -71,7 +71,7 @@ class Request:
     only_last: bool = True
 
     def rows(self, start: int, stop: int) -> "Request":
-        """The same for pictures start ... stop - 1."""
+        """The same for images start ... stop - 1."""
         condition, given = self.condition, self.given
         return replace(
             self,
@@ -84,12 +84,12 @@ class Request:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Where a request is after a level: u, terms of F and float pictures, on the CPU."""
+    """Where a request is after a level: u, terms of F and float images, on the CPU."""
 
     level: int
     u: Latents
     terms: Tensor | None
-    pictures: Tensor
+    images: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Drawer(Scorer):
 
     Attributes:
         compile_chains: Whether `torch.compile` has the chains' energies. Compiling takes long, so
-            it can pay for many pictures only; off at first.
+            it can pay for many images only; off at first.
     """
 
     compile_chains: bool = False
@@ -169,13 +169,13 @@ class Drawer(Scorer):
         progress: Progress | None = None,
         **settings: Any,
     ) -> Samples:
-        """Draw pictures.
+        """Draw images.
 
         Arguments:
             num_images: How many, with seeds 0 ... n-1 (default 1).
-            seeds: One a picture: the same seed is the same picture, in any batch.
+            seeds: One per image: the same seed is the same image, in any batch.
             symbols: What is asked, such as {"class": "horse"}, {"class": ["cat", "dog"]},
-                {"class": "~cat"}, {"Smiling": "yes", "Male": "no"}; or a list, one a picture.
+                {"class": "~cat"}, {"Smiling": "yes", "Male": "no"}; or a list, one per image.
             guidance: The weight w of what is asked, one or one a variable: 0 ignores it, 1 is the
                 model's conditional, more exaggerates.
             best_of: Draw so many candidates an image and keep the best. The first candidate is
@@ -184,7 +184,7 @@ class Drawer(Scorer):
                 is asked in F, the density that the sampler's lowest level has; or "energy", the
                 lowest -F, its ratio to N(0, I), which does not mind unlikely u.
             prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
-            batch_size: Most pictures at a time.
+            batch_size: Most images at a time.
             output_type: "pil", "numpy" or "torch"; see `Samples`.
             progress: Called with the number of gradients just evaluated.
             settings: Fields of `LangevinConfig` (sampler, steps, temperature, ...); None means the
@@ -244,7 +244,7 @@ class Drawer(Scorer):
         require_choice("output_type", output_type, OutputType)
         given: dict[str, Any] = {"only_last": False} | options
         request, batch_size = self._request(num_images, seeds, **given)
-        # Built eagerly: what is wrong with the request is said now, not when the first picture is
+        # Built eagerly: what is wrong with the request is said now, not when the first image is
         # asked for.
         states = self._run(request, batch_size)
         return (self._samples(state, request.seeds, output_type) for state in states)
@@ -255,7 +255,7 @@ class Drawer(Scorer):
         seeds: int | Iterable[int] | None = None,
         **options: Any,
     ) -> Trajectory:
-        """All that `stream` yields: to look at as a sheet, or to save as a moving picture.
+        """All that `stream` yields: to look at as a sheet, or to save as a animation.
 
         Arguments:
             options: As of a call, without `best_of` and `output_type`. With `sampler="flow"` there
@@ -304,12 +304,10 @@ class Drawer(Scorer):
         terms = state.terms
         groups = len(self.generator.latent_shapes)
         energies = None if terms is None else -terms[:, :groups]
-        return Samples(
-            to_output(state.pictures, output_type), state.u, energies, seeds, state.level
-        )
+        return Samples(to_output(state.images, output_type), state.u, energies, seeds, state.level)
 
     def _run(self, request: Request, batch_size: int) -> Iterator[_Drawn]:
-        """States of all pictures after each level, computed batch by batch."""
+        """States of all images after each level, computed batch by batch."""
         starts = range(0, len(request.seeds), batch_size)
         walks = [self._walk(request.rows(i, i + batch_size)) for i in starts]
         return (_joined(states) for states in zip(*walks, strict=True))
@@ -387,7 +385,7 @@ class Drawer(Scorer):
 
     def posterior_variance(self) -> Latents:
         """w of every coordinate, (1, C_i, H_i, W_i) a group, on the pipeline's device: how wide
-        q(u | x) is there, averaged over pictures (`pipeline/posterior_variance.py`). The steps of
+        q(u | x) is there, averaged over images (`pipeline/posterior_variance.py`). The steps of
         `precondition=True` follow it. Found once, and again after the networks were moved.
 
         Raises:
@@ -413,15 +411,15 @@ class Drawer(Scorer):
         for level, u, terms in states:
             if request.only_last and level > 0:
                 continue
-            pictures = self._decode(u)
-            finite = torch.isfinite(pictures).flatten(1).all(1)
+            images = self._decode(u)
+            finite = torch.isfinite(images).flatten(1).all(1)
             if terms is not None:
                 terms = terms.detach().float().cpu()
                 finite &= torch.isfinite(terms).all(1)
             if not bool(finite.all()):
                 pairs = zip(request.seeds, finite.tolist(), strict=True)
                 raise NonFiniteSampleError([seed for seed, fine in pairs if not fine], level, 0)
-            yield _Drawn(level, tuple(g.detach().float().cpu() for g in u), terms, pictures)
+            yield _Drawn(level, tuple(g.detach().float().cpu() for g in u), terms, images)
 
 
 def _whole(parts: tuple[_State, ...]) -> _State:
@@ -437,7 +435,7 @@ def _joined(states: tuple[_Drawn, ...]) -> _Drawn:
         states[0].level,
         concatenate([s.u for s in states]),
         torch.cat(terms) if terms else None,
-        torch.cat([s.pictures for s in states]),
+        torch.cat([s.images for s in states]),
     )
 
 
@@ -460,5 +458,5 @@ def _keep_better(old: _Drawn, new: _Drawn, rank_by: Ranking) -> _Drawn:
         0,
         tuple(pick(a, b) for a, b in zip(old.u, new.u, strict=True)),
         pick(old.terms, new.terms),
-        pick(old.pictures, new.pictures),
+        pick(old.images, new.images),
     )

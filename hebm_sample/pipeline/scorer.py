@@ -9,7 +9,7 @@ from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
-from hebm_sample.pipeline.model import EncodeMode, Groups, Model, Pictures
+from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
 from hebm_sample.pipeline.scoring import log_density, measure, rate
 
 __all__ = ["Scorer", "Scores"]
@@ -47,7 +47,7 @@ class Scores:
         return len(self.energy)
 
     def __str__(self) -> str:
-        """A line an image, and the note."""
+        """A line per image, and the note."""
         lines = []
         for i in range(len(self)):
             p = "" if self.p_value is None else f", p-value {float(self.p_value[i]):.3g}"
@@ -60,18 +60,18 @@ class Scorer(Model):
 
     def energy(
         self,
-        images: Pictures | None = None,
+        images: ImagesLike | None = None,
         *,
         latents: Latents | None = None,
         groups: Groups | None = None,
         mode: EncodeMode = "sample",
         batch_size: int = 16,
     ) -> Tensor:
-        """The energy -F_G at the lowest noise level, all symbols open, (N,): low for pictures like
+        """The energy -F_G at the lowest noise level, all symbols open, (N,): low for images like
         the training data.
 
         Arguments:
-            images: Pictures, as for `encode`; or give `latents`.
+            images: ImagesLike, as for `encode`; or give `latents`.
             latents: u, as `encode` or a call returns it.
             groups: The groups G that count: a slice, indices or one index; all if None.
         """
@@ -81,7 +81,7 @@ class Scorer(Model):
 
     def log_density(
         self,
-        images: Pictures | None = None,
+        images: ImagesLike | None = None,
         *,
         latents: Latents | None = None,
         groups: Groups | None = None,
@@ -109,7 +109,7 @@ class Scorer(Model):
 
     def rate(
         self,
-        images: Pictures,
+        images: ImagesLike,
         *,
         groups: Groups | None = None,
         draws: int = 4,
@@ -130,7 +130,7 @@ class Scorer(Model):
         chosen, _ = self._group_indices(groups), self._energies()
         return rate(self, self._read(images), chosen, draws, batch_size)
 
-    def score(self, images: Pictures, *, batch_size: int = 16) -> Scores:
+    def score(self, images: ImagesLike, *, batch_size: int = 16) -> Scores:
         """Densities, likelihood ratios, and a p-value: how unusual images are among held-out ones.
 
         The p-value is that of a distance of all levels' statistics (`metrics/typicality.py`).

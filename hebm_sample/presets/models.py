@@ -38,7 +38,7 @@ CIFAR10_CLASSES = (
     "truck",
 )
 
-# Of the faces' 64x64 pictures.
+# Of the faces' 64x64 images.
 _FACES_64 = GeneratorConfig(
     image_size=64,
     scales=(
@@ -91,10 +91,10 @@ def _published(preset: Preset) -> Preset:
     )
 
 
-# Of the image decoder alone, from a trained model of 64x64 pictures.
+# Of the image decoder alone, from a trained model of 64x64 images.
 _GROWING_SETTINGS = TrainSettings(steps=2000, batch_size=16, learning_rate=2e-3)
 
-# 2,500 pictures to train on: narrower nets, random squares of the pictures, more weight decay.
+# 2,500 images to train on: narrower nets, random squares of the images, more weight decay.
 _CHURCHES_64 = GeneratorConfig(
     image_size=64,
     scales=(
@@ -130,9 +130,9 @@ _TINY = GeneratorConfig(
 )
 
 # What all presets of 64x64 faces start from; those of the models add symbols and a name.
-_PICTURES_64 = Preset(
-    name="pictures64",
-    note="64x64 pictures of your own, no symbols; 6 groups on 4/8/16, for two CPU cores",
+_IMAGES_64 = Preset(
+    name="images64",
+    note="64x64 images of your own, no symbols; 6 groups on 4/8/16, for two CPU cores",
     generator=_FACES_64,
     # At 1 the 16x16 groups took 1,500 nats and N(0, I) samples had no global structure.
     kl_weight=5.0,
@@ -141,10 +141,10 @@ _PICTURES_64 = Preset(
     generator_settings=TrainSettings(steps=5200),
     prior_settings=_FACES_PRIOR_SETTINGS,
 )
-_PICTURES_256 = replace(
-    _PICTURES_64,
-    name="pictures256",
-    note="256x256 pictures of your own, grown from a model of pictures64",
+_IMAGES_256 = replace(
+    _IMAGES_64,
+    name="images256",
+    note="256x256 images of your own, grown from a model of images64",
     generator=_FACES_256,
     generator_settings=_GROWING_SETTINGS,
 )
@@ -156,26 +156,26 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         replace(
-            _published(_PICTURES_256),
+            _published(_IMAGES_256),
             name="celebahq",
             note="256x256 faces, grown from a model of celebahq-64",
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
         ),
         replace(
-            _published(_PICTURES_64),
+            _published(_IMAGES_64),
             name="celebahq-64",
             model="celebahq",
-            note="64x64 faces with ten attributes; the generator of pictures64, at a lower rate",
+            note="64x64 faces with ten attributes; the generator of images64, at a lower rate",
             kl_weight=_FACES_KL_WEIGHT,
             generator_settings=_FACES_GENERATOR_SETTINGS,
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
         ),
         replace(
-            _published(_PICTURES_64),
+            _published(_IMAGES_64),
             name="celeba64",
-            note="64x64 CelebA frames with ten attributes; the generator of pictures64",
+            note="64x64 CelebA frames with ten attributes; the generator of images64",
             kl_weight=_FACES_KL_WEIGHT,
             generator_settings=_FACES_GENERATOR_SETTINGS,
             prior=_WITH_SYMBOLS,
@@ -195,7 +195,7 @@ PRESETS: dict[str, Preset] = {
             ),
             label_columns=(("class", "label"),),
             sampling=LangevinConfig(step_scale=1.0),
-            # Held-out pictures are the data set's test file.
+            # Held-out images are the data set's test file.
             generator_settings=TrainSettings(steps=10_000, validation=0),
             prior_settings=TrainSettings(
                 steps=3800,
@@ -206,11 +206,11 @@ PRESETS: dict[str, Preset] = {
                 validation=0,
             ),
         ),
-        _PICTURES_64,
-        _PICTURES_256,
+        _IMAGES_64,
+        _IMAGES_256,
         Preset(
             name="church64",
-            note="64x64 churches from 2,500 pictures, 6 groups on 4/8/16, for two CPU cores",
+            note="64x64 churches from 2,500 images, 6 groups on 4/8/16, for two CPU cores",
             generator=_CHURCHES_64,
             kl_weight=5.0,
             prior=PriorConfig(levels=LEVELS, width=76, cells=2, sigma_min=0.1),
@@ -224,7 +224,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="tiny",
-            note="16x16 toy with 3 groups, seconds a run: for tests and first steps",
+            note="16x16 toy with 3 groups, seconds per run: for tests and first steps",
             generator=_TINY,
             prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
             sampling=LangevinConfig(steps=12),

@@ -49,7 +49,7 @@ _OBJECTS = GeneratorConfig(
 )
 
 # VAEBM's CelebA 64 and LSUN churches 64: five groups at each of 8, 16, 32.
-_PICTURES_64 = GeneratorConfig(
+_IMAGES_64 = GeneratorConfig(
     image_size=64,
     scales=(_scale(8, 5, 384), _scale(16, 5, 192), _scale(32, 5, 96)),
     decoder=(StageConfig(resolution=64, width=48, cells=2),),
@@ -112,12 +112,12 @@ _PRIOR = replace(
 _CELEBA64 = Preset(
     name="celeba64-paper",
     note="64x64 CelebA, 15 groups on 8/16/32, mle: for GPUs",
-    generator=_PICTURES_64,
+    generator=_IMAGES_64,
     prior=replace(_prior(2e-5, 64, 16), symbols=FACE_SYMBOLS),
     objective="mle",
     chain_steps=30,
     sampling=_sampling(30),
-    # 8 GPUs, 50 epochs of 162,770 pictures; the rest is validation and test.
+    # 8 GPUs, 50 epochs of 162,770 images; the rest is validation and test.
     generator_settings=replace(_GENERATOR, steps=31_800, batch_size=32, validation=39_829),
     # 2 GPUs, 100 epochs.
     prior_settings=replace(_PRIOR, steps=508_600, batch_size=16, validation=39_829),
@@ -132,7 +132,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         objective="mle",
         chain_steps=50,
         sampling=_sampling(50),
-        # 8 GPUs, 400 epochs of 50,000 pictures; held-out pictures are the data set's test file.
+        # 8 GPUs, 400 epochs of 50,000 images; held-out images are the data set's test file.
         generator_settings=replace(_GENERATOR, steps=78_000, batch_size=32, validation=0),
         # 2 GPUs, 20 epochs.
         prior_settings=replace(_PRIOR, steps=20_000, batch_size=25, validation=0),
@@ -145,7 +145,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         objective="mle",
         chain_steps=30,
         sampling=_sampling(30),
-        # 8 GPUs, 200 epochs of 27,000 pictures.
+        # 8 GPUs, 200 epochs of 27,000 images.
         generator_settings=replace(_GENERATOR, steps=84_300, batch_size=8, validation=3000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=675_000, batch_size=2, validation=3000),
@@ -156,7 +156,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         name="lsun-church",
         note="64x64 LSUN churches, 15 groups on 8/16/32, mle: for GPUs",
         prior=_prior(2e-5, 64, 16),
-        # 8 GPUs, 60 epochs of 122,227 pictures of 126,227.
+        # 8 GPUs, 60 epochs of 122,227 images of 126,227.
         generator_settings=replace(_GENERATOR, steps=28_600, batch_size=32, validation=4000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=381_900, batch_size=16, validation=4000),

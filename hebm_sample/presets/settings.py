@@ -14,7 +14,7 @@ class TrainSettings(ConfigBase):
     Arguments:
         steps: Optimiser steps in all; None with `time_budget`.
         time_budget: Seconds, turned into steps once, at the start, and stored; None with `steps`.
-        batch_size: Pictures a step and process.
+        batch_size: Images a step and process.
         learning_rate: Peak of a cosine schedule that ends at a hundredth of it.
         warmup_steps: Steps of linear warm-up.
         weight_decay: AdamW's.
@@ -25,9 +25,9 @@ class TrainSettings(ConfigBase):
         gradient_clip: Largest gradient norm, after the loss is scaled to bits or squares a
             dimension.
         max_skipped: Non-finite steps in a row after which training stops.
-        flip: Mirror half of the pictures.
-        zoom: Least share of the side that a random square of the picture keeps, enlarged to the
-            whole; 1 leaves pictures alone. For small data sets.
+        flip: Mirror half of the images.
+        zoom: Least share of the side that a random square of the image keeps, enlarged to the
+            whole; 1 leaves images alone. For small data sets.
         encode_once: Compute the frozen encoder's maps of all images before the energies' first
             step, and keep them in half precision in the run's folder until its end. Without
             effect where images are zoomed, and on a generator's run.
@@ -35,11 +35,11 @@ class TrainSettings(ConfigBase):
             chosen by a hash of their identity, a tenth and at most 4,000.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
-        sample_every: Seconds between picture grids.
+        sample_every: Seconds between image grids.
         evaluate_every: Steps between measurements of the averaged weights on held-out images; the
             best of them is kept and exported. 0 for none. A multiple of `log_every`.
         heldout: Held-out images that are measured on, with fixed noise.
-        seed: Of the weights, the order of the pictures and every draw.
+        seed: Of the weights, the order of the images and every draw.
     """
 
     steps: int | None = None

@@ -38,7 +38,7 @@ class Metropolis(NamedTuple):
     """What the correction needs.
 
     Arguments:
-        uniform: Gives a fresh number in [0, 1) a picture, (B,).
+        uniform: Gives a fresh number in [0, 1) an image, (B,).
         temperature: The standard deviation of the chain's noise; the density is then p to the
             power 1 / temperature^2.
     """

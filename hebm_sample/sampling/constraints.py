@@ -3,7 +3,7 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     kept groups    u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups    start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one eps a picture: standard normal, or what the flow finds by carrying u_0 up. Single cells of
+with one eps an image: standard normal, or what the flow finds by carrying u_0 up. Single cells of
 a free group can be held likewise. Holding the kept groups at their own diffused values is an
 approximation to conditioning on them: the free groups see a noisy version of what is kept, and
 from level to level the same noise. To the sampler only the free groups exist.
@@ -48,7 +48,7 @@ class Given:
     eps: Latents | None = None
 
     def rows(self, start: int, stop: int) -> "Given":
-        """Of pictures start ... stop - 1."""
+        """Of images start ... stop - 1."""
         cells = self.cells and tuple(c[start:stop] for c in self.cells)
         eps = self.eps and tuple(e[start:stop] for e in self.eps)
         return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells, eps=eps)

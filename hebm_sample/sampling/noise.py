@@ -1,4 +1,4 @@
-"""One random stream a seed, so that a seed's picture does not depend on its neighbours.
+"""One random stream a seed, so that a seed's image does not depend on its neighbours.
 
 Each stream is a `torch.Generator` on the CPU: the same numbers for every device, batch size and
 order of seeds, and the global random state is never read or written. Numbers are drawn in float32
@@ -52,7 +52,7 @@ class NoiseStreams:
         return len(self.seeds)
 
     def normal(self, std: float | tuple[float, ...] = 1.0) -> Latents:
-        """The next draw of every stream times `std`, one for all or one a group: (B, C_i, H_i,
+        """The next draw of every stream times `std`, one for all or one per group: (B, C_i, H_i,
         W_i) a group.
 
         A `std` of 0 advances the streams like any other. Raises `UserInputError` unless several

@@ -13,7 +13,7 @@ from hebm_sample.sampling.langevin import StepInfo
 __all__ = ["GradientTally", "LevelState"]
 
 # Noise at the highest temperature stays a hundred times below it. What lies beyond is no sample: a
-# chain that ran away, whose picture would be flat black or white, and no error.
+# chain that ran away, whose image would be flat black or white, and no error.
 MOST = 1e4
 
 

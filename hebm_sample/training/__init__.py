@@ -1,3 +1,3 @@
-"""Training: the generator, the prior, and the way from pictures to a folder that `Pipeline`
+"""Training: the generator, the prior, and the way from images to a folder that `Pipeline`
 loads.
 """

@@ -6,7 +6,7 @@ A step of the whole batch is walked through without numbers (torch's device "met
     memory  learned weights x (weights, gradients, two moments, average) + frozen weights
             + the most bytes of activations alive at a time, without kernels' own work space
 
-A step of a small batch b is made for real, on pictures of noise, and timed:
+A step of a small batch b is made for real, on images of noise, and timed:
 
     seconds of a step = batch / b  x  forward and backward  +  the optimiser's update
 
@@ -75,12 +75,12 @@ class Estimate:
         generator: The generator's shape.
         parameters: Numbers of parameters by part.
         learned, frozen: Numbers of parameters that the run changes, and holds besides.
-        batch: Pictures a step and process.
+        batch: Images a step and process.
         steps: Of the whole run.
         costs: Of a step, counted and measured.
-        timed_batch: Pictures of the step that was timed.
+        timed_batch: Images of the step that was timed.
         device: In words.
-        pictures: Rows of `--data`, if it was given.
+        images: Rows of `--data`, if it was given.
     """
 
     kind: Kind
@@ -95,7 +95,7 @@ class Estimate:
     costs: Costs
     timed_batch: int
     device: str
-    pictures: int | None = None
+    images: int | None = None
 
     @property
     def step_seconds(self) -> float:
@@ -113,23 +113,23 @@ class Estimate:
         groups = len(g.latent_shapes)
         counts = ", ".join(f"{k} {_scaled(v)}" for k, v in self.parameters.items())
         epochs = ""
-        if self.pictures:
-            shown = self.steps * self.batch / self.pictures
-            epochs = f"; {shown:,.1f} times through {self.pictures:,} pictures"
+        if self.images:
+            shown = self.steps * self.batch / self.images
+            epochs = f"; {shown:,.1f} times through {self.images:,} images"
         return [
-            f"{self.name}, {self.kind}: {g.image_size}x{g.image_size} pictures, {groups} groups, "
+            f"{self.name}, {self.kind}: {g.image_size}x{g.image_size} images, {groups} groups, "
             f"{g.latent_dimensions:,} latent dimensions",
             *_scale_table(g),
             f"objective   {self.objective}",
             f"parameters  {counts}; this run learns {_scaled(self.learned)}",
-            f"steps       {self.steps:,} of {self.batch} pictures a process{epochs}",
-            f"FLOPs       {_scaled(costs.flops / self.batch)} a picture, {_scaled(costs.flops)} "
+            f"steps       {self.steps:,} of {self.batch} images per process{epochs}",
+            f"FLOPs       {_scaled(costs.flops / self.batch)} an image, {_scaled(costs.flops)} "
             f"a step, {_scaled(costs.flops * self.steps)} in all",
             f"memory      {_bytes(self.state_bytes + costs.activations)}: "
             f"{_bytes(self.state_bytes)} of weights, gradients, optimiser and average, "
             f"{_bytes(costs.activations)} of activations",
             f"measured    {costs.seconds:.3g} s for {self.timed_batch} "
-            f"picture{'s' * (self.timed_batch > 1)}, {costs.update:.2g} s for the update, "
+            f"image{'s' * (self.timed_batch > 1)}, {costs.update:.2g} s for the update, "
             f"on {self.device}",
             f"time        {_duration(self.step_seconds)} a step, "
             f"{_duration(self.step_seconds * self.steps)} in all on this device",
@@ -170,7 +170,7 @@ def _count(module: nn.Module, *, learned: bool = False) -> int:
 
 
 def _noise_batch(config: AnyGeneratorConfig, preset: Preset, kind: Kind, count: int) -> Batch:
-    """Pictures of noise on the 256 levels, and random labels where the prior has symbols."""
+    """Images of noise on the 256 levels, and random labels where the prior has symbols."""
     size = (count, config.image_channels, config.image_size, config.image_size)
     images = torch.randint(0, 256, size).float() * 2 / 255 - 1
     symbols = preset.prior.symbols if kind == "prior" else ()
@@ -272,7 +272,7 @@ def dry_run(
     *,
     objective: str | None = None,
     model: Pipeline | None = None,
-    pictures: int | None = None,
+    images: int | None = None,
 ) -> Estimate:
     """Build the run of a preset, make a step of a small batch, and estimate the whole.
 
@@ -283,7 +283,7 @@ def dry_run(
         objective: "score" or "mle", for a prior; the preset's if None.
         model: A prior's generator, or the smaller model that a generator grows from; random
             weights of the preset's shape if None.
-        pictures: Rows of the data, if known.
+        images: Rows of the data, if known.
     """
     settings = preset.generator_settings if kind == "generator" else preset.prior_settings
     seed_step(settings.seed, 0, 0)
@@ -326,7 +326,7 @@ def dry_run(
         costs=costs,
         timed_batch=small,
         device=_device_text(device),
-        pictures=pictures,
+        images=images,
     )
     if settings.steps is None and settings.time_budget is not None:
         steps = max(1, int(settings.time_budget / estimate.step_seconds))

@@ -2,7 +2,7 @@
 
     loss = [ -log p(x | h_{L+1}) + warm sum_i c_i beta_i KL_i ] / (dimensions log 2)
 
-in bits a dimension, with a weight beta_i of each group's KL (`kl_weight`).
+in bits per dimension, with a weight beta_i of each group's KL (`kl_weight`).
 
 During the warm-up (the first third) warm rises from 0 to 1 and c_i is proportional to
 (mean KL_i + 0.01) / alpha_i, alpha_i = positions of its scale / groups at its scale, detached and
@@ -42,7 +42,7 @@ WARM_UP = 1 / 3
 
 class Elbo(NamedTuple):
     """-log p(x | h_{L+1}) (B,) and KL a group (B, L) in nats; the posterior draw and its mean
-    picture.
+    image.
     """
 
     distortion: Tensor
@@ -72,7 +72,7 @@ def balance(kl: Tensor, config: GeneratorConfig) -> Tensor:
 
 
 def elbo(generator: Generator, encoder: ImageEncoder, images: Tensor, noise: Latents) -> Elbo:
-    """The parts of the evidence lower bound for pictures (B, 3, S, S) in [-1, 1]."""
+    """The parts of the evidence lower bound for images (B, 3, S, S) in [-1, 1]."""
     posterior = encode(generator, encoder, images, noise)
     output = generator.output(posterior.top.features)
     return Elbo(-output.log_prob(images), encoder.kl(posterior), posterior, output.mean)
@@ -82,7 +82,7 @@ def group_weights(config: GeneratorConfig, kl_weight: float | Sequence[float]) -
     """beta_i of every group, (L,).
 
     Arguments:
-        kl_weight: One number for all groups, or one a scale, or one a group, coarse to fine.
+        kl_weight: One number for all groups, or one per scale, or one per group, coarse to fine.
 
     Raises:
         UserInputError: Another number of weights.
@@ -97,7 +97,7 @@ def group_weights(config: GeneratorConfig, kl_weight: float | Sequence[float]) -
         return weights
     raise UserInputError(
         f"kl_weight has {len(weights)} numbers; this generator has {len(groups)} scales and "
-        f"{sum(groups)} groups: give one number, one a scale or one a group"
+        f"{sum(groups)} groups: give one number, one per scale or one per group"
     )
 
 
@@ -128,7 +128,7 @@ class GeneratorObjective(nn.Module):
         labels: Tensor | None = None,
         stream: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Loss in bits a dimension, and statistics: bits, reconstruction bits, KL a group in nats.
+        """Loss in bits per dimension; bits, reconstruction bits, KL per group in nats.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.generator.protocol import ImageEncoder
 
 __all__ = ["EncodedImages", "encode_images", "remove_encoded"]
@@ -66,7 +66,7 @@ class EncodedImages:
 @torch.no_grad()
 def encode_images(
     encoder: ImageEncoder,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: Path,
     device: torch.device,
     *,
@@ -77,7 +77,7 @@ def encode_images(
     """The maps of all rows, from `folder`, where they are made unless they are there already.
 
     Arguments:
-        key: Of encoder and pictures: maps of another one are made again.
+        key: Of encoder and images: maps of another one are made again.
         build: Make them if need be; a process that does not is called after one that did.
         progress: Show a bar while they are made.
 
@@ -86,41 +86,41 @@ def encode_images(
     """
     shapes = encoder.map_shapes
     numbers = sum(math.prod(shape) for shape in shapes.values())
-    data, label, text = folder / DATA, folder / KEY, json.dumps([key, pictures.identity])
+    data, label, text = folder / DATA, folder / KEY, json.dumps([key, images.identity])
     known = data.is_file() and label.is_file() and label.read_text(encoding="utf-8") == text
     if not known and build:
         label.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
-        if shutil.disk_usage(folder).free - 4 * numbers * len(pictures) < FREE:
+        if shutil.disk_usage(folder).free - 4 * numbers * len(images) < FREE:
             return None
         building = folder / f".{DATA}.{uuid.uuid4().hex}"
         try:
-            _write(building, encoder, pictures, shapes, numbers, device, progress)
+            _write(building, encoder, images, shapes, numbers, device, progress)
             building.replace(data)
             label.write_text(text, encoding="utf-8")
         finally:
             building.unlink(missing_ok=True)
     elif not known:
         return None
-    return EncodedImages(data, shapes, len(pictures), device)
+    return EncodedImages(data, shapes, len(images), device)
 
 
 def _write(
     path: Path,
     encoder: ImageEncoder,
-    pictures: Pictures,
+    dataset: ImageDataset,
     shapes: dict[int, tuple[int, int, int]],
     numbers: int,
     device: torch.device,
     progress: bool,
 ) -> None:
-    count = len(pictures)
+    count = len(dataset)
     store: Any = np.memmap(path, np.float16, "w+", shape=(count, 2, numbers))
     starts = range(0, count, BATCH)
     for start in tqdm(starts, desc="encoding", unit="batch", disable=not progress):
         rows = torch.arange(start, min(start + BATCH, count))
         for mirrored in (False, True):
-            images = pictures.batch(rows, torch.full((len(rows),), mirrored)).to(device)
+            images = dataset.batch(rows, torch.full((len(rows),), mirrored)).to(device)
             maps = encoder.features(images)
             flat = [maps[side].permute(0, 2, 3, 1).flatten(1) for side in shapes]
             store[start : start + len(rows), int(mirrored)] = torch.cat(flat, 1).cpu().numpy()

@@ -66,7 +66,7 @@ class RunLog:
                     self._writer.add_scalar(tag, number, step)
 
     def image(self, step: int, name: str, image: Image.Image) -> Path:
-        """Save a picture as `samples/NAME-STEP.png`, whole or not at all."""
+        """Save an image as `samples/NAME-STEP.png`, whole or not at all."""
         folder = self.run_dir / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}-{step:08d}.png"

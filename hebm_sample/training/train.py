@@ -1,4 +1,4 @@
-"""From pictures to a trained model: build the task, run the loop, write the folder that `Pipeline`
+"""From images to a trained model: build the task, run the loop, write the folder that `Pipeline`
 loads.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hebm_sample.config import GeneratorConfig, LangevinConfig, ModelConfig, require_choice
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
@@ -48,7 +48,7 @@ def _channels_last(module: nn.Module) -> None:
 
 def _heldout(
     objective: Callable[..., tuple[Tensor, dict[str, Any]]],
-    images: Pictures,
+    images: ImageDataset,
     count: int,
     device: torch.device,
     names: dict[str, str],
@@ -74,12 +74,12 @@ def _heldout(
 def _generator_task(
     config: ModelConfig,
     kl_weight: float | tuple[float, ...],
-    validation: Pictures,
+    validation: ImageDataset,
     identity: str,
     device: torch.device,
     heldout: int,
 ) -> Task:
-    """Generator and encoder. The grid shows held-out pictures, their reconstructions, N(0, I)
+    """Generator and encoder. The grid shows held-out images, their reconstructions, N(0, I)
     samples.
     """
     described = config.generator
@@ -109,7 +109,7 @@ def _generator_task(
 
 def train_generator(
     preset: Preset,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: str | Path,
     *,
     resume: bool = False,
@@ -121,16 +121,16 @@ def train_generator(
 
     Arguments:
         preset: The architecture and the run's settings.
-        pictures: All rows; those that the settings' `validation` says are kept apart.
+        images: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
-        init: A model of the same architecture to fine-tune from; or one of smaller pictures that
+        init: A model of the same architecture to fine-tune from; or one of smaller images that
             the preset's generator grows from: its T, encoder and prior are kept as they are and
             only the image decoder and the likelihood are trained.
         accelerator: accelerate's engine; made if None.
     """
     accelerator = accelerator or make_accelerator()
     settings = preset.generator_settings
-    training, validation = pictures.split(settings.validation)
+    training, validation = images.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(
         name=preset.model_name, generator=preset.generator, sampling=preset.sampling
@@ -237,7 +237,7 @@ def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
 def train_prior(
     preset: Preset,
     model: Pipeline,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: str | Path,
     *,
     objective: Objective = "score",
@@ -255,7 +255,7 @@ def train_prior(
     Arguments:
         preset: The prior's architecture and the run's settings; the generator is `model`'s.
         model: Generator and encoder.
-        pictures: All rows; those that the settings' `validation` says are kept apart.
+        images: All rows; those that the settings' `validation` says are kept apart.
         objective: "score", or "mle", the paper's.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model whose energies to start from: a warm start for "mle".
@@ -266,7 +266,7 @@ def train_prior(
             lock,
             preset,
             model,
-            pictures,
+            images,
             Path(folder),
             objective,
             resume,
@@ -280,7 +280,7 @@ def _train_prior(
     lock: ExitStack,
     preset: Preset,
     model: Pipeline,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: Path,
     objective: Objective,
     resume: bool,
@@ -292,7 +292,7 @@ def _train_prior(
     require_choice("objective", objective, Objective)
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
-    training, validation = pictures.split(settings.validation)
+    training, validation = images.split(settings.validation)
     generator, encoder = model.generator.to(device), model.encoder.to(device)
     config = replace(
         model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
@@ -355,7 +355,7 @@ def _train_prior(
 def _encoded(
     generator: Generator,
     encoder: ImageEncoder,
-    pictures: Pictures,
+    images: ImageDataset,
     folder: Path,
     accelerator: Any,
     show_progress: bool,
@@ -368,7 +368,7 @@ def _encoded(
         if main is turn:
             found = encode_images(
                 encoder,
-                pictures,
+                images,
                 folder,
                 accelerator.device,
                 key=_fingerprint(generator) + _fingerprint(encoder),

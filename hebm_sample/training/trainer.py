@@ -1,6 +1,6 @@
 """The training loop, the same for generator and prior.
 
-    for step in resume point ... total:  pictures(seed, step) -> objective -> AdamW -> moving
+    for step in resume point ... total:  images(seed, step) -> objective -> AdamW -> moving
     average
 
 Order, mirroring and noise are functions of (seed, step, process), so resuming from a checkpoint
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.config import ModelConfig
-from hebm_sample.data.dataset import Pictures, StepSampler, zoomed
+from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import mark_run_folder
 from hebm_sample.io.images import grid, to_pil
@@ -65,10 +65,10 @@ class Task:
 
     Arguments:
         kind: "generator" or "prior".
-        objective: (pictures, fraction done) to (loss, statistics).
+        objective: (images, fraction done) to (loss, statistics).
         learner: The part of it that learns, is averaged and is saved.
         config: The model's description, part of what must agree on resuming.
-        preview: The averaged learner to pictures (N, 3, S, S) for the grid that is written now and
+        preview: The averaged learner to images (N, 3, S, S) for the grid that is written now and
             then.
         identity: Of what else must agree on resuming: the data, the frozen generator.
         columns: The label columns that the objective is given, in its order.
@@ -158,7 +158,7 @@ class Run:
     def __init__(
         self,
         task: Task,
-        pictures: Pictures,
+        images: ImageDataset,
         settings: TrainSettings,
         folder: Path,
         accelerator: Any,
@@ -169,7 +169,7 @@ class Run:
             folder,
             accelerator,
         )
-        self.pictures = pictures
+        self.images = images
         self.ema = averaged(task.learner, settings.ema_decay, settings.ema_length).to(
             accelerator.device
         )
@@ -207,7 +207,7 @@ class Run:
         )
         self.samplers = [
             StepSampler(
-                len(self.pictures),
+                len(self.images),
                 self.settings.batch_size // parts,
                 self.settings.seed,
                 rank=first + k,
@@ -238,10 +238,10 @@ class Run:
         """A part's images at a step, their labels, and its noise, on this process's device."""
         flips = sampler.flips(step) if self.settings.flip else None
         rows, device = sampler.indices(step), self.accelerator.device
-        labels = self.pictures.label_rows(rows, self.task.columns) if self.task.columns else None
+        labels = self.images.label_rows(rows, self.task.columns) if self.task.columns else None
         images = self.task.prepare(rows, flips) if self.task.prepare else None
         if images is None:
-            images = self.pictures.batch(rows, flips).to(device)
+            images = self.images.batch(rows, flips).to(device)
             if self.settings.zoom < 1:
                 images = zoomed(images, sampler.squares(step, self.settings.zoom))
         stream = torch.Generator(device).manual_seed(
@@ -375,7 +375,7 @@ class Run:
         )
 
     def preview(self) -> Tensor:
-        """Pictures of the averaged learner, with the random stream left as it was."""
+        """Images of the averaged learner, with the random stream left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             return self.task.preview(self.ema.module)
@@ -460,7 +460,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
 
 def train(
     task: Task,
-    pictures: Pictures,
+    images: ImageDataset,
     settings: TrainSettings,
     folder: str | Path,
     *,
@@ -468,7 +468,7 @@ def train(
     accelerator: Any = None,
     show_progress: bool = True,
 ) -> RunResult:
-    """Train `task` on `pictures` in `folder`.
+    """Train `task` on `images` in `folder`.
 
     Arguments:
         resume: Go on from the folder's newest whole checkpoint; without it a folder that has one
@@ -489,7 +489,7 @@ def train(
         make_run_folder(folder)
     accelerator.wait_for_everyone()
     with locked(folder, main):
-        run = Run(task, pictures, settings, folder, accelerator)
+        run = Run(task, images, settings, folder, accelerator)
         if resume:
             run.restore()
         else:

@@ -129,18 +129,18 @@ class Visitor:
 
     @property
     def status(self) -> str:
-        """The line above the pictures."""
+        """The line above the images."""
         code = "const e = document.querySelector('.hebm-status'); return e ? e.textContent : ''"
         return str(self.js(code))
 
     def do(self, selector: str) -> str:
-        """Click, and wait for what comes of it; the line above the pictures."""
+        """Click, and wait for what comes of it; the line above the images."""
         self.js("document.querySelector('.hebm-status').dataset.old = 1")
         self.click(selector)
         return self.wait()
 
     def wait(self) -> str:
-        """Until the line above the pictures is new and final."""
+        """Until the line above the images is new and final."""
         code = (
             "const e = document.querySelector('.hebm-status:not([data-old])');"
             "return e !== null && e.textContent !== 'drawing'"
@@ -177,8 +177,8 @@ class Visitor:
         return self.wait()
 
     @property
-    def pictures(self) -> list[bytes]:
-        """The files of all small pictures; of the large one if there is but one."""
+    def images(self) -> list[bytes]:
+        """The files of all small images; of the large one if there is but one."""
         code = (
             "const small = [...document.querySelectorAll('.hebm-thumbs img')];"
             "const all = small.length ? small : [document.querySelector('.hebm-big img')];"
@@ -187,7 +187,7 @@ class Visitor:
         return [base64.b64decode(text) for text in self.js(code)]
 
     def save(self) -> tuple[str, bytes]:
-        """Save the large picture; its file's name and content."""
+        """Save the large image; its file's name and content."""
         self.click(".hebm-download")
 
         def files() -> list[Path]:

@@ -1,7 +1,7 @@
 """What the page does is what its lines of Python and shell do, to the bit, and what a stranger
 types or uploads ends in one line.
 
-Without it the page could show lines that make other pictures than those above them.
+Without it the page could show lines that make other images than those above them.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import symbolic_pipeline
 
 from hebm_sample.demo import actions, recipes, view
-from hebm_sample.demo.actions import Picture, Stopped, Watch
+from hebm_sample.demo.actions import DemoImage, Stopped, Watch
 from hebm_sample.demo.recipes import Asked, Draw, Edit, ModelName, Reconstruct, Vary
 from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
@@ -49,27 +49,27 @@ def photo(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def drawn(pipe, step) -> list[Picture]:
+def drawn(pipe, step) -> list[DemoImage]:
     *_, last = actions.draw(pipe, step, Watch())
     return last
 
 
-def pixels(picture) -> bytes:
-    return (picture.image if isinstance(picture, Picture) else picture).tobytes()
+def pixels(image) -> bytes:
+    return (image.image if isinstance(image, DemoImage) else image).tobytes()
 
 
 # The lines
 
 
-def test_lines_of_drawn_pictures(pipe, name, tmp_path, monkeypatch) -> None:
+def test_lines_of_drawn_images(pipe, name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = drawn(pipe, Draw(name, ASKED, (7, 3)))
     made = run_python(recipes.python_lines(found[1].origin))
     assert [pixels(p) for p in found] == [pixels(p) for p in made["out"].images]
-    sheet = Path("pictures.png").read_bytes()
-    Path("pictures.png").unlink()
+    sheet = Path("images.png").read_bytes()
+    Path("images.png").unlink()
     run_shell(recipes.shell_lines(found[1].origin))
-    with Image.open(io.BytesIO(sheet)) as a, Image.open("pictures.png") as b:
+    with Image.open(io.BytesIO(sheet)) as a, Image.open("images.png") as b:
         assert a.tobytes() == b.tobytes()
 
 
@@ -89,24 +89,24 @@ def test_lines_of_variations_of_one_of_several(pipe, name, tmp_path, monkeypatch
 def test_variations_keep_the_top_layers(pipe, name) -> None:
     (source,) = drawn(pipe, Draw(name, NOTHING, (7,)))
     _, *found = actions.vary(pipe, Vary(name, NOTHING, (1, 2), 2, source.origin), source, Watch())
-    for picture in found:
-        same = [a.equal(b) for a, b in zip(picture.latents, source.latents, strict=True)]
+    for image in found:
+        same = [a.equal(b) for a, b in zip(image.latents, source.latents, strict=True)]
         assert same == [True, True, False]
     assert pixels(found[0]) != pixels(found[1])
 
 
-def test_lines_of_edits_of_edits_of_a_drawn_picture(pipe, name, tmp_path, monkeypatch) -> None:
+def test_lines_of_edits_of_edits_of_a_drawn_image(pipe, name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    picture = drawn(pipe, Draw(name, NOTHING, (7, 3)))[1]
-    sources = [picture]
+    image = drawn(pipe, Draw(name, NOTHING, (7, 3)))[1]
+    sources = [image]
     for method, wish in (("flow", "yes"), ("noise", "no")):
-        step = Edit(name, Asked({"Smiling": wish}, {"Smiling": 8.0}), 0.6, method, picture.origin)
-        before, _, picture = actions.edit(pipe, step, picture, Watch())
-        assert before is sources[-1] and pixels(before) != pixels(picture)
-        sources.append(picture)
-    made = run_python(recipes.python_lines(picture.origin))
-    assert pixels(made["out"].images[0]) == pixels(picture)
-    run_shell(recipes.shell_lines(picture.origin))
+        step = Edit(name, Asked({"Smiling": wish}, {"Smiling": 8.0}), 0.6, method, image.origin)
+        before, _, image = actions.edit(pipe, step, image, Watch())
+        assert before is sources[-1] and pixels(before) != pixels(image)
+        sources.append(image)
+    made = run_python(recipes.python_lines(image.origin))
+    assert pixels(made["out"].images[0]) == pixels(image)
+    run_shell(recipes.shell_lines(image.origin))
     files = ("drawn/seed0003.png", "edited/seed0003.png", "edited1/seed0003.png")
     assert [Path(file).read_bytes() for file in files] == [p.png for p in sources]
 
@@ -120,7 +120,7 @@ def test_lines_of_an_edited_upload(pipe, name, photo) -> None:
     assert pixels(made["out"].images[0]) == pixels(found)
     run_shell(recipes.shell_lines(found.origin))
     assert (Path("edited") / photo.name).read_bytes() == found.png
-    assert pixels(run_python(recipes.python_lines(between.origin))["picture"]) == pixels(between)
+    assert pixels(run_python(recipes.python_lines(between.origin))["image"]) == pixels(between)
 
 
 def test_lines_of_what_no_command_does(pipe, name, photo) -> None:
@@ -209,7 +209,7 @@ def test_a_bad_upload_is_one_line_without_our_paths(pipe, tmp_path, data, says) 
         ("C:\\me\\face.png", "face.png"),
         ("it's <me>.png", "it's <me>.png"),
         ("--out.png", "out.png"),
-        ("...", "picture.png"),
+        ("...", "image.png"),
         ("a\nb.png", "ab.png"),
     ],
 )
@@ -219,7 +219,7 @@ def test_names_of_uploads(given, kept) -> None:
 
 def test_what_is_asked_wrongly_is_one_line(pipe, name) -> None:
     for step in (
-        Draw(name, NOTHING, tuple(range(actions.MAX_PICTURES + 1))),
+        Draw(name, NOTHING, tuple(range(actions.MAX_IMAGES + 1))),
         Draw(name, Asked({"Smiling": "perhaps"}, {}), (1,)),
         Draw(name, Asked({"Smiling": "yes"}, {"Smiling": 1e9}), (1,)),
         Draw(name, Asked({}, {}, steps=-1), (1,)),
@@ -231,7 +231,7 @@ def test_what_is_asked_wrongly_is_one_line(pipe, name) -> None:
 # What is shown
 
 
-def test_the_stage_shows_every_picture_and_a_bar_a_layer(pipe, name) -> None:
+def test_the_stage_shows_every_image_and_a_bar_a_layer(pipe, name) -> None:
     found = drawn(pipe, Draw(name, NOTHING, (7, 3)))
     html = view.stage(found, 1, (4, 4, 8))
     assert html.count("data-pick=") == 2
@@ -245,8 +245,8 @@ def test_the_stage_shows_every_picture_and_a_bar_a_layer(pipe, name) -> None:
 
 def test_what_visitors_write_is_escaped() -> None:
     words = '"><script>alert(1)</script>'
-    picture = Picture(b"", words)
-    for html in (view.stage([picture], 0, ()), view.status(words)):
+    image = DemoImage(b"", words)
+    for html in (view.stage([image], 0, ()), view.status(words)):
         assert "<script" not in html and "&lt;script&gt;" in html
 
 

@@ -76,23 +76,23 @@ def photo(tmp_path_factory) -> Path:
 
 
 def pixels(png: bytes) -> bytes:
-    with Image.open(io.BytesIO(png)) as picture:
-        return picture.convert("RGB").tobytes()
+    with Image.open(io.BytesIO(png)) as image:
+        return image.convert("RGB").tobytes()
 
 
 def draw(page: Visitor, seeds: str) -> list[bytes]:
     page.write(SEEDS, seeds)
     assert page.do("#hebm-draw").startswith("done")
-    return page.pictures
+    return page.images
 
 
-def test_a_seed_is_its_picture_and_can_be_saved(page, pipe) -> None:
+def test_a_seed_is_its_image_and_can_be_saved(page, pipe) -> None:
     draw(page, "5")
     name, data = page.save()
     assert name == "toy-seed0005.png"
     assert pixels(data) == pipe(seeds=[5]).images[0].tobytes()
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.text["seed"] == "5" and picture.text["model"] == "tiny"
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.text["seed"] == "5" and image.text["model"] == "tiny"
     assert page.js("return document.querySelectorAll('.hebm-energies tr').length") == 3
 
 
@@ -109,7 +109,7 @@ def test_class_attribute_and_weight_reach_the_pipeline(page, pipe, tmp_path, mon
     assert [p.tobytes() for p in made] == [p.tobytes() for p in own.images]
 
 
-def test_a_picture_is_varied(page, pipe) -> None:
+def test_an_image_is_varied(page, pipe) -> None:
     draw(page, "3,8")
     page.js("document.querySelector('[data-pick=\"1\"]').click()")
     page.until(lambda: page.find(".hebm-big figcaption").text == "seed 8")
@@ -118,31 +118,31 @@ def test_a_picture_is_varied(page, pipe) -> None:
     page.write("#hebm-vary-seeds :is(input, textarea)", "1-3")
     assert page.do("#hebm-vary").startswith("done")
     own = pipe.vary(pipe(seeds=[8]), slice(0, 2), 3, seeds=[1, 2, 3])
-    assert [pixels(p) for p in page.pictures[1:]] == [p.tobytes() for p in own.images]
+    assert [pixels(p) for p in page.images[1:]] == [p.tobytes() for p in own.images]
 
 
 def test_an_upload_is_edited(page, pipe, photo) -> None:
     page.tab("Edit")
-    assert page.give(photo).startswith("your picture")
+    assert page.give(photo).startswith("your image")
     page.choose("#hebm-edit-wish-1", "yes")
     page.write("#hebm-strength input[type=number]", "0.6")
     assert page.do("#hebm-edit").startswith("done")
     own = pipe.edit([photo], {"Smiling": "yes"}, strength=0.6, guidance=32.0)
-    _, between, edited = page.pictures
+    _, between, edited = page.images
     assert pixels(edited) == own.images[0].tobytes()
     assert pixels(between) == pipe.reconstruct([photo])[0].tobytes()
 
 
-def test_a_drawn_picture_is_edited(page, pipe) -> None:
+def test_a_drawn_image_is_edited(page, pipe) -> None:
     draw(page, "5")
     page.click("#hebm-to-edit")
     page.choose("#hebm-edit-wish-0", "c")
     assert page.do("#hebm-edit").startswith("done")
     own = pipe.edit(pipe(seeds=[5]).images, {"class": "c"})
-    assert pixels(page.pictures[-1]) == own.images[0].tobytes()
+    assert pixels(page.images[-1]) == own.images[0].tobytes()
 
 
-def test_what_is_no_picture_is_one_line_and_the_page_goes_on(page, tmp_path) -> None:
+def test_what_is_no_image_is_one_line_and_the_page_goes_on(page, tmp_path) -> None:
     bad = tmp_path / "face.png"
     bad.write_bytes(b"<svg onload=alert(1)>")
     page.tab("Edit")
@@ -168,8 +168,8 @@ def test_two_visitors_do_not_get_in_each_others_way(page, address, pipe) -> None
     with browser.visitor(address) as other, ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(draw, who, seeds) for who, seeds in ((page, "0-3"), (other, "4-7"))]
         found = [job.result() for job in jobs]
-    for pictures, seeds in zip(found, (range(4), range(4, 8)), strict=True):
-        assert [pixels(p) for p in pictures] == [p.tobytes() for p in pipe(seeds=seeds).images]
+    for images, seeds in zip(found, (range(4), range(4, 8)), strict=True):
+        assert [pixels(p) for p in images] == [p.tobytes() for p in pipe(seeds=seeds).images]
 
 
 def test_a_class_of_an_embedded_model(page) -> None:

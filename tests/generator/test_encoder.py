@@ -58,7 +58,7 @@ def test_it_carries_the_top_down_pass_of_its_draw(parts, images):
     assert torch.allclose(posterior.top.features, again.features, atol=1e-5)
 
 
-def test_it_reads_the_picture(parts, images):
+def test_it_reads_the_image(parts, images):
     other = encode(*parts, tiny_images(CONFIG, 3, seed=1), None)
     for a, b in zip(encode(*parts, images, None).mean, other.mean, strict=True):
         assert (a - b).abs().max() > 1e-3
@@ -72,7 +72,7 @@ def test_features_may_be_computed_once(parts, images):
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 8, 8), (1, 3, 16, 32)])
-def test_pictures_of_other_shapes_are_refused(parts, shape):
+def test_images_of_other_shapes_are_refused(parts, shape):
     with pytest.raises(UserInputError, match=r"images have shape .* needs \(B, 3, 16, 16\)"):
         parts[1].features(torch.zeros(shape))
 

@@ -1,6 +1,6 @@
 """The discretised logistic is a distribution over 256 levels, and `draw` draws from it.
 
-Were the probabilities not to sum to one, bits a dimension could be had for nothing.
+Were the probabilities not to sum to one, bits per dimension could be had for nothing.
 """
 
 import math
@@ -40,7 +40,7 @@ def test_probabilities_sum_to_one(mean, log_scale):
     assert float(total) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_channels_have_their_own_scale_and_the_picture_is_a_sum():
+def test_channels_have_their_own_scale_and_the_image_is_a_sum():
     module = likelihood(-3.0, -2.0, -1.0)
     # Near the levels: the naive difference of sigmoids cancels to 0 in the far tails.
     images = LEVELS[torch.arange(96) * 83 % 256].view(2, 3, 4, 4)
@@ -94,6 +94,6 @@ def test_draws_lie_on_the_levels_and_follow_the_uniform():
     )
 
 
-def test_bits_of_a_uniform_picture_are_eight():
+def test_bits_of_a_uniform_image_are_eight():
     nats = torch.tensor([3 * 4 * 4 * math.log(256)])
     assert float(bits_per_dimension(nats, (3, 4, 4))) == pytest.approx(8.0)

@@ -46,7 +46,7 @@ def test_repository_id(published, model_files):
     assert model.row == replace(row, repo_id=None, revision=None)
     assert model.revision == row.revision
     assert resolve(REPO, local_files_only=True, **where).folder == model.folder
-    with pytest.raises(UserInputError, match="makes pictures of 32 pixels, not 64"):
+    with pytest.raises(UserInputError, match="makes images of 32 pixels, not 64"):
         resolve(REPO, resolution=64, **where)
     paths = {seen.path for seen in hub.requests}
     assert not [path for path in paths if path.endswith((".bin", "README.md", ".gitattributes"))]

@@ -1,5 +1,5 @@
 """Whatever was typed, what comes back has the bytes of its manifest row, or one line says why not.
-Without that a model with a flipped bit draws pictures that are only somewhat wrong."""
+Without that a model with a flipped bit draws images that are only somewhat wrong."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_folder_without_manifest(model_folder):
 def test_arguments_that_do_not_fit_a_folder(model_folder):
     with pytest.raises(UserInputError, match="is a folder and has no revisions"):
         resolve(model_folder, revision="main")
-    with pytest.raises(UserInputError, match="makes pictures of 32 pixels, not 64"):
+    with pytest.raises(UserInputError, match="makes images of 32 pixels, not 64"):
         resolve(model_folder, resolution=64)
 
 
@@ -175,7 +175,7 @@ def test_embedded_but_not_there(model_folder, install):
         resolve("tiny")
 
 
-def test_a_folder_of_pictures_does_not_hide_a_name(model_folder, install, monkeypatch, tmp_path):
+def test_a_folder_of_images_does_not_hide_a_name(model_folder, install, monkeypatch, tmp_path):
     install(replace(manifest.read_row(model_folder), folder="tiny"), embedded=model_folder.parent)
     (tmp_path / "work" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")

@@ -172,9 +172,9 @@ def test_bad_input():
     def train(images=images, labels=labels, **options):
         return train_feature_net(images, labels, **{"steps": 2, "progress": False, **options})
 
-    with pytest.raises(UserInputError, match="no picture has a label.*PcaFeatures"):
+    with pytest.raises(UserInputError, match="no image has a label.*PcaFeatures"):
         train(labels={"a": np.full(30, -1)})
-    with pytest.raises(UserInputError, match="only 10 pictures have labels"):
+    with pytest.raises(UserInputError, match="only 10 images have labels"):
         train(labels={"a": np.where(np.arange(30) < 10, 1, -1)})
     with pytest.raises(UserInputError, match="'colour' has shape.*30 whole numbers"):
         train(labels={"colour": labels["colour"][:9]})
@@ -186,11 +186,11 @@ def test_bad_input():
         train(steps=1)
     with pytest.raises(UserInputError, match="holdout is 1"):
         train(holdout=1)
-    with pytest.raises(UserInputError, match="30 pictures cannot give 100 components"):
+    with pytest.raises(UserInputError, match="30 images cannot give 100 components"):
         PcaFeatures().fit(images)
     with pytest.raises(UserInputError, match="not fitted"):
         extract(PcaFeatures(), images)
-    with pytest.raises(UserInputError, match="no pictures"):
+    with pytest.raises(UserInputError, match="no images"):
         extract(FeatureNet({"a": 2}), [])
     with pytest.raises(UserInputError, match=r"shape \(30, 16, 16, 3\)"):
         extract(FeatureNet({"a": 2}), images.transpose(0, 2, 3, 1))

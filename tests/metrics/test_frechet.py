@@ -53,7 +53,7 @@ def test_diagonal_closed_form():
     assert frechet_distance(a, b) == pytest.approx(1 + 4 + (2 - 1) ** 2 + (0 - 3) ** 2, rel=1e-14)
 
 
-@pytest.mark.parametrize("count", [5, 20, 500])  # fewer pictures than dimensions: singular
+@pytest.mark.parametrize("count", [5, 20, 500])  # fewer images than dimensions: singular
 def test_identical_sets_are_at_distance_zero(count: int):
     found = statistics(correlated(np.random.default_rng(1), count, 30))
     assert 0 <= frechet_distance(found, found) < 1e-12 * np.trace(found.covariance)
@@ -120,7 +120,7 @@ def test_measure_gap():
     assert found.gap_closed == gap_closed(found.fd_gauss, found.fd_model, found.fd_recon)
     assert 0 < found.gap_closed_error < 0.1
     assert found.gap_closed == pytest.approx(0.75, abs=4 * found.gap_closed_error)
-    assert (found.num_pictures, found.num_reference) == (400, 400)
+    assert (found.num_images, found.num_reference) == (400, 400)
     assert found.to_dict()["fd_model"] == found.fd_model
 
 
@@ -128,7 +128,7 @@ def test_bad_input():
     good = np.random.default_rng(8).normal(size=(40, 3))
     with pytest.raises(UserInputError, match=r"shape \(1, 3\).*N >= 2"):
         statistics(good[:1])
-    with pytest.raises(UserInputError, match="2 of 40 pictures are not finite"):
+    with pytest.raises(UserInputError, match="2 of 40 images are not finite"):
         statistics(np.where(np.arange(40)[:, None] < 2, np.nan, good))
     with pytest.raises(UserInputError, match="3 and 2 dimensions.*one extractor"):
         frechet_distance(statistics(good), statistics(good[:, :2]))

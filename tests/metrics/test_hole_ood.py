@@ -1,4 +1,4 @@
-"""Two-sample tests, scores of strange pictures, diagnostics of chains, on laws that are known.
+"""Two-sample tests, scores of strange images, diagnostics of chains, on laws that are known.
 
 A classifier that sees its own training rows calls a closed hole open; an acceptance rate with the
 proposal's densities exchanged stays near 1 for any step.

@@ -28,7 +28,7 @@ from hebm_sample.metrics.classifiers import masked_cross_entropy
 SHORT = {"steps": 30, "batch_size": 16, "progress": False}
 
 
-def pictures(count: int = 64, size: int = 16, seed: int = 0):
+def toy_images(count: int = 64, size: int = 16, seed: int = 0):
     """Bright or dark, and reddish or bluish; a third of the second column is unknown."""
     random = np.random.default_rng(seed)
     bright, red = random.integers(0, 2, (2, count))
@@ -41,13 +41,13 @@ def pictures(count: int = 64, size: int = 16, seed: int = 0):
 
 @pytest.fixture(scope="module")
 def trained():
-    images, labels, _ = pictures()
+    images, labels, _ = toy_images()
     return train_judge(images, labels, **SHORT)
 
 
 def test_it_learns_both_columns_from_what_is_known(trained):
     judge, report = trained
-    images, labels, red = pictures(seed=1)
+    images, labels, red = toy_images(seed=1)
     verdict = judge.judge(images)
     assert (verdict.values("bright") == labels["bright"]).mean() > 0.9
     assert (verdict.values("red") == red).mean() > 0.9  # of the unknown ones too
@@ -56,7 +56,7 @@ def test_it_learns_both_columns_from_what_is_known(trained):
 
 
 def test_unknown_labels_have_no_say():
-    images, labels, _ = pictures()
+    images, labels, _ = toy_images()
     labels["none"] = np.full(64, -1)
     judge, _ = train_judge(images, labels, **SHORT | {"steps": 2})
     assert list(judge.columns) == ["bright", "red"]
@@ -77,7 +77,7 @@ def test_unknown_labels_have_no_say():
 
 
 def test_rows_without_a_label_are_never_seen():
-    images, labels, _ = pictures()
+    images, labels, _ = toy_images()
     labels = {"bright": np.where(np.arange(64) < 32, labels["bright"], -1)}
     other = images.copy()
     other[32:] = 255 - other[32:]
@@ -88,7 +88,7 @@ def test_rows_without_a_label_are_never_seen():
 
 def test_it_says_the_same_of_a_mirror_image_and_of_floats_in_any_batches(trained):
     judge, _ = trained
-    images = pictures(10, seed=2)[0]
+    images = toy_images(10, seed=2)[0]
     verdict, mirrored = judge.judge(images), judge.judge(images[..., ::-1].copy())
     floats = judge.judge(torch.from_numpy(images).float() / 127.5 - 1, batch_size=3)
     for other in (mirrored, floats):
@@ -100,7 +100,7 @@ def test_it_says_the_same_of_a_mirror_image_and_of_floats_in_any_batches(trained
 
 
 def test_training_again_is_the_same_and_leaves_the_global_stream(trained):
-    images, labels, _ = pictures()
+    images, labels, _ = toy_images()
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
@@ -114,7 +114,7 @@ def test_saved_and_loaded_it_says_the_same(trained, tmp_path):
     judge, report = trained
     save_judge(judge, tmp_path / "judge.safetensors", report)
     again, read = load_judge(tmp_path / "judge.safetensors")
-    images = pictures(5, seed=3)[0]
+    images = toy_images(5, seed=3)[0]
     assert read == json.loads(json.dumps(report))
     for name, p in judge.judge(images).probabilities.items():
         np.testing.assert_array_equal(again.judge(images).probabilities[name], p)
@@ -132,7 +132,7 @@ def test_files_that_are_no_judge(tmp_path):
             load_judge(tmp_path / name)
 
 
-def test_larger_pictures_cost_no_more_inside():
+def test_larger_images_cost_no_more_inside():
     small, large = JudgeNet({"a": 2}, 32), JudgeNet({"a": 2}, 64)
     assert large.features(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
     for a, b in zip(small.grow.parameters(), large.grow.parameters(), strict=True):
@@ -157,13 +157,13 @@ def test_accuracies_by_hand():
 
 
 def test_what_cannot_be_trained_is_refused():
-    images, labels, _ = pictures()
+    images, labels, _ = toy_images()
     cases = [
         (images.astype(float), labels, {}, "must be uint8"),
         (images[..., :8], labels, {}, "must be uint8 .N, 3, S, S."),
         (images[..., :8, :8], labels, {}, "not 8"),
         (images, labels, {"steps": 1}, "steps is 1"),
-        (images, {"none": np.full(64, -1)}, {}, "no picture has a label"),
+        (images, {"none": np.full(64, -1)}, {}, "no image has a label"),
         (images, {"bright": labels["bright"][:3]}, {}, "64 whole numbers"),
     ]
     for data, columns, changes, message in cases:
@@ -171,5 +171,5 @@ def test_what_cannot_be_trained_is_refused():
             train_judge(data, columns, **SHORT | changes)
     with pytest.raises(TrainingDivergedError, match="the judge's loss is nan"):
         train_judge(images, labels, **SHORT, learning_rate=float("inf"))
-    with pytest.raises(UserInputError, match="no pictures to judge"):
+    with pytest.raises(UserInputError, match="no images to judge"):
         JudgeNet({"a": 2}, 16).judge(images[:0])

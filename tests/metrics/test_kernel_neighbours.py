@@ -179,6 +179,6 @@ class TestMemorisation:
         assert sorted(found.neighbours[:copied]) == list(range(copied))
         assert found.to_dict()["tail_expected"] == 0.01
 
-    def test_no_pictures(self):
-        with pytest.raises(UserInputError, match="at least 2 pictures"):
+    def test_no_images(self):
+        with pytest.raises(UserInputError, match="at least 2 images"):
             measure_memorisation(cloud(0, 1), cloud(0, 9), cloud(0, 9))

@@ -1,4 +1,4 @@
-"""Evaluation sets round-trip and are checked; large pictures are averaged down; Inception gets the
+"""Evaluation sets round-trip and are checked; large images are averaged down; Inception gets the
 bytes.
 
 A reference taken through one net and compared through another would shift every figure.
@@ -39,14 +39,14 @@ def net():
 
 
 class TestInputSize:
-    def test_larger_pictures_are_seen_as_their_area_averages(self, net):
+    def test_larger_images_are_seen_as_their_area_averages(self, net):
         images = torch.from_numpy(noise(3, side=256)).float() / 127.5 - 1
         blocks = images.unfold(2, 4, 4).unfold(3, 4, 4).mean(dim=(4, 5))
         torch.testing.assert_close(averaged_down(images, 64), blocks)
         torch.testing.assert_close(net.features(images), net.features(blocks))
         assert averaged_down(blocks, 64) is blocks
 
-    def test_smaller_pictures_are_as_they_are(self, net):
+    def test_smaller_images_are_as_they_are(self, net):
         images = torch.from_numpy(noise(3, side=32)).float() / 127.5 - 1
         other = FeatureNet(**{**net.settings(), "input_size": 32}).eval()
         other.load_state_dict(net.state_dict())
@@ -114,7 +114,7 @@ class TestEvaluationSet:
     def test_a_net_can_be_shared(self, net, folder, tmp_path):
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
         owner = find_set("toy", 16, tmp_path)
-        known = {"model": "m", "num_pictures": 60, "frechet": 1.5, "frechet_error": 0.1}
+        known = {"model": "m", "num_images": 60, "frechet": 1.5, "frechet_error": 0.1}
         recipe = RECIPE | {"reconstructions": known}
         built = build_set("other", owner.net, noise(60, 32, seed=1), recipe, net_of="toy")
         path = write_set(built, tmp_path)

@@ -1,7 +1,7 @@
 """Log densities against closed forms and finite differences, in float64.
 
 The chains follow the gradient of these and nothing else: a lost factor of two would still give
-pictures.
+images.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """The samplers on energies of known answer; the promises about seeds, gradients and errors.
 
-A sampler with a wrong variance at one level passes it on to all lower ones and to the pictures'
+A sampler with a wrong variance at one level passes it on to all lower ones and to the images'
 contrast.
 """
 
@@ -83,7 +83,7 @@ def test_exact_energies_with_uneven_levels(early_share):
 @pytest.mark.parametrize("sampler", ["recovery", "annealed"])
 @pytest.mark.parametrize("kept", [(), (0,)])
 def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, kept):
-    """Where u is Gaussian and a picture says nothing of it, w is its variance and B_t that of
+    """Where u is Gaussian and an image says nothing of it, w is its variance and B_t that of
     every density; a step of 2 B_t draws it, whatever came before.
     """
     given = Given(tuple(torch.ones(1, *s) for s in WIDE), kept=kept) if kept else None

@@ -1,6 +1,6 @@
 """One stream a seed: a seed's noise depends on the seed alone.
 
-If it depended on the batch, `--seeds 7` would not give the seventh picture of `--seeds 0-7`.
+If it depended on the batch, `--seeds 7` would not give the seventh image of `--seeds 0-7`.
 """
 
 import numpy as np

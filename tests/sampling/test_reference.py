@@ -1,4 +1,4 @@
-"""The package's chain against a plain loop, `benchmarks/langevin.py`: same steps, same pictures.
+"""The package's chain against a plain loop, `benchmarks/langevin.py`: same steps, same images.
 
 What makes a step fast must not change what it computes.
 """
@@ -36,7 +36,7 @@ def test_one_step(benchmark, make):
 
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("settings", [{}, {"start": "ancestral", "momentum": 0.8}])
-def test_equal_seeds_give_equal_pictures(benchmark, batch, settings):
+def test_equal_seeds_give_equal_images(benchmark, batch, settings):
     pipe, seeds = symbolic_pipeline(**settings), list(range(batch))
     with torch.no_grad():
         u = benchmark.Reference(pipe).sample(seeds)

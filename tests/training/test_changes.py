@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 from tiny import tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
@@ -84,9 +84,9 @@ def test_settings_are_named():
 
 def test_a_run_keeps_what_was_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
-    draw_pictures(tmp_path / "pictures", count=20)
+    draw_images(tmp_path / "images", count=20)
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    command = ["prior", "--preset", "tiny", "--generator", "model", "--data", "pictures"]
+    command = ["prior", "--preset", "tiny", "--generator", "model", "--data", "images"]
     command += ["--out", "run", "--max-steps", "2", "--device", "cpu", "--quiet"]
     monkeypatch.chdir(tmp_path)
 

@@ -1,9 +1,9 @@
-"""The control tables are shares of what a judge names, counted on the right pictures.
+"""The control tables are shares of what a judge names, counted on the right images.
 
 A painter stands in for the model: it writes what it is asked for into the pixels, wholly at
 guidance 2 and for even seeds only at guidance 1; an oracle reads it back. So every share is known
 by hand. Without this a share could be counted over other rows than were asked, and an edit be
-compared with another picture than its own.
+compared with another image than its own.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from tiny import symbolic_config, symbolic_pipeline, tiny_latents, tiny_modules
 
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation import classifiers as judging
 from hebm_sample.evaluation.classifiers import find_judge, label_columns, parse_wish
@@ -100,7 +100,7 @@ def table_of(count: int = 24, identity: str = "rows"):
     rows = np.arange(count)
     classes, smiles = rows % 3, (rows % 5 == 0).astype(int)
     labels = {"label": classes, "Smiling": np.where(rows % 4 == 3, -1, smiles)}
-    return Pictures(paint(classes, smiles), labels, {}, (0,), identity)
+    return ImageDataset(paint(classes, smiles), labels, {}, (0,), identity)
 
 
 def measured(plan=PLAN, pipe=None, judge=None, columns=COLUMNS, **options):
@@ -146,7 +146,7 @@ def test_of_two_values_the_rarer_one_is_asked(result):
     assert list(other.variables) == ["Smiling"] and other.unconditional == 6
 
 
-def test_an_oracle_is_right_about_pictures_and_reconstructions(result):
+def test_an_oracle_is_right_about_images_and_reconstructions(result):
     for variable in result.variables.values():
         for report in (variable.real, variable.reconstructed):
             assert report["accuracy"] == report["balanced_accuracy"] == 1.0
@@ -166,9 +166,9 @@ def test_values_together(result):
     assert together.real.count == 2  # rows 10 and 25
 
 
-def test_an_edit_is_compared_with_its_own_picture(result):
+def test_an_edit_is_compared_with_its_own_image(result):
     edit = result.edit
-    assert edit.pictures == 18  # known not to smile
+    assert edit.images == 18  # known not to smile
     assert edit.flipped == Share.of([True] * 9 + [False] * 9)
     assert edit.others == {"reconstruction": 0.0, "edit": 0.0}
     assert edit.whole["reconstruction"] == edit.upper["reconstruction"] == 0
@@ -257,11 +257,11 @@ def test_plans_that_make_no_sense(changes, message):
         ControlPlan(**changes)
 
 
-def test_an_edit_without_pictures_to_edit_is_refused():
+def test_an_edit_without_images_to_edit_is_refused():
     data = table_of()
     full = replace(data, labels=data.labels | {"Smiling": np.ones(len(data), dtype=int)})
     plan = replace(PLAN, edit={"Smiling": "yes"})
-    with pytest.raises(UserInputError, match="no held-out picture is labelled as lacking"):
+    with pytest.raises(UserInputError, match="no held-out image is labelled as lacking"):
         control(Painter(), data, full, Oracle(), {}, COLUMNS, plan, progress=False)
 
 

@@ -1,7 +1,7 @@
-"""Pictures are decoded once and drawn in an order that follows from (seed, step).
+"""Images are decoded once and drawn in an order that follows from (seed, step).
 
-Without this a resumed run would see other pictures than an uninterrupted one, labels would slide
-against their pictures when one cannot be read, and validation rows could leak into training.
+Without this a resumed run would see other images than an uninterrupted one, labels would slide
+against their images when one cannot be read, and validation rows could leak into training.
 """
 
 import io
@@ -17,8 +17,8 @@ from PIL import Image
 from hebm_sample.data import source, sources
 from hebm_sample.data.dataset import (
     StepSampler,
-    last_pictures,
-    load_pictures,
+    last_images,
+    load_images,
     to_float,
     zoomed,
 )
@@ -47,11 +47,11 @@ def fill(folder, count=6, broken=()):
 
 def load(source, tmp_path, **kwargs):
     options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **kwargs}
-    return load_pictures(source, **options)
+    return load_images(source, **options)
 
 
-def shades(pictures):
-    return [tuple(int(v) for v in x[:, 0, 0]) for x in pictures.images]
+def shades(images):
+    return [tuple(int(v) for v in x[:, 0, 0]) for x in images.images]
 
 
 def write_parquet(path, rows, labels=None):
@@ -65,23 +65,23 @@ def write_parquet(path, rows, labels=None):
     pq.write_table(table, path)
 
 
-def test_the_last_pictures_are_those_of_the_whole(tmp_path, monkeypatch):
+def test_the_last_images_are_those_of_the_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "unused"))
     fill(tmp_path / "set", broken=(4,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = load(tmp_path / "set", tmp_path)
-    images, identity = last_pictures(tmp_path / "set", size=SIZE, count=3)
+    images, identity = last_images(tmp_path / "set", size=SIZE, count=3)
     assert np.array_equal(images, whole.images[-2:])  # rows 3 and 5; 4 cannot be read
-    assert identity != last_pictures(tmp_path / "set", size=SIZE, count=2)[1]
+    assert identity != last_images(tmp_path / "set", size=SIZE, count=2)[1]
     assert not (tmp_path / "unused").exists()
-    with pytest.raises(UserInputError, match="none of the last 1 pictures"):
+    with pytest.raises(UserInputError, match="none of the last 1 images"):
         fill(tmp_path / "broken", broken=(5,))
-        last_pictures(tmp_path / "broken", size=SIZE, count=1)
+        last_images(tmp_path / "broken", size=SIZE, count=1)
 
 
 class TestFolders:
-    def test_jsonl_labels_follow_their_pictures(self, tmp_path):
+    def test_jsonl_labels_follow_their_images(self, tmp_path):
         folder = tmp_path / "set"
         fill(folder)
         rows = [
@@ -90,14 +90,14 @@ class TestFolders:
         ]
         rows[1]["Smiling"] = None
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-        pictures = load(folder, tmp_path)
-        assert shades(pictures) == [shade(i) for i in range(6)]
-        assert pictures.images.dtype == np.uint8
-        assert pictures.images.shape == (6, 3, SIZE, SIZE)
-        assert pictures.labels["Smiling"].tolist() == [0, 1, 0, -1, -1, 1]
-        assert pictures.labels["class"].tolist() == [0, 1, 0, 1, -1, 1]
-        assert pictures.label_names == {"class": ("a", "b")}
-        assert "weight" not in pictures.labels
+        images = load(folder, tmp_path)
+        assert shades(images) == [shade(i) for i in range(6)]
+        assert images.images.dtype == np.uint8
+        assert images.images.shape == (6, 3, SIZE, SIZE)
+        assert images.labels["Smiling"].tolist() == [0, 1, 0, -1, -1, 1]
+        assert images.labels["class"].tolist() == [0, 1, 0, 1, -1, 1]
+        assert images.label_names == {"class": ("a", "b")}
+        assert "weight" not in images.labels
 
     def test_csv_labels(self, tmp_path):
         folder = tmp_path / "set"
@@ -109,9 +109,9 @@ class TestFolders:
         fill(tmp_path / "set" / "dog", 2)
         fill(tmp_path / "set" / "cat", 1)
         (tmp_path / "set" / "cat" / "._000.png").write_bytes(b"resource fork")
-        pictures = load(tmp_path / "set", tmp_path)
-        assert pictures.labels["label"].tolist() == [0, 1, 1]
-        assert pictures.label_names["label"] == ("cat", "dog")
+        images = load(tmp_path / "set", tmp_path)
+        assert images.labels["label"].tolist() == [0, 1, 1]
+        assert images.label_names["label"] == ("cat", "dog")
 
     def test_split_folders(self, tmp_path):
         fill(tmp_path / "set" / "train", 3)
@@ -121,23 +121,23 @@ class TestFolders:
         with pytest.raises(UserInputError, match="no folder 'odd'"):
             load(tmp_path / "set", tmp_path, split="odd")
 
-    def test_broken_pictures_are_counted_and_rows_stay_aligned(self, tmp_path):
+    def test_broken_images_are_counted_and_rows_stay_aligned(self, tmp_path):
         folder = tmp_path / "set"
         fill(folder, broken=(0, 3))
         rows = [{"file_name": f"{i:03d}.png", "number": i} for i in range(6)]
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        with pytest.warns(UserWarning, match="2 of 6 pictures .* left out; row 0: "):
-            pictures = load(folder, tmp_path)
-        assert pictures.skipped == 2
-        assert pictures.labels["number"].tolist() == [1, 2, 4, 5]
-        assert shades(pictures) == [shade(i) for i in (1, 2, 4, 5)]
+        with pytest.warns(UserWarning, match="2 of 6 images .* left out; row 0: "):
+            images = load(folder, tmp_path)
+        assert images.skipped == 2
+        assert images.labels["number"].tolist() == [1, 2, 4, 5]
+        assert shades(images) == [shade(i) for i in (1, 2, 4, 5)]
 
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
             ("metadata.jsonl", '{"file_name": "000.png"}\n{oops\n', "line 2: not JSON"),
             ("metadata.jsonl", '{"name": "000.png"}\n', "needs a text file_name"),
-            ("metadata.csv", "file_name,a\nother.png,1\n", "names none of the 2 pictures"),
+            ("metadata.csv", "file_name,a\nother.png,1\n", "names none of the 2 images"),
         ],
     )
     def test_bad_metadata(self, tmp_path, name, text, message):
@@ -148,16 +148,14 @@ class TestFolders:
 
     def test_nothing_to_load(self, tmp_path):
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UserInputError, match="no pictures in .*empty"):
+        with pytest.raises(UserInputError, match="no images in .*empty"):
             load(tmp_path / "empty", tmp_path)
-        with pytest.raises(UserInputError, match="no pictures at .*nowhere"):
+        with pytest.raises(UserInputError, match="no images at .*nowhere"):
             load(tmp_path / "nowhere", tmp_path)
         fill(tmp_path / "bad", 2, broken=(0, 1))
-        with pytest.raises(
-            UserInputError, match="none of the 2 pictures in .*bad can be read; row"
-        ):
+        with pytest.raises(UserInputError, match="none of the 2 images in .*bad can be read; row"):
             load(tmp_path / "bad", tmp_path)
-        assert not list((tmp_path / "cache").glob("pictures/*"))
+        assert not list((tmp_path / "cache").glob("images/*"))
 
     def test_crops_the_middle_and_reduces(self, tmp_path):
         image = Image.new("RGB", (4 * SIZE, 2 * SIZE), (0, 0, 0))
@@ -174,11 +172,11 @@ class TestParquet:
         write_parquet(root / "train-00001-of-00002.parquet", cells[3:], {"label": [None, 1]})
         write_parquet(root / "train-00000-of-00002.parquet", cells[:3], {"label": [0, 1, 0]})
         write_parquet(root / "test-00000-of-00001.parquet", cells[:1], {"label": [1]})
-        pictures = load(root, tmp_path)
-        assert shades(pictures) == [shade(i) for i in range(5)]
-        assert pictures.part_starts == (0, 3)
-        assert pictures.labels["label"].tolist() == [0, 1, 0, -1, 1]
-        assert pictures.label_names["label"] == ("cat", "dog")
+        images = load(root, tmp_path)
+        assert shades(images) == [shade(i) for i in range(5)]
+        assert images.part_starts == (0, 3)
+        assert images.labels["label"].tolist() == [0, 1, 0, -1, 1]
+        assert images.label_names["label"] == ("cat", "dog")
         assert len(load(root, tmp_path, split="test")) == 1
         assert len(load(root / "train-00001-of-00002.parquet", tmp_path)) == 2
         with pytest.raises(UserInputError, match=r"'valid'; there are \['test', 'train'\]"):
@@ -187,9 +185,7 @@ class TestParquet:
     def test_bad_files(self, tmp_path):
         pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         pq.write_table(pa.table({"x": [1]}), tmp_path / "plain.parquet")
-        with pytest.raises(
-            UserInputError, match=r"no column of pictures; its columns are \['x'\]"
-        ):
+        with pytest.raises(UserInputError, match=r"no column of images; its columns are \['x'\]"):
             load(tmp_path / "plain.parquet", tmp_path)
         (tmp_path / "torn.parquet").write_bytes(b"PAR1 and nothing else")
         with pytest.raises(EnvironmentFailure, match="not a readable parquet file"):
@@ -206,18 +202,18 @@ class TestHub:
     def table(self):
         datasets = pytest.importorskip("datasets")
         features = datasets.Features(
-            {"label": datasets.ClassLabel(names=["cat", "dog"]), "picture": datasets.Image()}
+            {"label": datasets.ClassLabel(names=["cat", "dog"]), "image": datasets.Image()}
         )
-        rows = {"label": [1, 0], "picture": [{"bytes": encoded(i), "path": None} for i in (1, 2)]}
+        rows = {"label": [1, 0], "image": [{"bytes": encoded(i), "path": None} for i in (1, 2)]}
         return datasets, datasets.Dataset.from_dict(rows, features=features)
 
     def test_loads(self, tmp_path, monkeypatch):
         datasets, table = self.table()
         monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
-        pictures = load("someone/pets", tmp_path)
-        assert shades(pictures) == [shade(1), shade(2)]
-        assert pictures.labels["label"].tolist() == [1, 0]
-        assert pictures.label_names == {"label": ("cat", "dog")}
+        images = load("someone/pets", tmp_path)
+        assert shades(images) == [shade(1), shade(2)]
+        assert images.labels["label"].tolist() == [1, 0]
+        assert images.label_names == {"label": ("cat", "dog")}
 
     def test_failures(self, tmp_path, monkeypatch):
         datasets, _ = self.table()
@@ -259,7 +255,7 @@ class TestCache:
     def test_damaged_cache_is_rebuilt(self, tmp_path):
         fill(tmp_path / "set")
         load(tmp_path / "set", tmp_path)
-        (file,) = (tmp_path / "cache").glob("pictures/*/pictures.npy")
+        (file,) = (tmp_path / "cache").glob("images/*/images.npy")
         file.write_bytes(file.read_bytes()[:-1])
         assert shades(load(tmp_path / "set", tmp_path))[5] == shade(5)
 
@@ -267,7 +263,7 @@ class TestCache:
         fill(tmp_path / "set", 1)
         monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "elsewhere"))
         load(tmp_path / "set", tmp_path, cache_dir=None)
-        assert (tmp_path / "elsewhere" / "pictures").is_dir()
+        assert (tmp_path / "elsewhere" / "images").is_dir()
         (tmp_path / "file").write_text("")
         with pytest.raises(EnvironmentFailure, match="could not be kept in .*file"):
             load(tmp_path / "set", tmp_path, cache_dir=tmp_path / "file")
@@ -276,23 +272,23 @@ class TestCache:
         fill(tmp_path / "set", 7)
         monkeypatch.setattr(source, "CHUNK_ROWS", 3)
         opened = sources.open_source(tmp_path / "set", None)
-        assert [len(c.pictures) for c in opened.chunks()] == [3, 3, 1]
+        assert [len(c.images) for c in opened.chunks()] == [3, 3, 1]
         assert shades(load(tmp_path / "set", tmp_path)) == [shade(i) for i in range(7)]
 
 
-class TestPictures:
-    def test_labels_of_rows_go_with_their_pictures(self, tmp_path):
+class TestImages:
+    def test_labels_of_rows_go_with_their_images(self, tmp_path):
         labels = {"n": [5, None, 7, 8], "m": [0, 1, 0, None]}
         write_parquet(tmp_path / "set/0.parquet", [encoded(i) for i in range(4)], labels)
-        pictures = load(tmp_path / "set", tmp_path)
+        images = load(tmp_path / "set", tmp_path)
         rows = torch.tensor([3, 0, 1, 0])
-        found = pictures.label_rows(rows, ("m", "n"))
+        found = images.label_rows(rows, ("m", "n"))
         assert found.dtype == torch.int64
         assert found.tolist() == [[-1, 8], [0, 5], [1, -1], [0, 5]]
-        assert pictures.label_rows(rows, ("n",)).tolist() == [[8], [5], [-1], [5]]
-        _, last = pictures.split(2)
+        assert images.label_rows(rows, ("n",)).tolist() == [[8], [5], [-1], [5]]
+        _, last = images.split(2)
         assert last.label_rows(torch.tensor([0]), ("n",)).tolist() == [[7]]
-        whole = pictures.batch(rows)
+        whole = images.batch(rows)
         assert torch.equal(whole[1], whole[3]) and not torch.equal(whole[0], whole[1])
 
     def test_split_keeps_the_last_rows_apart_as_views(self, tmp_path):
@@ -301,16 +297,16 @@ class TestPictures:
         write_parquet(
             root / "1.parquet", [encoded(i) for i in range(3, 8)], {"n": [3, 4, 5, 6, 7]}
         )
-        pictures = load(root, tmp_path)
-        train, validation = pictures.split(6)
+        images = load(root, tmp_path)
+        train, validation = images.split(6)
         assert (len(train), len(validation)) == (2, 6)
         assert validation.labels["n"].tolist() == [2, 3, 4, 5, 6, 7]
         assert train.part_starts == (0,)
         assert validation.part_starts == (0, 1)
-        assert np.shares_memory(train.images, pictures.images)
-        assert len({train.identity, validation.identity, pictures.identity}) == 3
-        with pytest.raises(UserInputError, match="of 8 pictures it can be 0 to 7"):
-            pictures.split(8)
+        assert np.shares_memory(train.images, images.images)
+        assert len({train.identity, validation.identity, images.identity}) == 3
+        with pytest.raises(UserInputError, match="of 8 images it can be 0 to 7"):
+            images.split(8)
 
     def test_batch(self, tmp_path):
         (tmp_path / "set").mkdir()
@@ -318,8 +314,8 @@ class TestPictures:
         image.paste((255, 255, 255), (0, 0, 1, SIZE))
         for name in "ab":
             image.save(tmp_path / "set" / f"{name}.png")
-        pictures = load(tmp_path / "set", tmp_path)
-        batch = pictures.batch(torch.tensor([0, 1]), torch.tensor([False, True]))
+        images = load(tmp_path / "set", tmp_path)
+        batch = images.batch(torch.tensor([0, 1]), torch.tensor([False, True]))
         assert batch.shape == (2, 3, SIZE, SIZE)
         assert batch.dtype == torch.float32
         assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -396,7 +392,7 @@ class TestStepSampler:
         coins = torch.stack([sampler.flips(i) for i in range(200)]).float()
         assert abs(coins.mean() - 0.5) < 4 * 0.5 / coins.numel() ** 0.5
 
-    def test_squares_follow_from_the_step_and_fit_the_picture(self):
+    def test_squares_follow_from_the_step_and_fit_the_image(self):
         one = StepSampler(50, 8, seed=1)
         two = [StepSampler(50, 4, seed=1, rank=r, world=2) for r in range(2)]
         assert torch.equal(one.squares(7, 0.8), torch.cat([s.squares(7, 0.8) for s in two]))
@@ -416,7 +412,7 @@ class TestZoom:
         torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     )
 
-    def test_the_whole_square_is_the_picture(self):
+    def test_the_whole_square_is_the_image(self):
         squares = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.3, 0.9]])
         assert torch.allclose(zoomed(self.images, squares), self.images, atol=1e-6)
 
@@ -436,13 +432,13 @@ class TestZoom:
         assert levels.min() >= 0 and levels.max() <= 255
 
 
-def test_training_reads_a_picture_as_inference_does(tmp_path):
+def test_training_reads_an_image_as_inference_does(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for name, shape in (("a", (32, 32, 3)), ("b", (30, 41, 3))):
         Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(
             tmp_path / "in" / f"{name}.png"
         )
-    pictures = load(tmp_path / "in", tmp_path, size=16)
+    images = load(tmp_path / "in", tmp_path, size=16)
     seen = prepare([tmp_path / "in" / "a.png", tmp_path / "in" / "b.png"], 16)
-    assert torch.allclose(pictures.batch(torch.arange(2)), seen, atol=1e-6)
+    assert torch.allclose(images.batch(torch.arange(2)), seen, atol=1e-6)

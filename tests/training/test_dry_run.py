@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from tiny import tiny_modules, tiny_pipeline
 from torch import nn
-from toy import draw_pictures, labelled_preset, short_preset
+from toy import draw_images, labelled_preset, short_preset
 
 from hebm_sample.cli.train import main
 from hebm_sample.config import StageConfig
@@ -104,7 +104,7 @@ class TestEstimate:
         assert any("2 k in all" in line for line in found.lines())  # FLOPs
 
     def test_activations_and_flops_are_of_the_whole_batch(self):
-        """In proportion to it; counted on pictures that are never drawn on the device."""
+        """In proportion to it; counted on images that are never drawn on the device."""
         one, four = (dry_run("generator", short_preset(batch_size=b), CPU) for b in (1, 4))
         assert four.costs.flops == 4 * one.costs.flops
         assert 3 * one.costs.activations < four.costs.activations <= 4 * one.costs.activations
@@ -150,14 +150,14 @@ class TestCommand:
         result = invoke("generator", "--preset", "tiny", "--dry-run", "--device", "cpu")
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
-        assert lines[0] == "tiny, generator: 16x16 pictures, 3 groups, 80 latent dimensions"
+        assert lines[0] == "tiny, generator: 16x16 images, 3 groups, 80 latent dimensions"
         assert lines[2].split() == ["2x2", "1", "4", "16", "16"]
         assert lines[3].split() == ["4x4", "2", "2", "16", "64"]
         words = [line.split()[0] for line in lines[4:]]
         assert words == [
             *("objective", "parameters", "steps", "FLOPs", "memory", "measured", "time", "Time")
         ]
-        assert "60 of 8 pictures" in result.stdout and "nothing was written" in lines[-1]
+        assert "60 of 8 images" in result.stdout and "nothing was written" in lines[-1]
         assert result.stderr.startswith("measuring")
         assert not list(tmp_path.iterdir())
 
@@ -166,17 +166,17 @@ class TestCommand:
         result = invoke("prior", "--preset", "tiny", "--dry-run", "--device", "cpu", *options)
         assert result.exit_code == 0 and result.stderr == "", result.output
         assert "mle, T = 3, chains of K = 20 steps" in result.stdout
-        assert "7 of 3 pictures" in result.stdout
+        assert "7 of 3 images" in result.stdout
 
     def test_data_are_counted_but_not_decoded(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
-        draw_pictures(tmp_path / "pictures")
+        draw_images(tmp_path / "images")
         command = ("generator", "--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet")
-        result = invoke(*command, "--data", tmp_path / "pictures")
-        assert "12.0 times through 40 pictures" in result.stdout  # 60 steps of 8
+        result = invoke(*command, "--data", tmp_path / "images")
+        assert "12.0 times through 40 images" in result.stdout  # 60 steps of 8
         assert not (tmp_path / "cache").exists()
         result = invoke(*command, "--data", tmp_path / "absent")
-        assert result.exit_code == 2 and "no pictures at" in result.stderr
+        assert result.exit_code == 2 and "no images at" in result.stderr
 
     def test_a_real_run_needs_what_a_dry_one_does_not(self):
         for command, missing in (("generator", "--data"), ("prior", "--generator")):

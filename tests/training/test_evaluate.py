@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny import release_config, tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.distances import evaluate, open_held_out
 
-SHORT = {"num_pictures": 12, "steps": 4, "batch_size": 7, "progress": False}
+SHORT = {"num_images": 12, "steps": 4, "batch_size": 7, "progress": False}
 FIGURES = ("bits", "distortion_bits", "kl", "u_square", "u_square_posterior")
 
 
@@ -28,12 +28,12 @@ def home(tmp_path_factory):
 
 
 def drawn(home, name, **options):
-    folder = draw_pictures(home / name, **options)
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False).split(25)
+    folder = draw_images(home / name, **options)
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False).split(25)
 
 
 @pytest.fixture(scope="module")
-def pictures(home):
+def images(home):
     return drawn(home, "plain", count=60)
 
 
@@ -43,8 +43,8 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def result(pipe, pictures):
-    return evaluate(pipe, *pictures, **SHORT)
+def result(pipe, images):
+    return evaluate(pipe, *images, **SHORT)
 
 
 def test_figures_are_finite_and_plain_json(result):
@@ -63,7 +63,7 @@ def test_without_labels_the_space_is_of_pixels_and_the_gap_is_its_distances(resu
     (gap,) = result.gaps.values()
     (name,) = result.gaps
     assert "principal components" in name
-    assert (gap.num_pictures, gap.num_reference) == (12, 12)
+    assert (gap.num_images, gap.num_reference) == (12, 12)
     assert min(gap.fd_gauss, gap.fd_model, gap.fd_recon) >= 0
     expected = (gap.fd_gauss - gap.fd_model) / (gap.fd_gauss - gap.fd_recon)
     if gap.fd_gauss > gap.fd_recon:
@@ -76,28 +76,28 @@ def test_the_table_shows_the_distances(result):
     (gap,) = result.gaps.values()
     table = result.table()
     assert f"reconstructions {gap.fd_recon:.3f}" in table and f"{result.bits:.3f}" in table
-    assert "recovery, 4 gradients" in table and "12 pictures a side" in table
+    assert "recovery, 4 gradients" in table and "12 images per side" in table
 
 
-def test_the_same_seeds_give_the_same_figures(pipe, pictures, result):
-    again = evaluate(pipe, *pictures, **SHORT)
+def test_the_same_seeds_give_the_same_figures(pipe, images, result):
+    again = evaluate(pipe, *images, **SHORT)
     assert [getattr(again, f) for f in FIGURES] == [getattr(result, f) for f in FIGURES]
     assert repr(again.gaps) == repr(result.gaps)  # nan is not equal to itself
 
 
-def test_the_batch_size_changes_them_by_rounding_at_most(pipe, pictures, result):
-    other = evaluate(pipe, *pictures, **SHORT | {"batch_size": 24})
+def test_the_batch_size_changes_them_by_rounding_at_most(pipe, images, result):
+    other = evaluate(pipe, *images, **SHORT | {"batch_size": 24})
     for name in FIGURES:
         assert getattr(other, name) == pytest.approx(getattr(result, name), rel=1e-4)
     (gap,), (before,) = other.gaps.values(), result.gaps.values()
     assert gap.fd_model == pytest.approx(before.fd_model, rel=1e-2)
 
 
-def test_zero_energies_close_no_gap(pictures):
+def test_zero_energies_close_no_gap(images):
     """Under F = 0 the energy-based prior is N(0, I): the chain must not bring its u elsewhere."""
     generator, encoder, prior = tiny_modules(energy=0.0)
     pipe = Pipeline(tiny_config(), generator, prior, encoder)
-    result = evaluate(pipe, *pictures, **SHORT | {"steps": 12})
+    result = evaluate(pipe, *images, **SHORT | {"steps": 12})
     assert all(abs(x - 1) < 0.5 for x in result.u_square)
 
 
@@ -125,43 +125,43 @@ def test_with_labels_a_classifier_comes_first_and_is_kept(home, pipe, monkeypatc
     json.dumps(first.to_dict(), allow_nan=False)
 
 
-def test_the_release_parametrization_can_be_measured(pictures):
+def test_the_release_parametrization_can_be_measured(images):
     config = release_config()
-    result = evaluate(tiny_pipeline(config), *pictures, **SHORT)
+    result = evaluate(tiny_pipeline(config), *images, **SHORT)
     assert result.sampling["kernel"] == "plain" and math.isfinite(result.u_square[0])
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_pictures": 13}, "13 pictures a side .* 25 held-out .* 10 to 12"),
-        ({"num_pictures": 9}, "9 pictures a side"),
+        ({"num_images": 13}, "13 images per side .* 25 held-out .* 10 to 12"),
+        ({"num_images": 9}, "9 images per side"),
         ({"sampler": "hmc"}, "sampler is 'hmc'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(pipe, pictures, changes, message):
+def test_what_cannot_be_measured_is_refused(pipe, images, changes, message):
     with pytest.raises(UserInputError, match=message):
-        evaluate(pipe, *pictures, **SHORT | changes)
+        evaluate(pipe, *images, **SHORT | changes)
 
 
-def test_a_model_without_a_prior_is_refused(pictures):
+def test_a_model_without_a_prior_is_refused(images):
     generator, encoder, _ = tiny_modules()
     bare = Pipeline(replace(tiny_config(), prior=None), generator, None, encoder)
     with pytest.raises(UserInputError, match="no energy-based prior yet.*hebm-train prior"):
-        evaluate(bare, *pictures, **SHORT)
+        evaluate(bare, *images, **SHORT)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
-    draw_pictures(folder / "train", count=30)
-    draw_pictures(folder / "test", count=20, seed=1)
-    draw_pictures(folder / "other", count=15, seed=2)
+    draw_images(folder / "train", count=30)
+    draw_images(folder / "test", count=20, seed=1)
+    draw_images(folder / "other", count=15, seed=2)
     return folder
 
 
 class TestHeldOut:
-    """Which pictures a model is measured on: those that its training never saw."""
+    """Which images per model is measured on: those that its training never saw."""
 
     @pytest.fixture
     def opened(self, folder):
@@ -206,8 +206,8 @@ class TestHeldOut:
     @pytest.mark.parametrize(
         "options, message",
         [
-            ({"model": "celeba64"}, "4000 validation pictures .* 0 to 29"),
-            ({"validation": 30}, "30 validation pictures .* 0 to 29"),
+            ({"model": "celeba64"}, "4000 validation images .* 0 to 29"),
+            ({"validation": 30}, "30 validation images .* 0 to 29"),
             ({"split": "absent"}, "no folder 'absent'"),
             ({"split": "train"}, "the split 'train' .* is what the model is trained on"),
             ({"split": "test", "validation": 7}, "7 validation rows and the split 'test'"),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures, short_preset
+from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.cli.baseline import baseline
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation import baselines
 from hebm_sample.evaluation.baselines import (
@@ -105,7 +105,7 @@ class TestSampler:
         error = variance * math.sqrt(2 / 6400)
         assert flatten(u).var().item() == pytest.approx(variance, abs=4 * error + 0.01)
 
-    def test_seeds_are_pictures(self):
+    def test_seeds_are_images(self):
         net = LatentDenoiser(SHAPES, 16, 1)
         torch.nn.init.normal_(net.head.weight, std=0.1)
         many = sample_ddpm(net, streams(3), steps=4)
@@ -116,8 +116,8 @@ class TestSampler:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
     home = tmp_path_factory.mktemp("baselines")
-    folder = draw_pictures(home / "pictures", count=80)
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+    folder = draw_images(home / "images", count=80)
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_joint_model_has_no_diffusion(trained):
 @pytest.mark.slow
 def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     pipe = tiny_pipeline()
-    options = {"num_pictures": 20, "batch_size": 20, "progress": False, "steps": 6}
+    options = {"num_images": 20, "batch_size": 20, "progress": False, "steps": 6}
     bench = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     folders = {"latent DDPM": trained / "ddpm", "T = 1": trained / "joint/model"}
@@ -163,9 +163,9 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     assert rows["N(0, I)"]["gap_closed"] in (0, pytest.approx(0)) or math.isnan(
         rows["N(0, I)"]["gap_closed"]
     )
-    assert all(row["num_pictures"] == 20 for row in rows.values())
+    assert all(row["num_images"] == 20 for row in rows.values())
     ddpm = rows["latent DDPM, 48 ancestral steps"]
-    assert ddpm["seconds_a_picture"] > 0 and ddpm["training_seconds"] > 0
+    assert ddpm["seconds_per_image"] > 0 and ddpm["training_seconds"] > 0
     assert ddpm["training_steps"] == rows[list(rows)[-1]]["training_steps"] == 10
     assert ddpm["parameters"] == sum(p.numel() for p in load_ddpm(trained / "ddpm").parameters())
     (seeds,) = found["seeds"].values()
@@ -187,7 +187,7 @@ def test_another_generator_is_refused(trained, sets, tmp_path):
     generator, encoder, prior = tiny_modules(seed=5)
     Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "other")
     bench = make_bench(
-        tiny_pipeline(), *sets.split(40), num_pictures=20, batch_size=20, progress=False, steps=6
+        tiny_pipeline(), *sets.split(40), num_images=20, batch_size=20, progress=False, steps=6
     )
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     with pytest.raises(UserInputError, match="other has another generator"):
@@ -197,8 +197,8 @@ def test_another_generator_is_refused(trained, sets, tmp_path):
 def test_the_command(sets, tmp_path, monkeypatch):
     monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    draw_pictures(tmp_path / "pictures", count=30)
-    names = {"--generator": "model", "--data": "pictures", "--out": "run"}
+    draw_images(tmp_path / "images", count=30)
+    names = {"--generator": "model", "--data": "images", "--out": "run"}
     where = [x for name, path in names.items() for x in (name, str(tmp_path / path))]
     options = [*where, "--quiet", "--device", "cpu", "--max-steps", "2"]
     result = CliRunner().invoke(baseline, ["ddpm", *options])

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample.cli.evaluate_report import _folders
 from hebm_sample.cli.train import main
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import Bench, fingerprint
 from hebm_sample.evaluation.distances import make_bench
@@ -28,7 +28,7 @@ from hebm_sample.evaluation.report.ood import _advice
 from hebm_sample.evaluation.report.page import (
     Code,
     Heading,
-    Picture,
+    ReportImage,
     Table,
     Text,
     number,
@@ -42,21 +42,21 @@ from hebm_sample.metrics.features import FeatureNet
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-SHORT = {"num_pictures": 60, "batch_size": 30, "progress": False, "steps": 6}
+SHORT = {"num_images": 60, "batch_size": 30, "progress": False, "steps": 6}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("report")
-    draw_pictures(home / "pictures", count=170)
+    draw_images(home / "images", count=170)
     return home
 
 
 @pytest.fixture(scope="module")
 def sets(home):
-    return load_pictures(
-        home / "pictures", size=16, cache_dir=home / "cache", progress=False
-    ).split(120)
+    return load_images(home / "images", size=16, cache_dir=home / "cache", progress=False).split(
+        120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,9 @@ class TestBench:
         drawn = pipe(seeds=range(60), steps=6, batch_size=30, output_type="torch")
         for a, b in zip(u, drawn.latents, strict=True):
             assert (a == b).all()
-        pictures = np.concatenate(list(first.stream("ebm")))
+        images = np.concatenate(list(first.stream("ebm")))
         expected = (drawn.images * 255).round().numpy().astype(np.uint8)
-        assert np.abs(pictures.astype(int) - expected).max() <= 1
+        assert np.abs(images.astype(int) - expected).max() <= 1
         monkeypatch.setattr(Bench, "_drawn_batch", lambda *_: pytest.fail("drawn again"))
         again = make_bench(pipe, *sets, folder=folder, **SHORT).drawn("ebm")
         assert all((a == b).all() for a, b in zip(again.u, u, strict=True))
@@ -240,7 +240,7 @@ class TestWithoutData:
         assert "gap closed, bits and KL need --data" in (tmp_path / "out/index.md").read_text()
         known.recipe["reconstructions"] = {
             "model": fingerprint(bench.pipe, encoder=True),
-            "num_pictures": 60,
+            "num_images": 60,
             "frechet": with_data.fd_recon,
             "frechet_error": with_data.fd_recon_error,
         }
@@ -286,7 +286,7 @@ class TestCommand:
         model, cache = tmp_path / "model", home / "cli-cache"
         monkeypatch.setenv("HEBM_CACHE", str(cache))
         symbolic_pipeline().save_pretrained(model)
-        draw_pictures(tmp_path / "data", count=60, labels=True)
+        draw_images(tmp_path / "data", count=60, labels=True)
         where = (model, "--data", tmp_path / "data", "--validation", 24, "-n", 12, "--quiet")
         options = ("--steps", 6, "--batch", 30, "--device", "cpu", "--report", tmp_path / "out")
         judging = ("--judge-steps", 2, "--label-column", "Smiling=bright", "--guidance", 1)
@@ -305,8 +305,8 @@ class TestCommand:
 
     def test_compare(self, home, tmp_path, monkeypatch):
         monkeypatch.setenv("HEBM_CACHE", str(home / "cli-cache"))
-        draw_pictures(tmp_path / "a", count=12, seed=3)
-        draw_pictures(tmp_path / "b", count=12, seed=4)
+        draw_images(tmp_path / "a", count=12, seed=3)
+        draw_images(tmp_path / "b", count=12, seed=4)
         result = self.run(
             "--compare", tmp_path / "a", tmp_path / "b", "--quiet", "--json", tmp_path / "f.json"
         )
@@ -317,7 +317,7 @@ class TestCommand:
 
 
 def test_a_folder_against_itself(home, tmp_path):
-    draw_pictures(tmp_path / "a", count=12)
+    draw_images(tmp_path / "a", count=12)
     found = compare_folders(
         tmp_path / "a", tmp_path / "a", cache_dir=home / "cache", progress=False
     )
@@ -335,7 +335,7 @@ def test_blocks_in_both_languages():
         Text("x < y"),
         Code("run --me"),
         Table(["a|b", "c"], [["1", "2"]]),
-        Picture("f.png", 'a "figure"'),
+        ReportImage("f.png", 'a "figure"'),
     ]
     text, html = to_markdown(blocks), to_html(blocks)
     assert text.splitlines()[0] == "# A & B" and "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |" in text

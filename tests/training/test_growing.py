@@ -1,4 +1,4 @@
-"""A larger picture from the same latents: only the image decoder is new.
+"""A larger image from the same latents: only the image decoder is new.
 
 If growing moved T or the encoder by a bit, the energies would be those of another model, and the
 two resolutions could not share their files.
@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import symbolic_config, tiny_images, tiny_latents, tiny_pipeline
 from torch.nn import functional as F
-from toy import draw_pictures, short_preset
+from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.config import StageConfig
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import read_row
 from hebm_sample.pipeline.inpainting import KnownPixels
@@ -40,9 +40,9 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(home):
-    folder = draw_pictures(home / "pictures")
-    return load_pictures(folder, size=32, cache_dir=home / "cache", progress=False)
+def images(home):
+    folder = draw_images(home / "images")
+    return load_images(folder, size=32, cache_dir=home / "cache", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def small(home):
 
 
 @pytest.fixture(scope="module")
-def grown(home, pictures, small):
+def grown(home, images, small):
     options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
-    train_generator(grown_preset(), pictures, home / "run", init=small, **options)
+    train_generator(grown_preset(), images, home / "run", init=small, **options)
     return Pipeline.from_pretrained(home / "run/model", device="cpu")
 
 
@@ -64,7 +64,7 @@ def test_which_configs_grow_from_which():
     assert not SMALL.generator.grows_from(large)
     assert not SMALL.generator.grows_from(SMALL.generator)
     assert not replace(large, encoder_cells=2).grows_from(SMALL.generator)
-    # An encoder that reads 32x32 pictures has another posterior, so other energies.
+    # An encoder that reads 32x32 images has another posterior, so other energies.
     assert not replace(large, encoder_size=None).grows_from(SMALL.generator)
     wide = (replace(large.decoder[0], width=12), large.decoder[1])
     assert not replace(large, decoder=wide).grows_from(SMALL.generator)
@@ -75,7 +75,7 @@ def test_the_encoder_can_only_read_what_a_stage_mirrors():
         replace(grown_generator(), encoder_size=12)
 
 
-def test_only_the_image_decoder_is_trained(small, grown, pictures):
+def test_only_the_image_decoder_is_trained(small, grown, images):
     before, after = small.generator.state_dict(), grown.generator.state_dict()
     new = ("decoder.", "likelihood.")
     for key, value in before.items():
@@ -105,12 +105,12 @@ def test_files_that_both_have_are_the_same_bytes(home, grown):
     assert large.files["generator.safetensors"] != little.files["generator.safetensors"]
 
 
-def test_another_model_is_not_grown_from(home, pictures, small):
+def test_another_model_is_not_grown_from(home, images, small):
     preset = grown_preset()
     other = replace(preset, generator=replace(preset.generator, encoder_cells=2))
     with pytest.raises(UserInputError, match="tiny has another architecture than preset grown"):
         train_generator(
-            other, pictures, home / "other", init=small, accelerator=make_accelerator("cpu")
+            other, images, home / "other", init=small, accelerator=make_accelerator("cpu")
         )
 
 
@@ -123,7 +123,7 @@ def test_known_pixels_are_compared_at_the_encoders_size(grown):
     there = images.clone()
     there[:, :, 20:22, 10:12] = 0.123
     assert torch.equal(replace(term, images=there)(u, level), term(u, level))
-    # Detail that averages out is nothing that latents of smaller pictures could explain.
+    # Detail that averages out is nothing that latents of smaller images could explain.
     fine = images.clone()
     fine[:, :, ::2, ::2] += 0.1
     fine[:, :, 1::2, 1::2] -= 0.1

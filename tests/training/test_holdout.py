@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.data.holdout import SelectedRows, held_out_rows, row_keys
-from hebm_sample.data.pictures import Pictures
+from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.models import PRESETS, find_preset
 from hebm_sample.presets.settings import TrainSettings, parse_validation
@@ -28,10 +28,10 @@ def names(count, word="image"):
     return [f"{word}/{i:05}.png" for i in range(count)]
 
 
-def pictures(count, labels=None, word="image"):
+def images(count, labels=None, word="image"):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
-    return Pictures(images, labels or {}, {}, (0,), "some", keys=row_keys(names(count, word)))
+    return ImageDataset(images, labels or {}, {}, (0,), "some", keys=row_keys(names(count, word)))
 
 
 class TestRule:
@@ -80,7 +80,7 @@ class TestRule:
 class TestSplit:
     def test_both_sides_are_the_whole(self):
         labels = {"n": np.arange(60)}
-        whole = pictures(60, labels)
+        whole = images(60, labels)
         training, held_out = whole.split()
         assert sorted([*training.labels["n"], *held_out.labels["n"]]) == list(range(60))
         for part in (training, held_out):
@@ -89,10 +89,10 @@ class TestSplit:
         assert len({training.identity, held_out.identity, whole.identity}) == 3
 
     def test_a_renamed_file_is_another_split(self):
-        assert pictures(60).split()[0].identity != pictures(60, word="other").split()[0].identity
+        assert images(60).split()[0].identity != images(60, word="other").split()[0].identity
 
     def test_slices_and_selections_agree(self):
-        training, _ = pictures(60).split()
+        training, _ = images(60).split()
         rows = training.rows(5, 20)
         assert np.array_equal(rows.images, np.asarray(training.images)[5:20])
         again, held = training.split()
@@ -100,7 +100,7 @@ class TestSplit:
 
     def test_a_number_is_the_last_rows(self):
         """Runs of before have a number in their settings, and go on with it."""
-        whole = pictures(60)
+        whole = images(60)
         training, held_out = whole.split(7)
         assert np.array_equal(training.images, whole.images[:53])
         assert (training.identity, held_out.identity) == ("some[0:53]", "some[53:60]")
@@ -138,7 +138,7 @@ class TestSettings:
         assert preset.generator_settings.validation == preset.prior_settings.validation == rows
 
     def test_own_data_are_held_out_by_hash(self):
-        for name in ("pictures64", "pictures256", "tiny"):
+        for name in ("images64", "images256", "tiny"):
             assert PRESETS[name].generator_settings.validation is None
             assert PRESETS[name].prior_settings.validation is None
 
@@ -156,7 +156,7 @@ def test_a_value_that_training_never_sees_is_told(tmp_path, held_out):
             path = tmp_path / "set" / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (SIZE, SIZE), (9 * i, 0, 0)).save(path)
-    found = load_pictures(tmp_path / "set", size=SIZE, cache_dir=tmp_path / "c", progress=False)
+    found = load_images(tmp_path / "set", size=SIZE, cache_dir=tmp_path / "c", progress=False)
     preset = find_preset("celeba64")
     symbol = preset.prior.symbols[0]
     from dataclasses import replace

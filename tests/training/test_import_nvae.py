@@ -14,12 +14,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from nvae_files import NAMES, checkpoint, expected, noise, write_checkpoint
-from toy import draw_pictures, short_preset
+from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.cli.train import main
 from hebm_sample.config import ModelConfig
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.hub.save import NVAE_LICENCE
 from hebm_sample.hub.sizes import least_bytes
@@ -132,14 +132,14 @@ def test_a_file_too_small_for_its_description_is_refused(home):
 
 def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_path):
     model = Pipeline.from_pretrained(home / "model")
-    draw_pictures(tmp_path / "pictures", count=24)
-    pictures = load_pictures(
-        tmp_path / "pictures", size=32, cache_dir=tmp_path / "cache", progress=False
+    draw_images(tmp_path / "images", count=24)
+    images = load_images(
+        tmp_path / "images", size=32, cache_dir=tmp_path / "cache", progress=False
     )
     train_prior(
         short_preset(steps=4, validation=4, batch_size=4),
         model,
-        pictures,
+        images,
         tmp_path / "run",
         show_progress=False,
     )

@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.summary import data_line, held_out_rule
 from hebm_sample.errors import UserInputError
@@ -29,15 +29,15 @@ def draw(folder, *names, shade=None):
 
 def load(source, tmp_path, **options):
     options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **options}
-    return load_pictures(source, **options)
+    return load_images(source, **options)
 
 
-def shades(pictures):
-    return [int(x[0, 0, 0]) for x in pictures.images]
+def shades(images):
+    return [int(x[0, 0, 0]) for x in images.images]
 
 
-def line(pictures):
-    return data_line("set", *pictures.split(), held_out_rule(None))
+def line(images):
+    return data_line("set", *images.split(), held_out_rule(None))
 
 
 class TestSplits:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures, labelled_preset, short_preset
+from toy import draw_images, labelled_preset, short_preset
 
 import hebm_sample
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import StepSampler, load_pictures
+from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.training import encoded
 from hebm_sample.training import trainer as loop
@@ -39,18 +39,18 @@ KINDS = {"generator": GeneratorObjective, "score": ScoreObjective, "mle": MleObj
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     home = tmp_path_factory.mktemp("toy")
-    return load_pictures(
-        draw_pictures(home / "pictures"), size=16, cache_dir=home / "cache", progress=False
+    return load_images(
+        draw_images(home / "images"), size=16, cache_dir=home / "cache", progress=False
     )
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     home = tmp_path_factory.mktemp("labelled")
-    folder = draw_pictures(home / "pictures", labels=True)
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+    folder = draw_images(home / "images", labels=True)
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +59,16 @@ def model():
 
 
 @pytest.fixture
-def run(pictures, model):
+def run(images, model):
     """Trains for a few steps on the CPU; `kind` is generator, score or mle."""
 
-    def train(folder, kind="generator", resume=False, pictures=pictures, model=model, **settings):
+    def train(folder, kind="generator", resume=False, images=images, model=model, **settings):
         options = {"resume": resume, "show_progress": False}
         options["accelerator"] = make_accelerator("cpu")
         preset = short_preset(**settings)
         if kind == "generator":
-            return train_generator(preset, pictures, folder, **options)
-        return train_prior(preset, model, pictures, folder, objective=kind, **options)
+            return train_generator(preset, images, folder, **options)
+        return train_prior(preset, model, images, folder, objective=kind, **options)
 
     return train
 
@@ -198,19 +198,19 @@ class TestParts:
         yield
         sys.setswitchinterval(turn)
 
-    def parts(self, pictures, world=1, rank=0):
+    def parts(self, images, world=1, rank=0):
         objective = GeneratorObjective(*tiny_modules()[:2])
         task = loop.Task("generator", objective, objective, tiny_config(), lambda _: None, "")
         engine = make_accelerator("cpu")
         settings = short_preset(batch_size=8 // world).generator_settings
-        run = Run(task, pictures, settings, Path("nowhere"), engine)
+        run = Run(task, images, settings, Path("nowhere"), engine)
         if world > 1:
-            run.samplers = [StepSampler(len(pictures), 8 // world, settings.seed, rank, world)]
+            run.samplers = [StepSampler(len(images), 8 // world, settings.seed, rank, world)]
         return [run.part(3, sampler) for sampler in run.samplers]
 
-    def test_they_have_the_rows_and_noise_of_processes(self, pictures, two):
-        cut = self.parts(pictures)
-        processes = [self.parts(pictures, 2, rank)[0] for rank in (0, 1)]
+    def test_they_have_the_rows_and_noise_of_processes(self, images, two):
+        cut = self.parts(images)
+        processes = [self.parts(images, 2, rank)[0] for rank in (0, 1)]
         assert len(cut) == 2
         for one, other in zip(cut, processes, strict=True):
             assert torch.equal(one.images, other.images)
@@ -222,7 +222,7 @@ class TestParts:
     def test_a_resumed_run_keeps_them(self, run, tmp_path, monkeypatch, two, kind):
         run(tmp_path / "whole", kind)
         with monkeypatch.context() as patch:
-            stop_at(patch, kind, 13)  # two calls a step
+            stop_at(patch, kind, 13)  # two calls per step
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "cut", kind)
         assert read_state(latest_checkpoint(tmp_path / "cut"))["parts"] == 2
@@ -234,14 +234,14 @@ class TestParts:
 class TestEncodedImages:
     """The encoder's maps are those that each step would make, and make the same run."""
 
-    def test_maps_are_the_encoders(self, pictures, model, tmp_path):
+    def test_maps_are_the_encoders(self, images, model, tmp_path):
         device = torch.device("cpu")
         options = {"key": "k", "progress": False}
-        found = encode_images(model.encoder, pictures, tmp_path, device, **options)
+        found = encode_images(model.encoder, images, tmp_path, device, **options)
         rows, flips = torch.tensor([3, 0, 39]), torch.tensor([True, False, True])
         maps = found(rows, flips)
         with torch.no_grad():
-            expected = model.encoder.features(pictures.batch(rows, flips))
+            expected = model.encoder.features(images.batch(rows, flips))
         assert maps.keys() <= expected.keys() and len(maps) == 2
         for side, value in maps.items():
             assert torch.allclose(value, expected[side], rtol=1e-3, atol=1e-4)
@@ -249,16 +249,16 @@ class TestEncodedImages:
         assert not torch.equal(found(rows, ~flips)[4], maps[4])
         assert torch.equal(found(rows, None)[4][1], maps[4][1])
 
-    def test_they_are_made_once_and_again_for_another_key(self, pictures, model, tmp_path):
+    def test_they_are_made_once_and_again_for_another_key(self, stills, model, tmp_path):
         device, made = torch.device("cpu"), []
         encoder = copy.deepcopy(model.encoder)
         features = encoder.features
         encoder.features = lambda images: [made.append(len(images)), features(images)][1]
         for key, expected in (("a", 2), ("a", 2), ("b", 4)):
-            encode_images(encoder, pictures, tmp_path, device, key=key, progress=False)
+            encode_images(encoder, stills, tmp_path, device, key=key, progress=False)
             assert len(made) == expected
         (tmp_path / "encoded.bin").unlink()
-        assert encode_images(encoder, pictures, tmp_path, device, key="b", build=False) is None
+        assert encode_images(encoder, stills, tmp_path, device, key="b", build=False) is None
         remove_encoded(tmp_path)
         assert list(tmp_path.iterdir()) == []
 
@@ -348,12 +348,12 @@ class TestHeldOut:
 
 
 @pytest.fixture(scope="module")
-def started(pictures, model, tmp_path_factory):
+def started(images, model, tmp_path_factory):
     """Folders with a finished run of one step."""
     home = tmp_path_factory.mktemp("started")
     options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
-    train_generator(short_preset(steps=1), pictures, home / "generator", **options)
-    train_prior(short_preset(steps=1), model, pictures, home / "score", **options)
+    train_generator(short_preset(steps=1), images, home / "generator", **options)
+    train_prior(short_preset(steps=1), model, images, home / "score", **options)
     return home
 
 
@@ -362,11 +362,11 @@ class TestRefusals:
         with pytest.raises(UserInputError, match=r"other settings \(batch_size, seed\);"):
             run(started / "generator", resume=True, batch_size=4, seed=3)
 
-    def test_other_pictures(self, run, started, tmp_path):
-        folder = draw_pictures(tmp_path / "other", seed=1)
-        other = load_pictures(folder, size=16, cache_dir=tmp_path / "cache", progress=False)
+    def test_other_images(self, run, started, tmp_path):
+        folder = draw_images(tmp_path / "other", seed=1)
+        other = load_images(folder, size=16, cache_dir=tmp_path / "cache", progress=False)
         with pytest.raises(UserInputError, match="other data"):
-            run(started / "generator", resume=True, pictures=other)
+            run(started / "generator", resume=True, images=other)
 
     def test_another_generator(self, run, started):
         generator, encoder, _ = tiny_modules(seed=1)
@@ -523,7 +523,7 @@ def environment(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
 def test_sigkill_half_way_then_resume(tmp_path):
-    data = draw_pictures(tmp_path / "pictures")
+    data = draw_images(tmp_path / "images")
     command = [sys.executable, "-m", "hebm_sample.training", "generator", "--preset", "tiny"]
     command += ["--data", str(data), "--max-steps", "240", "--log-every", "5", "--device", "cpu"]
     command += ["--checkpoint-every", "1s", "--quiet", "--out"]
@@ -561,14 +561,14 @@ import torch
 from test_loop import KINDS, latest_checkpoint
 from toy import short_preset
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.training.trainer import make_accelerator
 from hebm_sample.training.train import train_generator, train_prior
 
 home = Path(sys.argv[1])
 engine = make_accelerator("cpu")
 assert engine.num_processes == 2
-pictures = load_pictures(home / "pictures", size=16, progress=False)
+images = load_images(home / "images", size=16, progress=False)
 preset = short_preset(steps=6, batch_size=4)
 
 def keep(result, name):
@@ -579,9 +579,9 @@ def keep(result, name):
 def run(folder, kind, **more):
     more |= {"accelerator": engine, "show_progress": False}
     if kind == "generator":
-        return train_generator(preset, pictures, home / folder, **more)
+        return train_generator(preset, images, home / folder, **more)
     model = Pipeline.from_pretrained(home / "whole/model", device="cpu")
-    return train_prior(preset, model, pictures, home / folder, objective=kind, **more)
+    return train_prior(preset, model, images, home / folder, objective=kind, **more)
 
 keep(run("whole", "generator"), "generator")
 forward, calls = KINDS["generator"].forward, []
@@ -604,7 +604,7 @@ for kind in ("score", "mle"):
 @pytest.mark.slow
 def test_two_processes_learn_the_same_and_resume_exactly(tmp_path):
     """Over gloo; started by torchrun, because accelerate's launcher needs MPI for several CPUs."""
-    draw_pictures(tmp_path / "pictures")
+    draw_images(tmp_path / "images")
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
     here = Path(__file__).parent
@@ -626,7 +626,7 @@ def test_two_processes_learn_the_same_and_resume_exactly(tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_launch_runs_the_command(tmp_path):
-    data = draw_pictures(tmp_path / "pictures")
+    data = draw_images(tmp_path / "images")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     command += ["-m", "hebm_sample.training", "generator", "--preset", "tiny", "--data", str(data)]
     command += ["--max-steps", "3", "--device", "cpu", "--quiet", "--out", str(tmp_path / "run")]

@@ -15,7 +15,7 @@ import torch
 
 from hebm_sample import Pipeline
 from hebm_sample.config import ModelConfig
-from hebm_sample.data.dataset import Pictures
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.paper import PAPER_PRESETS
 from hebm_sample.prior.schedule import DiffusionSchedule, release_levels
@@ -25,7 +25,7 @@ from hebm_sample.training.train import sampling_for, train_generator, train_prio
 from hebm_sample.training.trainer import Run, make_accelerator
 
 NAMES = ("celeba64-paper", "celebahq-paper", "cifar10-paper", "lsun-church")
-# Picture's side, groups a scale, latent dimensions.
+# Image's side, groups a scale, latent dimensions.
 SHAPES = {
     "cifar10-paper": (32, {16: 30}, 30 * 20 * 16**2),
     "celebahq-paper": (256, {8: 4, 16: 4, 32: 4, 64: 4, 128: 4}, 1_745_920),
@@ -83,7 +83,7 @@ def test_listing_presets_needs_no_torch():
 
 
 def shortened(preset):
-    """The whole architecture; two steps of one picture, chains of two, three levels to sample."""
+    """The whole architecture; two steps of one image, chains of two, three levels to sample."""
     short = {"steps": 2, "batch_size": 1, "validation": 1, "log_every": 1, "checkpoint_every": 0.0}
     return replace(
         preset,
@@ -94,11 +94,11 @@ def shortened(preset):
     )
 
 
-def some_pictures(preset, count=3):
+def some_images(preset, count=3):
     random, size = np.random.default_rng(0), preset.generator.image_size
     images = random.integers(0, 256, (count, 3, size, size)).astype(np.uint8)
     labels = {s.name: random.integers(0, 2, count) for s in preset.prior.symbols}
-    return Pictures(images, labels, {}, (0,), "noise")
+    return ImageDataset(images, labels, {}, (0,), "noise")
 
 
 def interrupted_and_resumed(monkeypatch, train):
@@ -129,11 +129,11 @@ def folder(tmp_path):
 def test_it_trains_saves_resumes_and_samples(name, folder, monkeypatch):
     monkeypatch.setattr(runs, "PREVIEW", 1)
     preset = shortened(find_preset(name))
-    pictures = some_pictures(preset)
+    images = some_images(preset)
     options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
 
     def generator(resume):
-        return train_generator(preset, pictures, folder / "a", resume=resume, **options)
+        return train_generator(preset, images, folder / "a", resume=resume, **options)
 
     result = interrupted_and_resumed(monkeypatch, generator)
     assert (result.steps, result.skipped) == (2, 0)
@@ -142,7 +142,7 @@ def test_it_trains_saves_resumes_and_samples(name, folder, monkeypatch):
 
     def prior(resume):
         options["objective"] = preset.objective
-        return train_prior(preset, model, pictures, folder / "b", resume=resume, **options)
+        return train_prior(preset, model, images, folder / "b", resume=resume, **options)
 
     result = interrupted_and_resumed(monkeypatch, prior)
     assert (result.steps, result.skipped) == (2, 0)

@@ -326,11 +326,11 @@ def test_publish_sample_stop_the_server_flip_a_byte(folder, tmp_path):
     with LoopbackHub() as hub:
         endpoint = hub.endpoint
         row = json.loads(run("training", "push", folder, "--repo-id", REPO).stdout)
-        first, picture = sample("first")
-        assert first.returncode == 0 and picture is not None
+        first, image = sample("first")
+        assert first.returncode == 0 and image is not None
         assert hub.repositories[REPO].branches["main"] == row["revision"]
     stopped, again = sample("stopped")
-    assert stopped.returncode == 0 and again == picture
+    assert stopped.returncode == 0 and again == image
     (prior,) = (path for path in home.rglob("prior.safetensors"))
     damage(prior)
     offline, nothing = sample("offline", "--offline")
@@ -339,5 +339,5 @@ def test_publish_sample_stop_the_server_flip_a_byte(folder, tmp_path):
     with LoopbackHub() as again_open:
         again_open.repositories, endpoint = hub.repositories, again_open.endpoint
         repaired, again = sample("repaired")
-    assert repaired.returncode == 0 and again == picture
+    assert repaired.returncode == 0 and again == image
     assert "downloading it again" in repaired.stderr

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tiny import symbolic_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
@@ -26,7 +26,7 @@ from hebm_sample.training.trainer import make_accelerator
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("runs")
-    draw_pictures(home / "pictures")
+    draw_images(home / "images")
     for name, steps in (("generator", 2), ("longer", 3)):
         result = invoke(home, "--out", home / name, "--max-steps", steps)
         assert result.exit_code == 0, result.output
@@ -34,7 +34,7 @@ def home(tmp_path_factory):
 
 
 def invoke(home, *more, kind="generator"):
-    where = ("--preset", "tiny", "--data", home / "pictures", "--device", "cpu", "--quiet")
+    where = ("--preset", "tiny", "--data", home / "images", "--device", "cpu", "--quiet")
     env = {"HEBM_CACHE": str(home / "cache")}
     return CliRunner().invoke(main, [str(x) for x in (kind, *where, *more)], env=env)
 

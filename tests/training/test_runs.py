@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_modules, tiny_pipeline
-from toy import draw_pictures, labelled_preset, short_preset
+from toy import draw_images, labelled_preset, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.elbo import GeneratorObjective
@@ -37,14 +37,14 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(home):
-    folder = draw_pictures(home / "pictures")
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+def images(home):
+    folder = draw_images(home / "images")
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False)
 
 
 @pytest.fixture(scope="module")
-def generator_run(home, pictures, options):
-    return train_generator(short_preset(), pictures, home / "generator", **options)
+def generator_run(home, images, options):
+    return train_generator(short_preset(), images, home / "generator", **options)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def model(home, generator_run):
 
 
 @pytest.fixture(scope="module")
-def prior_run(home, model, pictures, options):
-    return train_prior(short_preset(), model, pictures, home / "prior", **options)
+def prior_run(home, model, images, options):
+    return train_prior(short_preset(), model, images, home / "prior", **options)
 
 
 def load(folder):
@@ -78,8 +78,8 @@ def test_a_generator_run_ends_with_its_average(home, generator_run):
     assert_equal(pipe.generator, generator_run.learner.generator)
     assert_equal(pipe.encoder, generator_run.learner.encoder)
     assert pipe.name == "tiny" and pipe.prior is None
-    pictures = pipe(2, prior="gaussian", output_type="numpy").images
-    assert pictures.shape == (2, 16, 16, 3) and np.isfinite(pictures).all()
+    images = pipe(2, prior="gaussian", output_type="numpy").images
+    assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
     with pytest.raises(UserInputError, match="no energy-based prior"):
         pipe(1)
 
@@ -101,28 +101,28 @@ def test_a_prior_run_ends_with_the_generator_it_was_trained_on(home, model, prio
     assert samples.images.shape == (2, 16, 16, 3) and bool(torch.isfinite(samples.energies).all())
 
 
-def test_the_frozen_parts_stay_frozen(pictures, options, tmp_path):
+def test_the_frozen_parts_stay_frozen(images, options, tmp_path):
     pipe = tiny_pipeline()
     before = {k: v.clone() for k, v in pipe.generator.state_dict().items()}
-    train_prior(short_preset(steps=3), pipe, pictures, tmp_path / "run", **options)
+    train_prior(short_preset(steps=3), pipe, images, tmp_path / "run", **options)
     for key, value in pipe.generator.state_dict().items():
         assert torch.equal(value, before[key]), key
 
 
-def test_an_abandoned_starts_generator_is_not_taken_for_ones_own(pictures, options, tmp_path):
+def test_an_abandoned_starts_generator_is_not_taken_for_ones_own(images, options, tmp_path):
     """A start that stops before its first checkpoint leaves DIR/generator and no run."""
     generator, encoder, _ = tiny_modules(seed=1)
     first, second = tiny_pipeline(), Pipeline(tiny_config(), generator, None, encoder)
     with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
         patch.setattr("hebm_sample.training.trainer.Run.save", lambda _: 1 / 0)
-        train_prior(short_preset(steps=1), first, pictures, tmp_path / "run", **options)
+        train_prior(short_preset(steps=1), first, images, tmp_path / "run", **options)
     assert_equal(load(tmp_path / "run/generator").generator, first.generator)
-    train_prior(short_preset(steps=1), second, pictures, tmp_path / "run", **options)
+    train_prior(short_preset(steps=1), second, images, tmp_path / "run", **options)
     assert_equal(load_run(tmp_path / "run").generator, second.generator)
 
 
 class TestExport:
-    def test_of_an_unfinished_run_is_its_average(self, pictures, options, tmp_path, monkeypatch):
+    def test_of_an_unfinished_run_is_its_average(self, stills, options, tmp_path, monkeypatch):
         forward, calls = GeneratorObjective.forward, []
 
         def interrupted(self, images, fraction, *rest):
@@ -133,7 +133,7 @@ class TestExport:
 
         monkeypatch.setattr(GeneratorObjective, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_generator(short_preset(), pictures, tmp_path / "cut", **options)
+            train_generator(short_preset(), stills, tmp_path / "cut", **options)
         assert not (tmp_path / "cut/model").exists()
         export(tmp_path / "cut", tmp_path / "exported", dtype=torch.float32)
         generator = load(tmp_path / "exported").generator
@@ -186,22 +186,22 @@ class TestInit:
         tensors = load_file(folder / "checkpoint-00000000/learner.safetensors")
         return {k.removeprefix("generator."): v for k, v in tensors.items()}
 
-    def test_a_generator_is_fine_tuned_from_a_model(self, model, pictures, options, tmp_path):
+    def test_a_generator_is_fine_tuned_from_a_model(self, model, images, options, tmp_path):
         train_generator(
-            short_preset(steps=1, seed=5), pictures, tmp_path / "run", init=model, **options
+            short_preset(steps=1, seed=5), images, tmp_path / "run", init=model, **options
         )
         first = self.first_average(tmp_path / "run")
         for key, value in model.generator.state_dict().items():
             assert torch.equal(first[key], value), key
 
     def test_energies_are_a_warm_start_for_mle(
-        self, home, prior_run, model, pictures, options, tmp_path
+        self, home, prior_run, model, images, options, tmp_path
     ):
         trained = load_run(home / "prior")
         result = train_prior(
             short_preset(steps=2),
             model,
-            pictures,
+            images,
             tmp_path / "run",
             objective="mle",
             init=trained,
@@ -212,16 +212,16 @@ class TestInit:
             assert torch.equal(first[key], value), key
         assert result.steps == 2 and (tmp_path / "run/model/prior.safetensors").is_file()
 
-    def test_another_architecture_is_refused(self, model, pictures, options, tmp_path):
+    def test_another_architecture_is_refused(self, model, images, options, tmp_path):
         preset = short_preset(steps=1)
         wide = replace(preset, prior=replace(preset.prior, width=20))
         with pytest.raises(UserInputError, match="tiny has other energies than preset tiny"):
-            train_prior(wide, model, pictures, tmp_path / "run", init=tiny_pipeline(), **options)
+            train_prior(wide, model, images, tmp_path / "run", init=tiny_pipeline(), **options)
         with pytest.raises(UserInputError, match="tiny has other energies"):  # it has none
-            train_prior(preset, model, pictures, tmp_path / "run", init=model, **options)
+            train_prior(preset, model, images, tmp_path / "run", init=model, **options)
         deep = replace(preset, generator=replace(preset.generator, encoder_cells=2))
         with pytest.raises(UserInputError, match="another architecture than preset tiny"):
-            train_generator(deep, pictures, tmp_path / "run", init=model, **options)
+            train_generator(deep, images, tmp_path / "run", init=model, **options)
 
 
 class TestReleaseParametrization:
@@ -231,9 +231,9 @@ class TestReleaseParametrization:
         return replace(preset, prior=replace(preset.prior, parametrization="release"))
 
     def test_learns_by_maximum_likelihood_and_samples_by_recovery(
-        self, preset, model, pictures, options, tmp_path
+        self, preset, model, images, options, tmp_path
     ):
-        train_prior(preset, model, pictures, tmp_path / "run", objective="mle", **options)
+        train_prior(preset, model, images, tmp_path / "run", objective="mle", **options)
         pipe = load(tmp_path / "run/model")
         assert pipe.config.prior.parametrization == "release"
         sampling = pipe.config.sampling
@@ -248,15 +248,15 @@ class TestReleaseParametrization:
             with pytest.raises(UserInputError):
                 pipe(1, sampler=sampler)
 
-    def test_has_no_score_objective(self, preset, model, pictures, options, tmp_path):
+    def test_has_no_score_objective(self, preset, model, images, options, tmp_path):
         with pytest.raises(UserInputError, match="'score' needs .* log_snr"):
-            train_prior(preset, model, pictures, tmp_path / "run", **options)
+            train_prior(preset, model, images, tmp_path / "run", **options)
         assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_objective_is_refused(model, pictures, options, tmp_path):
+def test_an_unknown_objective_is_refused(model, images, options, tmp_path):
     with pytest.raises(UserInputError, match="objective is 'vlb'; it can be 'score', 'mle'"):
-        train_prior(short_preset(), model, pictures, tmp_path / "run", objective="vlb", **options)
+        train_prior(short_preset(), model, images, tmp_path / "run", objective="vlb", **options)
 
 
 def test_objectives_refuse_to_touch_the_frozen_generator(model):
@@ -270,8 +270,8 @@ def test_objectives_refuse_to_touch_the_frozen_generator(model):
 
 @pytest.fixture(scope="module")
 def labelled(home):
-    folder = draw_pictures(home / "labelled", labels=True)
-    return load_pictures(folder, size=16, cache_dir=home / "cache", progress=False)
+    folder = draw_images(home / "labelled", labels=True)
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False)
 
 
 @pytest.mark.parametrize("objective", ["score", "mle"])
@@ -299,12 +299,12 @@ def test_symbols_start_from_their_own(labelled, options, tmp_path):
     assert init.prior.nets[0].symbol_out.weight.abs().max() > 0
 
 
-def test_data_without_the_symbols_labels_are_refused(pictures, labelled, options, tmp_path):
+def test_data_without_the_symbols_labels_are_refused(images, labelled, options, tmp_path):
     preset, model = labelled_preset(steps=1), tiny_pipeline()
     with pytest.raises(
         UserInputError, match=r"has the symbol 'Bright', but .* no label column 'bright'; .*none"
     ):
-        train_prior(preset, model, pictures, tmp_path / "a", **options)
+        train_prior(preset, model, images, tmp_path / "a", **options)
     other = replace(preset, label_columns=())
     with pytest.raises(UserInputError, match=r"no label column 'Bright'; they have \['bright'\]"):
         train_prior(other, model, labelled, tmp_path / "b", **options)

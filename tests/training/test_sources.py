@@ -1,6 +1,6 @@
 """The originals are read as their authors publish them: LSUN's LMDBs, CelebA's attributes.
 
-Without this attributes slide against their pictures or keep a third value, a torn download kills
+Without this attributes slide against their images or keep a third value, a torn download kills
 the process, and a pickle is opened.
 """
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from hebm_sample.data import source, sources
 from hebm_sample.data.celeba import read_attributes
-from hebm_sample.data.dataset import load_pictures
+from hebm_sample.data.dataset import load_images
 from hebm_sample.data.lmdb import count_values
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.presets.models import find_preset
@@ -31,11 +31,11 @@ def encoded(shade: int, kind: str = "PNG", side: tuple[int, int] = (SIZE, SIZE))
 
 def load(source, tmp_path, **options):
     options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **options}
-    return load_pictures(source, **options)
+    return load_images(source, **options)
 
 
-def shades(pictures):
-    return [int(x[0, 0, 0]) for x in pictures.images]
+def shades(images):
+    return [int(x[0, 0, 0]) for x in images.images]
 
 
 def write_lmdb(folder, values):
@@ -51,7 +51,7 @@ def write_lmdb(folder, values):
 
 class TestLmdb:
     def values(self):
-        """Keys out of order, as hashes are; every kind of picture that can come."""
+        """Keys out of order, as hashes are; every kind of image that can come."""
         kinds = ("WEBP", "PNG", "WEBP", "JPEG", "WEBP")
         keys = (b"e1", b"0c", b"a7", b"ff", b"3d")
         return {
@@ -62,17 +62,17 @@ class TestLmdb:
     @pytest.mark.parametrize("given", ["", "data.mdb"])
     def test_rows_are_in_the_order_of_the_keys(self, tmp_path, given):
         folder = write_lmdb(tmp_path / "set", self.values())
-        pictures = load(folder / given if given else folder, tmp_path)
-        assert shades(pictures) == [50, 170, 90, 10, 130]
-        assert pictures.labels == {} and pictures.skipped == 0
+        images = load(folder / given if given else folder, tmp_path)
+        assert shades(images) == [50, 170, 90, 10, 130]
+        assert images.labels == {} and images.skipped == 0
         assert [p.name for p in folder.iterdir()] == ["data.mdb"]  # nothing is left behind
 
     def test_memory_is_one_chunk(self, tmp_path, monkeypatch):
         monkeypatch.setattr(source, "CHUNK_ROWS", 2)
         opened = sources.open_source(write_lmdb(tmp_path / "set", self.values()), None)
         assert opened.total == 5
-        assert [len(chunk.pictures) for chunk in opened.chunks()] == [2, 2, 1]
-        assert [len(chunk.pictures) for chunk in opened.chunks()] == [2, 2, 1]  # a second pass
+        assert [len(chunk.images) for chunk in opened.chunks()] == [2, 2, 1]
+        assert [len(chunk.images) for chunk in opened.chunks()] == [2, 2, 1]  # a second pass
 
     def test_the_folder_above_lsuns_folders(self, tmp_path):
         for part, count in (("train", 5), ("val", 2)):
@@ -91,11 +91,11 @@ class TestLmdb:
         with pytest.raises(UserInputError, match="bridge_train_lmdb, tower_train_lmdb; give the"):
             load(tmp_path / "lsun", tmp_path)
 
-    def test_a_value_that_is_no_picture_is_counted(self, tmp_path):
+    def test_a_value_that_is_no_image_is_counted(self, tmp_path):
         values = {**self.values(), b"aa": b"raw pixels"}
-        with pytest.warns(UserWarning, match="1 of 6 pictures .* left out"):
-            pictures = load(write_lmdb(tmp_path / "set", values), tmp_path)
-        assert pictures.skipped == 1 and shades(pictures) == [50, 170, 90, 10, 130]
+        with pytest.warns(UserWarning, match="1 of 6 images .* left out"):
+            images = load(write_lmdb(tmp_path / "set", values), tmp_path)
+        assert images.skipped == 1 and shades(images) == [50, 170, 90, 10, 130]
 
     def test_a_torn_download(self, tmp_path):
         values = {f"{i:04}".encode(): bytes(4000) for i in range(60)}
@@ -126,7 +126,7 @@ HEAD = " ".join(["5_o_Clock_Shadow", *(s.name for s in NAMES)])
 
 
 def write_celeba(folder, count=4, suffix=".jpg", table="list_attr_celeba.txt", first=1):
-    """Pictures of rising shade; attribute k of picture i is yes where bit k of i is set."""
+    """Images of rising shade; attribute k of image i is yes where bit k of i is set."""
     folder.mkdir(parents=True)
     lines = [str(count), HEAD + " "]
     for i in range(count):
@@ -142,20 +142,20 @@ class TestCelebA:
         return [i >> k & 1 for i in range(count)]
 
     @pytest.mark.parametrize("given", ["img_align_celeba", "."])
-    def test_attributes_follow_their_pictures(self, tmp_path, given):
+    def test_attributes_follow_their_images(self, tmp_path, given):
         write_celeba(tmp_path / "set/img_align_celeba")
-        pictures = load(tmp_path / "set" / given, tmp_path)
-        assert shades(pictures) == [0, 60, 120, 180]
-        assert pictures.labels["5_o_Clock_Shadow"].tolist() == self.expected(4, 0)
+        images = load(tmp_path / "set" / given, tmp_path)
+        assert shades(images) == [0, 60, 120, 180]
+        assert images.labels["5_o_Clock_Shadow"].tolist() == self.expected(4, 0)
         for k, symbol in enumerate(NAMES, start=1):
-            assert pictures.labels[symbol.name].tolist() == self.expected(4, k)
-            assert pictures.label_names[symbol.name] == ("no", "yes")
+            assert images.labels[symbol.name].tolist() == self.expected(4, k)
+            assert images.label_names[symbol.name] == ("no", "yes")
 
     def test_presets_find_their_symbols_in_them(self, tmp_path):
-        pictures = load(write_celeba(tmp_path / "set/images"), tmp_path)
+        images = load(write_celeba(tmp_path / "set/images"), tmp_path)
         for name in ("celeba64", "celeba64-paper"):
             with pytest.warns(UserWarning, match="no training image has Black_Hair = yes, Blond"):
-                columns = label_columns(find_preset(name), pictures)
+                columns = label_columns(find_preset(name), images)
             assert columns == tuple(s.name for s in NAMES)
 
     def test_the_official_layout_and_the_png_copy(self, tmp_path):
@@ -171,9 +171,9 @@ class TestCelebA:
         write_celeba(folder, table=name, first=0)
         big = encoded(200, "JPEG", (4 * SIZE, 4 * SIZE))
         (folder / "000009.jpg").write_bytes(big)  # in no row: unknown, not "no"
-        pictures = load(folder, tmp_path)
-        assert pictures.images.shape[2:] == (SIZE, SIZE)
-        assert pictures.labels[NAMES[0].name].tolist() == [0, 0, 1, 1, -1]
+        images = load(folder, tmp_path)
+        assert images.images.shape[2:] == (SIZE, SIZE)
+        assert images.labels[NAMES[0].name].tolist() == [0, 0, 1, 1, -1]
 
     def test_a_changed_table_is_read_again(self, tmp_path):
         folder = write_celeba(tmp_path / "set/images")
@@ -206,11 +206,11 @@ class TestCelebA:
         with pytest.raises(UserInputError, match=message):
             load(folder, tmp_path)
 
-    def test_a_table_of_other_pictures(self, tmp_path):
+    def test_a_table_of_other_images(self, tmp_path):
         folder = write_celeba(tmp_path / "set/images", first=1)
         for path in folder.iterdir():
             path.rename(path.with_name("x" + path.name))
-        with pytest.raises(UserInputError, match="names none of the 4 pictures"):
+        with pytest.raises(UserInputError, match="names none of the 4 images"):
             load(tmp_path / "set", tmp_path)
         assert load(folder, tmp_path).labels == {}  # a table beside a folder need not be its own
 

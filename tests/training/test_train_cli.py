@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tiny import symbolic_pipeline, tiny_pipeline
-from toy import draw_pictures
+from toy import draw_images
 
 from hebm_sample import Pipeline, __version__
 from hebm_sample.cli.train import main
@@ -25,11 +25,11 @@ from hebm_sample.training.trainer import Run
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Pictures, an energy-based model, and a generator's run of two steps."""
+    """Images, an energy-based model, and a generator's run of two steps."""
     home = tmp_path_factory.mktemp("command")
-    draw_pictures(home / "pictures")
+    draw_images(home / "images")
     for part, seed in (("train", 0), ("test", 1)):
-        draw_pictures(home / "labelled" / part, seed=seed, labels=True)
+        draw_images(home / "labelled" / part, seed=seed, labels=True)
     tiny_pipeline().save_pretrained(home / "model")
     symbolic_pipeline().save_pretrained(home / "symbolic")
     result = invoke(home, *generator_command(home), "--out", home / "generator")
@@ -48,7 +48,7 @@ def run(home):
 
 
 def generator_command(home):
-    where = ("--preset", "tiny", "--data", home / "pictures", "--device", "cpu", "--quiet")
+    where = ("--preset", "tiny", "--data", home / "images", "--device", "cpu", "--quiet")
     return ("generator", *where, "--max-steps", 2)
 
 
@@ -58,7 +58,7 @@ def prior_command(home):
 
 def evaluate_command(home):
     sizes = ("-n", 10, "--validation", 20, "--steps", 3, "--device", "cpu", "--quiet")
-    return ("evaluate", home / "model", "--data", home / "pictures", *sizes)
+    return ("evaluate", home / "model", "--data", home / "images", *sizes)
 
 
 def control_command(home):
@@ -149,12 +149,12 @@ class TestCommands:
         command[3] = home / "labelled"
         result = run(*command[:6], "--split", "test", *command[8:], "--feature-steps", 2)
         assert result.exit_code == 0, result.output
-        assert "20 held-out pictures" in result.stdout and "classifier of bright" in result.stdout
+        assert "20 held-out images" in result.stdout and "classifier of bright" in result.stdout
 
     def test_judge_and_control(self, home, run, tmp_path):
         result = run(*judge_command(home), "--out", tmp_path / "judge")
         assert result.exit_code == 0, result.output
-        assert "on 40 held-out pictures" in result.stdout and result.stderr == ""
+        assert "on 40 held-out images" in result.stdout and result.stderr == ""
         more = ("--judge", tmp_path / "judge", "--guidance", "0,1.5", "--edit", "Smiling")
         more += ("--combine", "Smiling=yes", "--json", tmp_path / "figures.json")
         result = run(*control_command(home), "--control", *more)
@@ -187,7 +187,7 @@ class TestCommands:
 class TestMistakes:
     def test_unknown_preset(self, home, run, tmp_path):
         result = run(
-            "generator", "--preset", "cats", "--data", home / "pictures", "--out", tmp_path / "r"
+            "generator", "--preset", "cats", "--data", home / "images", "--out", tmp_path / "r"
         )
         assert_refused(result, 2, "'cats' does not exist", "tiny")
         assert not (tmp_path / "r").exists()
@@ -195,12 +195,12 @@ class TestMistakes:
     @pytest.mark.parametrize("command", [generator_command, prior_command])
     def test_data_that_is_not_there(self, home, run, tmp_path, command):
         more = ("--data", tmp_path / "absent", "--out", tmp_path / "run")
-        assert_refused(run(*command(home), *more), 2, "no pictures at", "absent")
+        assert_refused(run(*command(home), *more), 2, "no images at", "absent")
 
-    def test_data_without_a_picture(self, home, run, tmp_path):
+    def test_data_without_an_image(self, home, run, tmp_path):
         (tmp_path / "empty").mkdir()
         more = ("--data", tmp_path / "empty", "--out", tmp_path / "run")
-        assert_refused(run(*generator_command(home), *more), 2, "no pictures in")
+        assert_refused(run(*generator_command(home), *more), 2, "no images in")
 
     @pytest.mark.parametrize("command", [generator_command, prior_command])
     def test_out_that_cannot_be_made(self, home, run, tmp_path, command):
@@ -218,9 +218,9 @@ class TestMistakes:
         result = run(*command(home), "--out", tmp_path / "run", "--resume")
         assert_refused(result, 2, "nothing to resume")
 
-    def test_too_few_pictures(self, home, run, tmp_path):
+    def test_too_few_images(self, home, run, tmp_path):
         result = run(*generator_command(home), "--validation", 40, "--out", tmp_path / "run")
-        assert_refused(result, 2, "40 validation pictures", "0 to 39")
+        assert_refused(result, 2, "40 validation images", "0 to 39")
         assert not (tmp_path / "run").exists()
 
     def test_missing_generator(self, home, run, tmp_path):
@@ -237,7 +237,7 @@ class TestMistakes:
         command[1] = home / "generator"
         assert_refused(run(*command), 2, "no energy-based prior", "hebm-train prior")
 
-    def test_evaluate_with_too_few_pictures(self, home, run):
+    def test_evaluate_with_too_few_images(self, home, run):
         command = evaluate_command(home)
         assert_refused(run(*command, "-n", 11), 2, "10 to 10")
         assert_refused(run(*command, "--validation", 40), 2, "0 to 39")
@@ -302,7 +302,7 @@ class TestMistakes:
     @pytest.mark.parametrize("option", ["--time-budget", "--checkpoint-every"])
     @pytest.mark.parametrize("text", ["soon", "0s", "-3m", "nan"])
     def test_no_duration(self, home, run, tmp_path, option, text):
-        command = ("generator", "--data", home / "pictures", "--out", tmp_path / "run")
+        command = ("generator", "--data", home / "images", "--out", tmp_path / "run")
         assert_refused(run(*command, f"{option}={text}"), 2, repr(text), "90s, 3m or 1.5h")
 
     @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ class TestMistakes:
         assert_refused(result, 2, options[0].strip("-").replace("-", "_").split("_")[0])
 
     def test_a_missing_option_and_an_unknown_command(self, home, run):
-        assert_refused(run("generator", "--data", home / "pictures"), 2, "--out")
+        assert_refused(run("generator", "--data", home / "images"), 2, "--out")
         assert_refused(run("train"), 2, "train")
 
     def test_without_accelerate(self, home, run, tmp_path, monkeypatch):

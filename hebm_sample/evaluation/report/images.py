@@ -1,4 +1,4 @@
-"""The parts of a report about pictures: distances, control, memorisation."""
+"""The parts of a report about images: distances, control, memorisation."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from hebm_sample.evaluation.report.page import (
     Block,
     Code,
     Heading,
-    Picture,
+    ReportImage,
     Table,
     Text,
     number,
@@ -64,7 +64,7 @@ def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
         for name in ("gaussian", "ebm")
     }
     drawn = bench.drawn("ebm")
-    recon = known.reconstructions(fingerprint(bench.pipe, encoder=True), bench.num_pictures)
+    recon = known.reconstructions(fingerprint(bench.pipe, encoder=True), bench.num_images)
     closed = None if recon is None else _closed(quality["gaussian"], quality["ebm"], recon)
     return {
         "known_reconstructions": recon,
@@ -108,7 +108,7 @@ def show_gap(found: dict[str, Any]) -> list[Block]:
     for space, sets in found["quality"].items():
         count = next(iter(sets.values()))
         text = (
-            f"In {space}, {count['num_pictures']} pictures a set against "
+            f"In {space}, {count['num_images']} images per set against "
             f"{count['num_reference']} held-out ones; {sampler}. "
         )
         report = found["feature_reports"].get(space, {})
@@ -128,7 +128,7 @@ def show_gap(found: dict[str, Any]) -> list[Block]:
             Text(
                 "Measured without the data: the reference are statistics that come with the "
                 f"package, and KID and the neighbours use {found['reference']['features']} of its "
-                "pictures. Errors of Fréchet distances count the samples only. " + _without(found)
+                "images. Errors of Fréchet distances count the samples only. " + _without(found)
             )
         )
         return blocks
@@ -139,7 +139,7 @@ def show_gap(found: dict[str, Any]) -> list[Block]:
         ["mean square of samples", *(number(v) for v in found["u_square"])],
     ]
     bits = (
-        f"Bits a dimension on held-out pictures (Gaussian-prior ELBO): {found['bits']:.3f}, of "
+        f"Bits a dimension on held-out images (Gaussian-prior ELBO): {found['bits']:.3f}, of "
         f"which distortion {found['distortion_bits']:.3f}. Sampling took "
         f"{found['sampling_seconds']:.0f} s."
     )
@@ -167,7 +167,7 @@ def show_control(found: dict[str, Any]) -> list[Block]:
 
 
 def run_memorisation(bench: Bench, spaces: Spaces, out: Path) -> dict[str, Any]:
-    """Distances to the nearest training picture, in the first feature space, and a sheet."""
+    """Distances to the nearest training image, in the first feature space, and a sheet."""
     space = next(iter(spaces))
     first = {space: spaces[space]}
     sets = {
@@ -177,15 +177,15 @@ def run_memorisation(bench: Bench, spaces: Spaces, out: Path) -> dict[str, Any]:
     found = measure_memorisation(
         sets["ebm"], sets["reference"], sets["training"], reconstructions=sets["reconstructions"]
     )
-    histograms(out / "figures/memorisation.png", {"nearest training picture": found.distances})
+    histograms(out / "figures/memorisation.png", {"nearest training image": found.distances})
     rows = found.closest[:SHEET_PAIRS]
     u = tuple(g[rows] for g in bench.drawn("ebm").u)
-    drawn = np.concatenate(list(bench.pictures(u)))
+    drawn = np.concatenate(list(bench.images(u)))
     assert bench.training is not None
     pairs = zip(drawn, found.neighbours[:SHEET_PAIRS], strict=True)
     sheet = [x for a, i in pairs for x in (a, np.asarray(bench.training.images[i]))]
-    pictures = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in sheet]
-    save_png(grid(pictures, columns=8), out / "nearest.png")
+    images = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in sheet]
+    save_png(grid(images, columns=8), out / "nearest.png")
     return {"features": space, **found.to_dict()}
 
 
@@ -194,9 +194,9 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
     levels = [f"{100 * q:g}%" for q in found["quantile_levels"]]
     rows = [[n.replace("_", "-"), *map(number, q)] for n, q in found["quantiles"].items()]
     verdict = (
-        "Samples are no nearer to training pictures than held-out pictures are."
+        "Samples are no nearer to training images than held-out images are."
         if found["no_shorter"]
-        else "Samples are nearer to training pictures than held-out pictures are: look at the "
+        else "Samples are nearer to training images than held-out images are: look at the "
         "nearest pairs, and at the reconstructions' distances, which show what blur alone does."
     )
     shorter = with_error(found["shorter"], found["shorter_error"])
@@ -205,13 +205,13 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
     return [
         Heading("Memorisation"),
         Text(
-            f"Distance to the nearest of {found['counts']['training']} training pictures in "
+            f"Distance to the nearest of {found['counts']['training']} training images in "
             f"{found['features']}, its quantiles by set. P(sample nearer than held-out) = "
             f"{shorter}, than a reconstruction {with_error(blurred['value'], blurred['error'])}; "
-            f"share of samples nearer than the held-out pictures' 1% quantile: {tail}."
+            f"share of samples nearer than the held-out images' 1% quantile: {tail}."
         ),
         Table(["", *levels], rows),
         Text(verdict),
-        Picture("figures/memorisation.png", "Distances to the nearest training picture"),
-        Picture("nearest.png", "The nearest pairs: sample, training picture, sample, ..."),
+        ReportImage("figures/memorisation.png", "Distances to the nearest training image"),
+        ReportImage("nearest.png", "The nearest pairs: sample, training image, sample, ..."),
     ]

@@ -13,7 +13,7 @@ from hebm_sample.evaluation.mcmc import check_steps, diagnose_levels, traces_fro
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Picture,
+    ReportImage,
     Table,
     Text,
     number,
@@ -46,7 +46,7 @@ def run_hole(bench: Bench, out: Path) -> dict[str, Any]:
     """Two-sample figures of q(u) on the reference half against both priors, a group and
     jointly.
     """
-    half = bench.num_pictures
+    half = bench.num_images
     seen = bench.seen()
     q = tuple(g[half : 2 * half] for g in seen.u)
     found: dict[str, Any] = {"rate": seen.kl.mean(0).tolist(), "count": half}
@@ -102,13 +102,13 @@ def show_hole(found: dict[str, Any]) -> list[Block]:
     return [
         Heading("Prior hole"),
         Text(
-            f"q(u) of {found['count']} held-out pictures against as many samples of each prior. "
+            f"q(u) of {found['count']} held-out images against as many samples of each prior. "
             "Accuracy of the better of two classifiers on rows that it has not seen: 0.5 is "
             "closed. The KL bound is a lower bound of KL(q || p) by the quadratic classifier. "
             "MMD² has a Gaussian kernel of median width."
         ),
         Table(header, rows),
-        Picture(
+        ReportImage(
             "figures/hole.png",
             "The coordinates most correlated in q(u), on rows that did not choose them",
         ),
@@ -149,7 +149,7 @@ def run_diagnostics(bench: Bench, out: Path, *, images: int, steps: int) -> dict
 
 
 def _diffused(bench: Bench, images: int) -> dict[int, Latents]:
-    """u_t of encoded pictures by level; none without data."""
+    """u_t of encoded images by level; none without data."""
     if bench.held_out is None or bench.pipe.config.prior is None:
         return {}
     schedule = DiffusionSchedule(bench.pipe.config.prior.levels)
@@ -216,7 +216,7 @@ def show_diagnostics(found: dict[str, Any]) -> list[Block]:
         Heading("Langevin diagnostics"),
         Text(
             f"{found['images']} chains. Displacement is a step's over sqrt(s D); the energy -F "
-            "at the level's end is its mean ± standard deviation over pictures. Acceptance is "
+            "at the level's end is its mean ± standard deviation over images. Acceptance is "
             "that of a Metropolis correction, which the sampler does not make, on the marginal "
             f"of the level, from latents of {found['acceptance_from']}; the last column has the "
             "step with the largest effective step, c times acceptance."
@@ -236,8 +236,8 @@ def show_diagnostics(found: dict[str, Any]) -> list[Block]:
     ]
     if found["steps"]:
         blocks += [
-            Picture("figures/acceptance.png", "Acceptance by step scale"),
-            Picture("figures/displacement.png", "Displacement of the sampler's own steps"),
-            Picture("figures/traces.png", "Chains on the marginals from different starts"),
+            ReportImage("figures/acceptance.png", "Acceptance by step scale"),
+            ReportImage("figures/displacement.png", "Displacement of the sampler's own steps"),
+            ReportImage("figures/traces.png", "Chains on the marginals from different starts"),
         ]
     return blocks

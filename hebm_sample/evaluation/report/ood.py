@@ -17,7 +17,7 @@ from hebm_sample.evaluation.ood import (
     separations,
     top_group_energies,
 )
-from hebm_sample.evaluation.report.page import Block, Heading, Picture, Table, Text, number
+from hebm_sample.evaluation.report.page import Block, Heading, ReportImage, Table, Text, number
 from hebm_sample.evaluation.report.plots import histograms, lines
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, uniformity
 
@@ -36,7 +36,7 @@ def run_ood(
         others: Name to uint8 (N, 3, S, S).
         images: Of each set, at most; and no more than the bench has.
     """
-    half = bench.num_pictures
+    half = bench.num_images
     count = min(images, half)
     rows = slice(half, half + count)
     own_images = np.asarray(bench._held_out().images[rows])
@@ -69,9 +69,9 @@ def run_ood(
 
 def _calibration(bench: Bench) -> Calibration | None:
     """Of the first half of the held-out images; None of too few."""
-    if bench.num_pictures < FEWEST_IMAGES:
+    if bench.num_images < FEWEST_IMAGES:
         return None
-    images = bench._held_out().images[: bench.num_pictures]
+    images = bench._held_out().images[: bench.num_images]
     return calibrate(bench.pipe, images, batch_size=bench.batch_size, progress=bench.progress)
 
 
@@ -196,7 +196,7 @@ def show_ood(found: dict[str, Any]) -> list[Block]:
     return [
         Heading("Out-of-distribution detection"),
         Text(
-            f"AUROC between {found['count']} held-out pictures and others: 0.5 is chance, below "
+            f"AUROC between {found['count']} held-out images and others: 0.5 is chance, below "
             "it the others look more like the data than the data. Energies are those of the top "
             "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
             f"from there; {by_level}likelihood is -ELBO, compression the size as PNG. No standard "
@@ -205,8 +205,8 @@ def show_ood(found: dict[str, Any]) -> list[Block]:
         *([Text(_about_combination(found["calibration"]))] if "calibration" in found else []),
         Table(["", *auroc], rows),
         *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
-        Picture("figures/ood.png", "AUROC by number of top groups"),
-        Picture("figures/ood-histograms.png", "Distributions of two scores"),
+        ReportImage("figures/ood.png", "AUROC by number of top groups"),
+        ReportImage("figures/ood-histograms.png", "Distributions of two scores"),
     ]
 
 

@@ -15,7 +15,7 @@ __all__ = [
     "Block",
     "Code",
     "Heading",
-    "Picture",
+    "ReportImage",
     "Table",
     "Text",
     "number",
@@ -64,14 +64,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportImage:
     """A file beside the page."""
 
     path: str
     caption: str
 
 
-Block: TypeAlias = Heading | Text | Code | Table | Picture
+Block: TypeAlias = Heading | Text | Code | Table | ReportImage
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -97,7 +97,7 @@ def _markdown(block: Block) -> str:
         return block.text
     if isinstance(block, Code):
         return f"```bash\n{block.text.rstrip()}\n```"
-    if isinstance(block, Picture):
+    if isinstance(block, ReportImage):
         return f"![{block.caption}]({block.path})"
     lines = [block.header, ["---"] * len(block.header), *block.rows]
     return "\n".join("| " + " | ".join(_cell(x) for x in line) + " |" for line in lines)
@@ -115,7 +115,7 @@ def _html(block: Block) -> str:
         return f"<p>{html.escape(block.text)}</p>"
     if isinstance(block, Code):
         return f"<pre>{html.escape(block.text.rstrip())}</pre>"
-    if isinstance(block, Picture):
+    if isinstance(block, ReportImage):
         path, caption = (html.escape(x, quote=True) for x in (block.path, block.caption))
         image = f'<img src="{path}" alt="{caption}">'
         return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

@@ -2,7 +2,7 @@
 
     OUT/index.md, index.html     the page
     OUT/results.json             its numbers, a part a key
-    OUT/figures/, nearest.png    its pictures
+    OUT/figures/, nearest.png    its images
     OUT/parts/, draws/           what is kept, so that a second call goes on where the first was
 
 A part that was measured before is not measured again while the model, the data, the sampler and
@@ -27,7 +27,7 @@ from hebm_sample.evaluation.baselines import run_baselines, show_baselines
 from hebm_sample.evaluation.context import Bench, Spaces, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces
 from hebm_sample.evaluation.reference import find_set
-from hebm_sample.evaluation.report import images as report_pictures
+from hebm_sample.evaluation.report import images as report_images
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import ood as report_ood
 from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
@@ -41,12 +41,12 @@ FORMAT_VERSION = 1
 PARTS = ("gap", "baselines", "control", "hole", "ood", "memorisation", "diagnostics")
 WITHOUT_DATA = ("gap", "diagnostics")
 SHOW: Mapping[str, Callable[[dict[str, Any]], list[Block]]] = {
-    "gap": report_pictures.show_gap,
+    "gap": report_images.show_gap,
     "baselines": show_baselines,
-    "control": report_pictures.show_control,
+    "control": report_images.show_control,
     "hole": report_latents.show_hole,
     "ood": report_ood.show_ood,
-    "memorisation": report_pictures.show_memorisation,
+    "memorisation": report_images.show_memorisation,
     "diagnostics": report_latents.show_diagnostics,
 }
 
@@ -59,9 +59,9 @@ class ReportPlan:
         parts: Of `PARTS`, in their order; None for all that the data allow.
         feature_steps: Of the classifier, as in `evaluate`.
         inception: Also in Inception's features.
-        ood_images: Pictures of each set of strange ones, at most.
+        ood_images: Images of each set of strange ones, at most.
         chain_images, chain_steps: Of the Langevin diagnostics.
-        others: Strange pictures by name, uint8 (N, 3, S, S), with what identifies them.
+        others: Strange images by name, uint8 (N, 3, S, S), with what identifies them.
         baselines: Other priors of the same generator, name to folder.
         control: Measures control, and gives its figures with a `table`; None for a model without
             symbols.
@@ -131,7 +131,7 @@ def shipped_gap(bench: Bench) -> dict[str, Any]:
             f"the package has no evaluation set for {bench.pipe.name} at {size}x{size}; "
             "give the data with --data"
         )
-    return report_pictures.run_shipped_gap(bench, known)
+    return report_images.run_shipped_gap(bench, known)
 
 
 class _Report:
@@ -165,7 +165,7 @@ class _Report:
         if part == "gap" and bench.held_out is None:
             return shipped_gap(bench)
         if part == "gap":
-            return report_pictures.run_gap(bench, self.spaces(), self.announce)
+            return report_images.run_gap(bench, self.spaces(), self.announce)
         if part == "baselines":
             return run_baselines(bench, self.spaces(), plan.baselines)
         if part == "control":
@@ -177,13 +177,13 @@ class _Report:
             others = {name: images for name, (images, _) in plan.others.items()}
             return report_ood.run_ood(bench, others, out, images=plan.ood_images)
         if part == "memorisation":
-            return report_pictures.run_memorisation(bench, self.spaces(), out)
+            return report_images.run_memorisation(bench, self.spaces(), out)
         return report_latents.run_diagnostics(
             bench, out, images=plan.chain_images, steps=plan.chain_steps
         )
 
     def _shared(self) -> list[str]:
-        """The space of another model's classifier that this one's pictures are seen in, too."""
+        """The space of another model's classifier that this one's images are seen in, too."""
         pipe = self.bench.pipe
         known = find_set(pipe.name, pipe.config.generator.image_size)
         return [] if known is None or known.net_of is None else [known.space]
@@ -208,7 +208,7 @@ class _Report:
         }
         sampling = bench.pipe.sampling_config(**bench.sampling).to_dict()
         model = fingerprint(bench.pipe, encoder=bool(data))
-        known = [FORMAT_VERSION, part, model, data, bench.num_pictures, sampling, own.get(part)]
+        known = [FORMAT_VERSION, part, model, data, bench.num_images, sampling, own.get(part)]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def measured(self, part: str) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class _Report:
             "format_version": FORMAT_VERSION,
             "version": __version__,
             "model": name,
-            "num_pictures": self.bench.num_pictures,
+            "num_images": self.bench.num_images,
             "parts": found,
             "not_measured": missing,
         }
@@ -287,7 +287,7 @@ def write_report(
     part.
 
     Arguments:
-        bench: The model and its pictures; its `folder` should lie in `out`.
+        bench: The model and its images; its `folder` should lie in `out`.
         plan: What to measure.
         out: The report's folder, made if it is not there.
         announce: Told what begins.

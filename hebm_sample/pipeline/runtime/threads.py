@@ -2,7 +2,7 @@
 
 torch shares each operation out among its threads and waits for the slowest of them, a thousand
 times a step. Chains know nothing of one another: halves of a batch that run in two threads wait
-for each other once a level. It takes a few pictures a part to be worth it.
+for each other once a level. It takes a few images a part to be worth it.
 """
 
 import sys
@@ -16,7 +16,7 @@ import torch
 
 __all__ = ["FEWEST", "TURN", "Stop", "Stopped", "part_bounds", "side_by_side"]
 
-FEWEST = 4  # pictures in a part
+FEWEST = 4  # images in a part
 TURN = 1e-3  # seconds that a thread may keep Python's lock while others wait for it
 
 _T = TypeVar("_T")
@@ -39,7 +39,7 @@ class Stop:
 
 
 def part_bounds(count: int, threads: int) -> list[tuple[int, int]]:
-    """Start and end of each part of `count` pictures: as many as threads, none below `FEWEST`,
+    """Start and end of each part of `count` images: as many as threads, none below `FEWEST`,
     sizes as equal as can be.
     """
     parts = max(1, min(threads, count // FEWEST))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hebm_sample.data.holdout import held_out_rows, row_keys, selected
 from hebm_sample.errors import UserInputError
 
-__all__ = ["Pictures", "to_float", "zoomed"]
+__all__ = ["ImageDataset", "to_float", "zoomed"]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -25,11 +25,11 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def zoomed(images: Tensor, squares: Tensor) -> Tensor:
-    """Squares of pictures (B, C, S, S) in [-1, 1], enlarged to S by bilinear interpolation and
+    """Squares of images (B, C, S, S) in [-1, 1], enlarged to S by bilinear interpolation and
     rounded to the levels of bytes.
 
     Arguments:
-        squares: (B, 3): side as a share of the picture's, in (0, 1]; left and top edge as shares
+        squares: (B, 3): side as a share of the image's, in (0, 1]; left and top edge as shares
             of the room that is left, in [0, 1].
     """
     side, left, top = squares.to(images.device, images.dtype).unbind(1)
@@ -42,16 +42,16 @@ def zoomed(images: Tensor, squares: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Decoded pictures with their labels; slices of it are views.
+class ImageDataset:
+    """Decoded images with their labels; slices of it are views.
 
     Arguments:
         images: (N, 3, S, S) uint8, memory-mapped.
         labels: Integer columns (N,), -1 where unknown.
         label_names: Names of the values 0, 1, ... of a column, where they are known.
         part_starts: Row at which each source file begins, in sorted order of the files.
-        identity: Hash of the decoded pictures and labels; with a slice, of its rows' range too.
-        skipped: Pictures of the source that could not be read.
+        identity: Hash of the decoded images and labels; with a slice, of its rows' range too.
+        skipped: Images of the source that could not be read.
         keys: (N,) uint64, of each row's identity (`holdout.row_keys`); None: of its number.
         left_out: What of the source is not here, and how many of it, `skipped` included.
         notes: What else a user should know of the source.
@@ -71,7 +71,7 @@ class Pictures:
         """Rows."""
         return len(self.images)
 
-    def rows(self, start: int, stop: int) -> "Pictures":
+    def rows(self, start: int, stop: int) -> "ImageDataset":
         """Rows start ... stop - 1 as views; `part_starts` counts from `start`."""
         starts = sorted({max(0, s - start) for s in self.part_starts if s < stop})
         return dataclasses.replace(
@@ -83,7 +83,7 @@ class Pictures:
             keys=None if self.keys is None else self.keys[start:stop],
         )
 
-    def select(self, rows: np.ndarray) -> "Pictures":
+    def select(self, rows: np.ndarray) -> "ImageDataset":
         """Rows `rows` (M,), in that order; their images are read when they are asked for."""
         part = np.searchsorted(self.part_starts, rows, side="right")
         starts = [0, *(np.flatnonzero(np.diff(part)) + 1)] if len(rows) else [0]
@@ -96,7 +96,7 @@ class Pictures:
             keys=None if self.keys is None else self.keys[rows],
         )
 
-    def split(self, validation: int | None = None) -> "tuple[Pictures, Pictures]":
+    def split(self, validation: int | None = None) -> "tuple[ImageDataset, ImageDataset]":
         """(train, validation): the last `validation` rows are kept apart; None for rows that are
         chosen by a hash of their identity (`holdout.py`).
 
@@ -108,7 +108,7 @@ class Pictures:
             return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
         if not 0 <= validation < len(self):
             raise UserInputError(
-                f"{validation} validation pictures asked for; of {len(self)} pictures it can be "
+                f"{validation} validation images asked for; of {len(self)} images it can be "
                 f"0 to {len(self) - 1}"
             )
         cut = len(self) - validation
