@@ -561,4 +561,4 @@ def test_pickling_is_refused(pipe, copying):
 
 
 def test_the_pipelines_schedule_is_the_configs(pipe):
-    assert pipe._schedule.levels == DiffusionSchedule(CONFIG.prior.levels).levels
+    assert pipe.model.schedule.levels == DiffusionSchedule(CONFIG.prior.levels).levels

@@ -56,6 +56,7 @@ def baseline(
     from hebm_sample.data.summary import held_out_rule
     from hebm_sample.evaluation.baselines import joint_ebm
     from hebm_sample.evaluation.latent_ddpm import train_ddpm
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.presets.models import find_preset
     from hebm_sample.training.train import train_prior
     from hebm_sample.training.trainer import make_accelerator
@@ -65,6 +66,7 @@ def baseline(
         raise UserInputError(
             "--max-steps and --time-budget were both given; leave one of them out"
         )
+    tune_process(training=True)
     model = load_model(generator)
     chosen = find_preset(preset or model.name)
     if steps is not None or budget is not None:

@@ -184,7 +184,7 @@ def _edit(options: EditOptions) -> None:
     sheet, targets = _sheet_path(options, options.images[0], "edit"), options.targets
     _check_files(options, options.images, sheet, targets)
     pipe = load(options)
-    from hebm_sample.pipeline.pipeline import ENCODE_STREAM
+    from hebm_sample.pipeline.editing import ENCODE_STREAM
 
     count, seeds, batch = len(options.images), options.chosen_seeds, options.batch
     if options.outdir is None:

@@ -201,6 +201,7 @@ def evaluate(
     --control, how often it draws what it is asked for; with --report, everything, on one page.
     """
     from hebm_sample.evaluation.distances import evaluate as evaluate_model
+    from hebm_sample.pipeline.runtime.process import tune_process
 
     _check_folder("--json", json_path)
     _check_folder("--report", options["report"])
@@ -208,6 +209,7 @@ def evaluate(
     if model is None:
         run_compare(options, json_path, quiet)
         return
+    tune_process()
     pipe = load_model(model).to(options["device"])
     sets: Any = None if data is None else _opened(pipe, data, options, quiet)
     common: dict[str, Any] = {

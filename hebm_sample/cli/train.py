@@ -172,18 +172,6 @@ def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     return replace(settings, **changes)
 
 
-def _use_the_machine() -> None:
-    """What makes steps fast and holds for the whole process: a command's to decide."""
-    import sys
-
-    from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
-    from hebm_sample.pipeline.runtime.threads import TURN
-
-    keep_freed_memory(training=True)
-    # Parts of a batch run in threads, each of which gives Python's lock back late otherwise.
-    sys.setswitchinterval(min(sys.getswitchinterval(), TURN))
-
-
 def _needed(options: dict[str, Any], *names: str) -> None:
     """What click would say of a missing option; a dry run does without these."""
     for name in names:
@@ -290,10 +278,11 @@ def generator(**options: Any) -> None:
         return _dry_run("generator", preset, options, options["init"])
     _needed(options, "data", "out")
     _check_resume(options)
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.train import train_generator
     from hebm_sample.training.trainer import make_accelerator
 
-    _use_the_machine()
+    tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = preset.generator_settings
     result = train_generator(
@@ -330,11 +319,12 @@ def prior(**options: Any) -> None:
         return _dry_run("prior", preset, options, options["generator"])
     _needed(options, "generator", "data", "out")
     _check_resume(options)
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.train import train_prior
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(options["generator"])
-    _use_the_machine()
+    tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = preset.prior_settings
     result = train_prior(

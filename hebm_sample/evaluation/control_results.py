@@ -15,7 +15,7 @@ from hebm_sample import __version__
 from hebm_sample.config import require_integer, require_range
 from hebm_sample.evaluation.classifiers import Wish
 from hebm_sample.io.seeds import MAX_SEEDS
-from hebm_sample.pipeline.pipeline import EditMethod
+from hebm_sample.pipeline.editing import EditMethod
 
 __all__ = ["Asked", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
 
