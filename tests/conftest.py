@@ -42,8 +42,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> Iterator[None]:
-    """Tiny tensors: more than a few threads only wait for each other. Parts of batches are allowed,
-    as commands that run in this process allow them.
+    """Tiny tensors: more than a few threads only wait for each other. Parts of a batch are
+    allowed, as commands in this process allow them.
     """
     import torch
 

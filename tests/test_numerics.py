@@ -75,7 +75,7 @@ def test_only_the_seeds_that_ran_away_are_named(pipe, monkeypatch):
 
             return pushed
 
-    monkeypatch.setattr(pipe, "_chain_energy", Pushed)
+    monkeypatch.setattr(pipe.sampler, "chain_energy", Pushed)
     with pytest.raises(NonFiniteSampleError) as caught:
         pipe(seeds=(7, 8, 9))
     assert caught.value.seeds == [8] and "too large" in str(caught.value)

@@ -1,7 +1,7 @@
 """Samples that keep or start from latents, and samples of exact conditionals.
 
-Clamped groups that move by a rounding are not clamped; a start at the wrong noise level changes too
-much or too little; a condition that leaks into weight 0 is no longer the unconditional model.
+Clamped groups that move by a rounding are not clamped; a start at the wrong noise level changes
+too much or too little; a condition that leaks into weight 0 is no longer the unconditional model.
 """
 
 import math
