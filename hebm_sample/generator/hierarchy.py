@@ -5,6 +5,7 @@
     h_{i+1} = block_i(h_i, z_i)               upsampled between scales
     x ~ p(x | h_{L+1})                        an image is its mean
 
+A top-down hierarchy as in "NVAE: A Deep Hierarchical Variational Autoencoder" (arXiv 2007.03898).
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
 """
 

@@ -1,8 +1,8 @@
 r"""Inpainting: Langevin on the prior times a measurement likelihood of the known pixels.
 
-Latents that see nothing but known pixels are clamped: a cell of group i whose patch of the image
-is known altogether keeps u_0 ~ q(u | x) there, as clamped groups do (`sampling/constraints.py`).
-The others move under F plus the log likelihood
+Latents that depend on nothing but known pixels are clamped: a cell of group i whose patch of the
+image is known altogether keeps u_0 ~ q(u | x) there, as clamped groups do
+(`sampling/constraints.py`). The others move under F plus the log likelihood
 
     log p(known | u_t) = - w Z sqrt( sum_known (x - mean)^2 + n b^2 pi^2 / 3 )
     mean = x(cum_a_t u_t)
@@ -61,8 +61,8 @@ def inpaint(
 ) -> Samples:
     """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
 
-    Latents that see only known pixels are clamped, and the likelihood guides the others as in
-    "Diffusion Posterior Sampling for General Noisy Inverse Problems" (arXiv 2209.14687;
+    Latents that depend on known pixels only are clamped, and the likelihood guides the others as
+    in "Diffusion Posterior Sampling for General Noisy Inverse Problems" (arXiv 2209.14687;
     `pipeline/inpainting.py`). The known pixels of the result are the image's own.
 
     Arguments:

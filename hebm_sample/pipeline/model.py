@@ -134,8 +134,10 @@ class Model:
 
     @torch.inference_mode(False)
     def _settle(self, module: _Module) -> _Module:
-        module = module.to(self.device, memory_format=torch.channels_last)
-        return module.requires_grad_(False).eval()
+        moving: Any = module  # torch's stubs know no memory_format without a dtype
+        return (
+            moving.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        )
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None

@@ -5,7 +5,7 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
 
 with one eps an image: standard normal, or what the flow finds by inversion of u_0. Single cells of
 a free group can be clamped likewise. Clamping groups to their own diffused values is an
-approximation to conditioning on them: the free groups see a noisy version of what is kept, and
+approximation to conditioning on them: the free groups meet a noisy version of what is clamped, and
 from level to level the same noise. To the sampler only the free groups exist.
 
 Known parts at their diffused values are those of "Score-Based Generative Modeling through
