@@ -291,7 +291,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "-n", "many"], "'many' is not a valid integer"),
         (["--dataset", "a", "--steps", "0"], "'--steps': 0 is not in the range"),
         (["--dataset", "a", "--batch", "0"], "'--batch': 0 is not in the range"),
-        (["--dataset", "a", "--temperature", "-1"], "'-1' is no number from 0 to 10, or one a"),
+        (["--dataset", "a", "--temperature", "-1"], "'-1' is no number from 0 to 10, or one per"),
         (["--dataset", "a", "--temperature", "nan"], "'nan' is no number from 0 to 10"),
         (["--dataset", "a", "--temperature", "1,,1"], "'1,,1' is no number from 0 to 10"),
         (["--dataset", "a", "--class", ""], "'' asks for nothing; write cat, ~cat or cat,dog"),

@@ -95,15 +95,15 @@ def squares(paths):
 # What is drawn
 
 
-def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, stills):
+def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, images):
     steering = ["--attr", "Smiling", "--guidance", 3, "--groups", "0-1", "--strength", 0.5]
-    sheet, answer = run("edit", *stills, *steering, "--seeds", "5,3")
+    sheet, answer = run("edit", *images, *steering, "--seeds", "5,3")
     edited = pipe.edit(
-        stills, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
+        images, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
     )
     seeds = [derived_seed(seed, ENCODE_STREAM) for seed in (5, 3)]
-    before = pipe.decode(pipe.encode(stills, seeds=seeds))
-    rows = zip(squares(stills), before, edited.images, strict=True)
+    before = pipe.decode(pipe.encode(images, seeds=seeds))
+    rows = zip(squares(images), before, edited.images, strict=True)
     assert alike(sheet, grid([x for row in rows for x in row], 3))
     assert answer["files"] == ["a-edit.png"]
     assert (answer["seeds"], answer["groups"], answer["strength"]) == ([5, 3], [0, 1], 0.5)
@@ -116,14 +116,14 @@ def test_edited_images_one_by_one(run, pipe, images):
     assert answer["files"] == ["out/here/a.png", "out/here/b.png"]
     edited = pipe.edit(images, {"class": "b"})
     for path, image, seed in zip(answer["files"], edited.images, "01", strict=True):
-        with Image.open(path) as stills:
-            assert alike(stills, image)
-            assert stills.text["seed"] == seed
-            assert (stills.text["sampler"], stills.text["steps"]) == ("flow", "48")
+        with Image.open(path) as still:
+            assert alike(still, image)
+            assert still.text["seed"] == seed
+            assert (still.text["sampler"], still.text["steps"]) == ("flow", "48")
 
 
-def test_interpolate_is_a_row(run, pipe, stills):
-    sheet, answer = run("interpolate", *stills, "-n", 4, "--out", "row.png")
+def test_interpolate_is_a_row(run, pipe, images):
+    sheet, answer = run("interpolate", *images, "-n", 4, "--out", "row.png")
     assert alike(sheet, grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
     assert answer["files"] == ["row.png"]
 

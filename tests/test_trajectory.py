@@ -1,4 +1,4 @@
-"""Guards: a animation has the frames of the chain in their order, ends with the image that
+"""Guards: an animation has the frames of the chain in their order, ends with the image that
 a call returns, lasts as long as was asked, and repeats; notebooks are shown bounded images.
 
 Without it a viewer would show the first frame, a frame too few, or an image that no seed has.
@@ -113,7 +113,7 @@ def test_impossible_files_are_refused(trajectory, tmp_path):
         trajectory.save(tmp_path / "moving.mp4")
     with pytest.raises(UserInputError, match="0 frames"):
         save_animation([], tmp_path / "moving.gif")
-    with pytest.raises(UserInputError, match="WebP takes 16383 per side"):
+    with pytest.raises(UserInputError, match="WebP takes 16383 a side"):
         save_animation([Image.new("RGB", (16384, 1))], tmp_path / "wide.webp")
     with pytest.raises(UserInputError, match="does not exist; create it first"):
         trajectory.save(tmp_path / "nowhere" / "moving.gif")

@@ -193,7 +193,7 @@ class SampleOptions(SteeringOptions):
 
     @property
     def is_animated(self) -> bool:
-        """Whether --out asks for a animation, and there is one."""
+        """Whether --out asks for an animation, and there is one."""
         ending = "" if self.out is None else self.out.suffix.lower()
         return self.trajectory and ending in ANIMATED
 

@@ -255,7 +255,7 @@ class Drawer(Scorer):
         seeds: int | Iterable[int] | None = None,
         **options: Any,
     ) -> Trajectory:
-        """All that `stream` yields: to look at as a sheet, or to save as a animation.
+        """All that `stream` yields: to look at as a sheet, or to save as an animation.
 
         Arguments:
             options: As of a call, without `best_of` and `output_type`. With `sampler="flow"` there
