@@ -19,7 +19,7 @@ from hebm_sample.evaluation.report.ood import show_ood
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Image,
+    ReportImage,
     Table,
     Text,
     number,
@@ -55,7 +55,7 @@ def _placed(blocks: Sequence[Block], key: str, root: Path) -> list[Block]:
     for block in blocks:
         if isinstance(block, Heading):
             block = Heading(block.text, 3)
-        if isinstance(block, Image):
+        if isinstance(block, ReportImage):
             block = replace(block, path=image_path(key, block.path))
             if not (root / block.path).is_file():
                 continue
@@ -94,7 +94,7 @@ def gap(results: Results) -> list[Block]:
         f"Sampling {images:,} images took {found['sampling_seconds']:.0f} s."
     )
     quality: list[Block] = [_quality(found["quality"])] if found.get("quality") else []
-    image = Image("figures/gap.png", "Distances to held-out images")
+    image = ReportImage("figures/gap.png", "Distances to held-out images")
     blocks = [Table(header, rows), image, *quality, Table(groups, latents)]
     return [*blocks, Text(text), _goals(results)]
 
@@ -270,12 +270,12 @@ def baselines(results: Results) -> list[Block]:
     seconds = TRAINED.get(f"{results['model']}-{results['resolution']}")
     if seconds is not None:
         blocks.append(Text(f"The model's own energies were trained for {seconds:,} s (its card)."))
-    return [*blocks, Image("figures/quality.png", "Distance against seconds per image")]
+    return [*blocks, ReportImage("figures/quality.png", "Distance against seconds per image")]
 
 
 def hole(results: Results) -> list[Block]:
     """The report's part, with bars."""
-    image = Image("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
+    image = ReportImage("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
     return [*show_hole(results["parts"]["hole"]), image]
 
 
