@@ -13,10 +13,11 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
-from hebm_sample.config.generator import GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.config.generator import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.config.model import ModelConfig
 from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
+from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import (
     EDIT_STEPS,
     Kernel,
@@ -31,6 +32,7 @@ __all__ = [
     "FORMAT_VERSION",
     "CellKind",
     "ConfigBase",
+    "DecoderName",
     "GeneratorConfig",
     "Kernel",
     "LangevinConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "StageConfig",
     "Start",
     "SymbolConfig",
+    "TrainingRecord",
     "require",
     "require_choice",
     "require_integer",

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from hebm_sample.config import DecoderName
+from hebm_sample.errors import UserInputError
 from hebm_sample.latents import Latents, Shapes, check_latents
 
 __all__ = [
@@ -110,6 +112,27 @@ class Generator(nn.Module):
     def decode(self, features: Tensor) -> Tensor:
         """The mean image of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
         return self.output(features).mean
+
+    @property
+    def decoders(self) -> tuple[DecoderName, ...]:
+        """The image decoders that there are, the one that shows images first."""
+        return ("likelihood",)
+
+    def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
+        """The image of h_{L+1} that is shown: (B, 3, S, S), about [-1, 1].
+
+        Arguments:
+            decoder: "likelihood", whose images are `decode`'s, or "sharp"; the first of `decoders`
+                if None.
+
+        Raises:
+            UserInputError: A decoder that the generator has not.
+        """
+        if decoder is not None and decoder not in self.decoders:
+            raise UserInputError(
+                f"decoder is {decoder!r}; this model has {', '.join(map(repr, self.decoders))}"
+            )
+        return self.decode(features)
 
     def forward(self, u: Latents) -> Tensor:
         """Mean images (B, 3, S, S) of u."""
