@@ -16,7 +16,7 @@ from hebm_sample.config import (
 )
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.paper import PAPER_PRESETS
-from hebm_sample.presets.preset import FACE_SYMBOLS, Preset
+from hebm_sample.presets.preset import DECODER_SETTINGS, FACE_SYMBOLS, DecoderPlan, Preset
 from hebm_sample.presets.settings import TrainSettings
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
@@ -88,6 +88,7 @@ def _published(preset: Preset) -> Preset:
         preset,
         generator_settings=replace(preset.generator_settings, validation=_HELD_OUT_FACES),
         prior_settings=replace(preset.prior_settings, validation=_HELD_OUT_FACES),
+        decoder_settings=replace(preset.decoder_settings, validation=_HELD_OUT_FACES),
     )
 
 
@@ -159,6 +160,7 @@ PRESETS: dict[str, Preset] = {
             _published(_IMAGES_256),
             name="celebahq",
             note="256x256 faces, grown from a model of celebahq-64",
+            grown_from="celebahq-64",
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
         ),
@@ -205,6 +207,7 @@ PRESETS: dict[str, Preset] = {
                 sample_every=900.0,
                 validation=0,
             ),
+            decoder_settings=replace(DECODER_SETTINGS, validation=0),
         ),
         _IMAGES_64,
         _IMAGES_256,
@@ -221,6 +224,7 @@ PRESETS: dict[str, Preset] = {
             prior_settings=replace(
                 _FACES_PRIOR_SETTINGS, steps=3000, weight_decay=0.02, zoom=0.75, validation=500
             ),
+            decoder_settings=replace(DECODER_SETTINGS, zoom=0.75, validation=500),
         ),
         Preset(
             name="tiny",
@@ -235,6 +239,15 @@ PRESETS: dict[str, Preset] = {
                 learning_rate=1e-3,
                 warmup_steps=5,
                 log_every=10,
+            ),
+            decoder=DecoderPlan(samples=16),
+            decoder_settings=replace(
+                DECODER_SETTINGS,
+                steps=30,
+                batch_size=8,
+                warmup_steps=5,
+                log_every=10,
+                evaluate_every=10,
             ),
         ),
         *PAPER_PRESETS,

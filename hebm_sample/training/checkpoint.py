@@ -31,6 +31,7 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
+    "load_part",
     "read_state",
     "save_checkpoint",
 ]
@@ -135,6 +136,19 @@ def load_checkpoint(
     for name, module in modules.items():
         module.load_state_dict(tensors[name], strict=True)
     return header["state"]
+
+
+def load_part(path: str | Path, name: str, prefix: str, module: nn.Module) -> None:
+    """Restore `module` from those tensors of the saved module `name` that begin with `prefix`.
+
+    Raises:
+        WeightsError: They do not fit, or the files are damaged.
+    """
+    path = Path(path)
+    tensors = _read_tensors(path, name, _read_header(path))
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    _check_fit(f"{path}, {name}", module.state_dict(), own)
+    module.load_state_dict(own, strict=True)
 
 
 # Writing

@@ -8,6 +8,7 @@ Order, mirroring and noise are functions of (seed, step, process), so resuming f
 processes and devices are the business of `accelerate`.
 """
 
+import datetime
 import json
 import math
 import time
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import ModelConfig, TrainingRecord
 from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import mark_run_folder
@@ -47,6 +48,7 @@ from hebm_sample.training.optim import (
     step_seed,
     train_step,
 )
+from hebm_sample.training.record import record_of
 
 __all__ = ["BEST", "RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
 
@@ -76,6 +78,8 @@ class Task:
         evaluate: The averaged learner to its figures on held-out images, with the same noise
             whenever it is called; the lowest `heldout_loss` is the best.
         init: Digest of the weights that the run starts from, "" where it starts from none.
+        watch: Given the means of a log line's statistics before anything is saved; raises
+            `TrainingDivergedError` where they say that no good can come of going on.
     """
 
     kind: str
@@ -88,19 +92,22 @@ class Task:
     prepare: Callable[[Tensor, Tensor | None], Any] | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     init: str = ""
+    watch: Callable[[dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)
 class RunResult:
     """The averaged learner, at the end or where it was best on held-out images; the steps done,
-    those skipped, the seconds it took; and the best step and its figures, if any were measured.
+    those skipped, the seconds it took; the best step and its figures, if any were measured; and
+    what it was, for the model's config.
     """
 
     learner: nn.Module
     steps: int
     skipped: int
     seconds: float
-    best: dict[str, Any] | None = None
+    best: dict[str, Any] | None
+    record: TrainingRecord
 
 
 def make_accelerator(device: str = "auto") -> Any:
@@ -186,6 +193,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
+        self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
         """Into how many parts a batch is best cut here: as many as a CPU has threads."""
@@ -292,23 +300,32 @@ class Run:
         )
         self.total = int(self.accelerator.reduce(steps.float(), "mean"))
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, as JSON values."""
+        return {
+            "step": self.step,
+            "total": self.total,
+            "parts": self.parts,
+            "seconds": self.seconds,
+            "started": self.started,
+            "ended": datetime.date.today().isoformat(),
+            "time_budget": self.settings.time_budget,
+            "init": self.task.init,
+            "best": self.best,
+            "skipped": self.guard.total,
+            "skipped_in_a_row": self.guard.in_a_row,
+            "identity": self.identity(),
+        }
+
     def save(self) -> None:
         """Write a checkpoint from the first process."""
         if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "total": self.total,
-                "parts": self.parts,
-                "seconds": self.seconds,
-                "time_budget": self.settings.time_budget,
-                "init": self.task.init,
-                "best": self.best,
-                "skipped": self.guard.total,
-                "skipped_in_a_row": self.guard.in_a_row,
-                "identity": self.identity(),
-            }
             save_checkpoint(
-                self.folder, self.step, modules=self.modules, optimizer=self.optimizer, state=state
+                self.folder,
+                self.step,
+                modules=self.modules,
+                optimizer=self.optimizer,
+                state=self.state(),
             )
         self.accelerator.wait_for_everyone()
 
@@ -319,7 +336,7 @@ class Run:
         if self.task.evaluate is None:
             return {}
         figures = self.task.evaluate(self.ema.module)
-        loss = figures["heldout_loss"]
+        loss = figures.get("heldout_loss", math.nan)  # where the best is not to be chosen
         if math.isfinite(loss) and (self.best is None or loss < self.best["heldout_loss"]):
             self.best = {"step": self.step, **figures}
             if self.accelerator.is_main_process:
@@ -369,7 +386,7 @@ class Run:
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
         self.cut(state.get("parts", 1))
-        self.best = state.get("best")
+        self.best, self.started = state.get("best"), state.get("started", self.started)
         self.guard = NanGuard(
             self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"]
         )
@@ -430,6 +447,8 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         figures = run.evaluate() if measured else {}
         if log is not None:
             means = window.take()
+            if run.task.watch is not None:
+                run.task.watch(means)
             rate = run.optimizer.param_groups[0]["lr"]
             log.log(
                 run.step,
@@ -501,4 +520,5 @@ def train(
             if not resume:
                 run.save()
             _loop(run, log, show_progress and main)
-        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best)
+        record = record_of(run.state())
+        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best, record)
