@@ -1,5 +1,5 @@
-"""The command `hebm-train`: generator, prior, decoder, export, evaluate, judge, baseline,
-calibrate, push, import-nvae.
+"""The command `hebm-train`: generator, prior, decoder, recipe, export, evaluate, judge,
+baseline, calibrate, push, import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -16,6 +16,7 @@ from hebm_sample.cli.evaluate import evaluate, judge
 from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
 from hebm_sample.cli.training.export import export
+from hebm_sample.cli.training.recipe import recipe
 from hebm_sample.cli.training.runs import decoder, generator, prior
 
 __all__ = ["main"]
@@ -56,6 +57,7 @@ for command in (
     generator,
     prior,
     decoder,
+    recipe,
     export,
     evaluate,
     judge,
