@@ -451,6 +451,15 @@ def test_list_as_json(models):
     assert listed[0]["figures"] == {"gap_closed": 0.8512}
     symbols = {"class": ["a", "b", "c"], "Smiling": ["no", "yes"]}
     assert [row["symbols"] for row in listed] == [symbols, None]
+    assert [row["training"] for row in listed] == [[], []]
+
+
+def test_list_as_json_says_what_a_model_saw(models, tmp_path):
+    path = tmp_path / "celebahq-64" / "config.json"
+    saw = [{"part": "generator", "images": 800_000, "steps": 12_500}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": saw}))
+    listed = json.loads(hebm_sample_command("--list", "--json").stdout)["models"]
+    assert listed[0]["training"] == saw
 
 
 def test_a_config_that_cannot_be_read_spoils_no_listing(models, tmp_path):

@@ -55,7 +55,9 @@ class TrainingRecord(ConfigBase):
     def __str__(self) -> str:
         """In a line."""
         dates = self.started if self.started == self.ended else f"{self.started} to {self.ended}"
-        kept = "" if self.kept == self.steps else f", weights of step {self.kept:,}"
+        kept = (
+            "" if self.kept == self.steps else f", weights of step {self.kept:,} (best held-out)"
+        )
         return (
             f"{self.part} ({self.image_size}x{self.image_size}): {self.images:,} images in "
             f"{self.steps:,} steps, {self.seconds / 3600:.1f} h, {dates}{kept}"

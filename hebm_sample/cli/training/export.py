@@ -1,5 +1,6 @@
 """`hebm-train export`: a run's averaged weights as a model folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.training.options import PATH
+from hebm_sample.config import TrainingRecord
 from hebm_sample.errors import UserInputError
 
 __all__ = ["export"]
@@ -67,6 +69,9 @@ def export(
         overwrite=overwrite,
         **sampling,
     )
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    for made in config.get("training", []):
+        click.echo(str(TrainingRecord.from_dict(made)))
     size = sum(file.size for file in row.files.values()) / 2**20
     click.echo(
         f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "

@@ -53,9 +53,10 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
     skipped = f", {result.skipped} skipped" if result.skipped else ""
+    kept = f"; weights of step {result.best['step']}, the best on held-out images"
     click.echo(
-        f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}; "
-        f"model in {folder / 'model'}"
+        f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}"
+        f"{kept if result.best else ''}; model in {folder / 'model'}"
     )
 
 
