@@ -53,10 +53,11 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
     skipped = f", {result.skipped} skipped" if result.skipped else ""
-    kept = f"; weights of step {result.best['step']}, the best on held-out images"
+    best = result.best
+    kept = f"; weights of step {best['step']}, the best on held-out images" if best else ""
     click.echo(
-        f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}"
-        f"{kept if result.best else ''}; model in {folder / 'model'}"
+        f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}{kept}; "
+        f"model in {folder / 'model'}"
     )
 
 
