@@ -69,7 +69,7 @@ _FACES_PRIOR_SETTINGS = TrainSettings(
     steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
 )
 
-# Of models whose prior is trained to its end: 1.5 million images, the best weights by held-out gain.
+# Of priors that are trained to their end: 1.5 million images, best weights by held-out gain.
 _LONG_PRIOR_SETTINGS = TrainSettings(
     steps=23_500,
     batch_size=64,
