@@ -17,8 +17,8 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.nvae.encoder import Shift
 from hebm_sample.generator.nvae.output import MixtureOutput, NormalOutput, quantised
-from hebm_sample.training.nvae_checkpoint import load_nvae
-from hebm_sample.training.nvae_weights import causal_mask
+from hebm_sample.training.imports.nvae_checkpoint import load_nvae
+from hebm_sample.training.imports.nvae_weights import causal_mask
 
 ONE, THREE, NORMAL = NAMES
 
