@@ -21,6 +21,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
 from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
+from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
 from hebm_sample.errors import UserInputError
 
 __all__ = ["main"]
@@ -88,6 +89,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="N",
                 help="Images a step and process.",
             ),
+            *STEP_OPTIONS,
             click.option(
                 "--learning-rate",
                 type=click.FloatRange(0),
@@ -159,7 +161,7 @@ def _preset(kind: Any, options: dict[str, Any]) -> Any:
 def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     """`settings` with the options that were typed; steps and a time budget replace each other."""
     names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
-    changes = {k: options[k] for k in names if options[k] is not None}
+    changes = {k: options[k] for k in (*names, *STEP_SETTINGS) if options[k] is not None}
     if changes.get("validation") == HASH:
         changes["validation"] = None
     steps, budget = options["max_steps"], options["time_budget"]
@@ -195,7 +197,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     """Print what the run would take."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.pipeline.device import pick_device
-    from hebm_sample.training.dry_run import dry_run
+    from hebm_sample.training.costs.dry_run import dry_run
 
     rows = open_source(options["data"], None).total if options["data"] else None
     if not options["quiet"]:
