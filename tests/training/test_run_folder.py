@@ -18,6 +18,8 @@ from toy import draw_images
 
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.resolve import resolve
+from hebm_sample.io.files import mark_run_folder
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.lock import locked
 from hebm_sample.training.trainer import make_accelerator
@@ -44,6 +46,15 @@ def refused(result, code, *words):
     assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def test_a_runs_folder_is_the_model_it_ended_with(home, tmp_path):
+    found = resolve(home / "generator")
+    assert found.row == resolve(home / "generator" / "model").row
+    (tmp_path / "cut").mkdir()
+    mark_run_folder(tmp_path / "cut")
+    with pytest.raises(UserInputError, match="has not ended; go on .* hebm-train export --run"):
+        resolve(tmp_path / "cut")
 
 
 class TestResume:
