@@ -20,7 +20,7 @@ from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
 from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, ModelRow, read_row
-from hebm_sample.io.files import sha256_of, short
+from hebm_sample.io.files import is_run_folder, sha256_of, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
 
@@ -218,8 +218,20 @@ def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> b
 def _from_folder(folder: Path, name: str, revision: str | None) -> ResolvedModel:
     if revision is not None:
         raise UserInputError(f"{short(name)} is a folder and has no revisions; leave it out")
+    if is_run_folder(folder) and not (folder / MANIFEST_NAME).exists():
+        folder = _model_of_run(folder)
     remedy = "copy or export the model again"
     return ResolvedModel(folder, read_row(folder), "folder", remedy=remedy)
+
+
+def _model_of_run(run: Path) -> Path:
+    """The model that a training run ended with."""
+    if not (run / "model" / MANIFEST_NAME).exists():
+        raise UserInputError(
+            f"{short(str(run))} is a training run that has not ended; go on with --resume, or "
+            f"make a model of its newest checkpoint: hebm-train export --run {run} --out DIR"
+        )
+    return run / "model"
 
 
 def _shared_files(manifest: Manifest, row: ModelRow) -> dict[str, Path]:

@@ -277,6 +277,17 @@ PRESETS: dict[str, Preset] = {
                 evaluate_every=10,
             ),
         ),
+        Preset(
+            name="tiny-energies",
+            note="small energies on any generator, an imported NVAE too, seconds per run",
+            generator=_TINY,
+            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
+            sampling=LangevinConfig(steps=12),
+            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
+            prior_settings=TrainSettings(
+                steps=20, batch_size=8, learning_rate=1e-3, warmup_steps=5, log_every=10
+            ),
+        ),
         *PAPER_PRESETS,
     )
 }

@@ -9,6 +9,7 @@ import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
 from hebm_sample.cli.evaluate import DEVICES
+from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
 from hebm_sample.errors import UserInputError
 
 __all__ = [
@@ -77,6 +78,7 @@ RUN_OPTIONS = (
         metavar="N",
         help="Images a step and process.",
     ),
+    *STEP_OPTIONS,
     click.option(
         "--learning-rate",
         type=click.FloatRange(0),
@@ -151,7 +153,7 @@ def typed_preset(kind: Any, options: dict[str, Any]) -> Any:
 def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     """`settings` with the options that were typed; steps and a time budget replace each other."""
     names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
-    changes = {k: options[k] for k in names if options[k] is not None}
+    changes = {k: options[k] for k in (*names, *STEP_SETTINGS) if options[k] is not None}
     if changes.get("validation") == HASH:
         changes["validation"] = None
     steps, budget = options["max_steps"], options["time_budget"]

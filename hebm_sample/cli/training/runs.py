@@ -35,7 +35,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     """Print what the run would take."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.pipeline.device import pick_device
-    from hebm_sample.training.dry_run import dry_run
+    from hebm_sample.training.costs.dry_run import dry_run
 
     rows = open_source(options["data"], None).total if options["data"] else None
     if not options["quiet"]:
