@@ -13,7 +13,6 @@ ELBO under the generator's own N(0, I).
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import Bench, as_bytes
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.io.files import cache_home
 from hebm_sample.latents import Latents
 from hebm_sample.metrics import (
     GapMeasurement,
@@ -200,9 +200,9 @@ def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Pa
     """Where a trained network is kept: a safetensors file named by its key's hash, in a folder of
     `cache_dir`, $HEBM_CACHE or ~/.cache/hebm_sample.
     """
-    home = cache_dir or Path(os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample")
+    home = cache_home(cache_dir)
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return home.expanduser() / folder / f"{name}.safetensors"
+    return home / folder / f"{name}.safetensors"
 
 
 def feature_spaces(
