@@ -261,12 +261,12 @@ def judge(
     data: str, size: int, columns: tuple[str, ...], out: Path, quiet: bool, **options: Any
 ) -> None:
     """Train a judge for `evaluate --control`: a classifier of label columns, on pixels alone."""
-    from hebm_sample.evaluation.classifiers import find_judge
+    from hebm_sample.evaluation.classifiers import find_attribute_classifier
     from hebm_sample.pipeline.device import pick_device
 
     _check_folder("--out", out)
     training, held_out = _both_sets(data, size, None, options, quiet)
-    _, report = find_judge(
+    _, report = find_attribute_classifier(
         training,
         held_out,
         columns,

@@ -106,12 +106,12 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 def _plan(pipe: Any, options: dict[str, Any]) -> Any:
     """What the control options ask for; what was not typed is `ControlPlan`'s default."""
-    from hebm_sample.evaluation.classifiers import parse_wish
+    from hebm_sample.evaluation.classifiers import parse_condition
     from hebm_sample.evaluation.control_results import ControlPlan
     from hebm_sample.pipeline.conditions import find_symbol
 
-    def wish(text: str) -> dict[str, str]:
-        return parse_wish(text, table, pipe.name)
+    def condition(text: str) -> dict[str, str]:
+        return parse_condition(text, table, pipe.name)
 
     table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
     given: dict[str, Any] = {
@@ -128,8 +128,8 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
             )
         },
         "guidance": options["guidance"] and _numbers(options["guidance"]),
-        "combinations": tuple(wish(text) for text in options["combine"]),
-        "edit": options["edit"] and wish(options["edit"]),
+        "combinations": tuple(condition(text) for text in options["combine"]),
+        "edit": options["edit"] and condition(options["edit"]),
     }
     if options["attributes"] is not None:
         names = [name.strip() for name in options["attributes"].split(",")]
@@ -139,19 +139,19 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
 
 def run_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:
     """The control tables; `sets` are training and held-out images."""
-    from hebm_sample.evaluation.classifiers import find_judge, label_columns
+    from hebm_sample.evaluation.classifiers import find_attribute_classifier, label_columns
     from hebm_sample.evaluation.control import control
-    from hebm_sample.metrics import load_judge
+    from hebm_sample.metrics import load_attribute_classifier
 
     training, held_out = sets
     plan = _plan(pipe, options)
     table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
     columns = label_columns(table, training, pipe.name, _columns(options["label_column"]))
     if options["judge_file"] is not None:
-        found = load_judge(options["judge_file"], device=pipe.device)
+        found = load_attribute_classifier(options["judge_file"], device=pipe.device)
     else:
         common["announce"]("judge")
-        found = find_judge(
+        found = find_attribute_classifier(
             training,
             held_out,
             tuple(columns.values()),

@@ -114,8 +114,8 @@ def run_report(
 ) -> None:
     """Write a report on a model; `sets` are its training and held-out images, or None."""
     from hebm_sample.cli.evaluate_control import CONTROL_NAMES
-    from hebm_sample.evaluation.context import Bench
-    from hebm_sample.evaluation.distances import DEFAULT_IMAGES, make_bench
+    from hebm_sample.evaluation.context import EvaluationContext
+    from hebm_sample.evaluation.distances import DEFAULT_IMAGES, make_context
     from hebm_sample.evaluation.report.report import ReportPlan, check_extras, write_report
 
     out, count = options["report"], options["num_images"] or DEFAULT_IMAGES
@@ -140,12 +140,12 @@ def run_report(
         "progress": not quiet,
     }
     if sets is not None:
-        bench = make_bench(pipe, *sets, **shared, **sampling)
+        context = make_context(pipe, *sets, **shared, **sampling)
     else:
         pipe.sampling_config(**sampling)
         given = {k: v for k, v in sampling.items() if v is not None}
-        bench = Bench(pipe, **shared, sampling=given)
-    found = write_report(bench, plan, out, announce=common["announce"])
+        context = EvaluationContext(pipe, **shared, sampling=given)
+    found = write_report(context, plan, out, announce=common["announce"])
     click.echo(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
 
 
@@ -153,7 +153,7 @@ def run_without_data(
     pipe: Any, common: dict[str, Any], options: dict[str, Any], quiet: bool
 ) -> dict[str, Any]:
     """Distances to the reference that comes with the package; prints them."""
-    from hebm_sample.evaluation.context import Bench
+    from hebm_sample.evaluation.context import EvaluationContext
     from hebm_sample.evaluation.distances import DEFAULT_IMAGES
     from hebm_sample.evaluation.report.images import show_gap
     from hebm_sample.evaluation.report.page import to_markdown
@@ -161,14 +161,14 @@ def run_without_data(
 
     sampling = {k: common[k] for k in ("sampler", "steps", "step_scale")}
     pipe.sampling_config(**sampling)
-    bench = Bench(
+    context = EvaluationContext(
         pipe,
         options["num_images"] or DEFAULT_IMAGES,
         batch_size=common["batch_size"],
         progress=not quiet,
         sampling={k: v for k, v in sampling.items() if v is not None},
     )
-    found = shipped_gap(bench)
+    found = shipped_gap(context)
     click.echo(to_markdown(show_gap(found)).rstrip())
     return found
 

@@ -14,8 +14,10 @@ Sampling steps down levels even in log SNR, from s to r < s:
     u_hat = (u - s eps_hat) / a(s)
     u <- a(r) u_hat + sqrt(r^2 - c^2) eps_hat + c eps,   c = eta (r / s) sqrt(1 - a(s)^2 / a(r)^2)
 
-eta = 1 is ancestral sampling (DDPM, Ho et al. 2020), eta = 0 is deterministic (DDIM, Song et al.
-2021); the last step is u_hat.
+eta = 1 is ancestral sampling (Ho et al., "Denoising Diffusion Probabilistic Models", arXiv
+2006.11239), eta = 0 is deterministic (Song et al., "Denoising Diffusion Implicit Models", arXiv
+2010.02502); the last step is u_hat. A diffusion model of a generator's latents is Rombach et al.,
+"High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
 """
 
 import json
@@ -172,10 +174,10 @@ def matching_width(shapes: Shapes, parameters: int, cells: int = 6) -> int:
 
 
 class DenoisingObjective(nn.Module):
-    """The module's loss, on fresh draws of u_0 ~ q(u | x).
+    """The module's loss, on fresh samples u_0 ~ q(u | x).
 
     Arguments:
-        frozen: The prior's objective, for its posterior draws; none of it learns here.
+        frozen: The prior's objective, for its posterior samples; none of it learns here.
         net: What learns.
         sigma_max: Largest s.
     """
@@ -196,7 +198,7 @@ class DenoisingObjective(nn.Module):
         Arguments:
             images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
             fraction, labels: Unused here.
-            stream: Of all draws.
+            stream: Of all noise.
         """
         u_0 = self.frozen.posterior_draw(images, stream)
         batch, device = len(u_0[0]), u_0[0].device
@@ -286,27 +288,19 @@ def train_ddpm(
     """
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
-    if model.prior is None or model.config.prior is None:
-        raise UserInputError(f"{model.name} has no energy-based prior to match in size")
     training, _ = images.split(settings.validation)
-    model.to(device)
-    shapes = model.generator.latent_shapes
-    width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))
-    torch.manual_seed(settings.seed)
-    net = LatentDenoiser(shapes, width, sigma_min=preset.prior.sigma_min).to(device)
-    frozen = PriorObjective(model.generator, model.encoder, model.prior)
-    objective = DenoisingObjective(frozen, net, preset.prior.sigma_max)
+    objective = _objective(preset, model.to(device), device)
+    net = objective.net
     make_run_folder(Path(folder))
 
     def preview(learner: nn.Module) -> Tensor:
-        noise = NoiseStreams(range(16), shapes, device=device)
+        noise = NoiseStreams(range(16), net.shapes, device=device)
         u = sample_ddpm(learner, noise, steps=20)  # pyright: ignore[reportArgumentType]
         return model.decode(u, output_type="torch") * 2 - 1
 
-    identity = f"{training.identity} ddpm {width}"
-    task = Task("ddpm", objective, net, model.config, preview, identity)
+    identity = f"{training.identity} ddpm {net.width}"
     result = train(
-        task,
+        Task("ddpm", objective, net, model.config, preview, identity),
         training,
         settings,
         folder,
@@ -317,3 +311,15 @@ def train_ddpm(
     if accelerator.is_main_process:
         save_ddpm(result.learner, Path(folder) / DDPM_FILE)  # pyright: ignore[reportArgumentType]
     return result
+
+
+def _objective(preset: Preset, model: Pipeline, device: torch.device) -> DenoisingObjective:
+    """A new net of about as many parameters as the energies, and its loss."""
+    if model.prior is None or model.config.prior is None:
+        raise UserInputError(f"{model.name} has no energy-based prior to match in size")
+    shapes = model.generator.latent_shapes
+    width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))
+    torch.manual_seed(preset.prior_settings.seed)
+    net = LatentDenoiser(shapes, width, sigma_min=preset.prior.sigma_min).to(device)
+    frozen = PriorObjective(model.generator, model.encoder, model.prior)
+    return DenoisingObjective(frozen, net, preset.prior.sigma_max)

@@ -23,7 +23,7 @@ from hebm_sample.evaluation.baselines import (
     run_baselines,
     show_baselines,
 )
-from hebm_sample.evaluation.distances import feature_spaces, make_bench
+from hebm_sample.evaluation.distances import feature_spaces, make_context
 from hebm_sample.evaluation.latent_ddpm import (
     HIGHEST,
     LatentDenoiser,
@@ -145,10 +145,10 @@ def test_a_joint_model_has_no_diffusion(trained):
 def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     pipe = tiny_pipeline()
     options = {"num_images": 20, "batch_size": 20, "progress": False, "steps": 6}
-    bench = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
+    context = make_context(pipe, *sets.split(40), folder=tmp_path, **options)
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     folders = {"latent DDPM": trained / "ddpm", "T = 1": trained / "joint/model"}
-    found = run_baselines(bench, spaces, folders)
+    found = run_baselines(context, spaces, folders)
     (rows,) = found["spaces"].values()
     assert list(rows) == [
         "reconstructions",
@@ -178,7 +178,7 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     assert differences.keys() == rows.keys() - {"reconstructions", list(rows)[2]}
     assert "latent DDPM, 10 deterministic" in to_markdown(show_baselines(found))
     monkeypatch.setattr(baselines, "sample_ddpm", lambda *_, **__: pytest.fail("drawn again"))
-    again = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
+    again = make_context(pipe, *sets.split(40), folder=tmp_path, **options)
     assert run_baselines(again, spaces, folders) == found  # seconds too
 
 
@@ -186,12 +186,12 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
 def test_another_generator_is_refused(trained, sets, tmp_path):
     generator, encoder, prior = tiny_modules(seed=5)
     Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "other")
-    bench = make_bench(
+    context = make_context(
         tiny_pipeline(), *sets.split(40), num_images=20, batch_size=20, progress=False, steps=6
     )
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     with pytest.raises(UserInputError, match="other has another generator"):
-        run_baselines(bench, spaces, {"other": tmp_path / "other"})
+        run_baselines(context, spaces, {"other": tmp_path / "other"})
 
 
 def test_the_command(sets, tmp_path, monkeypatch):
