@@ -32,7 +32,7 @@ from ablation_page import TITLES, blocks, draw_figures
 
 from hebm_sample.cli.data import HASH, HoldOutType
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import load_model
+from hebm_sample.cli.trained import load_model
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces, open_held_out

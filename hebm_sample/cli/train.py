@@ -1,5 +1,5 @@
-"""The command `hebm-train`: generator, prior, export, evaluate, judge, baseline, calibrate, push,
-import-nvae.
+"""The command `hebm-train`: generator, prior, export, evaluate, classifier, baseline, calibrate,
+push, import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -14,13 +14,16 @@ from typing import Any
 import click
 
 from hebm_sample import __version__
-from hebm_sample.cli.baseline import baseline
-from hebm_sample.cli.calibrate import calibrate
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import DEVICES, evaluate, judge, load_model
+from hebm_sample.cli.evaluation.baseline import baseline
+from hebm_sample.cli.evaluation.calibrate import calibrate
+from hebm_sample.cli.evaluation.classifier import classifier, judge
+from hebm_sample.cli.evaluation.legacy import evaluate
+from hebm_sample.cli.evaluation.options import DEVICES
 from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
+from hebm_sample.cli.trained import load_model
 from hebm_sample.errors import UserInputError
 
 __all__ = ["main"]
@@ -415,7 +418,8 @@ def export(
 
 
 main.add_command(evaluate)
-main.add_command(judge)
+main.add_command(classifier)
+main.add_command(judge, "judge")
 main.add_command(baseline)
 main.add_command(calibrate)
 main.add_command(push)

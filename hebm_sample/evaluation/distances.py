@@ -49,6 +49,7 @@ __all__ = [
     "evaluate",
     "feature_spaces",
     "make_context",
+    "make_context_without_data",
     "held_out_by",
     "measure",
     "open_held_out",
@@ -292,6 +293,29 @@ def make_context(
         folder,
         progress,
         {k: v for k, v in sampling.items() if v is not None},
+    )
+
+
+def make_context_without_data(
+    pipe: Pipeline,
+    *,
+    num_images: int = DEFAULT_IMAGES,
+    batch_size: int = 50,
+    folder: Path | None = None,
+    progress: bool = True,
+    **sampling: Any,
+) -> EvaluationContext:
+    """A model alone, for what needs no images; `UserInputError` for a setting that the sampler
+    has not.
+    """
+    pipe.sampling_config(**sampling)
+    return EvaluationContext(
+        pipe,
+        num_images,
+        batch_size=batch_size,
+        folder=folder,
+        progress=progress,
+        sampling={k: v for k, v in sampling.items() if v is not None},
     )
 
 

@@ -13,7 +13,7 @@ from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.cli.baseline import baseline
+from hebm_sample.cli.evaluation.baseline import baseline
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation import baselines

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_images
 
-from hebm_sample.cli.evaluate_report import _folders
+from hebm_sample.cli.evaluation.report import _folders
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
@@ -269,12 +269,14 @@ class TestCommand:
         [
             ((), "a MODEL, or two folders"),
             (("x", "--compare", "a", "b"), "and not both"),
-            (("x", "--parts", "gap"), "--parts go with --report only"),
-            (("x", "--size", 32), "--size go with --compare only"),
-            (("x", "--inception"), "--report or --compare"),
-            (("x", "--control"), "--control need --data"),
+            (("x", "--parts", "gap"), "--parts"),
+            (("x", "--size", 32), "--size"),
+            (("x", "--inception"), "--inception"),
+            (("x", "--control"), "Missing option '--data'"),
             (("x", "--data", "y", "--report", "z", "--control"), "leave --control out"),
-            (("--compare", "a", "b", "-n", 3), "--num-images do not go with --compare"),
+            (("--compare", "a", "b", "-n", 3), "-n"),
+            (("x", "--feature-steps", 3), "--feature-steps need --data"),
+            (("x", "--report", "z", "--ood", "a=b"), "--ood need --data"),
             (("--compare", "no-such", "b"), "there is no folder no-such"),
             (("x", "--report", "no-such/out"), "folder no-such does not exist"),
         ],
