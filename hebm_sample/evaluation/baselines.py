@@ -51,7 +51,8 @@ JOINT_SAMPLING: dict[str, Any] = {
 }
 # Maximum likelihood needs a chain a step: many small steps learn more in the same time.
 JOINT_BATCH, JOINT_RATE, JOINT_AVERAGE = 16, 3e-4, 0.99
-# Steps and eta: ancestral sampling needs many, the deterministic one does with few.
+# Steps and eta: ancestral sampling needs many, the deterministic one does with few. All of them
+# leave N(0, I) as it is where the net is right for it.
 DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0), (100, 1.0))
 SEED_SETS = 5
 
@@ -151,7 +152,7 @@ def _ddpm_samples(
 
     total = steps * -(-context.num_images // context.batch_size)
     with tqdm(total=total, desc="latent DDPM", unit="step", disable=not context.progress) as bar:
-        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", digest, steps, eta]
+        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", 2, digest, steps, eta]
         found = context.cached(name, key, context.num_images, make)
     return context.latents_of(found), float(found["seconds"].sum())
 

@@ -27,6 +27,7 @@ from hebm_sample.evaluation.distances import feature_spaces, make_context
 from hebm_sample.evaluation.latent_ddpm import (
     HIGHEST,
     LatentDenoiser,
+    _coefficients,
     load_ddpm,
     matching_width,
     sample_ddpm,
@@ -35,7 +36,6 @@ from hebm_sample.evaluation.latent_ddpm import (
 )
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.latents import flatten
-from hebm_sample.prior.schedule import log_snr_levels
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.train import train_prior
 
@@ -80,19 +80,21 @@ class TestDenoiser:
 
 
 class TestSampler:
-    def test_deterministic_steps_turn_by_angles(self):
-        """For N(0, 1) a DDIM step from s to r multiplies by cos(asin s - asin r)."""
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("steps", [1, 4, 48])
+    def test_every_step_leaves_the_standard_normal(self, steps, eta):
+        """An untrained net is right for N(0, I); shrinking would make the baseline lose."""
         net = LatentDenoiser(SHAPES, 16, 1, sigma_min=0.1)
-        u = sample_ddpm(net, streams(2), steps=9, eta=0.0)
-        levels = [0.0, *log_snr_levels(9, 0.1, HIGHEST)[:-1]]
-        angles = np.arcsin(levels)
-        factor = math.prod(np.cos(np.diff(angles)))
-        torch.testing.assert_close(flatten(u), flatten(streams(2).normal()) * factor)
+        u = flatten(sample_ddpm(net, streams(40), steps=steps, eta=eta))
+        assert u.square().mean().item() == pytest.approx(1, abs=4 * math.sqrt(2 / u.numel()))
+        if eta == 0:  # and the deterministic ones every single u
+            torch.testing.assert_close(u, flatten(streams(40).normal()))
 
-    def test_ancestral_steps_keep_the_variance_of_a_known_target(self):
-        """For data N(0, v) the exact eps is s u / (a^2 v + s^2): many steps must end at v."""
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("variance", [0.25, 2.0])
+    def test_many_steps_end_at_the_variance_of_a_known_target(self, eta, variance):
+        """For data N(0, v) the exact eps is s u / (a^2 v + s^2)."""
         net = LatentDenoiser(((1, 8, 8),), 16, 1, sigma_min=0.02)
-        variance = 0.25
 
         def exact(u, sigma):
             s = sigma[:, None, None, None]
@@ -100,10 +102,25 @@ class TestSampler:
 
         net.forward = exact
         counted = []
-        u = sample_ddpm(net, streams(100, net.shapes), steps=200, eta=1.0, progress=counted.append)
+        u = sample_ddpm(net, streams(100, net.shapes), steps=200, eta=eta, progress=counted.append)
         assert sum(counted) == 200
         error = variance * math.sqrt(2 / 6400)
-        assert flatten(u).var().item() == pytest.approx(variance, abs=4 * error + 0.01)
+        # The start at s = 0.99 takes N(0, 1) for N(0, s^2 + v (1 - s^2)), the flow remembers it.
+        start = 1 / (HIGHEST**2 + variance * (1 - HIGHEST**2)) if eta == 0 else 1.0
+        assert flatten(u).var().item() == pytest.approx(
+            variance * start, abs=4 * error + 0.02 * variance
+        )
+
+    def test_ancestral_steps_have_the_law_of_the_reverse_chain(self):
+        """For N(0, I) a step down is u <- rho u + sqrt(1 - rho^2) eps, rho = a(s) / a(r)."""
+        slope, spread = _coefficients(0.8, 0.3, 1.0)
+        rho = math.sqrt((1 - 0.8**2) / (1 - 0.3**2))
+        assert spread == pytest.approx(math.sqrt(1 - rho**2))
+        # The posterior mean of u_r of a point mass x: (a(r) (1 - rho^2) x + rho r^2 u) / s^2.
+        x, u = 0.7, -0.4
+        eps = (u - 0.6 * x) / 0.8
+        mean = (math.sqrt(0.91) * (1 - rho**2) * x + rho * 0.09 * u) / 0.64
+        assert rho * u - slope * (eps - 0.8 * u) == pytest.approx(mean)
 
     def test_seeds_are_images(self):
         net = LatentDenoiser(SHAPES, 16, 1)
