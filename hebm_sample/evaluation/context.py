@@ -10,6 +10,7 @@ reads them. Images are decoded again each time, which costs little beside the ch
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ __all__ = [
     "EncodedImages",
     "Spaces",
     "as_bytes",
+    "clock",
     "fingerprint",
 ]
 
@@ -71,12 +73,37 @@ def as_bytes(images: Tensor) -> np.ndarray:
 
 def fingerprint(pipe: Pipeline, *, encoder: bool = False) -> str:
     """A hash of a model's config and weights."""
-    digest = hashlib.sha256(json.dumps(pipe.config.to_dict(), sort_keys=True).encode())
+    # Records of its training change nothing that a model makes.
+    config = {k: v for k, v in pipe.config.to_dict().items() if k != "training"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     modules = [pipe.generator, *([pipe.prior] if pipe.prior is not None else [])]
     for module in [*modules, *([pipe.encoder] if encoder else [])]:
         for name, tensor in module.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class _Watch:
+    """Counts gradients and keeps the time of the last one: what follows it is decoding."""
+
+    def __init__(
+        self, total: int, device: torch.device, progress: Callable[[int], object]
+    ) -> None:
+        self.left, self.device, self.progress = total, device, progress
+        self.ended = math.nan
+
+    def __call__(self, count: int) -> None:
+        self.left -= count
+        if self.left <= 0:
+            self.ended = clock(self.device)
+        self.progress(count)
 
 
 @dataclass
@@ -119,18 +146,17 @@ class EvaluationContext:
             prior=prior,
         )
         key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
+        key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
         bar = tqdm(
             total=total, desc="sampling", unit="grad", disable=not (self.progress and total)
         )
 
         def make(start: int, stop: int) -> dict[str, Tensor]:
-            began = time.perf_counter()
-            parts = [
-                self._sample_batch(range(i, min(i + self.batch_size, stop)), prior, bar.update)
-                for i in range(start, stop, self.batch_size)
-            ]
-            seconds = torch.tensor([time.perf_counter() - began])
-            return _by_group(concatenate(parts)) | {"seconds": seconds}
+            starts = range(start, stop, self.batch_size)
+            batches = [range(i, min(i + self.batch_size, stop)) for i in starts]
+            parts = [self._sample_batch(seeds, prior, bar.update) for seeds in batches]
+            seconds = torch.tensor([sum(seconds for _, seconds in parts)])
+            return _by_group(concatenate([u for u, _ in parts])) | {"seconds": seconds}
 
         with bar:
             found = self.cached(prior, key, self.num_images, make)
@@ -138,17 +164,26 @@ class EvaluationContext:
 
     def _sample_batch(
         self, seeds: range, prior: Prior, progress: Callable[[int], object]
-    ) -> Latents:
-        settings = self.sampling if prior == "ebm" else {}
+    ) -> tuple[Latents, float]:
+        """u of a batch and the seconds that it took; decoding, which comes to all priors alike, is
+        not timed.
+        """
+        device = self.pipe.device
+        began = clock(device)
+        if prior == "gaussian":
+            streams = NoiseStreams(seeds, self.pipe.generator.latent_shapes, device=device)
+            u = streams.normal(self.pipe.config.sampling.temperature)
+            seconds = clock(device) - began
+            return tuple(g.float().cpu() for g in u), seconds
+        watch = _Watch(self.pipe.sampling_config(**self.sampling).steps, device, progress)
         out = self.pipe(
             seeds=seeds,
             batch_size=self.batch_size,
             output_type="torch",
-            prior=prior,
-            progress=progress,
-            **settings,
+            progress=watch,
+            **self.sampling,
         )
-        return out.latents
+        return out.latents, watch.ended - began
 
     def encoded(self) -> EncodedImages:
         """Latents, distortion and KL of the held-out images."""

@@ -21,8 +21,8 @@ et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, section 3.
 deterministic; it differs from the step of Song et al., "Denoising Diffusion Implicit Models"
 (arXiv 2010.02502), as the flow's does: theirs is exact for a point mass and shrinks N(0, I). So
 all steps leave N(0, I) as it is where n = 0, like the energies' samplers. The last step, to r = 0,
-is deterministic. A diffusion model of a generator's latents is Rombach et al., "High-Resolution Image
-Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
+is deterministic. A diffusion model of a generator's latents is Rombach et al., "High-Resolution
+Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
 """
 
 import json

@@ -18,6 +18,7 @@ from hebm_sample.cli.evaluation.report import _folders
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation import context as context_module
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import make_context
 from hebm_sample.evaluation.folders import compare_folders
@@ -189,6 +190,26 @@ class TestContext:
         again = make_context(pipe, *sets, folder=folder, **SHORT).samples("ebm")
         assert all((a == b).all() for a, b in zip(again.u, u, strict=True))
         assert again.seconds == first.samples("ebm").seconds > 0
+
+    def test_seconds_are_of_u_alone_for_every_prior(self, home, pipe, sets, monkeypatch):
+        """A clock that gradients and decoding move on, and nothing else."""
+        now, decode = [0.0], type(pipe)._decode
+        monkeypatch.setattr(context_module.time, "perf_counter", lambda: now[0])
+
+        def decoded(self, u):
+            now[0] += 1000.0
+            return decode(self, u)
+
+        monkeypatch.setattr(type(pipe), "_decode", decoded)
+        context = make_context(pipe, *sets, **SHORT)
+        move = context_module.clock
+        monkeypatch.setattr(
+            context_module.tqdm, "update", lambda bar, n=1: now.__setitem__(0, now[0] + n)
+        )
+        assert context.samples("gaussian").seconds == 0
+        # Two batches of six gradients; the time of the last one is taken before it is told.
+        assert context.samples("ebm").seconds == 2 * (6 - 1)
+        assert move(pipe.device) >= 2000
 
     def test_a_damaged_file_is_made_anew(self, home, pipe, sets):
         folder = home / "damaged"
