@@ -1,4 +1,4 @@
-"""Two folders of images, measured against each other: `hebm-train evaluate --compare A B`.
+"""Two folders of images, measured against each other: `hebm-eval compare A B`.
 
 B is the reference: precision is A's. Spaces are those of the classifiers that come with the
 package, principal components fitted to B, and Inception's if asked for. Images are cropped to

@@ -15,6 +15,11 @@ r"""Does the sampler's Langevin chain do what it is meant to?
   it is a strict check.
 - *Effective step*: s times the mean acceptance, the step that a chain with the correction would
   really take. It has a maximum in s; beyond it a longer step buys nothing but bias.
+
+The correction is that of the Metropolis-adjusted Langevin algorithm (Roberts and Tweedie,
+"Exponential convergence of Langevin distributions and their discrete approximations", 1996). Split
+R hat is that of Gelman et al., "Bayesian Data Analysis"; Vehtari et al., "Rank-normalization,
+folding, and localization: An improved R-hat" (arXiv 1903.08008) say what it misses.
 """
 
 import math
@@ -35,6 +40,7 @@ from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.langevin import LogDensity, noise_scale, score
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.sample import sample_prior
+from hebm_sample.sampling.state import LevelState
 from hebm_sample.sampling.step_size import Transition, transition
 
 __all__ = [
@@ -48,7 +54,7 @@ __all__ = [
 ]
 
 # Purposes of streams of their own: what made a state, such as the posterior's or the sampler's
-# draws of the same seeds, must not come back in the noise that it is measured with.
+# noise of the same seeds, must not come back in the noise that it is measured with.
 ACCEPTANCE, TRACES = 1_001, 2_001
 
 
@@ -109,7 +115,7 @@ class LevelDiagnostics:
         step_sizes: s of each step, likewise.
         unit: B_t, or the release's s_t, likewise.
         steps: Langevin steps; the lists have one number per step.
-        log_density: Before each step, a dimension of u.
+        log_density: Before each step, per dimension of u.
         gradient_norm: Likewise, over sqrt(D).
         displacement: Over sqrt(s D).
         energy: -F at the end of the level, its mean and standard deviation over images.
@@ -167,7 +173,7 @@ def diagnose_levels(
     config: LangevinConfig | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[LevelDiagnostics], dict[int, Latents]]:
-    """Run the sampler as it is and look at its chains; also the latents after each level.
+    """Run the sampler as it is and measure its chains; also the latents after each level.
 
     Levels that the sampler visits without Langevin steps (the flow's) have empty lists.
     """
@@ -184,29 +190,32 @@ def diagnose_levels(
         posterior_variance=pipe.posterior_variance() if config.precondition else None,
         progress=cast("Callable[[int], None] | None", progress),
     )
-    width = math.sqrt(chain.dimensions)
     for state in states:
-        t = min(state.level, chain.schedule.num_levels - 1)
-        own = chain.at(t, marginal=False)
-        info, energy = state.info, -state.terms.sum(1)
-        sizes = own.mean_steps(len(info.log_density))
-        free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
         latents[state.level] = state.u
-        found.append(
-            LevelDiagnostics(
-                state.level,
-                float(chain.schedule.cum_sigma[t]),
-                float(torch.as_tensor(own.step_size).mean()),
-                sizes,
-                float(torch.as_tensor(own.unit).mean()),
-                len(info.log_density),
-                (info.log_density.mean(1) / chain.dimensions).tolist(),
-                (info.gradient_norm.mean(1) / width).tolist(),
-                (info.displacement.mean(1).cpu() / free).tolist(),
-                (float(energy.mean()), float(energy.std())),
-            )
-        )
+        found.append(_of_level(chain, state))
     return found, latents
+
+
+def _of_level(chain: _Chain, state: LevelState) -> LevelDiagnostics:
+    """What the chain did at the level that ended in `state`."""
+    t = min(state.level, chain.schedule.num_levels - 1)
+    own = chain.at(t, marginal=False)
+    info, energy = state.info, -state.terms.sum(1)
+    sizes = own.mean_steps(len(info.log_density))
+    width = math.sqrt(chain.dimensions)
+    free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
+    return LevelDiagnostics(
+        state.level,
+        float(chain.schedule.cum_sigma[t]),
+        float(torch.as_tensor(own.step_size).mean()),
+        sizes,
+        float(torch.as_tensor(own.unit).mean()),
+        len(info.log_density),
+        (info.log_density.mean(1) / chain.dimensions).tolist(),
+        (info.gradient_norm.mean(1) / width).tolist(),
+        (info.displacement.mean(1).cpu() / free).tolist(),
+        (float(energy.mean()), float(energy.std())),
+    )
 
 
 @dataclass(frozen=True)
@@ -280,7 +289,7 @@ def traces_from(
         steps: K, at least 8.
 
     Returns:
-        `traces`: name to the mean of log p a dimension before each step; `r_hat`: of log p over
+        `traces`: name to the mean of log p per dimension before each step; `r_hat`: of log p over
         the second halves of all chains of all starts together.
     """
     if steps < 8:

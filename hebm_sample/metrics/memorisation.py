@@ -1,11 +1,14 @@
 """Does a model repeat its training images?
 
-d(x) = distance in a feature space to the nearest training image. A model that repeats what it
-has seen draws images with shorter d than real ones it has not seen. So the distribution of
+d(x) = distance in a feature space to the nearest training image. A model that repeats them
+makes samples with shorter d than real images that it was not trained on. So the distribution of
 d(sample) stands beside that of d(held-out image):
 
     shorter = P(d(sample) < d(held-out))      0.5 where both have one law
     tail    = share of samples with d below the held-out images' 1% quantile
+
+The first is the test statistic of Meehan et al., "A Non-Parametric Test to Detect Data-Copying in
+Generative Models" (arXiv 2004.05675), over the whole space as one cell.
 
 "No shorter" is one-sided: it is refused where `shorter` exceeds 1/2, or `tail` its expected 1%, by
 more than chance would in 1 of 20. Few repeated images show in the tail before they show in the

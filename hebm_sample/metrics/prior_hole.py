@@ -4,10 +4,11 @@
 
 a group at a time and all groups together:
 
-    accuracy   of a classifier on rows it has not seen: 0.5 is closed, 1 is open. The joint one
-               saturates: it sees the sum of many small differences.
+    accuracy   of a classifier on rows that did not train it (Lopez-Paz and Oquab, "Revisiting
+               Classifier Two-Sample Tests", arXiv 1610.06545): 0.5 is closed, 1 is open. The joint
+               one saturates: it has the sum of many small differences.
     KL bound   E_q[T] - log E_p[exp T] <= KL(q || p) in nats (Donsker and Varadhan), T the
-               classifier's log odds, on the same unseen rows
+               classifier's log odds, on the same rows
     MMD^2      with a Gaussian kernel of median width, unbiased
 
 Two classifiers, because each is blind to something: `quadratic` is a logistic regression on the
@@ -26,7 +27,7 @@ from hebm_sample.io.extras import import_extra
 from hebm_sample.metrics.kernel import gaussian_kernel, mmd_squared
 from hebm_sample.metrics.statistics import Figure, mean_figure
 
-__all__ = ["Hole", "correlated_pairs", "measure_hole", "two_sample_accuracy"]
+__all__ = ["PriorHole", "correlated_pairs", "measure_prior_hole", "two_sample_accuracy"]
 
 DIRECTIONS = 16  # of the quadratic classifier
 FEWEST_ROWS = 30
@@ -35,7 +36,7 @@ TREES = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.1}
 
 
 @dataclass(frozen=True)
-class Hole:
+class PriorHole:
     """How far one set of samples is from q(u), in one group or in all.
 
     Arguments:
@@ -108,8 +109,8 @@ def _trees(parts: tuple[list[np.ndarray], list[np.ndarray]], seed: int) -> Any:
     return boosting(random_state=seed, **TREES).fit(np.concatenate([a, b]), labels)
 
 
-def _judged(classifier: Any, a: np.ndarray, b: np.ndarray) -> tuple[Figure, float]:
-    """Balanced accuracy and the KL bound, on rows that it has not seen."""
+def _tested(classifier: Any, a: np.ndarray, b: np.ndarray) -> tuple[Figure, float]:
+    """Balanced accuracy and the KL bound, on rows that did not train it."""
     odds = [
         np.clip(classifier.decision_function(x), -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
         for x in (a, b)
@@ -125,7 +126,7 @@ def two_sample_accuracy(
     q: np.ndarray, p: np.ndarray, *, seed: int = 0
 ) -> tuple[Figure, Figure, float]:
     """Accuracies of the quadratic classifier and of trees in telling rows q (N, D) from p (M, D),
-    each on a third that it has not seen, and the first one's KL bound.
+    each on a third that did not train it, and the first one's KL bound.
 
     Raises:
         UserInputError: Fewer than 30 rows a side.
@@ -139,19 +140,19 @@ def two_sample_accuracy(
         _thirds(np.asarray(q, np.float64), seed),
         _thirds(np.asarray(p, np.float64), seed + 1),
     )
-    unseen = parts[0][2], parts[1][2]
-    quadratic, bound = _judged(_quadratic(parts, seed), *unseen)
-    trees, _ = _judged(_trees(parts, seed), *unseen)
+    rows = parts[0][2], parts[1][2]
+    quadratic, bound = _tested(_quadratic(parts, seed), *rows)
+    trees, _ = _tested(_trees(parts, seed), *rows)
     return quadratic, trees, bound
 
 
-def measure_hole(q: np.ndarray, p: np.ndarray, *, seed: int = 0) -> Hole:
+def measure_prior_hole(q: np.ndarray, p: np.ndarray, *, seed: int = 0) -> PriorHole:
     """All figures of one group, or of all in one row: q(u) as (N, D) against samples (M, D)."""
     quadratic, trees, bound = two_sample_accuracy(q, p, seed=seed)
     q, p = np.asarray(q, np.float64), np.asarray(p, np.float64)
     groups = min(20, min(len(q), len(p)) // 2)
     mmd = mmd_squared(q, p, gaussian_kernel(q, p), num_groups=groups, seed=seed)
-    return Hole(quadratic, trees, bound, mmd)
+    return PriorHole(quadratic, trees, bound, mmd)
 
 
 def correlated_pairs(q: np.ndarray, count: int = 2) -> Sequence[tuple[int, int]]:

@@ -33,7 +33,7 @@ from hebm_sample.evaluation.ood import (
 )
 from hebm_sample.io.extras import import_extra
 from hebm_sample.latents import flatten
-from hebm_sample.metrics.prior_hole import correlated_pairs, measure_hole
+from hebm_sample.metrics.prior_hole import correlated_pairs, measure_prior_hole
 from hebm_sample.metrics.typicality import fit_calibration, uniformity
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling import chain as chain_module
@@ -46,14 +46,14 @@ def pipe():
     return tiny_pipeline()
 
 
-class TestHole:
+class TestPriorHole:
     @pytest.fixture(autouse=True)
     def _extra(self):
         pytest.importorskip("sklearn")
 
     def test_one_law_cannot_be_told_apart(self):
         rng = np.random.default_rng(0)
-        found = measure_hole(rng.normal(size=(600, 12)), rng.normal(size=(600, 12)))
+        found = measure_prior_hole(rng.normal(size=(600, 12)), rng.normal(size=(600, 12)))
         for figure in (found.quadratic, found.trees):
             assert abs(figure.value - 0.5) < 4 * figure.error
         assert found.kl_bound < 0.1 and abs(found.mmd.value) < 5 * found.mmd.error
@@ -64,7 +64,7 @@ class TestHole:
         p = rng.normal(size=(1500, 6))
         q = p.copy()[::-1] + 0
         q[:, 1] = 0.9 * q[:, 0] + math.sqrt(1 - 0.81) * rng.normal(size=1500)
-        found = measure_hole(q, p)
+        found = measure_prior_hole(q, p)
         assert found.quadratic.value > 0.6 and found.accuracy >= found.quadratic
         divergence = -0.5 * math.log(1 - 0.81)
         assert 0.3 * divergence < found.kl_bound < divergence + 0.1
@@ -81,7 +81,7 @@ class TestHole:
 
     def test_too_few_rows(self):
         with pytest.raises(UserInputError, match="29 and 40 rows.*needs 30"):
-            measure_hole(np.zeros((29, 2)), np.zeros((40, 2)))
+            measure_prior_hole(np.zeros((29, 2)), np.zeros((40, 2)))
 
 
 def test_a_missing_extra_is_named():

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
-from hebm_sample.cli.evaluate import DEVICES
+from hebm_sample.cli.evaluation.options import DEVICES
 from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
 from hebm_sample.errors import UserInputError
 

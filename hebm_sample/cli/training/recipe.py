@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import DEVICES
+from hebm_sample.cli.evaluation.options import DEVICES
 from hebm_sample.cli.training.options import PATH, read_images
 from hebm_sample.cli.training.runs import use_the_machine
 

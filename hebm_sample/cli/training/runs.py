@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import load_model
+from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
     check_resume,
     needed,
