@@ -22,11 +22,6 @@ __all__ = ["ConditionRates", "Control", "ControlPlan", "Edit", "Layers", "Share"
 MAX_GUIDANCE = 100.0
 
 
-def _written_as(key: str) -> Any:
-    """A field whose key in result files is an older name."""
-    return field(metadata={"key": key})
-
-
 @dataclass(frozen=True)
 class ControlPlan:
     """What to measure.
@@ -106,9 +101,9 @@ class ConditionRates:
             reconstruction upper bound.
     """
 
-    condition: dict[str, str] = _written_as("symbols")
+    condition: dict[str, str] = field(metadata={"key": "symbols"})  # its name in files
     labelled: Share
-    by_guidance: dict[str, Share] = _written_as("found")
+    by_guidance: dict[str, Share] = field(metadata={"key": "found"})  # its name in files
     real: Share
     reconstructed: Share
 
@@ -144,8 +139,8 @@ class Variable:
 
     column: str
     values: int
-    conditions: list[ConditionRates] = _written_as("asked")
-    by_guidance: dict[str, Share] = _written_as("found")
+    conditions: list[ConditionRates] = field(metadata={"key": "asked"})  # its name in files
+    by_guidance: dict[str, Share] = field(metadata={"key": "found"})  # its name in files
     real: dict[str, Any]
     reconstructed: dict[str, Any]
 
@@ -193,7 +188,7 @@ class Edit:
             whole, likewise.
     """
 
-    condition: dict[str, str] = _written_as("symbols")
+    condition: dict[str, str] = field(metadata={"key": "symbols"})  # its name in files
     images: int
     strength: float
     guidance: float
@@ -267,7 +262,7 @@ class Control:
 
     model: str
     sampling: dict[str, Any]
-    classifier: dict[str, Any] = _written_as("judge")
+    classifier: dict[str, Any] = field(metadata={"key": "judge"})  # its name in files
     num_images: int
     unconditional: int
     held_out: int

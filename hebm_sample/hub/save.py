@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,7 @@ def _write(path: Path, content: bytes | Module, dtype: torch.dtype) -> FileRow:
 
 
 @contextlib.contextmanager
-def _staging_for(folder: Path) -> Iterator[Path]:
+def _staging_for(folder: Path) -> Generator[Path]:
     """A new folder on the disk of `folder`: in it where it exists, else beside it."""
     name = f"hebm-{uuid.uuid4().hex}.tmp"
     staging = folder / f".{name}" if folder.is_dir() else folder.parent / f".{folder.name}.{name}"

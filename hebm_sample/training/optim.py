@@ -292,13 +292,10 @@ def _accumulated(
     for part in parts:
         grads, stats = _differentiated(objective, part, fraction, parameters, context)
         found.append(stats)
-        if sums:
-            torch._foreach_add_(sums, list(grads))
-        else:
-            sums = list(grads)
+        sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else list(grads)
         del grads
     if len(found) > 1:
-        torch._foreach_div_(sums, len(found))
+        sums = [total / len(found) for total in sums]
     return sums, _mean(found)
 
 

@@ -47,8 +47,10 @@ def classifier(data: str, size: int, columns: tuple[str, ...], out: Path, **opti
     from hebm_sample.pipeline.device import pick_device
 
     check_folder("--out", out)
+    training, held_out = open_sets(data, size, None, options)
     _, report = find_attribute_classifier(
-        *open_sets(data, size, None, options),
+        training,
+        held_out,
         columns,
         steps=options["steps"],
         out=out,

@@ -111,7 +111,9 @@ def images_option(default: int, text: str) -> Decorator:
 
 def with_options(*options: Decorator | Sequence[Decorator]) -> Callable[[Any], Any]:
     """These options, in this order."""
-    flat = [d for o in options for d in (o if isinstance(o, (list, tuple)) else [o])]
+    flat: list[Decorator] = []
+    for option in options:
+        flat += [option] if callable(option) else option
 
     def decorate(command: Any) -> Any:
         for option in reversed(flat):

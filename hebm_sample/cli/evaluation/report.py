@@ -108,7 +108,8 @@ def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]
 
     parts = None
     if options["parts"] is not None:
-        parts = tuple(_PARTS.get(p.strip(), p.strip()) for p in options["parts"].split(","))
+        typed = (str(p).strip() for p in options["parts"].split(","))
+        parts = tuple(_PARTS.get(p, p) for p in typed)
     size = pipe.config.generator.image_size
     return ReportPlan(
         parts=parts,

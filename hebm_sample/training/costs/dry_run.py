@@ -364,8 +364,9 @@ def _measure(
             *_timed(built.objective, built.learner, settings, few, device),
         )
 
-    chain = isinstance(built.objective, MleObjective)
-    return _with_chain(built.objective, measure) if chain else measure()
+    if isinstance(built.objective, MleObjective):
+        return _with_chain(built.objective, measure)
+    return measure()
 
 
 def _estimate(
