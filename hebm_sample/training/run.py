@@ -44,6 +44,7 @@ from hebm_sample.training.optim import (
     step_seed,
     train_step,
 )
+from hebm_sample.training.record import record_of
 
 __all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder"]
 
@@ -97,7 +98,7 @@ class Task:
 class RunResult:
     """The averaged learner, at the end or where it was best on held-out images; the steps done,
     those skipped, the seconds it took; the best step and its figures, if any were measured; and
-    what it was, for the model's config.
+    the state that a checkpoint of it would hold.
     """
 
     learner: nn.Module
@@ -105,7 +106,12 @@ class RunResult:
     skipped: int
     seconds: float
     best: dict[str, Any] | None
-    record: TrainingRecord
+    state: dict[str, Any]
+
+    @property
+    def record(self) -> TrainingRecord:
+        """What the run was, for the model's config."""
+        return record_of(self.state)
 
 
 def _time_a_step(

@@ -22,7 +22,6 @@ from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.devices import averaged_over_processes, checkpointing, make_accelerator
 from hebm_sample.training.lock import locked
 from hebm_sample.training.log import Means, RunLog
-from hebm_sample.training.record import record_of
 from hebm_sample.training.run import BEST, Run, RunResult, Task, make_run_folder
 
 __all__ = ["BEST", "Run", "RunResult", "Task", "make_accelerator", "make_run_folder", "train"]
@@ -137,8 +136,8 @@ def train(
         run = Run(task, images, settings, folder, accelerator)
         with checkpointing(task.objective, settings.activation_checkpointing):
             _run(run, resume, show_progress)
-        record = record_of(run.state())
-        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best, record)
+        state = run.state()
+        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best, state)
 
 
 def _run(run: Run, resume: bool, show_progress: bool) -> None:
