@@ -10,7 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hebm_sample.evaluation.context import EvaluationContext
-from hebm_sample.evaluation.mcmc import check_steps, diagnose_levels, traces_from
+from hebm_sample.evaluation.mcmc import (
+    DIFFUSION,
+    TRACE_STARTS,
+    check_steps,
+    diagnose_levels,
+    traces_from,
+)
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
@@ -21,6 +27,7 @@ from hebm_sample.evaluation.report.page import (
     with_error,
 )
 from hebm_sample.evaluation.report.plots import lines, scatter_pairs
+from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
 from hebm_sample.metrics.prior_hole import correlated_pairs, measure_prior_hole
 from hebm_sample.prior.schedule import DiffusionSchedule
@@ -115,8 +122,9 @@ def show_prior_hole(found: dict[str, Any]) -> list[Block]:
         Heading("Prior hole"),
         Text(
             f"q(u) of {found['count']} held-out images against as many samples of each prior. "
-            f"Accuracy of the better of two classifiers on rows that {rows}: 0.5 is closed. The KL "
-            "bound is a lower bound of KL(q || p) by the quadratic classifier. MMD² has a Gaussian kernel of median width."
+            f"Accuracy of the better of two classifiers on rows that {rows}: 0.5 is closed. "
+            "The KL bound is a lower bound of KL(q || p) by the quadratic classifier. MMD² has a "
+            "Gaussian kernel of median width."
         ),
         prior_hole_table(found),
         ReportImage(
@@ -143,7 +151,8 @@ def run_diagnostics(
     top = max(latents)
     traces = []
     for t in sorted({0, top // 2, top}) if chains else []:
-        noise = NoiseStreams(range(images), pipe.generator.latent_shapes).normal()
+        seeds = [derived_seed(i, TRACE_STARTS) for i in range(images)]
+        noise = NoiseStreams(seeds, pipe.generator.latent_shapes).normal()
         starts = {"the sampler's": latents[t], "N(0, I)": noise}
         starts |= {"q(u), diffused": known[t]} if known else {}
         traces.append(traces_from(pipe, starts, t, steps, config, progress=bar.update))
@@ -167,7 +176,8 @@ def _diffused(context: EvaluationContext, images: int) -> dict[int, Latents]:
         return {}
     schedule = DiffusionSchedule(context.pipe.config.prior.levels)
     u = tuple(g[:images] for g in context.encoded().u)
-    noise = NoiseStreams(range(7000, 7000 + len(u[0])), context.pipe.generator.latent_shapes)
+    seeds = [derived_seed(i, DIFFUSION) for i in range(len(u[0]))]
+    noise = NoiseStreams(seeds, context.pipe.generator.latent_shapes)
     return {t: schedule.diffuse(u, t, noise.normal()) for t in range(schedule.num_levels)}
 
 
