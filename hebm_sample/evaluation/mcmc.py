@@ -109,8 +109,8 @@ def split_r_hat(traces: Tensor) -> float:
 class LevelDiagnostics:
     """What the sampler's own chain did at one noise level; means over images.
 
-    Of the flow, which takes no Langevin steps, the lists are empty, there is no step size (nan), and
-    levels are those of its own path, of which `steps` of the sampler is the number.
+    Of the flow, which takes no Langevin steps, the lists are empty, there is no step size (nan),
+    and levels are those of its own path, as many as the sampler has steps.
 
     Arguments:
         level: t, counted down to 0.

@@ -239,6 +239,13 @@ class TestContext:
         assert fingerprint(other) != fingerprint(pipe)
 
 
+def test_levels_without_steps_or_noise_have_a_dash():
+    level = {"level": 1, "cum_sigma": 0.5, "energy": [1.0, None]}
+    rows = [level | {"steps": n, "displacement": x} for n, x in ((0, []), (2, [None, None]))]
+    found = {"levels": rows, "steps": [], "sampling": {"step_scale": 1.0}}
+    assert [row[3] for row in report_latents.diagnostics_table(found).rows] == ["–", "–"]
+
+
 class TestWithoutData:
     @pytest.fixture
     def context(self, pipe):

@@ -217,11 +217,12 @@ def _level_row(found: Mapping[str, Any], level: Mapping[str, Any]) -> list[str]:
     rates = [c for c in found["steps"] if c["level"] == level["level"]]
     own = min(rates, key=lambda c: abs(c["step_scale"] - scale), default=None)
     best = max(rates, key=lambda c: c["effective_step"], default=None)
+    moved = [x for x in level["displacement"] if x is not None and x == x]
     return [
         str(level["level"]),
         number(level["cum_sigma"], 2),
         str(level["steps"]),
-        number(np.mean(level["displacement"]) if level["steps"] else None, 2),
+        number(np.mean(moved) if moved else None, 2),
         with_error(level["energy"][0], level["energy"][1], 1),
         "–" if own is None else f"{own['acceptance']:.3f} (c = {own['step_scale']:g})",
         "–" if best is None else f"c = {best['step_scale']:g}",
@@ -233,7 +234,7 @@ def show_diagnostics(found: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Langevin diagnostics"),
         Text(
-            f"{found['images']} chains. Displacement is a step's over sqrt(s D); the energy -F "
+            f"{found['images']} chains. Displacement is a step's over that of free diffusion; the energy -F "
             "at the level's end is its mean ± standard deviation over images. Acceptance is "
             "that of a Metropolis correction, which the sampler does not make, on the marginal "
             f"of the level, from latents of {found['acceptance_from']}; the last column has the "
