@@ -30,6 +30,7 @@ from typing import Any
 import click
 from ablation_page import TITLES, blocks, draw_figures
 
+from hebm_sample import __version__
 from hebm_sample.cli.data import HASH, HoldOutType
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.trained import load_model
@@ -203,7 +204,8 @@ class Ablation:
 
     def row(self, name: str, variant: Variant) -> dict[str, Any]:
         """A variant's figures: those kept, or measured now and kept."""
-        key = [FORMAT_VERSION, repr(variant), self.count, fingerprint(self.model, encoder=True)]
+        key = [FORMAT_VERSION, __version__, repr(variant), self.count]
+        key += [fingerprint(self.model, encoder=True)]
         key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
         key += [self.training.identity, self.held_out.identity, self.known is None]
         path = self.out / "variants" / f"{name}-{_name(variant)}-{_digest(key)}.json"

@@ -3,9 +3,10 @@
     gaussian, ebm      u of seeds 0 ... n - 1 under N(0, I) and under the energy-based prior
     held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out images
 
-With a folder these are kept there as safetensors, 500 images per file, under a key of the model,
-the sampler and the data: a measurement that was interrupted goes on where it was, and a second one
-reads them. Images are decoded again each time, which costs little beside the chains.
+With a folder these are kept there as safetensors, 500 images per file, under a key of the
+package's version, the model, the sampler and the data: a measurement that was interrupted goes on
+where it was, and a second one reads them. Images are decoded again each time, which costs little
+beside the chains.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
@@ -312,7 +314,8 @@ class EvaluationContext:
     ) -> dict[str, Tensor]:
         if self.folder is None:
             return make(start, stop)
-        digest = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
+        known = [FORMAT, __version__, *key]
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{start:06}-{digest}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:

@@ -264,28 +264,37 @@ def _layers(context: ControlContext, plan: ControlPlan) -> Layers:
     return Layers(count, variations, distances)
 
 
+def _over_all(hits: Sequence[np.ndarray], weight: str) -> Share:
+    """Over the conditions of one variable, each with its hits (N,)."""
+    if len(hits) == 1:
+        return Share.of(hits[0])
+    if weight != "0":
+        return Share.clustered(np.stack(hits, axis=1))
+    size = len(hits[0]) // len(hits)
+    blocks = [row[i * size : (i + 1) * size] for i, row in enumerate(hits)]
+    return Share.of(np.concatenate(blocks))
+
+
 def _variables(
     context: ControlContext,
-    names: Sequence[str],
-    rates: list[ConditionRates],
-    real: Predictions,
-    again: Predictions,
+    rates: Mapping[str, list[ConditionRates]],
+    hits: Mapping[str, dict[str, list[np.ndarray]]],
+    right: Sequence[Mapping[str, Any]],
 ) -> dict[str, Variable]:
-    """One variable at a time, with the classifier's accuracies beside it."""
-    right = [accuracies(p, context.held_out.labels) for p in (real, again)]
-    variables = {}
-    for name in names:
-        column, mine = context.columns[name], [r for r in rates if name in r.condition]
-        guidance = mine[0].by_guidance
-        variables[name] = Variable(
-            column=column,
+    """One variable at a time, with the classifier's accuracies on real images and on
+    reconstructions, `right`, beside it.
+    """
+    return {
+        name: Variable(
+            column=context.columns[name],
             values=len(context.pipe.symbols[name]),
             conditions=mine,
-            by_guidance={w: Share.pooled([r.by_guidance[w] for r in mine]) for w in guidance},
-            real=right[0].get(column, {}),
-            reconstructed=right[1].get(column, {}),
+            by_guidance={w: _over_all(found, w) for w, found in hits[name].items()},
+            real=right[0].get(context.columns[name], {}),
+            reconstructed=right[1].get(context.columns[name], {}),
         )
-    return variables
+        for name, mine in rates.items()
+    }
 
 
 def _check_classifier(
@@ -381,8 +390,18 @@ def _of_samples(
     conditions = single + list(plan.combinations)
     unconditional, found = _samples(context, conditions, plan)
     rates = _rates(context, conditions, found, real, again)
+    rows = {name: [i for i, c in enumerate(single) if name in c] for name in names}
+    hits = {
+        name: {weight: [x[i] for i in mine] for weight, x in found.items()}
+        for name, mine in rows.items()
+    }
     return {
         "unconditional": unconditional,
-        "variables": _variables(context, names, rates[: len(single)], real, again),
+        "variables": _variables(
+            context,
+            {name: [rates[i] for i in mine] for name, mine in rows.items()},
+            hits,
+            [accuracies(p, context.held_out.labels) for p in (real, again)],
+        ),
         "combinations": rates[len(single) :],
     }

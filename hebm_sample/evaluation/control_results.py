@@ -1,6 +1,8 @@
 """What `hebm-eval control` is to measure, and what it measured, as text and as JSON.
 
 share = hits / n,    standard error = sqrt(share (1 - share) / n)
+
+Over several values, whose samples share their seeds, the error is that of the seeds' means.
 """
 
 import math
@@ -63,7 +65,7 @@ class ControlPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """Of `count` images the share that is so, and its binomial standard error; nan of none."""
+    """Of `count` images the share that is so, and its standard error; nan of none."""
 
     share: float
     error: float
@@ -71,7 +73,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: np.ndarray | Sequence[bool]) -> "Share":
-        """From one truth value an image."""
+        """From one truth value an image, all independent: the binomial error."""
         found = np.asarray(hits, dtype=bool)
         if not found.size:
             return cls(math.nan, math.nan, 0)
@@ -79,11 +81,13 @@ class Share:
         return cls(share, math.sqrt(share * (1 - share) / found.size), found.size)
 
     @classmethod
-    def pooled(cls, shares: "Sequence[Share]") -> "Share":
-        """Of several sets of images as one set."""
-        hits = sum(round(s.share * s.count) for s in shares if s.count)
-        count = sum(s.count for s in shares)
-        return cls.of(np.arange(count) < hits)
+    def clustered(cls, hits: np.ndarray) -> "Share":
+        """From truth values (N, K) whose rows are independent and whose columns are not, such as K
+        conditions of one seed: the error is that of the mean of the rows' means.
+        """
+        means = np.asarray(hits, dtype=np.float64).mean(axis=1)
+        spread = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        return cls(float(means.mean()), float(spread), hits.size)
 
     def __str__(self) -> str:
         return f"{self.share:.3f} ± {self.error:.3f}"
@@ -131,7 +135,9 @@ class Variable:
         column: Of the data, that has its labels.
         values: How many it can take.
         conditions: The values that were asked for, each alone.
-        by_guidance: Rates over all of them, by guidance.
+        by_guidance: Rates over all of them, by guidance. Unconditional samples are others for each
+            value: over the same ones the mean would be one over their number, whatever the model
+            does. With a condition values share their seeds, and the error knows that.
         real, reconstructed: The classifier's accuracies on held-out images and on their
             reconstructions, as `metrics.attribute_classifier.accuracies` gives them; empty
             without labels.

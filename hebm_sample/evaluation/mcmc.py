@@ -1,7 +1,7 @@
 r"""Does the sampler's Langevin chain do what it is meant to?
 
-- *Displacement*: |u_after - u_before| a step, over what free diffusion with the same step would
-  move, sqrt(s D).
+- *Displacement*: |u_after - u_before| a step, over what free diffusion with the same step and
+  temperature tau would move, sqrt(sum_d s_d tau_d^2): sqrt(s D) for one step and tau = 1.
 - *Traces*: log p along the chain. A chain that is long enough ends on a plateau, the same one
   from wherever it started: `split_r_hat` is 1 there.
 - *Acceptance*: were each step a Metropolis proposal, how often would it be accepted?
@@ -39,9 +39,10 @@ from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.langevin import LogDensity, noise_scale, score
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import sample_prior
 from hebm_sample.sampling.state import LevelState
-from hebm_sample.sampling.step_size import Transition, transition
+from hebm_sample.sampling.step_size import Transition, step_sizes, transition
 
 __all__ = [
     "LevelDiagnostics",
@@ -55,7 +56,7 @@ __all__ = [
 
 # Purposes of streams of their own: what made a state, such as the posterior's or the sampler's
 # noise of the same seeds, must not come back in the noise that it is measured with.
-ACCEPTANCE, TRACES = 1_001, 2_001
+ACCEPTANCE, TRACES, TRACE_STARTS, DIFFUSION = 1_001, 2_001, 3_001, 4_001
 
 
 def acceptance(
@@ -108,8 +109,11 @@ def split_r_hat(traces: Tensor) -> float:
 class LevelDiagnostics:
     """What the sampler's own chain did at one noise level; means over images.
 
+    Of the flow, which takes no Langevin steps, the lists are empty, there is no step size (nan),
+    and levels are those of its own path, as many as the sampler has steps.
+
     Arguments:
-        level: t.
+        level: t, counted down to 0.
         cum_sigma: Of the level.
         step_size: s of its first step; its mean over coordinates where they have their own.
         step_sizes: s of each step, likewise.
@@ -117,7 +121,7 @@ class LevelDiagnostics:
         steps: Langevin steps; the lists have one number per step.
         log_density: Before each step, per dimension of u.
         gradient_norm: Likewise, over sqrt(D).
-        displacement: Over sqrt(s D).
+        displacement: Over the free diffusion's; nan where that does not move.
         energy: -F at the end of the level, its mean and standard deviation over images.
     """
 
@@ -160,6 +164,20 @@ class _Chain:
             marginal=marginal,
         )
 
+    def free_displacement(self, own: Transition, count: int) -> Tensor:
+        """sqrt(sum_d s_d tau_d^2) of each of `count` steps, (count,), on the CPU."""
+        heat = self.config.temperature
+        groups = (
+            heat if isinstance(heat, tuple) else (heat,) * len(self.pipe.generator.latent_shapes)
+        )
+        sizes = [math.prod(shape) for shape in self.pipe.generator.latent_shapes]
+        tau = torch.repeat_interleave(
+            torch.tensor(groups, dtype=torch.float64), torch.tensor(sizes)
+        )
+        steps = step_sizes(own.step_size, count, own.decay)
+        rows = [(torch.as_tensor(s).double().cpu() * tau.square()).sum().sqrt() for s in steps]
+        return torch.stack(rows) if rows else torch.zeros(0, dtype=torch.float64)
+
     def noise(self, seeds: Sequence[int], purpose: int = 0) -> NoiseStreams:
         """Streams of these seeds; those of another purpose have nothing to do with them."""
         shapes = self.pipe.generator.latent_shapes
@@ -173,12 +191,10 @@ def diagnose_levels(
     config: LangevinConfig | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[LevelDiagnostics], dict[int, Latents]]:
-    """Run the sampler as it is and measure its chains; also the latents after each level.
-
-    Levels that the sampler visits without Langevin steps (the flow's) have empty lists.
-    """
+    """Run the sampler as it is and measure its chains; also the latents after each level."""
     chain = _Chain(pipe, config)
     config, found, latents = chain.config, [], {}
+    high = min(0.99, chain.prior.sigma_max)
     states = sample_prior(
         chain.energy,
         chain.schedule,
@@ -186,35 +202,62 @@ def diagnose_levels(
         config,
         parametrization=chain.prior.parametrization,
         step_size_0=chain.prior.step_size_0,
-        sigma_high=min(0.99, chain.prior.sigma_max),
+        sigma_high=high,
         posterior_variance=pipe.posterior_variance() if config.precondition else None,
         progress=cast("Callable[[int], None] | None", progress),
     )
+    # The state of a level of the flow shows u where the level's gradient was taken, at path[-2 -
+    # level]; where the path ends, it is the result.
+    high = min(high, chain.schedule.levels[-1])
+    low = chain.schedule.levels[0]
+    path = flow_levels(config.steps, low, high, denoise=config.denoise)
     for state in states:
         latents[state.level] = state.u
-        found.append(_of_level(chain, state))
+        if config.sampler == "flow":
+            found.append(_of_flow(state, path[-2 - state.level]))
+        else:
+            found.append(_of_chain(chain, state))
     return found, latents
 
 
-def _of_level(chain: _Chain, state: LevelState) -> LevelDiagnostics:
-    """What the chain did at the level that ended in `state`."""
-    t = min(state.level, chain.schedule.num_levels - 1)
-    own = chain.at(t, marginal=False)
-    info, energy = state.info, -state.terms.sum(1)
-    sizes = own.mean_steps(len(info.log_density))
-    width = math.sqrt(chain.dimensions)
-    free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
+def _energy(state: LevelState) -> tuple[float, float]:
+    energy = -state.terms.sum(1)
+    return float(energy.mean()), float(energy.std())
+
+
+def _of_flow(state: LevelState, cum_sigma: float) -> LevelDiagnostics:
+    """A level of the flow's path: its energy, and nothing of Langevin steps."""
+    nothing: list[float] = []
     return LevelDiagnostics(
         state.level,
+        cum_sigma,
+        math.nan,
+        nothing,
+        math.nan,
+        0,
+        nothing,
+        nothing,
+        nothing,
+        _energy(state),
+    )
+
+
+def _of_chain(chain: _Chain, state: LevelState) -> LevelDiagnostics:
+    """What the chain did at the level that ended in `state`."""
+    t, info = state.level, state.info
+    own, count, width = chain.at(t, marginal=False), len(info.log_density), chain.dimensions**0.5
+    moved = info.displacement.mean(1).cpu() / chain.free_displacement(own, count)
+    return LevelDiagnostics(
+        t,
         float(chain.schedule.cum_sigma[t]),
         float(torch.as_tensor(own.step_size).mean()),
-        sizes,
+        own.mean_steps(count),
         float(torch.as_tensor(own.unit).mean()),
-        len(info.log_density),
+        count,
         (info.log_density.mean(1) / chain.dimensions).tolist(),
         (info.gradient_norm.mean(1) / width).tolist(),
-        (info.displacement.mean(1).cpu() / free).tolist(),
-        (float(energy.mean()), float(energy.std())),
+        torch.where(moved.isfinite(), moved, math.nan).tolist(),
+        _energy(state),
     )
 
 

@@ -33,6 +33,7 @@ from PIL import Image, ImageFilter
 
 from hebm_sample.config import LangevinConfig, PriorConfig, require_integer
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.metrics.statistics import Figure, auroc
 from hebm_sample.metrics.typicality import Calibration
@@ -55,7 +56,7 @@ __all__ = [
 
 NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
 BLUR_SHARE = 1 / 16  # radius, of the side
-CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that images were encoded with
+CHAINS = 5_001  # the purpose of the chains' streams: images were encoded with other noise
 
 
 def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
@@ -135,7 +136,7 @@ def chain_latents(
     parts: list[Latents] = []
     for i in range(0, count, batch_size):
         rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
-        seeds = range(CHAIN_SEEDS + i, CHAIN_SEEDS + i + len(rows[0]))
+        seeds = [derived_seed(i + k, CHAINS) for k in range(len(rows[0]))]
         noise = NoiseStreams(seeds, shapes, device=pipe.device)
         parts.append(_lowest_chain(pipe, prior, rows, config, noise, progress))
     return concatenate(parts)

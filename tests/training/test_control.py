@@ -24,7 +24,7 @@ from hebm_sample.evaluation.classifiers import (
     label_columns,
     parse_condition,
 )
-from hebm_sample.evaluation.control import ControlContext, control
+from hebm_sample.evaluation.control import ControlContext, _over_all, control
 from hebm_sample.evaluation.control_results import ControlPlan, Share
 from hebm_sample.metrics.attribute_classifier import AttributeClassifier, Predictions
 from hebm_sample.pipeline.outputs import Samples
@@ -130,8 +130,13 @@ def test_shares_of_each_value_by_hand(result):
         assert shares["1"] == Share.of([True] * 4 + [False] * 2)
         assert (shares["2"].share, shares["2"].count) == (1.0, 6)
     assert result.unconditional == 18
-    assert result.variables["class"].by_guidance["1"] == Share.of([True] * 12 + [False] * 6)
-    assert result.variables["class"].by_guidance["0"].share == pytest.approx(1 / 3)
+    # Seeds that obey and those that do not, each with all classes: of a seed's three samples all
+    # show what was asked for, or one of them does.
+    over_all = result.variables["class"].by_guidance
+    assert over_all["1"] == Share.clustered(np.array([[1, 1, 1], [1, 0, 0]] * 3))
+    assert over_all["1"].share == pytest.approx(12 / 18) and over_all["1"].count == 18
+    # Without a condition class j is counted on seeds 6 j ... 6 j + 5, of which two show it.
+    assert over_all["0"] == Share.of([True] * 6 + [False] * 12)
 
 
 def test_of_two_values_the_rarer_one_is_asked(result):
@@ -211,7 +216,33 @@ def test_shares_and_their_errors():
     assert str(share) == "0.750 ± 0.217"
     nothing = Share.of([])
     assert math.isnan(nothing.share) and nothing.count == 0
-    assert Share.pooled([share, nothing, Share.of([False] * 4)]) == Share.of([1] * 3 + [0] * 5)
+
+
+def test_over_all_values_errors_are_the_spread_of_repeats():
+    """Of ten classes that one sample cannot show twice, over independent seeds for each: else all
+    of them come to 0.1 exactly, whatever the model does.
+    """
+    rng, found = np.random.default_rng(0), []
+    law = rng.dirichlet(np.full(10, 0.5))
+    for _ in range(400):
+        shown = rng.choice(10, size=300, p=law)
+        found.append(_over_all([shown == j for j in range(10)], "0"))
+    spread = np.std([x.share for x in found])
+    assert spread > 0.01
+    assert np.mean([x.share for x in found]) == pytest.approx(0.1, abs=4 * spread / 20)
+    assert np.mean([x.error for x in found]) == pytest.approx(spread, rel=0.2)
+
+
+def test_values_that_share_their_seeds_have_an_error_that_knows_it():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(400):
+        easy = rng.random((60, 1)) < 0.5  # seeds that obey every condition
+        hits = easy | (rng.random((60, 4)) < 0.2)
+        found.append(_over_all(list(hits.T), "2"))
+    spread = np.std([x.share for x in found])
+    assert np.mean([x.error for x in found]) == pytest.approx(spread, rel=0.15)
+    binomial = Share.of(np.arange(240) < 144).error
+    assert spread > 1.4 * binomial
 
 
 def test_table_and_json_hold_the_figures(result):

@@ -124,6 +124,18 @@ class TestPage:
         assert json.dumps(again) == json.dumps(found)
         assert said == [f"{part}: kept from before" for part in found]
 
+    def test_another_version_measures_again(self, pipe, sets, written, monkeypatch):
+        out, found = written
+        assert {part["version"] for part in found.values()} == {report_module.__version__}
+        context = make_context(pipe, *sets, folder=out / "draws", **SHORT)
+        before = report_module._Report(context, plan(), out, lambda _: None).key("hole")
+        files = {path.name for path in (out / "draws").iterdir()}
+        for module in (report_module, context_module):
+            monkeypatch.setattr(module, "__version__", "99.0")
+        assert report_module._Report(context, plan(), out, lambda _: None).key("hole") != before
+        make_context(pipe, *sets, folder=out / "draws", **SHORT).samples("gaussian")
+        assert len({path.name for path in (out / "draws").iterdir()} - files) == 1
+
     def test_other_settings_are_measured_anew(self, pipe, sets, written):
         out, _ = written
         context = make_context(pipe, *sets, folder=out / "draws", **SHORT | {"steps": 7})
@@ -225,6 +237,13 @@ class TestContext:
         assert fingerprint(other) == fingerprint(pipe) != fingerprint(pipe, encoder=True)
         next(other.generator.parameters()).data.add_(1e-3)
         assert fingerprint(other) != fingerprint(pipe)
+
+
+def test_levels_without_steps_or_noise_have_a_dash():
+    level = {"level": 1, "cum_sigma": 0.5, "energy": [1.0, None]}
+    rows = [level | {"steps": n, "displacement": x} for n, x in ((0, []), (2, [None, None]))]
+    found = {"levels": rows, "steps": [], "sampling": {"step_scale": 1.0}}
+    assert [row[3] for row in report_latents.diagnostics_table(found).rows] == ["–", "–"]
 
 
 class TestWithoutData:

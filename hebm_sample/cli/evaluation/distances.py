@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from hebm_sample import __version__
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import (
     BATCH,
@@ -58,7 +59,8 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
     pipe = load_model(model).to(options["device"])
     common = common_options(options)
     if data is None:
-        found = _without_data(pipe, common, options["num_images"])
+        found = {"version": __version__}
+        found |= _without_data(pipe, common, options["num_images"])
     else:
         from hebm_sample.evaluation.distances import evaluate
 

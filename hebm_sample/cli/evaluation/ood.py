@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from hebm_sample import __version__
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import (
     BATCH,
@@ -70,4 +71,4 @@ def ood(
     found = measure_ood(context, plain, images=count).figures
     blocks = [b for b in show_ood(found) if not isinstance(b, ReportImage)]
     click.echo(to_markdown(blocks).rstrip())
-    write_json(json_path, found)
+    write_json(json_path, {"version": __version__, **found})

@@ -228,6 +228,8 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
     shorter = with_error(found["shorter"], found["shorter_error"])
     tail = with_error(found["tail"], found["tail_error"])
     blurred = found["shorter_than"]["reconstructions"]
+    if (p := found.get("p_value")) is not None:  # reports of before have none
+        conclusion += f" One test of all distances, p = {p:.3f}; 0.05 is the limit."
     return [
         Heading("Memorisation"),
         Text(

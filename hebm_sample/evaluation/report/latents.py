@@ -10,7 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hebm_sample.evaluation.context import EvaluationContext
-from hebm_sample.evaluation.mcmc import check_steps, diagnose_levels, traces_from
+from hebm_sample.evaluation.mcmc import (
+    DIFFUSION,
+    TRACE_STARTS,
+    check_steps,
+    diagnose_levels,
+    traces_from,
+)
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
@@ -21,6 +27,7 @@ from hebm_sample.evaluation.report.page import (
     with_error,
 )
 from hebm_sample.evaluation.report.plots import lines, scatter_pairs
+from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
 from hebm_sample.metrics.prior_hole import correlated_pairs, measure_prior_hole
 from hebm_sample.prior.schedule import DiffusionSchedule
@@ -109,13 +116,15 @@ def prior_hole_table(found: Mapping[str, Any]) -> Table:
 
 def show_prior_hole(found: dict[str, Any]) -> list[Block]:
     """The part's blocks."""
+    # Figures of before, which name no version, chose the classifier by the rows of the figure.
+    rows = "neither trained nor chose it" if "version" in found else "did not train it"
     return [
         Heading("Prior hole"),
         Text(
             f"q(u) of {found['count']} held-out images against as many samples of each prior. "
-            "Accuracy of the better of two classifiers on rows that did not train it: 0.5 is "
-            "closed. The KL bound is a lower bound of KL(q || p) by the quadratic classifier. "
-            "MMD² has a Gaussian kernel of median width."
+            f"Accuracy of the better of two classifiers on rows that {rows}: 0.5 is closed. "
+            "The KL bound is a lower bound of KL(q || p) by the quadratic classifier. MMD² has a "
+            "Gaussian kernel of median width."
         ),
         prior_hole_table(found),
         ReportImage(
@@ -142,7 +151,8 @@ def run_diagnostics(
     top = max(latents)
     traces = []
     for t in sorted({0, top // 2, top}) if chains else []:
-        noise = NoiseStreams(range(images), pipe.generator.latent_shapes).normal()
+        seeds = [derived_seed(i, TRACE_STARTS) for i in range(images)]
+        noise = NoiseStreams(seeds, pipe.generator.latent_shapes).normal()
         starts = {"the sampler's": latents[t], "N(0, I)": noise}
         starts |= {"q(u), diffused": known[t]} if known else {}
         traces.append(traces_from(pipe, starts, t, steps, config, progress=bar.update))
@@ -166,7 +176,8 @@ def _diffused(context: EvaluationContext, images: int) -> dict[int, Latents]:
         return {}
     schedule = DiffusionSchedule(context.pipe.config.prior.levels)
     u = tuple(g[:images] for g in context.encoded().u)
-    noise = NoiseStreams(range(7000, 7000 + len(u[0])), context.pipe.generator.latent_shapes)
+    seeds = [derived_seed(i, DIFFUSION) for i in range(len(u[0]))]
+    noise = NoiseStreams(seeds, context.pipe.generator.latent_shapes)
     return {t: schedule.diffuse(u, t, noise.normal()) for t in range(schedule.num_levels)}
 
 
@@ -206,11 +217,12 @@ def _level_row(found: Mapping[str, Any], level: Mapping[str, Any]) -> list[str]:
     rates = [c for c in found["steps"] if c["level"] == level["level"]]
     own = min(rates, key=lambda c: abs(c["step_scale"] - scale), default=None)
     best = max(rates, key=lambda c: c["effective_step"], default=None)
+    moved = [x for x in level["displacement"] if x is not None and x == x]
     return [
         str(level["level"]),
         number(level["cum_sigma"], 2),
         str(level["steps"]),
-        number(np.mean(level["displacement"]) if level["steps"] else None, 2),
+        number(float(np.mean(moved)) if moved else None, 2),
         with_error(level["energy"][0], level["energy"][1], 1),
         "–" if own is None else f"{own['acceptance']:.3f} (c = {own['step_scale']:g})",
         "–" if best is None else f"c = {best['step_scale']:g}",
@@ -222,9 +234,10 @@ def show_diagnostics(found: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Langevin diagnostics"),
         Text(
-            f"{found['images']} chains. Displacement is a step's over sqrt(s D); the energy -F "
-            "at the level's end is its mean ± standard deviation over images. Acceptance is "
-            "that of a Metropolis correction, which the sampler does not make, on the marginal "
+            f"{found['images']} chains. Displacement is a step's over that of free diffusion; the "
+            "energy -F at the level's end is its mean ± standard deviation over images. "
+            "Acceptance is that of a Metropolis correction, which the sampler does not make, on the "
+            "marginal "
             f"of the level, from latents of {found['acceptance_from']}; the last column has the "
             "step with the largest effective step, c times acceptance."
         ),

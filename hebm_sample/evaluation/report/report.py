@@ -5,9 +5,9 @@
     OUT/figures/, nearest.png    its images
     OUT/parts/, draws/           what is kept, so that a second call goes on where the first was
 
-A part that was measured before is not measured again while the model, the data, the sampler and
-its own settings are the same: they are its key. Seeds are fixed, so the same call gives the same
-numbers to rounding.
+A part that was measured before is not measured again while the package's version, the model, the
+data, the sampler and its own settings are the same: they are its key. Every part carries the
+version that measured it. Seeds are fixed, so the same call gives the same numbers to rounding.
 """
 
 import hashlib
@@ -199,7 +199,7 @@ class _Report:
         own = {
             "gap": [plan.feature_steps, plan.inception, *self._shared()],
             "baselines": [
-                2,
+                3,
                 *self._shared(),
                 plan.feature_steps,
                 plan.inception,
@@ -212,7 +212,16 @@ class _Report:
         }
         sampling = context.pipe.sampling_config(**context.sampling).to_dict()
         model = fingerprint(context.pipe, encoder=bool(data))
-        known = [FORMAT_VERSION, part, model, data, context.num_images, sampling, own.get(part)]
+        known = [
+            FORMAT_VERSION,
+            __version__,
+            part,
+            model,
+            data,
+            context.num_images,
+            sampling,
+            own.get(part),
+        ]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def measured(self, part: str) -> dict[str, Any]:
@@ -228,7 +237,7 @@ class _Report:
         self.announce(part)
         start = time.perf_counter()
         figures = _plain(self.run(part))
-        figures["part_seconds"] = time.perf_counter() - start
+        figures |= {"version": __version__, "part_seconds": time.perf_counter() - start}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _json({"key": key, "figures": figures}))
         return figures
