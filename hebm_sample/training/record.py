@@ -7,6 +7,8 @@ from hebm_sample.config import TrainingRecord
 
 __all__ = ["record_of"]
 
+UNKNOWN = "0000-00-00"  # dates in checkpoints that older releases wrote
+
 
 def record_of(state: Mapping[str, Any]) -> TrainingRecord:
     """The record of a run's part.
@@ -26,6 +28,3 @@ def record_of(state: Mapping[str, Any]) -> TrainingRecord:
         kept=best["step"] if best else state["step"],
         image_size=identity["config"]["generator"]["image_size"],
     )
-
-
-UNKNOWN = "0000-00-00"  # of checkpoints that older releases wrote
