@@ -234,11 +234,11 @@ def show_diagnostics(found: dict[str, Any]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Langevin diagnostics"),
         Text(
-            f"{found['images']} chains. Displacement is a step's over that of free diffusion; the energy -F "
-            "at the level's end is its mean ± standard deviation over images. Acceptance is "
-            "that of a Metropolis correction, which the sampler does not make, on the marginal "
-            f"of the level, from latents of {found['acceptance_from']}; the last column has the "
-            "step with the largest effective step, c times acceptance."
+            f"{found['images']} chains. Displacement is a step's over that of free diffusion; the "
+            "energy -F at the level's end is its mean ± standard deviation over images. "
+            "Acceptance is that of a Metropolis correction, which the sampler does not make, on "
+            f"the marginal of the level, from latents of {found['acceptance_from']}; the last "
+            "column has the step with the largest effective step, c times acceptance."
         ),
         diagnostics_table(found),
     ]
