@@ -14,8 +14,7 @@ from hebm_sample.config.base import (
 
 __all__ = ["TrainedPart", "TrainingRecord"]
 
-# "ddpm" is no part of a model, but a baseline that is trained by the same loop.
-TrainedPart = Literal["generator", "prior", "decoder", "ddpm"]
+TrainedPart = Literal["generator", "prior", "decoder"]
 
 _HELD_OUT = re.compile(r"(hash|last:[1-9]\d{0,9}|none)?")
 _DATA = re.compile(r"[0-9A-Za-z_.:\[\]-]{0,400}")
