@@ -140,9 +140,9 @@ def test_grid_shape(count, columns, shape):
 
 
 def test_grid_runs_row_by_row():
-    sheet = grid([plain((i, i, i)) for i in range(3)], columns=2)
-    assert [sheet.getpixel(p) for p in [(0, 0), (6, 0), (0, 6)]] == [(i, i, i) for i in range(3)]
-    assert sheet.getpixel((4, 0)) == sheet.getpixel((6, 6)) == (255, 255, 255)
+    canvas = grid([plain((i, i, i)) for i in range(3)], columns=2)
+    assert [canvas.getpixel(p) for p in [(0, 0), (6, 0), (0, 6)]] == [(i, i, i) for i in range(3)]
+    assert canvas.getpixel((4, 0)) == canvas.getpixel((6, 6)) == (255, 255, 255)
 
 
 def test_bad_grids_are_refused():

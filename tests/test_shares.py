@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tiny import tiny_config, tiny_pipeline
 
 from hebm_sample.cli.sample import main
-from hebm_sample.cli.sharding import Share, holds, unfinished
+from hebm_sample.cli.work.sharding import Share, holds, unfinished
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline import batch_size as memory
 from hebm_sample.pipeline.batch_size import bytes_per_image, fitting_batch, free_bytes
@@ -129,7 +129,7 @@ def test_killed_and_started_again(model, tmp_path):
         assert (now.st_ino, now.st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
 
 
-def test_what_was_asked_differently_is_drawn_again(model, tmp_path):
+def test_other_settings_are_sampled_again(model, tmp_path):
     sample(model, tmp_path, "--seeds", "0-1")
     first = contents(tmp_path)
     (tmp_path / ".unfinished-0").touch()

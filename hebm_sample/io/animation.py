@@ -1,4 +1,4 @@
-"""Animations: sheets one after another as GIF or WebP, which repeat for ever.
+"""Animations: grids one after another as GIF or WebP, which repeat for ever.
 
 A frame is shown for seconds / (number of frames - 1), the last for HOLD seconds, so that the
 result can be looked at. WebP is small and near to the pixels; GIF has 256 colours a frame and is

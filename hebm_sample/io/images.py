@@ -15,11 +15,12 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
@@ -55,7 +56,7 @@ _GUTTER = 2
 # Float images and bytes
 
 
-def to_uint8(images: "Tensor") -> np.ndarray:
+def to_uint8(images: "Tensor") -> npt.NDArray[np.uint8]:
     """Bytes (B, H, W, 3) of float images (B, 3, H, W) in [-1, 1]; values outside are clamped.
 
     Grey images (B, 1, H, W) are repeated to three channels. Raises `UserInputError` for another
@@ -67,9 +68,7 @@ def to_uint8(images: "Tensor") -> np.ndarray:
     if not np.isfinite(x).all():
         raise UserInputError("images hold values that are not finite, so they have no bytes")
     x = np.rint((x.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)  # (B, C, H, W)
-    return np.ascontiguousarray(
-        np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
-    )
+    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(x, (len(x), 3, *x.shape[2:])), 1, -1))
 
 
 def to_pil(images: "Tensor") -> list[Image.Image]:
@@ -94,7 +93,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
+    pixels = torch.as_tensor(np.array(image, dtype=np.float32))  # (size, size, 3)
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
@@ -186,7 +185,7 @@ def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     square = mask.crop((left, top, left + side, top + side))
     # Nearest: a pixel is known or not.
     square = square.resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(square) >= 128)[None]
+    return torch.as_tensor(np.array(square) >= 128)[None]
 
 
 # Grids
@@ -215,11 +214,11 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     if len(sizes) > 1:
         raise UserInputError(f"the images have different sizes {sizes}; a grid needs one size")
     width, height = sizes[0]
-    sheet = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
+    canvas = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
     for i, image in enumerate(images):
         row, column = divmod(i, across)
-        sheet.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
-    return sheet
+        canvas.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
+    return canvas
 
 
 # Writing
@@ -259,7 +258,7 @@ def _check_target(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+def _temporary(folder: Path) -> Generator[tuple[Path, IO[bytes]], None, None]:
     """A new file in `folder`, removed on the way out unless it was renamed."""
     # open() rather than tempfile: the mode then follows the umask instead of being 0600.
     name = folder / f".hebm-{secrets.token_hex(8)}.tmp"

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.extras import missing_extra
 from hebm_sample.io.files import mark_run_folder
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.pipeline.device import pick_device
@@ -112,9 +113,7 @@ def make_accelerator(device: str = "auto") -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise EnvironmentFailure(
-            'training needs accelerate, which is not installed: pip install "hebm-sample[train]"'
-        ) from error
+        raise missing_extra("accelerate", "train") from error
     pick_device(device)  # accelerate would train on the CPU where there is no such device
     accelerator = Accelerator(cpu=device == "cpu")
     if (parts := accelerator.gradient_accumulation_steps) != 1:
