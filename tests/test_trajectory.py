@@ -115,8 +115,6 @@ def test_impossible_files_are_refused(trajectory, tmp_path):
         save_animation([], tmp_path / "way.gif")
     with pytest.raises(UserInputError, match="WebP takes 16383 a side"):
         save_animation([Image.new("RGB", (16384, 1))], tmp_path / "wide.webp")
-    with pytest.raises(UserInputError, match="does not exist; create it first"):
-        trajectory.save(tmp_path / "nowhere" / "way.gif")
     assert not list(tmp_path.iterdir())
 
 
