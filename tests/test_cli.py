@@ -46,6 +46,7 @@ class FakePipeline:
 
     loads: list
     calls: list
+    symbols = {}
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -134,6 +135,8 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
             "temperature": "0.9",
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
+            "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
+            "--sampler recovery --steps 6 --temperature 0.9 --out celebahq.png",
         }
     assert os.listdir(tmp_path) == ["celebahq.png"]
 
@@ -218,20 +221,113 @@ def test_gaussian_prior_has_no_chain(fake):
         assert not {"sampler", "steps"} & set(image.text)  # type: ignore[attr-defined]
 
 
-def test_existing_images_are_overwritten_or_skipped(fake):
-    os.mkdir("out")
-    Path("out/seed0001.png").write_bytes(b"old")
-    arguments = ["--dataset", "celebahq", "-n", 3, "--outdir", "out"]
-    result = hebm_sample_command(*arguments, "--skip-existing")
+def test_existing_images_are_skipped_if_they_are_the_same(fake):
+    arguments = ["--dataset", "celebahq", "--outdir", "out"]
+    assert hebm_sample_command(*arguments, "--seeds", "1").exit_code == 0
+    written = Path("out/seed0001.png").read_bytes()
+    result = hebm_sample_command(*arguments, "-n", 3, "--skip-existing")
     assert result.stdout.startswith("out: 2 images in ")
     assert result.stdout.endswith(", 1 already there\n")
-    assert Path("out/seed0001.png").read_bytes() == b"old"
-    answer = json.loads(hebm_sample_command(*arguments, "--skip-existing", "--json").stdout)
+    assert Path("out/seed0001.png").read_bytes() == written
+    answer = json.loads(
+        hebm_sample_command(*arguments, "-n", 3, "--skip-existing", "--json").stdout
+    )
     assert (answer["files"], answer["seeds"], answer["skipped"]) == ([], [], 3)
     assert answer["model"] == "celebahq"
+    assert hebm_sample_command(*arguments, "-n", 3).exit_code == 0  # the same images again
+    assert [call["seeds"] for call in fake.calls] == [[1], [0, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("more", [[], ["--skip-existing"]])
+def test_what_was_made_otherwise_is_not_overwritten_unasked(fake, more):
+    arguments = ["--dataset", "celebahq", "-n", 3, "--outdir", "out", *more]
     assert hebm_sample_command(*arguments).exit_code == 0
-    assert Path("out/seed0001.png").read_bytes()[1:4] == b"PNG"
-    assert [call["seeds"] for call in fake.calls] == [[0, 2], [0, 1, 2]]
+    written = Path("out/seed0000.png").read_bytes()
+    other = [*arguments, "--temperature", 0.5]
+    reason = "out/seed0000.png would be overwritten, and was made otherwise: temperature is '0.9'"
+    refused(hebm_sample_command(*other), 2, reason)
+    assert Path("out/seed0000.png").read_bytes() == written
+    assert hebm_sample_command(*other, "--overwrite").exit_code == 0
+    assert Path("out/seed0000.png").read_bytes() != written
+    Path("out/seed0001.png").write_bytes(b"mine")
+    refused(hebm_sample_command(*other), 2, "does not say how it was made; write to another")
+    assert Path("out/seed0001.png").read_bytes() == b"mine"
+
+
+def test_grids_under_names_that_nobody_typed_are_not_overwritten_unasked(fake):
+    assert hebm_sample_command("celebahq", "-n", 4).exit_code == 0
+    assert hebm_sample_command("celebahq", "-n", 4).exit_code == 0
+    result = hebm_sample_command("celebahq", "-n", 9)
+    refused(result, 2, "celebahq.png would be overwritten, and was made otherwise: seeds is '0-3'")
+    assert "--overwrite" in result.stderr
+    assert hebm_sample_command("celebahq", "-n", 9, "--out", "celebahq.png").exit_code == 0
+    assert hebm_sample_command("celebahq", "-n", 4, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["celebahq"], ["--dataset", "celebahq"]),
+        (["-d", "celebahq"], ["--dataset", "celebahq"]),
+        (["Celeba_HQ"], ["--dataset", "celebahq"]),
+        (["celebahq", "--num", 3, "--trunc", 1], ["-d", "celebahq", "-n", 3, "--temperature", 1]),
+        (["celebahq", "--seed", 7], ["-d", "celebahq", "--seeds", 7]),
+        (["celebahq", "-o", "x.png"], ["-d", "celebahq", "--out", "x.png"]),
+        (["celebahq", "--sampler", "FLOW"], ["-d", "celebahq", "--sampler", "flow"]),
+    ],
+)
+def test_words_with_two_spellings(fake, words, same):
+    answers = []
+    for arguments in (words, same):
+        result = hebm_sample_command(*arguments, "--json", "--overwrite")
+        assert result.exit_code == 0, result.output
+        answers.append(json.loads(result.stdout) | {"seconds": 0})
+    assert answers[0] == answers[1]
+    assert fake.calls[0] == fake.calls[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--cfg", "--guidance"),
+        ("--num-inference-steps", "--steps"),
+        ("--truncation-psi", "--temperature"),
+        ("--num_samples", "--num-images"),
+        ("--prompt", "--attr"),
+        ("--batch-size", "--batch"),
+        ("--network", "--dataset"),
+        ("--stepz", "--steps"),
+        ("--output", "--out"),
+    ],
+)
+def test_unknown_options_suggest_what_is_meant(fake, typed, meant):
+    result = hebm_sample_command("celebahq", typed, "3")
+    refused(result, 2, f"{typed}")
+    assert meant in result.stderr.partition(typed)[2]
+
+
+def test_columns_and_scale(fake):
+    result = hebm_sample_command("celebahq", "-n", 6, "--columns", 6, "--scale", 3, "-o", "a.png")
+    assert result.exit_code == 0, result.output
+    with Image.open("a.png") as image:
+        assert image.size == (6 * 3 * SIZE + 10, 3 * SIZE)
+        assert image.getpixel((5 * (3 * SIZE + 2) + 20, 20)) == (5, 0, 0)
+    assert hebm_sample_command("celebahq", "-n", 1, "--scale", 2, "--outdir", "s").exit_code == 0
+    with Image.open("s/seed0000.png") as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "gif"])
+def test_formats_by_ending(fake, ending):
+    out = Path("new/folder") / f"a.{ending}"
+    result = hebm_sample_command("celebahq", "-n", 4, "--out", out)
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as image:
+        assert image.format == {"jpg": "JPEG"}.get(ending, ending.upper())
+        assert image.size == (2 * SIZE + 2, 2 * SIZE + 2) and getattr(image, "n_frames", 1) == 1
+        red, *others = image.convert("RGB").getpixel((SIZE + 6, SIZE + 6))
+        assert abs(red - 3) <= 2 and max(others) <= 2
+    assert images.read_text(out)["seeds"] == "0-3"
 
 
 def test_a_folder_gives_the_grid_its_name(fake, tmp_path):
@@ -260,7 +356,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
 
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     hebm_sample_command("--dataset", "celebahq", "-n", 5, "--batch", 2)
-    hebm_sample_command("--dataset", "celebahq", "-n", 1, "--quiet")
+    hebm_sample_command("--dataset", "celebahq", "-n", 1, "--quiet", "--overwrite")
     assert [(bar.done, bar.options["total"]) for bar in bars] == [(18, 18), (6, 6)]
     assert [bar.options["disable"] for bar in bars] == [None, True]
 
@@ -274,16 +370,16 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         ([], "--dataset is missing; `hebm-sample --list` shows the models"),
         (["--dataset", ""], "--dataset is missing"),
         (["--dataset", "a", "--out", "b.png", "--outdir", "c"], "give one of the two"),
-        (["--dataset", "a", "--out", "b.jpg"], "end it in .png"),
-        (["--dataset", "a", "--out", "b.gif"], "for animations: end it in .png, or add"),
-        (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .gif or .webp"),
+        (["--dataset", "a", "--out", "b.bmp"], "end it in .png, .jpg, .jpeg, .webp or .gif"),
+        (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .jpg, .jpeg,"),
+        (["--dataset", "a", "--out", "b"], "end it in .png, .jpg, .jpeg, .webp or .gif"),
         (["--dataset", "a", "--trajectory", "--seconds", "3"], "ends in .gif or .webp"),
         (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
         (["--dataset", "a", "--skip-existing"], "--skip-existing goes with --outdir"),
         (["--dataset", "a", "-n", "3", "--seeds", "0-3"], "--seeds names 4; give one of the two"),
         (["--dataset", "a", "--gaussian-prior", "--steps", "3"], "leave --sampler and --steps"),
         (["--dataset", "a", "--gaussian-prior", "--sampler", "flow"], "without a chain"),
-        (["--dataset", "a", "--seeds", "4-1"], "'--seeds': the range '4-1' runs backwards"),
+        (["--dataset", "a", "--seeds", "4-1"], "the range '4-1' runs backwards"),
         (["--dataset", "a", "--seeds", "-3"], "'-3' is not a seed"),
         (["--dataset", "a", "--seeds", "1,1"], "seed 1 is given twice"),
         (["--dataset", "a", "-n", "0"], "0 is not in the range 1<=x<=10000"),
@@ -341,10 +437,15 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--device", "tpu"], "'auto', 'cpu', 'cuda'"),
         (["--dataset", "a", "--dtype", "float16"], "'float32', 'bfloat16'"),
         (["--dataset", "a", "--sead", "1"], "--sead"),
-        (["--dataset", "a", "extra"], "extra"),
+        (["--dataset", "a", "extra"], "the model is given as 'a' and as 'extra'; give one"),
+        (["a", "b"], "unexpected extra argument"),
+        (["a", "--layers", "--columns", "3"], "--columns is of a grid of samples"),
+        (["a", "--outdir", "b", "--columns", "3"], "--columns is of a grid of samples"),
+        (["a", "--trajectory", "--scale", "3"], "--scale does not go with --trajectory"),
+        (["a", "--from-seed", "4294967295", "--keep-top", "1"], "no seeds follow 4294967295"),
         (["--dataset"], "requires an argument"),
         (["--list", "--dataset", "a"], "--list goes with --json at most"),
-        (["--dataset", "a", "--out", "no/such/a.png"], "no/such does not exist; create it first"),
+        (["--dataset", "a", "--out", "file/such/a.png"], "it is not a possible path"),
         (["--dataset", "a", "--out", "folder.png"], "it is a folder; give a file name"),
         (["--dataset", "a", "--outdir", "file"], "file is not a folder"),
         (["--dataset", "a", "--outdir", "taken", "-n", "1"], "it is a folder"),
@@ -569,7 +670,7 @@ def test_mix_goes_from_the_fine_seed_to_the_coarse_one(sample, pipe):
     assert alike(written.crop((0, 0, 16, 16)), fine)
     assert alike(written.crop((54, 0, 70, 16)), coarse)
     assert answer["seeds"] == [4, 9]
-    one, _ = sample("--mix", "4:9", "--keep-top", 2)
+    one, _ = sample("--mix", "4:9", "--keep-top", 2, "--out", "one.png")
     assert alike(one, written.crop((36, 0, 52, 16)))
     assert alike(one, pipe.mix(pipe(seeds=[4]), pipe(seeds=[9]), 2)[0])
 
@@ -580,7 +681,7 @@ def test_trajectories_are_rows_of_levels(sample, pipe):
     rows = [image for row in zip(*(s.images for s in levels), strict=True) for image in row]
     assert alike(written, images.grid(rows, len(levels)))
     assert answer["energies"] == levels[-1].energies.tolist()
-    flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4)
+    flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4, "-o", "flow.png")
     assert flow.size == (4 * 18 - 2, 16)
 
 
@@ -693,7 +794,9 @@ def test_the_examples_of_the_help_run(fake, models):
     ]
     assert len(examples) > 5
     for words in examples:
-        result = hebm_sample_command(*words[1:])
+        reads_only = {"--list", "--verify"} & set(words)
+        more = [] if reads_only else ["--overwrite"]  # they share a folder here
+        result = hebm_sample_command(*words[1:], *more)
         assert result.exit_code == 0, (words, result.output)
 
 

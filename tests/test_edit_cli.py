@@ -223,7 +223,7 @@ def test_the_bar_ends_where_it_said(run, images, monkeypatch, verb, strength):
         (["edit", "a.png", "--outdir", "."], "a.png is an image that is read"),
         (["edit", "a.png", "--out", "a.png"], "a.png is an image that is read"),
         (["edit", "a.png", "--out", "x.png", "--outdir", "o"], "give one of the two"),
-        (["edit", "a.png", "--out", "no/x.png"], "the folder"),
+        (["edit", "a.png", "--out", "text.png/x.png"], "it is not a possible path"),
         (["interpolate", "a.png"], "Missing argument 'B'"),
         (["interpolate", "a.png", "text.png"], "it is not a PNG"),
         (["interpolate", "a.png", "b.png", "-n", "1"], "1 is not in the range"),

@@ -29,6 +29,7 @@ from hebm_sample.cli.options import (
     option,
     out,
     outdir,
+    seeds,
     steering,
     taking,
 )
@@ -38,7 +39,7 @@ from hebm_sample.cli.requests.edit import (
     InterpolateOptions,
     ScoreOptions,
 )
-from hebm_sample.cli.requests.grammar import GroupsType, SeedsType, finite
+from hebm_sample.cli.requests.grammar import GroupsType, finite
 from hebm_sample.cli.work import editing
 from hebm_sample.config import EDIT_GUIDANCE
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -65,8 +66,7 @@ class _Group(OneLineErrors, click.Group):
 
 
 _IMAGES = click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
-_SEEDS = SeedsType()
-_OUT = out("One PNG with all images on a grid.  [default: IMAGE's name and the command's]")
+_OUT = out("One image file with all images on a grid.  [default: IMAGE's name and the command's]")
 
 
 def _outdir(name: str) -> Callable[[Any], Any]:
@@ -105,12 +105,12 @@ def main() -> None:
 @taking(
     DATASET,
     REVISION,
-    option("Images", "--seeds", type=_SEEDS, metavar="LIST", help="One per image."),
+    seeds("One per image."),
     _strength(0.77, "Noise to go up to: less changes less."),
     option(
         "Images",
         "--method",
-        type=click.Choice(["flow", "noise"]),
+        type=click.Choice(["flow", "noise"], case_sensitive=False),
         default="flow",
         show_default=True,
         help="How: along the flow, which keeps what the condition leaves open; or with new noise.",
@@ -142,6 +142,7 @@ def edit(**options: Any) -> None:
         "Images",
         "-n",
         "--num-images",
+        "--num",
         type=click.IntRange(2, MAX_SEEDS),
         default=9,
         show_default=True,
@@ -171,9 +172,7 @@ def interpolate(**options: Any) -> None:
         metavar="FILE",
         help="White where to fill in; of the image's size, or the model's.",
     ),
-    option(
-        "Images", "--seeds", type=_SEEDS, metavar="LIST", help="One result a seed.  [default: 0]"
-    ),
+    seeds("One result a seed.  [default: 0]"),
     _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
         "Images",

@@ -4,6 +4,7 @@ Help is printed in sections, in the order in which a command lists its parameter
 below makes a fresh option, so one definition serves several commands.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,14 +20,18 @@ from hebm_sample.cli.requests.grammar import (
     ClassType,
     FactorsType,
     GuidanceType,
+    SeedsType,
+    known_word,
 )
 from hebm_sample.config import SamplerName
+from hebm_sample.errors import HebmError
 
 __all__ = [
     "CONTEXT",
     "DATASET",
     "MACHINE",
     "MANY",
+    "MODEL",
     "OUTPUT",
     "OVERWRITE",
     "PATH",
@@ -40,6 +45,7 @@ __all__ = [
     "option",
     "out",
     "outdir",
+    "seeds",
     "steering",
     "taking",
 ]
@@ -57,6 +63,17 @@ class _ModelType(click.ParamType):
     """A model's name, completed from the manifest, or a folder."""
 
     name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A known name in its own spelling; folders, repositories and others as they are."""
+        if not value or "/" in value or os.path.isdir(value):
+            return value
+        import hebm_sample
+
+        try:
+            return known_word(value, {row.name for row in hebm_sample.list_models()})
+        except (HebmError, OSError):  # loading the model says what is wrong with the manifest
+            return value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -83,7 +100,22 @@ class SectionedOption(click.Option):
 
 
 class SectionedCommand(OneLineErrors):
-    """A command whose help has a section for each kind of option."""
+    """A command whose help has a section for each kind of option, and that knows what options of
+    other tools are called here.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click, but an unknown option names the one that means it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _MEANINGS.get(error.option_name.strip("-").replace("_", "-").lower(), "")
+            known = {name for parameter in self.params for name in parameter.opts}
+            if meant not in known:
+                raise
+            # click names only options of similar letters.
+            message = f"No such option {error.option_name!r}. Did you mean {meant!r}?"
+            raise click.UsageError(message, ctx=ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Sections as in `SECTIONS`, then --version and --help."""
@@ -100,6 +132,32 @@ class SectionedCommand(OneLineErrors):
 
 
 _TERM = 28
+# What other tools call it.
+_MEANINGS = {
+    other: ours
+    for ours, others in {
+        "--dataset": "model model-id network checkpoint pretrained",
+        "--num-images": "samples num-samples n-samples num-images-per-prompt count",
+        "--seeds": "random-seed generator",
+        "--class": "class-idx class-label label category",
+        "--attr": "prompt attribute attributes condition symbol symbols",
+        "--guidance": "cfg cfg-scale guidance-scale",
+        "--sampler": "scheduler solver",
+        "--steps": "num-steps num-inference-steps inference-steps sampling-steps nfe iterations",
+        "--temperature": "truncation truncation-psi psi temp noise-scale",
+        "--device": "gpu cuda cpu",
+        "--dtype": "fp16 half bf16 precision",
+        "--batch": "batch-size bs max-batch",
+        "--out": "output outfile output-file",
+        "--outdir": "output-dir out-dir folder",
+        "--columns": "cols nrow ncol",
+        "--scale": "zoom enlarge upscale",
+        "--overwrite": "force",
+        "--offline": "local-files-only",
+        "--gaussian-prior": "no-ebm no-prior gaussian",
+    }.items()
+    for other in others.split()
+}
 
 
 def option(section: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -128,7 +186,7 @@ def dataset(
     **settings: Any,
 ) -> Callable[[Any], Any]:
     """--dataset, with another help, name in Python or number of values where that is given."""
-    declared = ("--dataset", *names)
+    declared = ("--dataset", "-d", *names)
     return option("Model", *declared, type=_ModelType(), metavar="MODEL", help=text, **settings)
 
 
@@ -137,13 +195,14 @@ def device(*more: str) -> Callable[[Any], Any]:
     return option(
         "Machine",
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda", *more]),
+        type=click.Choice(["auto", "cpu", "cuda", *more], case_sensitive=False),
         default="auto",
         show_default=True,
         help="Where to compute; auto is cuda, else cpu.",
     )
 
 
+MODEL = click.argument("model", required=False, type=_ModelType(), metavar="[MODEL]")
 DATASET = [
     dataset(),
     option(
@@ -154,6 +213,13 @@ DATASET = [
         help="Side in pixels, where a model comes in several.",
     ),
 ]
+
+
+def seeds(text: str) -> Callable[[Any], Any]:
+    """--seeds LIST."""
+    return option("Images", "--seeds", "--seed", type=SeedsType(), metavar="LIST", help=text)
+
+
 REVISION = option(
     "Model", "--revision", metavar="REV", help="Commit, tag or branch of a Hub repository."
 )
@@ -195,7 +261,7 @@ SAMPLER = [
     option(
         "Sampler",
         "--sampler",
-        type=click.Choice(get_args(SamplerName)),
+        type=click.Choice(get_args(SamplerName), case_sensitive=False),
         help="How to sample.  [default: the model's]",
     ),
     option(
@@ -208,6 +274,7 @@ SAMPLER = [
     option(
         "Sampler",
         "--temperature",
+        "--trunc",
         type=FactorsType(),
         metavar="FACTOR[,...]",
         help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
@@ -226,7 +293,7 @@ MACHINE = [
     option(
         "Machine",
         "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
+        type=click.Choice(["float32", "bfloat16"], case_sensitive=False),
         default="float32",
         show_default=True,
         help="Precision of the networks.",
@@ -245,7 +312,7 @@ MANY = [
 
 def out(text: str) -> Callable[[Any], Any]:
     """--out FILE."""
-    return option("Output", "--out", type=PATH, metavar="FILE", help=text)
+    return option("Output", "--out", "-o", type=PATH, metavar="FILE", help=text)
 
 
 def outdir(text: str) -> Callable[[Any], Any]:

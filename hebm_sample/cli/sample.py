@@ -14,17 +14,20 @@ from hebm_sample.cli.options import (
     CONTEXT,
     DATASET,
     MANY,
+    MODEL,
     OUTPUT,
+    OVERWRITE,
     REVISION,
     SAMPLER,
     SectionedCommand,
     option,
     out,
     outdir,
+    seeds,
     steering,
     taking,
 )
-from hebm_sample.cli.requests.grammar import MixType, SeedsType, SeedType, finite
+from hebm_sample.cli.requests.grammar import MixType, SeedType, finite
 from hebm_sample.cli.requests.sample import DEFAULT_COLUMNS, DEFAULT_IMAGES, SampleOptions
 from hebm_sample.cli.verify import verify
 from hebm_sample.cli.work.sampling import sample
@@ -57,7 +60,7 @@ Completion: eval "$(_HEBM_SAMPLE_COMPLETE=bash_source hebm-sample)" in ~/.bashrc
 # What the commands that sample nothing take beside themselves.
 _LIST_TAKES = {"list_models", "as_json", "quiet"}
 _PLACE = {"dataset", "resolution", "revision", "cache_dir"}
-_VERIFY_TAKES = {"verify", "offline", "as_json", "quiet", *_PLACE}
+_VERIFY_TAKES = {"verify", "offline", "as_json", "quiet", "model", *_PLACE}
 
 
 def _refuse_company(ctx: click.Context, allowed: set[str], message: str) -> None:
@@ -68,6 +71,13 @@ def _refuse_company(ctx: click.Context, allowed: set[str], message: str) -> None
         raise UserInputError(f"{message}; leave the other options out")
 
 
+def _one_model(positional: str | None, typed: str | None) -> str | None:
+    """The model, which can be named with or without --dataset."""
+    if positional is not None and typed is not None and positional != typed:
+        raise UserInputError(f"the model is given as {typed!r} and as {positional!r}; give one")
+    return typed if positional is None else positional
+
+
 _NUMBER = click.IntRange(1, MAX_SEEDS)
 _SECONDS = click.FloatRange(0, MAX_SECONDS, min_open=True)
 _HELP = {
@@ -75,7 +85,7 @@ _HELP = {
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
     "n": f"Number of images, of seeds 0 to N-1.  [default: {DEFAULT_IMAGES}]",
     "seeds": "One image a seed: numbers and ranges, 0-15,20.",
-    "from": "Variations of this seed's image, one per seed of --seeds or -n.",
+    "from": "Variations of this seed's image: of --seeds, or the -n that follow it.",
     "keep": "With --from-seed or --mix: number of top groups of latents that are kept.",
     "layers": "One seed from top to bottom: each row frees one more group; -n columns "
     f"[default: {DEFAULT_COLUMNS}].",
@@ -86,7 +96,9 @@ _HELP = {
     f"[default: {SECONDS:g}]",
     "best": "Of N candidates an image, keep the one of highest log density.",
     "gaussian": "Sample from N(0, I), without the energy-based prior.",
-    "skip": "With --outdir: leave out seeds whose file is there already.",
+    "columns": "Of the grid.  [default: near to a square]",
+    "scale": "Show each pixel as K x K: for small images.",
+    "skip": "With --outdir: leave out seeds whose file was made by the same command.",
 }
 
 
@@ -98,10 +110,11 @@ _HELP = {
 @taking(
     DATASET,
     REVISION,
+    MODEL,
     option("Model", "--list", "list_models", is_flag=True, help=_HELP["list"]),
     option("Model", "--verify", is_flag=True, help=_HELP["verify"]),
-    option("Images", "-n", "--num-images", type=_NUMBER, metavar="N", help=_HELP["n"]),
-    option("Images", "--seeds", type=SeedsType(), metavar="LIST", help=_HELP["seeds"]),
+    option("Images", "-n", "--num-images", "--num", type=_NUMBER, metavar="N", help=_HELP["n"]),
+    seeds(_HELP["seeds"]),
     option("Images", "--from-seed", type=SeedType(), metavar="S", help=_HELP["from"]),
     option("Images", "--keep-top", type=click.IntRange(0), metavar="K", help=_HELP["keep"]),
     option("Images", "--layers", is_flag=True, help=_HELP["layers"]),
@@ -120,9 +133,12 @@ _HELP = {
     SAMPLER,
     option("Sampler", "--gaussian-prior", is_flag=True, help=_HELP["gaussian"]),
     MANY,
-    out("One PNG with all images on a grid.  [default: the model's name]"),
+    out("One image file with all images on a grid.  [default: the model's name.png]"),
+    option("Output", "--columns", type=_NUMBER, metavar="N", help=_HELP["columns"]),
+    option("Output", "--scale", type=click.IntRange(1, 64), metavar="K", help=_HELP["scale"]),
     outdir("One PNG an image instead: DIR/seed0007.png. If stopped, it goes on from there."),
     option("Output", "--skip-existing", is_flag=True, help=_HELP["skip"]),
+    OVERWRITE,
     OUTPUT,
 )
 @click.version_option(__version__, message="hebm-sample %(version)s")
@@ -133,6 +149,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     One seed is one image, whatever the batch. On a terminal a progress bar counts gradient
     evaluations. Seeds, model, condition, settings and version are written into the PNG's text.
     """
+    options["dataset"] = _one_model(options.pop("model"), options["dataset"])
     if options["list_models"]:
         _refuse_company(ctx, _LIST_TAKES, "--list goes with --json at most")
         list_models(options["as_json"])

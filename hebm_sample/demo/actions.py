@@ -137,7 +137,8 @@ def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[DemoImage]
             **options.condition,
         )
         for samples in states:
-            yield _images(pipe, samples, step, None if samples.level else provenance)
+            said = None if samples.level else (options, provenance)
+            yield _images(pipe, samples, step, said)
 
 
 def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[DemoImage]:
@@ -163,7 +164,7 @@ def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[
         )
     facts = {"sheet": "variations", "keep_top": step.keep}
     provenance = sampling.provenance_of(pipe, options).saying(**facts)
-    return [source, *_images(pipe, samples, step, provenance)]
+    return [source, *_images(pipe, samples, step, (options, provenance))]
 
 
 def _begin(source: DemoImage) -> Any:
@@ -190,24 +191,35 @@ def _images(
     pipe: "Pipeline",
     samples: "Samples",
     step: Draw | Vary | Edit,
-    provenance: Provenance | None,
+    said: tuple[Any, Provenance] | None,
 ) -> list[DemoImage]:
-    """Samples as images; without provenance they are on their way."""
+    """Samples as images; without options and provenance to
+    tell in their files they are on their way."""
     from hebm_sample.io.images import png_bytes
 
     energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
     count, u = len(samples), samples.latents
-    predictions = _predictions(pipe, u) if provenance else [()] * count
-    densities = _densities(pipe, u) if provenance else [None] * count
+    predictions = _predictions(pipe, u) if said else [()] * count
+    densities = _densities(pipe, u) if said else [None] * count
     found = []
     for i, (seed, image) in enumerate(zip(samples.seeds, samples.images, strict=True)):
         latents = tuple(group[i : i + 1] for group in samples.latents)
-        text = provenance and provenance.of_seeds(seed).text(single=True)
-        png = png_bytes(image, text)
+        png = png_bytes(image, said and _text(step, *said, i, seed))
         caption = {Draw: f"seed {seed}", Vary: f"variation {seed}", Edit: "edited"}[type(step)]
         what = (tuple(energies[i]), predictions[i], latents, densities[i])
         found.append(DemoImage(png, caption, Origin(step, i), *what))
     return found
+
+
+def _text(
+    step: Draw | Vary | Edit, options: Any, provenance: Provenance, index: int, seed: int
+) -> dict[str, str]:
+    """What the file says: as the command's, where there is one that makes it."""
+    if isinstance(step, Edit):
+        return editing.single_text(options, provenance, index)
+    if isinstance(step, Vary) and step.sampled_source is None:
+        return provenance.of_seeds(seed).text(single=True)
+    return sampling.single_text(options, provenance, seed)
 
 
 def _densities(pipe: "Pipeline", latents: "Latents") -> list[Any]:
@@ -308,7 +320,7 @@ def edit(pipe: "Pipeline", step: Edit, source: DemoImage, watch: Watch) -> list[
         )
         between = _reconstruction(pipe, Reconstruct(step.model, step.source), source)
     provenance = editing.provenance_of(pipe, options)
-    return [source, between, *_images(pipe, samples, step, provenance)]
+    return [source, between, *_images(pipe, samples, step, (options, provenance))]
 
 
 def average(pipe: "Pipeline") -> DemoImage:

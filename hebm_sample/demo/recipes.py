@@ -190,7 +190,9 @@ def edit_options(step: Edit) -> Any:
     from hebm_sample.cli.edit import edit
     from hebm_sample.cli.requests.edit import EditOptions
 
-    return _parsed(EditOptions, edit, _edit_words(step, "image.png"))
+    # Of the name only: an image in the page lies in no folder.
+    name = _shell(step.source)[1].name
+    return _parsed(EditOptions, edit, _edit_words(step, name))
 
 
 def _parsed(kind: type[_O], command: click.Command, words: list[str]) -> _O:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.animation import STILLS, or_list
 
 __all__ = ["CommandOptions", "Conditions", "SteeringOptions", "counted", "refuse"]
 
@@ -58,8 +59,8 @@ class CommandOptions:
 
     def _check_ending(self) -> None:
         refuse(
-            self.out is not None and self.out.suffix.lower() != ".png",
-            f"--out is {str(self.out)!r}; images are written as PNG: end it in .png",
+            self.out is not None and self.out.suffix.lower() not in STILLS,
+            f"--out is {str(self.out)!r}; end it in {or_list(STILLS)}",
         )
 
 

@@ -11,8 +11,21 @@ __all__ = [
     "EditOptions",
     "InpaintOptions",
     "InterpolateOptions",
+    "STDIN",
     "ScoreOptions",
+    "name_of",
 ]
+
+STDIN = "-"
+
+
+def name_of(source: Path) -> str:
+    """What files that are made of an image are called: its name without the ending; of a stream
+    what can be said of it.
+    """
+    if str(source) == STDIN:
+        return "stdin"
+    return f"stream{source.stem}" if source.parent.name == "fd" else source.stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +80,14 @@ class EditOptions(SteeringOptions):
         taken: dict[str, Path] = {}
         for image in self.images:
             # Some file systems do not tell A.png from a.png.
-            other = taken.setdefault(image.stem.casefold(), image)
+            name = name_of(image)
+            other = taken.setdefault(name.casefold(), image)
             refuse(
                 other is not image,
-                f"{other} and {image} would both become {image.stem}.png; "
+                f"{other} and {image} would both become {name}.png; "
                 "rename one, or edit them apart",
             )
-        return [self.outdir / f"{image.stem}.png" for image in self.images]
+        return [self.outdir / f"{name_of(image)}.png" for image in self.images]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +124,8 @@ class InpaintOptions(SteeringOptions):
         """--outdir DIR/<stem>-seed0007.png of each seed."""
         if self.outdir is None:
             return []
-        return [self.outdir / f"{self.image.stem}-seed{s:04d}.png" for s in self.chosen_seeds]
+        name = name_of(self.image)
+        return [self.outdir / f"{name}-seed{s:04d}.png" for s in self.chosen_seeds]
 
 
 @dataclass(frozen=True, kw_only=True)

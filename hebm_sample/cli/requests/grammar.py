@@ -7,6 +7,8 @@ factors          0.8 | 1,1,0.7                           one, or one per group
 """
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -27,9 +29,12 @@ __all__ = [
     "SeedType",
     "SeedsType",
     "finite",
+    "known_value",
+    "known_word",
 ]
 
 MAX_TEMPERATURE = 10.0
+_ANSWERS = {"true": "yes", "1": "yes", "on": "yes", "false": "no", "0": "no", "off": "no"}
 MAX_BATCH = min(4096, MAX_SEEDS)
 
 
@@ -210,3 +215,35 @@ def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) ->
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
+
+
+# Words that a model knows by another spelling
+
+
+def _folded(word: str) -> str:
+    return re.sub(r"[\s_-]+", "", word).casefold()
+
+
+def known_word(word: str, known: Iterable[str]) -> str:
+    """The one of `known` that is the same without regard to case, spaces, underscores and
+    hyphens; `word` itself where there is none, or more than one.
+
+    >>> known_word("blond hair", ["Smiling", "Blond_Hair"])
+    'Blond_Hair'
+    """
+    names = list(known)
+    found = [name for name in names if _folded(name) == _folded(word)]
+    return found[0] if word not in names and len(found) == 1 else word
+
+
+def known_value(value: str, values: Sequence[str]) -> str:
+    """The same of a target, `~cat` included; true, 1, false and 0 are yes and no.
+
+    >>> known_value("True", ("no", "yes")), known_value("~YES", ("no", "yes"))
+    ('yes', '~yes')
+    """
+    bare = value.removeprefix("~")
+    sign = value[: len(value) - len(bare)]
+    if set(values) == {"no", "yes"} and bare not in values:
+        bare = _ANSWERS.get(_folded(bare), bare)
+    return sign + known_word(bare, values)

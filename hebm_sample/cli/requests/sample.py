@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hebm_sample.cli.requests.base import SteeringOptions, refuse
-from hebm_sample.io.animation import ANIMATED
+from hebm_sample.io.animation import ANIMATED, or_list
+from hebm_sample.io.seeds import MAX_SEED
 
 __all__ = ["DEFAULT_COLUMNS", "DEFAULT_IMAGES", "SampleOptions"]
 
@@ -33,6 +34,8 @@ class SampleOptions(SteeringOptions):
     skip_existing: bool
     list_models: bool
     compiled: bool = False
+    columns: int | None = None
+    scale: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,19 +50,7 @@ class SampleOptions(SteeringOptions):
         refuse(
             self.seconds is not None and not self.is_animated,
             "--seconds is how long an animation runs; give --trajectory and an --out that ends "
-            f"in {' or '.join(ANIMATED)}",
-        )
-        if self.is_animated:
-            return
-        ending = ".png" if self.out is None else self.out.suffix.lower()
-        refuse(
-            ending in ANIMATED,
-            f"--out is {str(self.out)!r}, which is for animations: end it in .png, or add "
-            "--trajectory",
-        )
-        refuse(
-            self.trajectory and ending != ".png",
-            f"--out is {str(self.out)!r}; end it in .png, {' or '.join(ANIMATED)}",
+            f"in {or_list(ANIMATED)}",
         )
         super()._check_ending()
 
@@ -82,6 +73,15 @@ class SampleOptions(SteeringOptions):
         refuse(
             self.outdir is not None and self.layout not in ("grid", "variations"),
             f"{''.join(typed)} is one grid; write it with --out instead of --outdir",
+        )
+        refuse(
+            self.scale is not None and self.layout == "trajectory",
+            "--scale does not go with --trajectory; leave it out",
+        )
+        refuse(
+            self.columns is not None
+            and (self.outdir is not None or self.layout not in ("grid", "variations")),
+            "--columns is of a grid of samples; leave it out",
         )
         self._check_kept()
         self._check_seeds()
@@ -109,6 +109,10 @@ class SampleOptions(SteeringOptions):
         refuse(
             self.mix is not None and not (seeds is None and count is None),
             "--mix names its two seeds itself; leave --seeds and -n out",
+        )
+        refuse(
+            self.chosen_seeds[-1] > MAX_SEED,
+            f"no seeds follow {self.from_seed}; name those of the variations with --seeds",
         )
         refuse(
             not self.layers and seeds is not None and count not in (None, len(seeds)),
@@ -150,15 +154,18 @@ class SampleOptions(SteeringOptions):
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """The seeds as typed, or 0 to n-1."""
+        """The seeds as typed, or 0 to n-1; of variations the n that follow their image's: new
+        noise.
+        """
         if self.mix is not None:
             return self.mix
         if self.layers:
             return self.seeds or (0,)
-        return self.seeds or tuple(range(self.num_images or DEFAULT_IMAGES))
+        first = 0 if self.from_seed is None else self.from_seed + 1
+        return self.seeds or tuple(range(first, first + (self.num_images or DEFAULT_IMAGES)))
 
     @property
-    def columns(self) -> int:
+    def layer_columns(self) -> int:
         """Of --layers."""
         return self.num_images or DEFAULT_COLUMNS
 
@@ -189,7 +196,3 @@ class SampleOptions(SteeringOptions):
     def image_path(self, seed: int) -> Path:
         """Where --outdir puts one seed's image."""
         return (self.outdir or Path()) / f"seed{seed:04d}.png"
-
-    def is_done(self, seed: int) -> bool:
-        """With --skip-existing: there already (files appear by rename, so it is whole)."""
-        return self.skip_existing and self.image_path(seed).is_file()

@@ -2,21 +2,25 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
 from hebm_sample.cli.requests.edit import (
+    STDIN,
     EditOptions,
     InpaintOptions,
     InterpolateOptions,
     ScoreOptions,
+    name_of,
 )
-from hebm_sample.cli.work.model import load, progress_bar, within_memory
+from hebm_sample.cli.requests.words import edit_line, inpaint_line, interpolate_line
+from hebm_sample.cli.work.model import load, progress_bar, with_known_names, within_memory
 from hebm_sample.cli.work.outputs import (
     check_grid,
     check_targets,
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 
     from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
-__all__ = ["edit", "inpaint", "interpolate", "provenance_of", "score"]
+    Source: TypeAlias = Path | Image
+
+__all__ = ["edit", "inpaint", "interpolate", "provenance_of", "score", "single_text"]
 
 
 # Before the model is loaded
@@ -43,15 +49,14 @@ __all__ = ["edit", "inpaint", "interpolate", "provenance_of", "score"]
 
 def _grid_path(options: CommandOptions, first: Path, what: str) -> Path:
     """--out, or the first image's name with what was done."""
-    return options.out or Path(f"{first.stem}-{what}.png")
+    return options.out or Path(f"{name_of(first)}-{what}.png")
 
 
-def _check_files(
+def _read(
     options: CommandOptions, sources: Sequence[Path], grid: Path, targets: Sequence[Path]
-) -> None:
-    """Every source is an image, and nothing that is there would be overwritten unasked."""
-    outdir = options.outdir
-    _check_sources(sources)
+) -> list["Source"]:
+    """The sources, each an image, if nothing that is there would be overwritten unasked."""
+    outdir, images = options.outdir, _read_sources(sources)
     check_targets(grid, outdir, targets)
     read = {os.path.realpath(source) for source in sources}
     for path in targets if outdir is not None else [grid]:
@@ -60,6 +65,7 @@ def _check_files(
                 f"{path} is an image that is read; write to another place, so that it stays"
             )
     _refuse_existing(options, grid, targets)
+    return images
 
 
 def _refuse_existing(options: CommandOptions, grid: Path, targets: Sequence[Path]) -> None:
@@ -73,18 +79,29 @@ def _refuse_existing(options: CommandOptions, grid: Path, targets: Sequence[Path
         )
 
 
-def _check_sources(sources: Sequence[Path]) -> None:
+def _read_sources(sources: Sequence[Path]) -> list["Source"]:
+    """Files by their paths, checked one at a time: many large images do not fit into memory
+    together. What can be read only once, - and pipes, as images.
+    """
     from hebm_sample.io.images import open_image
 
-    # One at a time: many large images do not fit into memory together.
+    if [str(source) for source in sources].count(STDIN) > 1:
+        raise UserInputError("- is the standard input, which can be read once; give it once")
+    found: list[Any] = []
     for source in sources:
-        open_image(source)
+        if str(source) == STDIN:
+            found.append(open_image(sys.stdin.buffer))
+            continue
+        is_stream = source.exists() and not (source.is_file() or source.is_dir())
+        image = open_image(source)
+        found.append(image if is_stream else source)
+    return found
 
 
 # After it
 
 
-def _squares(pipe: "Pipeline", sources: Sequence[Path]) -> list["Image"]:
+def _squares(pipe: "Pipeline", sources: Sequence["Source"]) -> list["Image"]:
     """The images as the model sees them."""
     from hebm_sample.io.images import prepare, to_pil
 
@@ -101,20 +118,38 @@ def provenance_of(pipe: "Pipeline", options: EditOptions | InpaintOptions) -> Pr
 
 
 def _save(
-    options: CommandOptions,
+    options: EditOptions | InpaintOptions,
     grid: tuple[Path, list["Image"], int],
-    results: "tuple[Samples, Sequence[Path]]",
+    samples: "Samples",
     provenance: Provenance,
 ) -> list[Path]:
-    """The grid (path, images, columns), or with --outdir each of the results under its path.
+    """The grid (path, images, columns), or with --outdir each of the samples under its own path.
 
     Returns the files written.
     """
-    samples, paths = results
     if options.outdir is not None:
-        return save_singles(samples.images, samples.seeds, paths, provenance)
+        texts = [single_text(options, provenance, i) for i in range(len(samples))]
+        return save_singles(samples.images, options.targets, texts)
     path, images, columns = grid
-    return save_grid(images, columns, path, provenance.of_seeds(*samples.seeds))
+    seeds = options.chosen_seeds
+    if isinstance(options, EditOptions):
+        line = edit_line(options, provenance.facts, options.images, seeds, path)
+    else:
+        line = inpaint_line(options, provenance.facts, seeds, path)
+    text = {**provenance.of_seeds(*seeds).text(), "command": line}
+    return save_grid(images, columns, path, text)
+
+
+def single_text(
+    options: EditOptions | InpaintOptions, provenance: Provenance, index: int
+) -> dict[str, str]:
+    """What the file of the `index`-th result says of how it came about."""
+    seed, facts = options.chosen_seeds[index], provenance.facts
+    if isinstance(options, EditOptions):
+        line = edit_line(options, facts, [options.images[index]], [seed], None)
+    else:
+        line = inpaint_line(options, facts, [seed], None)
+    return {**provenance.of_seeds(seed).text(single=True), "command": line}
 
 
 def _finish(
@@ -136,15 +171,16 @@ def edit(options: EditOptions) -> None:
     """Lead images to a condition; the grid has each as it is, reconstructed, edited."""
     start = time.perf_counter()
     path = _grid_path(options, options.images[0], "edit")
-    _check_files(options, options.images, path, options.targets)
+    sources = _read(options, options.images, path, options.targets)
     pipe = load(options)
+    options = with_known_names(options, pipe)
     if options.outdir is None:
         check_grid(3 * len(options.images), pipe.config.generator.image_size, 3)
-    originals = _squares(pipe, options.images)
+    originals = _squares(pipe, sources)
     decoded, edited = _edited(pipe, options, originals)
     rows = zip(originals, decoded, edited.images, strict=True)
     images, provenance = [image for row in rows for image in row], provenance_of(pipe, options)
-    files = _save(options, (path, images, 3), (edited, options.targets), provenance)
+    files = _save(options, (path, images, 3), edited, provenance)
     _finish(options, files, edited, provenance, start)
 
 
@@ -177,33 +213,34 @@ def interpolate(options: InterpolateOptions) -> None:
     """A row of images from one to the other."""
     start, count = time.perf_counter(), options.num_images
     path = _grid_path(options, options.a, "interpolate")
-    _check_files(options, [options.a, options.b], path, [])
+    sources = _read(options, [options.a, options.b], path, [])
     pipe = load(options)
     check_grid(count, pipe.config.generator.image_size, count)
     with within_memory(options.batch):
-        a, b = _squares(pipe, [options.a, options.b])
+        a, b = _squares(pipe, sources)
         between = pipe.interpolate([a], [b], count, batch_size=options.batch)
     provenance = Provenance.of_model(pipe)
-    files = save_grid(between, count, path, provenance)
+    line = interpolate_line(options, provenance.facts, path)
+    files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)
 
 
 def inpaint(options: InpaintOptions) -> None:
     """Fill in the white of a mask; the grid is a row: the image, what is known, the results."""
-    from hebm_sample.io.images import open_image, prepare, prepare_masks, to_pil
+    from hebm_sample.io.images import prepare, prepare_masks, to_pil
 
     start = time.perf_counter()
     path = _grid_path(options, options.image, "inpaint")
-    _check_files(options, [options.image, options.mask], path, options.targets)
+    image, mask = _read(options, [options.image, options.mask], path, options.targets)
     pipe = load(options)
+    options = with_known_names(options, pipe)
     columns, size = len(options.chosen_seeds) + 2, pipe.config.generator.image_size
     if options.outdir is None:
         check_grid(columns, size, columns)
-    image, mask = open_image(options.image), open_image(options.mask)
     x, unknown = prepare(image, size), prepare_masks(mask, image, size, 1)
     filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
     images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
-    files = _save(options, (path, images, columns), (filled, options.targets), provenance)
+    files = _save(options, (path, images, columns), filled, provenance)
     _finish(options, files, filled, provenance, start)
 
 
@@ -233,11 +270,11 @@ def _filled(pipe: "Pipeline", options: InpaintOptions, x: Any, unknown: Any) -> 
 def score(options: ScoreOptions) -> None:
     """Print what the model says about images."""
     start = time.perf_counter()
-    _check_sources(options.images)
+    sources = _read_sources(options.images)
     pipe = load(options)
     groups = None if options.groups is None else list(options.groups)
     with within_memory(options.batch):
-        squares = _squares(pipe, options.images)
+        squares = _squares(pipe, sources)
         rows = scores(pipe, squares, groups, options.batch)
     rows = [{"picture": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
     if options.as_json:

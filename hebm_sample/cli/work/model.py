@@ -7,16 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from hebm_sample.cli.requests.base import CommandOptions
+from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
+from hebm_sample.cli.requests.grammar import known_value, known_word
 from hebm_sample.errors import EnvironmentFailure
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.pipeline import Pipeline
 
-__all__ = ["load", "progress_bar", "within_memory"]
+__all__ = ["load", "progress_bar", "with_known_names", "within_memory"]
 
+_O = TypeVar("_O", bound=SteeringOptions)
+_Pairs = tuple[tuple[str, tuple[str, ...]], ...]
 _CPU_MEMORY = "can't allocate memory"
 
 
@@ -37,6 +41,31 @@ def load(options: CommandOptions, device: str | None = None) -> "Pipeline":
         local_files_only=options.offline,
         device=device or options.device,
         dtype=getattr(torch, options.dtype),
+    )
+
+
+def with_known_names(options: _O, pipe: "Pipeline") -> _O:
+    """The options, their condition in the model's own spelling: `blond hair=1` is Blond_Hair=yes.
+
+    What the model does not know stays as it was typed; the pipeline says what there is.
+    """
+    if not (options.classes or options.attributes):
+        return options
+    symbols = pipe.symbols
+
+    def condition(pairs: _Pairs) -> _Pairs:
+        names = [known_word(name, symbols) for name, _ in pairs]
+        return tuple(
+            (name, tuple(known_value(value, symbols.get(name, ())) for value in values))
+            for name, (_, values) in zip(names, pairs, strict=True)
+        )
+
+    guidance = tuple((name and known_word(name, symbols), w) for name, w in options.guidance)
+    return replace(
+        options,
+        classes=condition(options.classes),
+        attributes=condition(options.attributes),
+        guidance=guidance,
     )
 
 

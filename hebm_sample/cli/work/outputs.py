@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,22 @@ import click
 
 from hebm_sample.cli.requests.base import CommandOptions, counted
 from hebm_sample.errors import UserInputError
-from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hebm_sample.pipeline.pipeline import Samples
 
-__all__ = ["check_grid", "check_targets", "energies_of", "save_grid", "save_singles", "tell"]
+__all__ = [
+    "check_grid",
+    "check_targets",
+    "energies_of",
+    "holds",
+    "refuse_others",
+    "save_grid",
+    "save_singles",
+    "tell",
+]
 
 
 def check_targets(grid: Path, folder: Path | None, files: Iterable[Path]) -> None:
@@ -57,28 +65,68 @@ def energies_of(samples: "Samples") -> list[list[float]]:
     return [] if samples.energies is None else samples.energies.float().tolist()
 
 
-def save_grid(
-    images: Sequence["Image"], columns: int | None, path: Path, provenance: Provenance
-) -> list[Path]:
-    """All images on one grid; the file written."""
-    from hebm_sample.io.images import grid, save_png
+def refuse_others(options: CommandOptions, texts: Mapping[Path, Mapping[str, str]]) -> None:
+    """`UserInputError` if a file of a name that nobody typed is there and says otherwise.
 
-    save_png(grid(images, columns), path, provenance.text())
+    Arguments:
+        texts: What each file would say of how it came about.
+    """
+    if options.overwrite:
+        return
+    for path, text in texts.items():
+        if not os.path.lexists(path):
+            continue
+        reason = _difference(path, text)
+        if reason is not None:
+            raise UserInputError(
+                f"{path} would be overwritten, and {reason}; write to another place, or add "
+                "--overwrite"
+            )
+
+
+def _difference(path: Path, text: Mapping[str, str]) -> str | None:
+    """How a file came about otherwise than it would now; None if it did not."""
+    from hebm_sample.io.images import read_text
+
+    found = read_text(path)
+    if not found:
+        return "does not say how it was made"
+    for key, value in text.items():
+        if found.get(key) != value:
+            return f"was made otherwise: {key} is {found.get(key)!r}, not {value!r}"
+    return None
+
+
+def holds(path: Path, text: Mapping[str, str]) -> bool:
+    """Whether there is an image with this text. Files appear by rename, so it is whole."""
+    return path.is_file() and _difference(path, text) is None
+
+
+def save_grid(
+    images: Sequence["Image"],
+    columns: int | None,
+    path: Path,
+    text: Mapping[str, str],
+    scale: int | None = None,
+) -> list[Path]:
+    """All images on one grid, each pixel as `scale` x `scale`; the file written."""
+    from hebm_sample.io.images import enlarged, grid, save_image
+
+    save_image(grid([enlarged(image, scale or 1) for image in images], columns), path, text)
     return [path]
 
 
 def save_singles(
     images: Sequence["Image"],
-    seeds: Sequence[int],
     paths: Sequence[Path],
-    provenance: Provenance,
+    texts: Sequence[Mapping[str, str]],
+    scale: int | None = None,
 ) -> list[Path]:
-    """A file an image, each with its own seed; the files written."""
-    from hebm_sample.io.images import save_png
+    """A file an image, each with its own text; the files written."""
+    from hebm_sample.io.images import enlarged, save_image
 
-    for image, seed, path in zip(images, seeds, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(image, path, provenance.of_seeds(seed).text(single=True))
+    for image, path, text in zip(images, paths, texts, strict=True):
+        save_image(enlarged(image, scale or 1), path, text)
     return list(paths)
 
 

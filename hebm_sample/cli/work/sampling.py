@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from hebm_sample.cli.requests.base import refuse
 from hebm_sample.cli.requests.sample import SampleOptions
-from hebm_sample.cli.work.model import load, progress_bar, within_memory
+from hebm_sample.cli.requests.words import sample_line
+from hebm_sample.cli.work.model import load, progress_bar, with_known_names, within_memory
 from hebm_sample.cli.work.outputs import (
     check_grid,
     check_targets,
     energies_of,
+    holds,
+    refuse_others,
     save_grid,
     save_singles,
     tell,
 )
-from hebm_sample.cli.work.sharding import Share, holds, unfinished
+from hebm_sample.cli.work.sharding import Share, unfinished
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import SECONDS
 from hebm_sample.pipeline.provenance import Provenance
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from hebm_sample.pipeline.outputs import Trajectory
     from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
-__all__ = ["provenance_of", "sample"]
+__all__ = ["provenance_of", "sample", "single_text"]
 
 Progress = Callable[[int], object]
 
@@ -48,7 +51,7 @@ class _Result:
 
 
 def _check_outputs(options: SampleOptions) -> None:
-    files = (options.image_path(s) for s in options.chosen_seeds if not options.is_done(s))
+    files = (options.image_path(seed) for seed in options.chosen_seeds)
     check_targets(options.grid_path, options.outdir, files if options.outdir else ())
 
 
@@ -69,6 +72,19 @@ def provenance_of(pipe: "Pipeline", options: SampleOptions) -> Provenance:
     return settings.saying(**options.facts)
 
 
+def single_text(options: SampleOptions, provenance: Provenance, seed: int) -> dict[str, str]:
+    """What one seed's file says of how it came about."""
+    line = sample_line(options, provenance.facts, [seed], None)
+    return {**provenance.of_seeds(seed).text(single=True), "command": line}
+
+
+def _grid_text(
+    options: SampleOptions, provenance: Provenance, seeds: Sequence[int]
+) -> dict[str, str]:
+    line = sample_line(options, provenance.facts, seeds, options.grid_path)
+    return {**provenance.of_seeds(*seeds).text(), "command": line}
+
+
 def _total_steps(pipe: "Pipeline", options: SampleOptions, count: int) -> int:
     """Gradient evaluations of it all, for `count` images."""
 
@@ -82,7 +98,7 @@ def _total_steps(pipe: "Pipeline", options: SampleOptions, count: int) -> int:
 
     if options.layout == "layers":
         rows = len(pipe.config.generator.latent_shapes)
-        return steps(1) + rows * steps(options.columns - 1)
+        return steps(1) + rows * steps(options.layer_columns - 1)
     if options.layout == "variations":
         return steps(1) + steps(count)
     return steps(count) * (options.best_of or 1)
@@ -92,7 +108,7 @@ def _grid_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[i
     """(images, columns) of what goes onto one grid."""
     groups = len(pipe.config.generator.latent_shapes)
     if options.layout == "layers":
-        return groups * options.columns, options.columns
+        return groups * options.layer_columns, options.layer_columns
     if options.layout == "mix":
         columns = 1 if options.keep_top is not None else groups + 1
         return columns, columns
@@ -101,7 +117,7 @@ def _grid_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[i
         levels = prior.num_levels if prior is not None else 1
         columns = facts["steps"] if facts["sampler"] == "flow" else levels
         return count * columns, columns
-    return count, None
+    return count, options.columns
 
 
 # Sampling
@@ -151,7 +167,7 @@ def _batches(
 def _layers(pipe: "Pipeline", options: SampleOptions, progress: Progress) -> _Result:
     samples = pipe.layers(
         options.chosen_seeds[0],
-        options.columns,
+        options.layer_columns,
         batch_size=options.batch,
         progress=progress,
         **options.settings,
@@ -199,7 +215,8 @@ def _singles(
             result.images += samples.images
             continue
         paths = [options.image_path(seed) for seed in samples.seeds]
-        result.files += save_singles(samples.images, samples.seeds, paths, provenance)
+        texts = [single_text(options, provenance, seed) for seed in samples.seeds]
+        result.files += save_singles(samples.images, paths, texts, options.scale)
     return result
 
 
@@ -210,7 +227,7 @@ def _work(
     _check_cut(pipe, options)
     count, columns = _grid_shape(pipe, options, len(seeds))
     if options.outdir is None:
-        check_grid(count, provenance.facts["resolution"], columns)
+        check_grid(count, provenance.facts["resolution"] * (options.scale or 1), columns)
     total = _total_steps(pipe, options, len(seeds))
     with (
         progress_bar(total, pipe.name, options.quiet) as progress,
@@ -225,17 +242,23 @@ def _work(
         else:
             result = _singles(pipe, options, seeds, provenance, progress)
     if options.outdir is None:
-        result.files = _save(result, columns, options, provenance.of_seeds(*seeds))
+        text = _grid_text(options, provenance, seeds)
+        result.files = _save(result, columns, options, text)
     return result, count
 
 
 def _save(
-    result: _Result, columns: int | None, options: SampleOptions, provenance: Provenance
+    result: _Result, columns: int | None, options: SampleOptions, text: dict[str, str]
 ) -> list[Path]:
     path = options.grid_path
     if result.trajectory is None:
-        return save_grid(result.images, columns, path, provenance)
-    result.trajectory.save(path, options.seconds or SECONDS, provenance.text())
+        return save_grid(result.images, columns, path, text, options.scale)
+    if options.is_animated:
+        result.trajectory.save(path, options.seconds or SECONDS, text)
+    else:
+        from hebm_sample.io.images import save_image
+
+        save_image(result.trajectory.grid(), path, text)
     return [path]
 
 
@@ -245,7 +268,7 @@ def _save(
 def _prepared(options: SampleOptions, share: Share) -> tuple["Pipeline", SampleOptions]:
     """The model, and the options with what only it can say."""
     pipe = load(options, share.device(options.device))
-    pipe.compile_chains = options.compiled
+    pipe.compile_chains, options = options.compiled, with_known_names(options, pipe)
     if not options.batch:
         from hebm_sample.pipeline.batch_size import fitting_batch
 
@@ -272,13 +295,27 @@ def sample(options: SampleOptions) -> None:
             chosen = share.take(chosen, options.batch)
             stopped = stack.enter_context(unfinished(options.outdir, share))
 
-        def is_done(seed: int) -> bool:
-            text, path = provenance.of_seeds(seed).text(single=True), options.image_path(seed)
-            return options.is_done(seed) or (stopped and holds(path, text))
-
-        seeds = [seed for seed in chosen if not is_done(seed)]
+        seeds = _left(options, provenance, chosen, stopped)
         result, count = _work(pipe, options, seeds, provenance) if seeds else (_Result(), 0)
     _tell(options, result, (seeds, len(chosen) - len(seeds), count), provenance, start)
+
+
+def _left(
+    options: SampleOptions, provenance: Provenance, chosen: list[int], stopped: bool
+) -> list[int]:
+    """The seeds to sample: without those whose files are there, if the run before was stopped or
+    --skip-existing says so. Files that were made otherwise are not overwritten unasked.
+    """
+    if options.outdir is None:
+        if options.out is None:
+            text = _grid_text(options, provenance, chosen)
+            refuse_others(options, {options.grid_path: text})
+        return chosen
+    texts = {seed: single_text(options, provenance, seed) for seed in chosen}
+    refuse_others(options, {options.image_path(seed): text for seed, text in texts.items()})
+    if not (options.skip_existing or stopped):
+        return chosen
+    return [seed for seed in chosen if not holds(options.image_path(seed), texts[seed])]
 
 
 def _tell(
