@@ -309,7 +309,7 @@ class Sampler:
         for level, u, terms in states:
             if request.only_last and level > 0:
                 continue
-            images = self.model.mean_images(u)
+            images = self.model.images(u)
             finite = torch.isfinite(images).flatten(1).all(1)
             if terms is not None:
                 terms = terms.detach().float().cpu()
