@@ -152,6 +152,7 @@ class HierarchicalGenerator(Generator):
 
     def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
         """The image of h_{L+1}, as `Generator.render`; by the sharp decoder where there is one."""
-        if self.sharp is None or decoder == "likelihood":
-            return super().render(features, decoder)
+        chosen = self.chosen_decoder(decoder)
+        if self.sharp is None or chosen == "likelihood":
+            return self.decode(features)
         return self.sharp(features)

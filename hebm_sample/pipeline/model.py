@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import ModelConfig, require_choice, require_integer
+from hebm_sample.config import DecoderName, ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
@@ -247,37 +247,45 @@ class Model:
     # Images and latents
 
     @torch.no_grad()
-    def images(self, u: Latents) -> Tensor:
-        """Images (N, 3, S, S) on the CPU, by the decoder that shows them (the sharp one where
-        there is one), a few at a time: at 256x256 the decoder's maps, and no chain, are what
-        memory is needed for.
+    def images(self, u: Latents, decoder: DecoderName | None = None) -> Tensor:
+        """Images (N, 3, S, S) on the CPU, a few at a time: at 256x256 the decoder's maps, and no
+        chain, are what memory is needed for. `decoder` as of `decode`.
         """
         most = MOST_PIXELS[self.device.type == "cpu"]
         count = max(1, most // self.config.generator.image_size**2)
         with torch.inference_mode(False), self.precision():
             parts = [
-                self._shown(tuple(g[i : i + count] for g in u)).float().cpu()
+                self._shown(tuple(g[i : i + count] for g in u), decoder).float().cpu()
                 for i in range(0, len(u[0]), count)
             ]
         return torch.cat(parts)
 
-    def _shown(self, u: Latents) -> Tensor:
-        return self.generator.render(self.generator.transform(u).features)
+    def _shown(self, u: Latents, decoder: DecoderName | None) -> Tensor:
+        return self.generator.render(self.generator.transform(u).features, decoder)
 
     def decode(
-        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
+        self,
+        latents: Latents,
+        *,
+        decoder: DecoderName | None = None,
+        output_type: OutputType = "pil",
+        batch_size: int = 16,
     ) -> Any:
-        """Mean images of u: N PIL images, or arrays as in `Samples`.
+        """Images of u: N PIL images, or arrays as in `Samples`.
 
         Arguments:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
                 values whose images are not finite.
+            decoder: "sharp", or "likelihood" for the mean of p(x | u), which bits and scores are
+                of; raises `UserInputError` for one that the model has not. If None, "sharp" where
+                there is one.
         """
+        self.generator.chosen_decoder(decoder)
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
-            self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents))
+            self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents), decoder)
             for i in range(0, count, batch_size)
         ]
         images = torch.cat(parts)
@@ -345,6 +353,7 @@ class Model:
         self,
         images: ImagesLike,
         *,
+        decoder: DecoderName | None = None,
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
@@ -353,8 +362,9 @@ class Model:
 
         Arguments as for `encode` and `decode`.
         """
+        chosen = self.generator.chosen_decoder(decoder)
         u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, output_type=output_type, batch_size=batch_size)
+        return self.decode(u, decoder=chosen, output_type=output_type, batch_size=batch_size)
 
     def latents_from(
         self,
