@@ -208,9 +208,9 @@ class TestContext:
         now, decode = [0.0], type(pipe.model).images
         monkeypatch.setattr(context_module.time, "perf_counter", lambda: now[0])
 
-        def decoded(self, u):
+        def decoded(self, u, *decoder):
             now[0] += 1000.0
-            return decode(self, u)
+            return decode(self, u, *decoder)
 
         monkeypatch.setattr(type(pipe.model), "images", decoded)
         context = make_context(pipe, *sets, **SHORT)
