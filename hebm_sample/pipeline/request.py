@@ -20,6 +20,7 @@ from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import choose_seeds
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint
+from hebm_sample.sampling.particles import particle_seeds
 
 __all__ = [
     "Likelihood",
@@ -40,6 +41,10 @@ class Likelihood(Protocol):
 
     def rows(self, start: int, stop: int) -> "Likelihood":
         """Of images start ... stop - 1."""
+        ...
+
+    def repeated(self, count: int) -> "Likelihood":
+        """Each image `count` times, one after another."""
         ...
 
     def to(self, device: torch.device) -> "Likelihood":
@@ -91,6 +96,18 @@ class Request:
             likelihood=self.likelihood and self.likelihood.rows(start, stop),
         )
 
+    def particles(self) -> "Request":
+        """The same with a row for each particle of each image, each with a seed of its own."""
+        condition, constraint = self.condition, self.constraint
+        count = self.config.particles
+        return replace(
+            self,
+            seeds=particle_seeds(self.seeds, count),
+            condition=condition and condition.repeated(count),
+            constraint=constraint and constraint.repeated(count),
+            likelihood=self.likelihood and self.likelihood.repeated(count),
+        )
+
     def batches(self) -> Iterator["Request"]:
         """Requests of at most `batch_size` images each."""
         for start in range(0, len(self.seeds), self.batch_size):
@@ -105,7 +122,11 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
         raise UserInputError(
             f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
         )
-    return replace(model.config.sampling, **given)
+    usual = model.config.sampling
+    found = replace(usual, particles=1, **{k: v for k, v in given.items() if k != "particles"})
+    # The model's own number, unless what was asked for cannot have particles.
+    particles = usual.particles if found.takes_particles() else 1
+    return replace(found, particles=given.get("particles", particles))
 
 
 def total_steps(

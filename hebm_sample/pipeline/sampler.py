@@ -274,6 +274,9 @@ class Sampler:
             config = replace(config, steps=config.steps - up)
             eps = self._inverted(constraint, request, energy, up)
             constraint = replace(constraint, eps=eps)
+        request = replace(request, constraint=constraint)
+        if config.particles > 1:
+            request = request.particles()
         return sample_prior(
             self._conditioned(request, energy),
             model.schedule,
@@ -282,7 +285,7 @@ class Sampler:
             parametrization=model.config.prior.parametrization,
             step_size_0=model.config.prior.step_size_0,
             sigma_high=min(FLOW_START, model.config.prior.sigma_max),
-            given=constraint,
+            given=request.constraint,
             posterior_variance=model.posterior_variance() if config.precondition else None,
             progress=request.progress,
         )
