@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hebm_sample.config.base import (
@@ -14,10 +14,12 @@ from hebm_sample.config.base import (
 )
 
 __all__ = [
+    "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "MAX_PARTICLES",
     "Kernel",
     "LangevinConfig",
+    "MAX_GUIDANCE",
     "ReferenceVariance",
     "SamplerName",
     "Start",
@@ -26,6 +28,9 @@ __all__ = [
 # Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
 # samplers of some models.
 EDIT_STEPS = 48
+# Weight of the condition of an edit, and the most that any condition can have.
+EDIT_GUIDANCE = 32.0
+MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
 
 SamplerName = Literal["recovery", "annealed", "flow"]
@@ -140,6 +145,14 @@ class LangevinConfig(ConfigBase):
         """Whether these settings have proposals that particles can be weighed by."""
         single = isinstance(self.temperature, float | int) and self.temperature != 0.0
         return self.sampler != "flow" and self.start == "ancestral" and single
+
+    def changed(self, **settings: Any) -> "LangevinConfig":
+        """With these settings in the place of its own. Its number of particles stays where they
+        can have them.
+        """
+        found = replace(self, **{**settings, "particles": 1})
+        usual = self.particles if found.takes_particles() else 1
+        return replace(found, particles=settings.get("particles", usual))
 
     def to_dict(self) -> dict[str, Any]:
         """As any other, but what was added later only where it says something: files and hashes

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import LangevinConfig, require_choice, require_integer
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.batch_size import bytes_per_image, free_bytes
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import choose_seeds
@@ -27,6 +28,7 @@ __all__ = [
     "Prior",
     "Progress",
     "Request",
+    "check_particles",
     "read_request",
     "sampling_config",
     "total_steps",
@@ -122,11 +124,7 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
         raise UserInputError(
             f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
         )
-    usual = model.config.sampling
-    found = replace(usual, particles=1, **{k: v for k, v in given.items() if k != "particles"})
-    # The model's own number, unless what was asked for cannot have particles.
-    particles = usual.particles if found.takes_particles() else 1
-    return replace(found, particles=given.get("particles", particles))
+    return model.config.sampling.changed(**given)
 
 
 def total_steps(
@@ -185,6 +183,20 @@ def read_request(
         only_last=only_last,
         batch_size=batch_size,
     )
+
+
+def check_particles(model: Model, request: Request) -> None:
+    """Raise `EnvironmentFailure` where the particles of a batch take more memory than is free."""
+    if (count := request.config.particles) == 1:
+        return
+    rows = count * min(len(request.seeds), request.batch_size)
+    needed, free = rows * bytes_per_image(model), free_bytes(model.device)
+    if needed > free:
+        raise EnvironmentFailure(
+            f"{count} particles for each of {rows // count} images at a time take "
+            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            "ask for fewer particles, or a smaller batch"
+        )
 
 
 def _condition(

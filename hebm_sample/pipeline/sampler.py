@@ -22,7 +22,14 @@ from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, to_output
-from hebm_sample.pipeline.request import Likelihood, Prior, Progress, Request, read_request
+from hebm_sample.pipeline.request import (
+    Likelihood,
+    Prior,
+    Progress,
+    Request,
+    check_particles,
+    read_request,
+)
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, part_threads, side_by_side
 from hebm_sample.pipeline.states import (
@@ -149,6 +156,7 @@ class Sampler:
             progress=progress,
             **settings,
         )
+        check_particles(self.model, request)
         best = self.best(request, best_of, rank_by)
         return self.samples(best, request.seeds, output_type)
 
@@ -171,6 +179,7 @@ class Sampler:
         request = read_request(self.model, num_images, seeds, **options)
         # Built eagerly: what is wrong with the request is said now, not when the first image is
         # needed.
+        check_particles(self.model, request)
         states = self.run(request)
         return (self.samples(state, request.seeds, output_type) for state in states)
 
@@ -312,7 +321,7 @@ class Sampler:
         for level, u, terms in states:
             if request.only_last and level > 0:
                 continue
-            images = self.model.mean_images(u)
+            images = self.model.images(u)
             finite = torch.isfinite(images).flatten(1).all(1)
             if terms is not None:
                 terms = terms.detach().float().cpu()
