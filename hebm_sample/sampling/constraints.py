@@ -57,6 +57,16 @@ class LatentConstraint:
         eps = self.eps and tuple(e[start:stop] for e in self.eps)
         return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells, eps=eps)
 
+    def repeated(self, count: int) -> "LatentConstraint":
+        """Each image `count` times, one after another."""
+
+        def repeat(u: Latents | None) -> Latents | None:
+            return u and tuple(g.repeat_interleave(count, 0) for g in u)
+
+        u = repeat(self.u)
+        assert u is not None
+        return replace(self, u=u, cells=repeat(self.cells), eps=repeat(self.eps))
+
     def to(self, device: torch.device) -> "LatentConstraint":
         """On another device, in float32."""
         cells = self.cells and tuple(c.to(device) for c in self.cells)
