@@ -26,6 +26,7 @@ from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
 from hebm_sample.pipeline.scoring import group_indices
@@ -101,6 +102,7 @@ class Model:
             UserInputError: There is no such model, resolution or device name.
             WeightsError: A file is missing or corrupt.
             HubError: The Hub did not deliver.
+            EnvironmentFailure: There is less memory free than a single image takes.
         """
         chosen = pick_device(device)
         model = build_model(
@@ -111,6 +113,7 @@ class Model:
             local_files_only=local_files_only,
             token=token,
         )
+        check_memory(model.config, model.generator, model.prior, chosen)
         card = model.resolved.folder / "README.md"
         return cls(
             model.config,

@@ -8,6 +8,7 @@ import click
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["calibrate"]
 
@@ -31,7 +32,7 @@ __all__ = ["calibrate"]
 @click.option(
     "-n",
     "--num-images",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MAX_SEEDS),
     default=2000,
     show_default=True,
     metavar="N",
