@@ -2,8 +2,11 @@
 
 Splits are told by folders (`train/`, `Test/`), or by the names of all files (`train_001.png`).
 Labels come from a table (`metadata.py`), from CelebA's attributes (`celeba.py`), or from one
-folder a class. A folder that is called like a split is one only where no other folder lies beside
-it that is none: bus/, car/ and train/ are three classes.
+folder per class. A folder that is called like a split is one only where no other folder lies
+beside it that is none: bus/, car/ and train/ are three classes.
+
+The library `datasets` (5.2) does not serve here: it takes train/ of those three for a split,
+follows no links, and loses tables above split folders and classes beside a stray image.
 """
 
 import os
