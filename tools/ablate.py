@@ -308,6 +308,7 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
         size=pipe.config.generator.image_size,
         model=pipe.name,
         validation=HASH if settings.validation is None else settings.validation,
+        records=pipe.config.training,
         progress=show,
     )
     images = _all_rows(data, pipe, sets[0], settings.validation, show)

@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hebm_sample import __version__
 from hebm_sample.config import require_integer
-from hebm_sample.data.dataset import ImageDataset, load_images
-from hebm_sample.data.summary import held_out_rule
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, as_bytes
+from hebm_sample.evaluation.held_out import held_out_by, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.io.files import cache_home
@@ -40,7 +40,6 @@ from hebm_sample.metrics import (
 )
 from hebm_sample.metrics.quality import Quality, measure_quality
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.presets.models import PRESETS
 
 __all__ = [
     "DEFAULT_FEATURE_STEPS",
@@ -58,8 +57,6 @@ __all__ = [
 ]
 
 FEATURE_RECIPE = 1
-HASH = "hash"
-TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
 DEFAULT_IMAGES = 2000
 PCA_ROWS = 8000
@@ -136,67 +133,6 @@ class Evaluation:
                 *(f"  {which:15} {q}" for which, q in self.quality.get(name, {}).items()),
             ]
         return "\n".join(lines)
-
-
-def _validation(model: str | None, validation: int | str | None) -> Any:
-    """ "hash", or how many rows at the end are held out."""
-    if validation is None and (preset := PRESETS.get(model or "")) is not None:
-        validation = preset.prior_settings.validation
-    return HASH if validation is None else validation
-
-
-def held_out_by(
-    model: str | None, validation: int | Literal["hash"] | None, split: str | None
-) -> str:
-    """How `open_held_out` chooses rows, in words."""
-    rows = _validation(model, validation)
-    if split is None and rows != 0:
-        return held_out_rule(None if rows == HASH else rows)
-    return f"the split {split or TEST_SPLIT!r}"
-
-
-def open_held_out(
-    source: str | Path,
-    *,
-    size: int,
-    model: str | None = None,
-    validation: int | Literal["hash"] | None = None,
-    split: str | None = None,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> tuple[ImageDataset, ImageDataset]:
-    """The rows that a model was trained on, and those that it was not.
-
-    Arguments:
-        source: As for `load_images`.
-        size: Side of the images.
-        model: A preset of that name says which rows were kept apart.
-        validation: In the preset's place: "hash", or how many at the end; 0 means none, and the
-            split `test` is held out. "hash" if neither says.
-        split: Of the source, that is held out; then no rows at the end are.
-        cache_dir: Of `load_images`.
-        progress: Show a bar while decoding.
-
-    Raises:
-        UserInputError: There are no such rows or split, or the split is the training rows.
-    """
-    if split is not None and validation:
-        raise UserInputError(
-            f"{validation} validation rows and the split {split!r} were both given; "
-            "leave one of them out"
-        )
-    rows = _validation(model, validation)
-    options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
-    training = load_images(source, **options)
-    if split is None and rows != 0:
-        return training.split(None if rows == HASH else rows)
-    held_out = load_images(source, split=split or TEST_SPLIT, **options)
-    if held_out.identity == training.identity:
-        raise UserInputError(
-            f"the split {split or TEST_SPLIT!r} of {source} is what the model is trained on; "
-            "name another with --split, or keep rows apart with --validation"
-        )
-    return training, held_out
 
 
 def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Path:

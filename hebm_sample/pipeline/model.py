@@ -238,6 +238,10 @@ class Model:
     # Images and latents
 
     @torch.no_grad()
+    def _shown(self, u: Latents) -> Tensor:
+        """Images of u by the decoder that shows them: the sharp one where there is one."""
+        return self.generator.render(self.generator.transform(u).features)
+
     def _decode(self, u: Latents) -> Tensor:
         """Mean images, a few at a time: at 256x256 the decoder's maps, and no chain, are what
         memory is needed for.
@@ -246,7 +250,7 @@ class Model:
         count = max(1, most // self.config.generator.image_size**2)
         with torch.inference_mode(False), self._precision():
             parts = [
-                self.generator(tuple(g[i : i + count] for g in u)).float().cpu()
+                self._shown(tuple(g[i : i + count] for g in u)).float().cpu()
                 for i in range(0, len(u[0]), count)
             ]
         return torch.cat(parts)

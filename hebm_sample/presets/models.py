@@ -174,6 +174,42 @@ _IMAGES_256 = replace(
 # The fastest that is as good as chains of 50 steps a level (docs/performance.md).
 _FACES_SAMPLING = LangevinConfig(steps=16, start="ancestral", step_scale=1.0, momentum=0.8)
 _WITH_SYMBOLS = replace(_FACES_PRIOR, width=128, symbols=FACE_SYMBOLS)
+# What both data sets of 64x64 faces have.
+_FACES_PRESET = _published(
+    replace(
+        _IMAGES_64,
+        kl_weight=_FACES_KL_WEIGHT,
+        generator_settings=_FACES_GENERATOR_SETTINGS,
+        prior=_WITH_SYMBOLS,
+        prior_settings=_LONG_PRIOR_SETTINGS,
+        sampling=_FACES_SAMPLING,
+        decoder=_SHARP_64,
+    )
+)
+_TINY_PRESET = Preset(
+    name="tiny",
+    note="16x16 toy with 3 groups, seconds per run: for tests and first steps",
+    generator=_TINY,
+    prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
+    sampling=LangevinConfig(steps=12),
+    generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
+    prior_settings=TrainSettings(
+        steps=30,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        log_every=10,
+    ),
+    decoder=DecoderPlan(samples=16),
+    decoder_settings=replace(
+        DECODER_SETTINGS,
+        steps=30,
+        batch_size=8,
+        warmup_steps=5,
+        log_every=10,
+        evaluate_every=10,
+    ),
+)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -188,27 +224,15 @@ PRESETS: dict[str, Preset] = {
             decoder=_SHARP_256,
         ),
         replace(
-            _published(_IMAGES_64),
+            _FACES_PRESET,
             name="celebahq-64",
             model="celebahq",
             note="64x64 faces with ten attributes; the generator of images64, at a lower rate",
-            kl_weight=_FACES_KL_WEIGHT,
-            generator_settings=_FACES_GENERATOR_SETTINGS,
-            prior=_WITH_SYMBOLS,
-            prior_settings=replace(_LONG_PRIOR_SETTINGS, validation=_HELD_OUT_FACES),
-            sampling=_FACES_SAMPLING,
-            decoder=_SHARP_64,
         ),
         replace(
-            _published(_IMAGES_64),
+            _FACES_PRESET,
             name="celeba64",
             note="64x64 CelebA frames with ten attributes; the generator of images64",
-            kl_weight=_FACES_KL_WEIGHT,
-            generator_settings=_FACES_GENERATOR_SETTINGS,
-            prior=_WITH_SYMBOLS,
-            prior_settings=replace(_LONG_PRIOR_SETTINGS, validation=_HELD_OUT_FACES),
-            sampling=_FACES_SAMPLING,
-            decoder=_SHARP_64,
         ),
         Preset(
             name="cifar10",
@@ -253,40 +277,12 @@ PRESETS: dict[str, Preset] = {
             ),
             decoder_settings=replace(DECODER_SETTINGS, zoom=0.75, validation=500),
         ),
-        Preset(
-            name="tiny",
-            note="16x16 toy with 3 groups, seconds per run: for tests and first steps",
-            generator=_TINY,
-            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
-            sampling=LangevinConfig(steps=12),
-            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
-            prior_settings=TrainSettings(
-                steps=30,
-                batch_size=8,
-                learning_rate=1e-3,
-                warmup_steps=5,
-                log_every=10,
-            ),
-            decoder=DecoderPlan(samples=16),
-            decoder_settings=replace(
-                DECODER_SETTINGS,
-                steps=30,
-                batch_size=8,
-                warmup_steps=5,
-                log_every=10,
-                evaluate_every=10,
-            ),
-        ),
-        Preset(
+        _TINY_PRESET,
+        replace(
+            _TINY_PRESET,
             name="tiny-energies",
             note="small energies on any generator, an imported NVAE too, seconds per run",
-            generator=_TINY,
-            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
-            sampling=LangevinConfig(steps=12),
-            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
-            prior_settings=TrainSettings(
-                steps=20, batch_size=8, learning_rate=1e-3, warmup_steps=5, log_every=10
-            ),
+            prior_settings=replace(_TINY_PRESET.prior_settings, steps=20),
         ),
         *PAPER_PRESETS,
     )

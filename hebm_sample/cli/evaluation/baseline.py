@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hebm_sample.cli.data import refuse_same_folder, tell
+from hebm_sample.cli.data import HASH, refuse_same_folder, tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.trained import DurationType, load_model
 from hebm_sample.errors import UserInputError
@@ -43,7 +43,7 @@ def baseline(
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(generator)
-    preset_of_run = _preset(preset or model.name, options)
+    preset_of_run = _with_rows_of(model, _preset(preset or model.name, options))
     images = _images(data, out, model, preset_of_run, options["quiet"])
     run: dict[str, Any] = {
         "resume": options["resume"],
@@ -67,6 +67,17 @@ def _preset(name: str, options: dict[str, Any]) -> Any:
     if steps is None and budget is None:
         return preset
     settings = replace(preset.prior_settings, steps=steps, time_budget=budget)
+    return replace(preset, prior_settings=settings)
+
+
+def _with_rows_of(model: Any, preset: Any) -> Any:
+    """The preset, with the rows held out that the model's own runs held out."""
+    from hebm_sample.training.record import held_out_rule_of
+
+    rule = held_out_rule_of(model.config.training, model.config.generator.image_size)
+    if rule is None:
+        return preset
+    settings = replace(preset.prior_settings, validation=None if rule == HASH else rule)
     return replace(preset, prior_settings=settings)
 
 

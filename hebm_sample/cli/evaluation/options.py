@@ -70,7 +70,7 @@ HELD_OUT: Sequence[Decorator] = (
         type=HoldOutType(),
         metavar="ROWS",
         help="Rows that training kept apart: hash, last:N or N; 0: the split `test` is held out."
-        "  [default: the preset's, or hash]",
+        "  [default: the run's, where the model says it; else the preset's, or hash]",
     ),
     click.option("--split", metavar="NAME", help="Split of the data that is held out."),
 )
@@ -144,17 +144,29 @@ def check_folder(option: str, path: Path | None) -> None:
 
 def open_sets_of(pipe: Any, data: str, options: dict[str, Any]) -> Any:
     """Training and held-out images of a model, of which a line is printed."""
-    return open_sets(data, pipe.config.generator.image_size, pipe.name, options)
+    size = pipe.config.generator.image_size
+    return open_sets(data, size, pipe.name, options, pipe.config.training)
 
 
-def open_sets(data: str, size: int, model: str | None, options: dict[str, Any]) -> Any:
-    """The same without a model's size, and maybe without its name."""
+def open_sets(
+    data: str,
+    size: int,
+    model: str | None,
+    options: dict[str, Any],
+    records: Sequence[Any] = (),
+) -> Any:
+    """The same without a model's size, and maybe without its name and records."""
     from hebm_sample.evaluation.distances import held_out_by, open_held_out
+    from hebm_sample.training.record import check_rows
 
     quiet = options["quiet"]
-    chosen = {"validation": options["validation"], "split": options["split"]}
+    chosen: dict[str, Any] = {"validation": options["validation"], "split": options["split"]}
+    chosen["records"] = records
     sets = open_held_out(data, size=size, model=model, progress=not quiet, **chosen)
-    tell(data, *sets, held_out_by(model, **chosen), quiet)
+    rule = held_out_by(model, size=size, **chosen)
+    if model is not None and (note := check_rows(model, records, *sets)):
+        rule += f"; {note}"
+    tell(data, *sets, rule, quiet)
     return sets
 
 

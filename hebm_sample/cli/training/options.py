@@ -8,13 +8,12 @@ from typing import Any
 import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
-from hebm_sample.cli.evaluation.options import DEVICES
-from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
+from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.trained import DurationType
 from hebm_sample.errors import UserInputError
 
 __all__ = [
     "PATH",
-    "Duration",
     "check_resume",
     "needed",
     "read_images",
@@ -24,20 +23,27 @@ __all__ = [
 
 PATH = click.Path(path_type=Path)
 
-
-class Duration(click.ParamType):
-    """90s, 3m, 1.5h or seconds."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Seconds."""
-        from hebm_sample.presets.settings import parse_duration
-
-        return parse_duration(value) if isinstance(value, str) else value
-
+STEP_SETTINGS = ("accumulate", "dtype", "activation_checkpointing")
+STEP_OPTIONS = (
+    click.option(
+        "--accumulate",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Compute a process's batch in K micro-batches, one after another: less memory, the "
+        "same run up to rounding.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
+    ),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Keep only what passes between T's groups for gradients: less memory, more time.",
+    ),
+)
 
 RUN_OPTIONS = (
     click.option(
@@ -55,14 +61,8 @@ RUN_OPTIONS = (
     ),
     click.option("--out", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
     click.option(
-        "--dry-run",
-        is_flag=True,
-        help="Say what the run would take, from one step at a small batch; write nothing. "
-        "Needs neither --data nor --out.",
-    ),
-    click.option(
         "--time-budget",
-        type=Duration(),
+        type=DurationType(),
         metavar="TIME",
         help="90s, 3m, 1.5h: turned into steps once.",
     ),
@@ -96,7 +96,7 @@ RUN_OPTIONS = (
         "those at the end.  [default: the preset's, or hash]",
     ),
     click.option(
-        "--checkpoint-every", type=Duration(), metavar="TIME", help="Between checkpoints."
+        "--checkpoint-every", type=DurationType(), metavar="TIME", help="Between checkpoints."
     ),
     click.option(
         "--log-every", type=click.IntRange(1), metavar="N", help="Steps between log lines."
@@ -112,14 +112,8 @@ RUN_OPTIONS = (
     click.option(
         "--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out."
     ),
-    click.option(
-        "--device",
-        type=DEVICES,
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    ),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+    DEVICE,
+    QUIET,
 )
 
 
