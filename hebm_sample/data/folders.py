@@ -96,12 +96,13 @@ def _others(tree: Tree, images: list[str], read: list[Path]) -> dict[str, int]:
     """Files that are neither images nor tables that are read, by suffix; runs' folders."""
     known = {*images, *(p.relative_to(tree.root).as_posix() for p in read if _is_below(p, tree))}
     rest = Counter(
-        os.path.splitext(name)[1].lower() or "files without a suffix"
+        os.path.splitext(name)[1].lower() or "without a suffix"
         for name in tree.names
         if name not in known
     )
     found = dict(sorted(rest.items(), key=lambda item: (-item[1], item[0])))
-    return found | ({"folders of runs": len(tree.runs)} if tree.runs else {})
+    runs = "folder of a run" if len(tree.runs) == 1 else "folders of runs"
+    return found | ({runs: len(tree.runs)} if tree.runs else {})
 
 
 def _is_below(path: Path, tree: Tree) -> bool:

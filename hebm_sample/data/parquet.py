@@ -41,7 +41,7 @@ def parquet_source(
         for part, f in enumerate(files):
             yield from _chunks(_open(parquet, f), part, f, root)
 
-    left_out = left_out | ({"parquet files of other splits": others} if others else {})
+    left_out = left_out | ({".parquet of other splits": others} if others else {})
     return Source([stamp(f, root) for f in files], total, label_names, chunks, left_out)
 
 

@@ -41,7 +41,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
         tree = walk(path)
         if parquet := with_suffixes(tree.names, (".parquet",)):
             images = with_suffixes(tree.names, IMAGE_SUFFIXES)
-            beside = {"images beside the parquet files": len(images)} if images else {}
+            beside = {"beside the parquet files": len(images)} if images else {}
             return parquet_source(parquet, path, split, beside)
         return folder_source(tree, split)
     if path.is_file():
