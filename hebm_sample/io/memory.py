@@ -51,7 +51,10 @@ def _of_the_groups() -> list[int]:
 
 def _groups() -> list[tuple[Path, str, tuple[str, str, str]]]:
     """(where the hierarchy is mounted, the process's group in it, names of its files)."""
-    found = [(CGROUP, "", _SECOND), (CGROUP / "memory", "", _FIRST)]
+    found: list[tuple[Path, str, tuple[str, str, str]]] = [
+        (CGROUP, "", _SECOND),
+        (CGROUP / "memory", "", _FIRST),
+    ]
     with suppress(OSError, ValueError):
         for line in (PROC / "self" / "cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
