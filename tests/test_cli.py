@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import click
@@ -857,6 +858,20 @@ def test_quick_answers_do_not_wait_for_torch(arguments):
     )
     assert result.stderr.endswith("loaded []\n"), result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_warnings_of_ours_are_one_line_without_a_place():
+    usual = warnings.formatwarning
+
+    @click.command(cls=OneLineErrors)
+    def command():
+        for category in (UserWarning, DeprecationWarning):
+            click.echo(warnings.formatwarning("2 of 3 images\nleft out", category, "x.py", 7, ""))
+
+    result = CliRunner().invoke(command, [])
+    assert result.stdout.startswith("Warning: 2 of 3 images left out\n\n")
+    assert "x.py:7: DeprecationWarning: " in result.stdout
+    assert warnings.formatwarning is usual
 
 
 def test_groups_fail_in_one_line_too():

@@ -54,7 +54,7 @@ class LangevinConfig(ConfigBase):
             marginal), or "posterior", B_t below.
         step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a
             marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
-        temperature: Factor on every noise draw's standard deviation; a list gives one a group.
+        temperature: Factor on every noise draw's standard deviation; a list gives one per group.
         denoise: End with one flow step from the lowest level to noise 0.
         early_share: Gradients of the noisiest level over those of the lowest, not counting one
             that each level has anyway; those between lie on a line. 1 spends as many on each.

@@ -26,6 +26,7 @@ from hebm_sample.generator.hierarchy import (
     ImageDecoder,
     sharp_decoder,
 )
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -36,7 +37,7 @@ from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import same_rows
-from hebm_sample.training.train import PREVIEW, channels_last, fingerprint
+from hebm_sample.training.train import PREVIEW, channels_last, former_digest
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = ["Watch", "train_decoder", "with_sharp_decoder"]
@@ -277,24 +278,27 @@ def _task(
     channels_last(objective.to(device))
     start = _Figures(generator, encoder, training, FIRST_IMAGES, device)(generator.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, device)
-    weights = [fingerprint(m) for m in (generator, encoder)]
-    identity = [
-        training.identity,
-        "decoder",
-        *weights,
-        *_digest(folder, pool),
-        str(plan.to_dict()),
-    ]
+    known = [*_digest(folder, pool), str(plan.to_dict())]
+    identity, former = (
+        " ".join([training.identity, "decoder", frozen, *known])
+        for frozen in _frozen(generator, encoder)
+    )
     return Task(
         "decoder",
         objective,
         learner,
         config,
         _preview(generator, encoder, validation, pool, device),
-        " ".join(identity),
+        identity,
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
+        former=(former, ""),
     ), training
+
+
+def _frozen(*networks: nn.Module) -> tuple[str, str]:
+    """Digests of networks, as of now and as of earlier releases."""
+    return content_digest(*networks), " ".join(map(former_digest, networks))
 
 
 def _pool(
