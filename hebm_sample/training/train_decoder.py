@@ -38,7 +38,7 @@ from hebm_sample.training.lock import locked
 from hebm_sample.training.train import PREVIEW, channels_last, fingerprint
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Watch", "new_learner", "sharpened", "train_decoder", "with_sharp_decoder"]
+__all__ = ["Watch", "new_learner", "train_decoder", "with_sharp_decoder"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 50
