@@ -287,7 +287,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--seeds", "4-1"], "'--seeds': the range '4-1' runs backwards"),
         (["--dataset", "a", "--seeds", "-3"], "'-3' is not a seed"),
         (["--dataset", "a", "--seeds", "1,1"], "seed 1 is given twice"),
-        (["--dataset", "a", "-n", "0"], "0 is not in the range 1<=x<=10000"),
+        (["--dataset", "a", "-n", "0"], "0 is not in the range 1<=x<=100000"),
         (["--dataset", "a", "-n", "many"], "'many' is not a valid integer"),
         (["--dataset", "a", "--steps", "0"], "'--steps': 0 is not in the range"),
         (["--dataset", "a", "--batch", "0"], "'--batch': 0 is not in the range"),

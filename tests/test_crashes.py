@@ -112,7 +112,9 @@ def test_an_image_is_the_old_one_or_the_new_one(tmp_path, memory):
 
 
 def test_a_model_folder_is_of_one_model_or_refused(tmp_path, memory):
-    """Over an older one: its row goes first and the new one's comes last."""
+    """Over an older one, which stays until the new one is whole beside it: then its row goes first
+    and the new one's comes last.
+    """
     folder = tmp_path / "model"
     old, new = modules(1), modules(2)
 

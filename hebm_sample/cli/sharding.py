@@ -1,4 +1,5 @@
-"""Which of the asked seeds this process draws, where many images are drawn to one folder.
+"""How work is divided: the asked seeds over processes, where many images are drawn to one folder;
+a training step into what fits a device.
 
     share     of the batches 0, 1, 2, ... process r of W draws r, r + W, ...: the same batches, so
               the same images as from one process
@@ -16,9 +17,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 
-__all__ = ["Share", "holds", "unfinished"]
+__all__ = ["STEP_OPTIONS", "STEP_SETTINGS", "Share", "holds", "unfinished"]
+
+STEP_SETTINGS = ("accumulate", "dtype", "activation_checkpointing")
+STEP_OPTIONS = (
+    click.option(
+        "--accumulate",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Compute a process's batch in K micro-batches, one after another: less memory, the "
+        "same run up to rounding.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
+    ),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Keep only what passes between T's groups for gradients: less memory, more time.",
+    ),
+)
 
 
 @dataclass(frozen=True)

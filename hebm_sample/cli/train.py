@@ -1,5 +1,5 @@
-"""The command `hebm-train`: generator, prior, decoder, recipe, export, evaluate, judge,
-baseline, calibrate, push, import-nvae.
+"""The command `hebm-train`: generator, prior, decoder, recipe, export, evaluate,
+classifier, baseline, calibrate, push, import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -9,10 +9,11 @@ commands on several devices.
 import click
 
 from hebm_sample import __version__
-from hebm_sample.cli.baseline import baseline
-from hebm_sample.cli.calibrate import calibrate
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import evaluate, judge
+from hebm_sample.cli.evaluation.baseline import baseline
+from hebm_sample.cli.evaluation.calibrate import calibrate
+from hebm_sample.cli.evaluation.classifier import classifier, judge
+from hebm_sample.cli.evaluation.legacy import evaluate
 from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
 from hebm_sample.cli.training.export import export
@@ -60,13 +61,14 @@ for command in (
     recipe,
     export,
     evaluate,
-    judge,
+    classifier,
     baseline,
     calibrate,
     push,
     import_nvae,
 ):
     main.add_command(command)
+main.add_command(judge, "judge")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class ModelConfig(ConfigBase):
             "prior": self.prior.to_dict() if self.prior is not None else None,
             "sampling": self.sampling.to_dict(),
         }
+        found["training"] = [record.to_dict() for record in self.training]
         if not self.training:
             del found["training"]
         return found

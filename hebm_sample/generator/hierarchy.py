@@ -135,7 +135,7 @@ class HierarchicalGenerator(Generator):
             hs.append(h)
             if i == len(self.groups) - 1 and not features:
                 break
-            h = group(h, z)
+            h = self.through(group, h, z)
             if i in self._upsample_after:
                 h = self.upsamples[self._upsample_after[i]](h)
         return TopDown(tuple(zs), tuple(us), tuple(hs), h)

@@ -8,10 +8,11 @@ A kind writes `descend`, `output` and the encoder's methods; the rest follows.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hebm_sample.config import DecoderName
 from hebm_sample.errors import UserInputError
@@ -65,9 +66,15 @@ class ImageDistribution(Protocol):
 
 
 class Generator(nn.Module):
-    """A hierarchy z_i = mu_i(h_i) + sigma_i(h_i) u_i and an image decoder below it."""
+    """A hierarchy z_i = mu_i(h_i) + sigma_i(h_i) u_i and an image decoder below it.
+
+    Attributes:
+        checkpointing: Keep only what passes between groups for gradients, and compute the rest
+            again: less memory, one forward pass more.
+    """
 
     config: Any
+    checkpointing: bool = False
 
     @property
     def latent_shapes(self) -> Shapes:
@@ -84,6 +91,14 @@ class Generator(nn.Module):
                 result is the last group's own state h_L.
         """
         raise NotImplementedError
+
+    def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """`block(*inputs)`, for `descend` to call its blocks by."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        # Nothing in T is random, so there is no random state to keep.
+        found = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return cast("Tensor", found)
 
     def output(self, features: Tensor) -> ImageDistribution:
         """p(x | h_{L+1}) of features (B, W, H, W)."""

@@ -14,7 +14,7 @@ from hebm_sample.errors import UserInputError
 
 __all__ = ["MAX_SEED", "MAX_SEEDS", "derived_seed", "format_seeds", "parse_seeds"]
 
-MAX_SEEDS = 10_000
+MAX_SEEDS = 100_000
 # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
 

@@ -10,17 +10,19 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hebm_sample.config import ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_calibration, load_encoder
-from hebm_sample.hub.save import write_model_folder
+from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
@@ -59,11 +61,13 @@ class Model:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         card: Path | None = None,
+        row: ModelRow | None = None,
         calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
         self.config, self.revision = config, revision
         self.generator, self.prior = generator, prior
         self._encoder, self._card, self._calibration = encoder, card, calibration
+        self._row = row
         self._schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -117,6 +121,7 @@ class Model:
             dtype=dtype,
             revision=model.resolved.revision,
             card=card if card.is_file() else None,
+            row=model.resolved.row,
             calibration=lambda: load_calibration(model.resolved),
         )
 
@@ -124,6 +129,14 @@ class Model:
     def name(self) -> str:
         """The model's name."""
         return self.config.name
+
+    @property
+    def weights_hash(self) -> str:
+        """The sha256 of every weight of generator and energies, whatever they were loaded from:
+        with it and the settings a seed is an image.
+        """
+        parts = [self.generator] if self.prior is None else [self.generator, self.prior]
+        return content_digest(*cast("list[nn.Module]", parts))
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -222,6 +235,10 @@ class Model:
     # Images and latents
 
     @torch.no_grad()
+    def _shown(self, u: Latents) -> Tensor:
+        """Images of u by the decoder that shows them: the sharp one where there is one."""
+        return self.generator.render(self.generator.transform(u).features)
+
     def _decode(self, u: Latents) -> Tensor:
         """Mean images, a few at a time: at 256x256 the decoder's maps, and no chain, are what
         memory is needed for.
@@ -230,7 +247,7 @@ class Model:
         count = max(1, most // self.config.generator.image_size**2)
         with torch.inference_mode(False), self._precision():
             parts = [
-                self.generator(tuple(g[i : i + count] for g in u)).float().cpu()
+                self._shown(tuple(g[i : i + count] for g in u)).float().cpu()
                 for i in range(0, len(u[0]), count)
             ]
         return torch.cat(parts)
@@ -367,7 +384,7 @@ class Model:
         overwrite: bool = False,
     ) -> None:
         """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
-        precision.
+        precision. Licence, figures and card are those of the model that was loaded.
 
         Arguments:
             overwrite: Replace the files of a model that is there.
@@ -385,6 +402,8 @@ class Model:
             self.prior,
             encoder,
             dtype=dtype,
+            licence=UNSTATED_LICENCE if self._row is None else self._row.licence,
+            figures=None if self._row is None else self._row.figures,
             card=self._card,
             calibration=self.calibration,
             overwrite=overwrite,

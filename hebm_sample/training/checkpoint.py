@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 
 __all__ = [
+    "check_identity",
     "latest_checkpoint",
     "load_checkpoint",
     "load_part",
@@ -106,6 +107,31 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 def read_state(path: str | Path) -> dict[str, Any]:
     """The `state` that a checkpoint was saved with, without its tensors."""
     return _read_header(Path(path))["state"]
+
+
+def check_identity(
+    run_dir: Path, found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """`UserInputError` where a checkpoint is not of the run that would go on from it.
+
+    Arguments:
+        found: The identity in the checkpoint's state.
+        wanted: The run's own.
+        defaults: Of the settings that must agree: what a checkpoint from before one of them had.
+    """
+    wanted, defaults = json.loads(json.dumps([wanted, defaults]))
+    old, new = (
+        {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
+        for identity in (found, wanted)
+    )
+    differing = sorted(k for k in wanted if k != "settings" and found.get(k) != wanted[k])
+    if which := ", ".join(sorted(name for name in defaults if old[name] != new[name])):
+        differing = sorted([*differing, f"settings ({which})"])
+    if differing:
+        raise UserInputError(
+            f"the checkpoint in {run_dir} was made with other {', '.join(differing)}; "
+            "resume with the same options, or start in another folder"
+        )
 
 
 def load_checkpoint(

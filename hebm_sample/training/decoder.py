@@ -25,7 +25,7 @@ from hebm_sample.latents import Latents
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.adversary import Discriminator, feature_distance, gradient_penalty
 from hebm_sample.training.elbo import standard_normal
-from hebm_sample.training.optim import Part
+from hebm_sample.training.optim import Part, Rows, Stream
 
 __all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
 
@@ -54,6 +54,14 @@ class SharpDecoder(nn.Module):
             {"params": list(self.decoder.parameters()), "factor": 1.0},
             {"params": list(self.discriminator.parameters()), "factor": DISCRIMINATOR_RATE},
         ]
+
+
+def _integers(high: int, count: int, device: torch.device, stream: Stream) -> Tensor:
+    """`count` numbers below `high`, those of the stream's own rows."""
+    if not isinstance(stream, Rows):
+        return torch.randint(high, (count,), device=device, generator=stream)
+    whole = torch.randint(high, (stream.total,), device=device, generator=stream.generator)
+    return whole[stream.first : stream.first + count]
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -89,29 +97,26 @@ class DecoderObjective(nn.Module):
         self.plan, self.pool = plan, pool
 
     @torch.no_grad()
-    def states(
-        self, images: Tensor, stream: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def states(self, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor | None]:
         """h_{L+1} of reconstructions (B, W, H, H), and of as many samples if there is a pool."""
         noise = standard_normal(self.generator.latent_shapes, len(images), images.device, stream)
         own = encode(self.generator, self.encoder, images, noise).top.features
         if self.pool is None:
             return own, None
         count = len(self.pool[0])
-        rows = torch.randint(count, (len(images),), device=images.device, generator=stream)
+        rows = _integers(count, len(images), images.device, stream)
         drawn = tuple(g[rows.to(g.device)].to(images.device).float() for g in self.pool)
         return own, self.generator.transform(drawn).features
 
-    def decoded(
-        self, h: Tensor, images: Tensor, stream: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def decoded(self, h: Tensor, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
         """What the decoder makes of h, and `images`, both cut to one random square."""
         side = h.shape[-1]
         square = self.plan.square
         if square is None or square >= side:
             return self.learner.decoder(h), images
         room = side - square + 1
-        where = torch.randint(room, (2,), device=h.device, generator=stream).tolist()
+        own = stream.generator if isinstance(stream, Rows) else stream
+        where = torch.randint(room, (2,), device=h.device, generator=own).tolist()
         scale, windows, kept = images.shape[-1] // side, [], []
         for start in where:
             low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from hebm_sample.errors import EnvironmentFailure
 
-__all__ = ["LOG_NAME", "RunLog", "read_log"]
+__all__ = ["LOG_NAME", "Means", "RunLog", "read_log"]
 
 LOG_NAME = "log.jsonl"
 
@@ -96,6 +97,26 @@ class RunLog:
     ) -> None:
         """Close the files."""
         self.close()
+
+
+class Means:
+    """Of statistics since the last log line, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.count = 0
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        """Add a step's."""
+        for name, value in stats.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+        self.count += 1
+
+    def take(self) -> dict[str, Any]:
+        """The means as Python numbers and lists; what follows is counted anew."""
+        means = {k: (v / self.count).tolist() for k, v in self.sums.items()} if self.count else {}
+        self.sums, self.count = {}, 0
+        return means
 
 
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjec
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.label_columns import label_columns
 from hebm_sample.training.lock import locked
+from hebm_sample.training.record import same_rows
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = [
@@ -246,11 +247,15 @@ def train_prior(
         resume: Go on from the folder's newest whole checkpoint.
         init: A model whose energies to start from: a warm start for "mle".
         accelerator: accelerate's engine; made if None.
+
+    Raises:
+        UserInputError: The generator was trained on other rows of these data, among others.
     """
     require_choice("objective", objective, Objective)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     run = _PriorRun(preset, model, objective, init, accelerator)
     training, validation = images.split(preset.prior_settings.validation)
+    same_rows(model.name, model.config.training, training)
     main = accelerator.is_main_process
     make_run_folder(folder)
     with locked(folder, main):

@@ -35,6 +35,7 @@ from hebm_sample.training.decoder import DecoderObjective, SharpDecoder, sharpne
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.lock import locked
+from hebm_sample.training.record import same_rows
 from hebm_sample.training.train import PREVIEW, channels_last, fingerprint
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
@@ -273,6 +274,7 @@ def _task(
     """What is learned, and the images it is learned from."""
     settings, plan, device = preset.decoder_settings, preset.decoder, accelerator.device
     training, validation = images.split(settings.validation)
+    same_rows(model.name, model.config.training, training)
     torch.manual_seed(settings.seed)
     generator, encoder = model.generator.to(device), model.encoder.to(device)
     assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)

@@ -24,7 +24,7 @@ from hebm_sample import Pipeline
 from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.training import encoded
-from hebm_sample.training import trainer as loop
+from hebm_sample.training import run as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.encoded import encode_images, remove_encoded

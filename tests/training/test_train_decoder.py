@@ -79,6 +79,16 @@ def test_likelihoods_are_the_first_decoders_and_images_the_second_ones(model, sh
     assert not torch.allclose(shown, model.generator.decode(h), atol=1e-4)
 
 
+def test_samples_are_shown_by_the_sharp_decoder(model, sharp):
+    before, after = (pipe(seeds=[3, 5], output_type="torch") for pipe in (model, sharp))
+    assert all(torch.equal(a, b) for a, b in zip(before.latents, after.latents, strict=True))
+    assert torch.equal(before.energies, after.energies)
+    h = sharp.generator.transform(after.latents).features
+    expected = (sharp.generator.sharp(h).clamp(-1, 1) + 1) / 2
+    assert torch.allclose(after.images, expected, atol=1e-5)
+    assert not torch.allclose(before.images, after.images, atol=1e-3)
+
+
 def test_a_decoder_that_there_is_not(model):
     h = torch.zeros(1, *model.generator.transform(model(1).latents).features.shape[1:])
     with pytest.raises(UserInputError, match="decoder is 'sharp'; this model has 'likelihood'"):
@@ -105,9 +115,7 @@ def test_a_run_that_was_cut_goes_on_exactly(home, run, model, images, options, m
     with pytest.raises(KeyboardInterrupt):
         train_decoder(short_preset(), model, images, home / "cut", **options)
     monkeypatch.setattr(Run, "one_step", one_step)
-    # The samples are the run's own: what the model would draw now does not matter.
-    again = replace(short_preset(), decoder=replace(short_preset().decoder))
-    train_decoder(again, model, images, home / "cut", resume=True, **options)
+    train_decoder(short_preset(), model, images, home / "cut", resume=True, **options)
     for name in ("learner", "ema", "optimizer"):
         whole, resumed = (
             load_file(latest_checkpoint(home / folder) / f"{name}.safetensors")
@@ -115,7 +123,7 @@ def test_a_run_that_was_cut_goes_on_exactly(home, run, model, images, options, m
         )
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[k], resumed[k]) for k in whole), name
-    assert any("discriminator" in k for k in whole) or len(whole) > 20
+        assert name == "optimizer" or any("discriminator" in k for k in whole)
 
 
 def test_another_plan_or_model_is_another_run(home, run, model, images, options):
@@ -155,6 +163,12 @@ def test_without_a_prior_reconstructions_are_enough(home, images, options):
     result = train_decoder(short_preset(), generator, images, home / "bare", **options)
     assert result.steps == 10 and not (home / "bare" / "samples.safetensors").exists()
     assert load_run(home / "bare").prior is None
+
+
+def test_micro_batches(home, model, images, options):
+    preset = short_preset(steps=2, accumulate=2)
+    result = train_decoder(preset, model, images, home / "divided", **options)
+    assert result.steps == 2 and result.record.images == 16
 
 
 def test_squares_that_the_discriminator_cannot_see(home, model, images, options):

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
-from hebm_sample.cli.evaluate import DEVICES
+from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
+from hebm_sample.cli.trained import DurationType
 from hebm_sample.errors import UserInputError
 
 __all__ = [
     "PATH",
-    "Duration",
     "check_resume",
     "needed",
     "read_images",
@@ -22,20 +23,6 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
-
-
-class Duration(click.ParamType):
-    """90s, 3m, 1.5h or seconds."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Seconds."""
-        from hebm_sample.presets.settings import parse_duration
-
-        return parse_duration(value) if isinstance(value, str) else value
 
 
 RUN_OPTIONS = (
@@ -54,14 +41,8 @@ RUN_OPTIONS = (
     ),
     click.option("--out", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
     click.option(
-        "--dry-run",
-        is_flag=True,
-        help="Say what the run would take, from one step at a small batch; write nothing. "
-        "Needs neither --data nor --out.",
-    ),
-    click.option(
         "--time-budget",
-        type=Duration(),
+        type=DurationType(),
         metavar="TIME",
         help="90s, 3m, 1.5h: turned into steps once.",
     ),
@@ -77,6 +58,7 @@ RUN_OPTIONS = (
         metavar="N",
         help="Images a step and process.",
     ),
+    *STEP_OPTIONS,
     click.option(
         "--learning-rate",
         type=click.FloatRange(0),
@@ -94,7 +76,7 @@ RUN_OPTIONS = (
         "those at the end.  [default: the preset's, or hash]",
     ),
     click.option(
-        "--checkpoint-every", type=Duration(), metavar="TIME", help="Between checkpoints."
+        "--checkpoint-every", type=DurationType(), metavar="TIME", help="Between checkpoints."
     ),
     click.option(
         "--log-every", type=click.IntRange(1), metavar="N", help="Steps between log lines."
@@ -110,14 +92,8 @@ RUN_OPTIONS = (
     click.option(
         "--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out."
     ),
-    click.option(
-        "--device",
-        type=DEVICES,
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    ),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+    DEVICE,
+    QUIET,
 )
 
 
@@ -151,7 +127,7 @@ def typed_preset(kind: Any, options: dict[str, Any]) -> Any:
 def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     """`settings` with the options that were typed; steps and a time budget replace each other."""
     names = ("batch_size", "learning_rate", "seed", "validation", "checkpoint_every", "log_every")
-    changes = {k: options[k] for k in names if options[k] is not None}
+    changes = {k: options[k] for k in (*names, *STEP_SETTINGS) if options[k] is not None}
     if changes.get("validation") == HASH:
         changes["validation"] = None
     steps, budget = options["max_steps"], options["time_budget"]

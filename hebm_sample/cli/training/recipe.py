@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import DEVICES
+from hebm_sample.cli.evaluation.options import DEVICE, QUIET
 from hebm_sample.cli.training.options import PATH, read_images
 from hebm_sample.cli.training.runs import use_the_machine
 
@@ -25,10 +25,8 @@ __all__ = ["recipe"]
     metavar="X",
     help="Share of all steps, for a rehearsal.",
 )
-@click.option(
-    "--device", type=DEVICES, default="auto", show_default=True, help="Where to compute."
-)
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@DEVICE
+@QUIET
 def recipe(preset: str, data: str, out: Path, scale: float, device: str, quiet: bool) -> None:
     """Make the model of PRESET: train generator, prior and decoder, one after another, and write
     DIR/PRESET/model.

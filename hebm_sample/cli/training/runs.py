@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import load_model
+from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
     check_resume,
     needed,
@@ -35,7 +35,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     """Print what the run would take."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.pipeline.device import pick_device
-    from hebm_sample.training.dry_run import dry_run
+    from hebm_sample.training.costs.dry_run import dry_run
 
     rows = open_source(options["data"], None).total if options["data"] else None
     if not options["quiet"]:
@@ -68,7 +68,7 @@ def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
     preset, base = typed_preset(kind, options), options.get("generator")
-    if options["dry_run"]:
+    if options.get("dry_run"):
         return _dry_run(kind, preset, options, base or options.get("init"))
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
     check_resume(options)
@@ -94,9 +94,24 @@ def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
         _announce(kind, options["out"], result)
 
 
+_INIT = click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
+_DRY_RUN = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what the run would take, from one step at a small batch; write nothing. "
+    "Needs neither --data nor --out.",
+)
+_GENERATOR = click.option(
+    "--generator",
+    metavar="MODEL",
+    help="Generator: its run's folder, or a model.  [required, except with --dry-run]",
+)
+
+
 @click.command(cls=OneLineErrors)
 @run_options
-@click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
+@_INIT
+@_DRY_RUN
 def generator(**options: Any) -> None:
     """Train a generator and its encoder; ends with a model folder in DIR/model."""
 
@@ -108,13 +123,6 @@ def generator(**options: Any) -> None:
     _train("generator", options, run)
 
 
-_GENERATOR = click.option(
-    "--generator",
-    metavar="MODEL",
-    help="Generator: its run's folder, or a model.  [required, except with --dry-run]",
-)
-
-
 @click.command(cls=OneLineErrors)
 @_GENERATOR
 @click.option(
@@ -123,7 +131,8 @@ _GENERATOR = click.option(
     help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
 )
 @run_options
-@click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
+@_INIT
+@_DRY_RUN
 def prior(**options: Any) -> None:
     """Train the energy-based prior of a frozen generator; ends with a model folder in
     DIR/model.
@@ -139,7 +148,11 @@ def prior(**options: Any) -> None:
 
 
 @click.command(cls=OneLineErrors)
-@_GENERATOR
+@click.option(
+    "--generator",
+    metavar="MODEL",
+    help="A run's folder, or a model, with a prior or without.  [required]",
+)
 @run_options
 def decoder(**options: Any) -> None:
     """Train a sharp image decoder of a frozen model against a discriminator; ends with a model
