@@ -13,6 +13,7 @@ It does what `hebm-train recipe` does, with images, order, noise and steps on th
 lines to type and the arithmetic of sizes.
 """
 
+import os
 import signal
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import numpy as np
@@ -29,6 +30,7 @@ from gpu import pieces
 from gpu.packing import pack as pack_images
 from gpu.packing import read_manifest
 from gpu.session import Asked, Session
+from gpu.steps import CaptureError
 from PIL import Image
 
 from hebm_sample.cli.errors import OneLineErrors
@@ -38,6 +40,7 @@ from hebm_sample.presets.models import find_preset
 from hebm_sample.training.overrides import changed
 
 PATH = click.Path(path_type=Path)
+BEGAN = "TRAIN_ON_GPU_BEGAN"  # of a sitting that goes on in another process
 KINDS = click.Choice(["generator", "prior", "decoder"])
 
 
@@ -147,6 +150,7 @@ def pack(data: str, preset: str, out: Path, quiet: bool, **options: Any) -> None
     "--piece", type=click.FloatRange(0.1), default=15.0, show_default=True, metavar="MIB"
 )
 @click.option("--float32", is_flag=True, help="No bfloat16.")
+@click.option("--no-graphs", is_flag=True, help="Launch all steps kernel by kernel.")
 @click.option(
     "--set",
     "changes",
@@ -168,7 +172,8 @@ def train(packed: Path, preset: str, out: Path, **options: Any) -> None:
     start, resume = options.pop("start"), options.pop("resume")
     device = pick_device(options.pop("device"))
     _settle(device)
-    asked = Asked(bf16=not options.pop("float32"), **options)
+    bf16, graphs = not options.pop("float32"), not options.pop("no_graphs")
+    asked = Asked(bf16=bf16, graphs=graphs, **options)
     session = Session(
         found,
         (packed, read_manifest(packed, found)),
@@ -177,14 +182,28 @@ def train(packed: Path, preset: str, out: Path, **options: Any) -> None:
         device,
         resume=resume,
         start=_begun(start) if start else None,
+        began=float(os.environ[BEGAN]) if BEGAN in os.environ else None,
         tell=lambda line: click.echo(line, err=True),
     )
     with _terminated(session):
-        done = session.run()
+        try:
+            done = session.run()
+        except CaptureError as error:
+            _begin_again(session, error)
     if done:
         click.echo(f"model in {out / 'model'} after {session.now:.0f} s; hebm-sample --dataset it")
     else:
         click.echo(f"stopped after {session.now:.0f} s; go on with the same line and --resume")
+
+
+def _begin_again(session: Session, error: CaptureError) -> NoReturn:
+    """Go on in a fresh process: in this one CUDA may be of no more use."""
+    click.echo(f"{error}; going on without graphs there", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    again = [] if "--resume" in sys.argv else ["--resume"]
+    os.environ[BEGAN] = str(session.began)
+    os.execv(sys.executable, [sys.executable, *sys.argv, *again])
 
 
 def _settle(device: torch.device) -> None:

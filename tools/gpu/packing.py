@@ -89,21 +89,27 @@ def pack(
         few = _spread(training, (limits or {}).get(size))
         kind = _quality(few, quality, piece)
         rows = {"train": few, "heldout": held_out.rows(0, min(heldout, len(held_out)))}
-        files = [
-            row
+        parts = [
+            _write(out, f"{part}-{size}", chosen, columns, kind, piece)
             for part, chosen in rows.items()
-            for row in _write(out, f"{part}-{size}", chosen, columns, kind, piece)
         ]
         sizes[str(size)] = {
             "quality": kind,
             "columns": list(columns),
             "identity": few.identity,
-            "held_out": len(held_out),
-            "files": files,
+            "data": training.identity,
+            "rows": len(training),
+            "rule": _rule(validation),
+            "files": [row for part in parts for row in part],
         }
     manifest = {"format_version": FORMAT_VERSION, "preset": preset.name, "sizes": sizes}
     write_atomically(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
+
+
+def _rule(validation: int | None) -> str:
+    """Which rows are held out, as `TrainingRecord` says it."""
+    return "hash" if validation is None else f"last:{validation}" if validation else "none"
 
 
 def _sizes(preset: Preset) -> Iterator[tuple[int, Preset, int | None, int]]:
@@ -160,7 +166,8 @@ def _write(
     start = number = 0
     each = 8 * (1 + len(columns))  # bytes of an image's length and labels
     with ThreadPoolExecutor() as pool:
-        encoded = pool.map(lambda i: _encoded(np.asarray(images.images[i]), quality), _all(images))
+        every = range(len(images))
+        encoded = pool.map(lambda i: _encoded(np.asarray(images.images[i]), quality), every)
         for data in encoded:
             if rows and total + len(data) + each > most:
                 yield _write_piece(out, name, number, images, start, rows, columns)
@@ -169,10 +176,6 @@ def _write(
             total += len(data) + each
     if rows:
         yield _write_piece(out, name, number, images, start, rows, columns)
-
-
-def _all(images: ImageDataset) -> range:
-    return range(len(images))
 
 
 def _write_piece(

@@ -2,54 +2,40 @@
 
     RUN/run.json              what was asked for
     RUN/clock.json            seconds used so far, in all sittings
+    RUN/no-graphs.json        stages whose steps could not be captured, if any
     RUN/log.jsonl             a line each time something is written
     RUN/stages/1-generator-64/checkpoint-*, model/      what --resume goes on from
     RUN/pieces/               the model so far (`pieces.py`)
 
-A stage's end is a moment of the clock; its number of steps follows from the seconds that a step
-was measured to take, and is corrected as it goes, so that the cosine of its rate ends with its time.
+A stage's end is a moment of the clock (`stage.py` has its steps).
 """
 
-import datetime
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hebm_sample.config import TrainingRecord
-from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import mark_run_folder, parse_json, write_atomically
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.recipe import Stage, stages
 
-from . import pieces
 from .packing import Packed, unpack
-from .parts import Job, new_job
-from .steps import LENGTH, Feed, Maps, Stepper
+from .stage import PARTS, StageRun
+from .steps import CaptureError
 
-__all__ = ["Asked", "Session", "ends"]
+__all__ = ["Asked", "Session", "default_batch", "ends"]
 
-PARTS = ("generator", "prior", "decoder")
-UNKNOWN = 10**7  # steps, before the first are timed
-FIRST = 3  # steps of a sitting that are not timed, and that are timed then
-CHECK = 1.0  # seconds between looks at the clock, for which the device is waited for
-LEFT = 0.98  # of a stage's time goes to steps: the rest writes
-MOST_FACTOR = 4.0  # of a preset's learning rate
+MOST_IMAGES = 256.0  # a step: more of them want learning rates that nobody has tried
 
 
 @dataclass(frozen=True)
@@ -64,6 +50,7 @@ class Asked:
         batch: Images a step; None for what the device's memory suggests.
         seed: Of weights, order and noise.
         bf16: Networks in bfloat16.
+        graphs: Capture steps as CUDA graphs, where there is CUDA.
         every: Seconds between writes.
         piece: MiB of a file of weights.
         stop_after: Minutes of this sitting, after which it ends to be resumed; None for no limit.
@@ -76,6 +63,7 @@ class Asked:
     batch: int | None = None
     seed: int = 0
     bf16: bool = True
+    graphs: bool = True
     every: float = 60.0
     piece: float = 15.0
     stop_after: float | None = None
@@ -111,25 +99,17 @@ def ends(found: Sequence[Stage], asked: Asked, first: int = 0) -> list[float]:
 
 
 def default_batch(size: int, device: torch.device, preset: TrainSettings) -> int:
-    """Images a step: the preset's on a CPU; on a GPU a power of two up to 512 for which about half
-    of the memory is enough, at 10 kB a pixel of the image's side squared.
+    """Images a step: the preset's on a CPU; on a GPU a power of two up to `MOST_IMAGES` for which
+    about half of the memory is enough, at 10 kB a pixel.
     """
     if device.type != "cuda":
         return preset.batch_size
     room = torch.cuda.get_device_properties(device).total_memory / 2
-    return 2 ** int(math.log2(min(512.0, max(16.0, room / (10_000 * size**2)))))
+    return 2 ** int(math.log2(min(MOST_IMAGES, max(16.0, room / (10_000 * size**2)))))
 
 
-def scaled_settings(settings: TrainSettings, batch: int, seed: int) -> TrainSettings:
-    """The settings at another batch: Adam's rate goes with its root, up to `MOST_FACTOR`."""
-    factor = min(MOST_FACTOR, math.sqrt(batch / settings.batch_size))
-    return replace(
-        settings,
-        batch_size=batch,
-        learning_rate=settings.learning_rate * factor,
-        ema_length=settings.ema_length or LENGTH,
-        seed=seed,
-    )
+def _read(path: Path) -> dict[str, Any] | None:
+    return parse_json(path.read_bytes()) if path.exists() else None
 
 
 class Session:
@@ -141,6 +121,7 @@ class Session:
         out: The run's folder.
         resume: Go on with what is there.
         start: A model and the number of the stage to begin with, from pieces of another run.
+        began: When the sitting did, of `time.monotonic`; now if None.
         tell: Told, in a line, what happens.
     """
 
@@ -154,6 +135,7 @@ class Session:
         *,
         resume: bool = False,
         start: tuple[Pipeline, int] | None = None,
+        began: float | None = None,
         tell: Callable[[str], object] = print,
     ) -> None:
         self.preset, self.packed, self.out, self.asked = preset, packed, out, asked
@@ -162,7 +144,8 @@ class Session:
         self._open(resume)
         self.ends = ends(self.stages, asked, start[1] if start else 0)
         self.used = self._clock()
-        self.began = self.written = time.monotonic()
+        self.graphless: dict[str, str] = _read(out / "no-graphs.json") or {}
+        self.began = self.written = time.monotonic() if began is None else began
         self.stopped = False
         self.images: dict[int, Packed] = {}
 
@@ -191,8 +174,13 @@ class Session:
         write_atomically(path, (json.dumps(want, indent=1) + "\n").encode())
 
     def _clock(self) -> float:
-        path = self.out / "clock.json"
-        return parse_json(path.read_bytes())["used"] if path.exists() else 0.0
+        known = _read(self.out / "clock.json")
+        return known["used"] if known else 0.0
+
+    def captures(self, stage: Stage) -> bool:
+        """Whether to try and capture the steps of a stage."""
+        wanted = self.asked.graphs and stage.folder.name not in self.graphless
+        return wanted and self.device.type == "cuda"
 
     @property
     def now(self) -> float:
@@ -207,7 +195,12 @@ class Session:
         return self.stopped or late
 
     def run(self) -> bool:
-        """Train what is left; whether all is done."""
+        """Train what is left; whether all is done.
+
+        Raises:
+            CaptureError: Steps could not be captured, which is noted: another process should go on
+                from the last checkpoint.
+        """
         model = self.start[0] if self.start else None
         first = self.start[1] if self.start else 0
         for index, stage in enumerate(self.stages):
@@ -233,6 +226,12 @@ class Session:
             except torch.OutOfMemoryError:
                 if latest_checkpoint(stage.folder) is not None or batch < 8:
                     raise
+            except CaptureError as error:
+                self.graphless[stage.folder.name] = str(error)
+                path = self.out / "no-graphs.json"
+                write_atomically(path, json.dumps(self.graphless, indent=1).encode())
+                self._keep_clock()
+                raise
             batch //= 2
             self.tell(f"{stage.folder.name}: no memory for {2 * batch} images, {batch} now")
             torch.cuda.empty_cache()
@@ -257,202 +256,7 @@ class Session:
         """A line of RUN/log.jsonl, and the clock."""
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self._keep_clock()
+
+    def _keep_clock(self) -> None:
         write_atomically(self.out / "clock.json", json.dumps({"used": self.now}).encode())
-
-
-class StageRun:
-    """One stage of a session."""
-
-    def __init__(
-        self,
-        session: Session,
-        index: int,
-        stage: Stage,
-        model: Pipeline | None,
-        packed: Packed,
-        batch: int,
-    ) -> None:
-        self.session, self.index, self.stage = session, index, stage
-        self.step, self.total, self.best = 0, UNKNOWN, None
-        self.entered, self.seconds = session.now, 0.0
-        self.today = self.started = datetime.date.today().isoformat()
-        self.fixed = None
-        if session.asked.steps is not None:
-            self.fixed = session.asked.steps[PARTS.index(stage.part)]
-        checkpoint = latest_checkpoint(stage.folder)
-        self.settings = scaled_settings(stage.settings, batch, session.asked.seed)
-        self.job = self._job(model, packed)
-        self.stepper = self._stepper(packed)
-        if checkpoint is not None:
-            with self.stepper.plain_rates():
-                state = load_checkpoint(
-                    checkpoint, modules=self.stepper.modules, optimizer=self.stepper.optimizer
-                )
-            self.step, self.total, self.best = state["step"], state["total"], state["best"]
-            self.seconds, self.started = state["seconds"], state["started"]
-        self.total = self.fixed or self.total
-        self.sums: dict[str, Tensor] = {}
-        self.counted = 0
-
-    def _job(self, model: Pipeline | None, packed: Packed) -> Job:
-        stage = replace(self.stage, preset=self._preset())
-        return new_job(stage, model, packed, self.stage.folder, self.session.device)
-
-    def _preset(self) -> Preset:
-        return replace(self.stage.preset, **{f"{self.stage.part}_settings": self.settings})
-
-    def _stepper(self, packed: Packed) -> Stepper:
-        job, labels = self.job, None
-        if self.stage.part == "prior":
-            labels = packed.labels
-        feed = Feed(packed.images, labels, self.settings, self._maps(packed))
-        return Stepper(
-            job.objective,
-            job.learner,
-            feed,
-            self.settings,
-            graph_from=job.graph_from,
-            takes_tensor=job.takes_tensor,
-            in_float=job.in_float,
-            bf16=self.session.asked.bf16,
-            tell=self.session.tell,
-        )
-
-    def _maps(self, packed: Packed) -> Maps | None:
-        """The encoder's maps, where the objective takes them and there is room."""
-        encoder, device = self.job.encoder, self.session.device
-        if encoder is None or not self.settings.encode_once:
-            return None
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            if 2 * Maps.size(encoder, len(packed.images)) > free:
-                return None
-        return Maps(encoder, packed.images, self.settings.flip)
-
-    # The loop
-
-    def train(self) -> bool:
-        """Steps until the stage's end; whether it was reached in this sitting."""
-        session, since = self.session, time.monotonic()
-        next_check, before, timed = self.step + FIRST, self.step, False
-        session.written = since
-        while self.step < self.total:
-            self._count(self.stepper.step(self.step, self.total))
-            self.step += 1
-            if self.step < next_check and self.step < self.total:
-                continue
-            self._wait()
-            each = (time.monotonic() - since) / (self.step - before)
-            if timed:  # the first choose kernels
-                self._plan(each)
-            next_check = self.step + max(FIRST, min(1000, round(CHECK / each) if timed else 0))
-            timed = True
-            stop = session.must_stop
-            if stop or self.step >= self.total or self._due():
-                self._write(each, done=self.step >= self.total)
-                if stop and self.step < self.total:
-                    return False
-            since, before = time.monotonic(), self.step
-        self._finish()
-        return True
-
-    def _wait(self) -> None:
-        if self.session.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _due(self) -> bool:
-        return time.monotonic() - self.session.written > self.session.asked.every
-
-    def _plan(self, each: float) -> None:
-        """How many steps there will be, from the seconds that each takes."""
-        if self.fixed is None:
-            left = self.session.ends[self.index] - self.session.now
-            self.total = self.step + max(0, int(LEFT * left / each))
-
-    def _count(self, stats: dict[str, Tensor]) -> None:
-        for name, value in stats.items():
-            added = torch.nan_to_num(value.detach().float())
-            self.sums[name] = self.sums[name] + added if name in self.sums else added.clone()
-        self.counted += 1
-
-    def _means(self) -> dict[str, Any]:
-        """Of the statistics since the last time.
-
-        Raises:
-            TrainingDivergedError: No step had finite gradients, or as the job's `watch` raises it.
-        """
-        count, self.counted = max(1, self.counted), 0
-        means = {k: (v / count).tolist() for k, v in self.sums.items()}
-        self.sums = {}
-        if means.get("skipped") == 1.0:
-            raise TrainingDivergedError(
-                f"{self.stage.folder.name}: no step since the last line had finite gradients; the "
-                "pieces before are kept: start anew with a smaller --batch or another --seed"
-            )
-        # While the discriminator learns alone, the decoder is what it was.
-        if self.job.watch is not None and count > 1:
-            self.job.watch(means)
-        return means
-
-    # What is written
-
-    def _write(self, each: float, done: bool) -> None:
-        """Figures, the checkpoint, and the model in pieces."""
-        session, means, stepper = self.session, self._means(), self.stepper
-        with stepper.weights_of(stepper.ema):
-            figures = self.job.measure() if self.job.measure else {}
-        loss = figures.get("heldout_loss", math.nan)
-        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
-            self.best = {"step": self.step, "loss": loss}
-            stepper.keep_best()
-        self._save()
-        about = {"stage": self.index, "name": self.stage.folder.name, "done": done}
-        about |= {"step": self.step, "total": self.total, "used": session.now}
-        pieces.write(session.out / "pieces", self._model(), about, session.asked.piece)
-        speed = self.settings.batch_size / each
-        session.log({**about, "images_per_second": speed, **means, **figures})
-        shown = {k: means.get(k, figures.get(k)) for k in ("bits", "drop", "pixels")} | figures
-        text = ", ".join(f"{k} {v:.4g}" for k, v in shown.items() if isinstance(v, float))
-        session.tell(
-            f"{session.now:6.0f} s  {self.stage.folder.name}: step {self.step} of {self.total}, "
-            f"{speed:.0f} images per second, {text}"
-        )
-        session.written = time.monotonic()
-
-    def _seconds(self) -> float:
-        return self.seconds + self.session.now - self.entered
-
-    def _save(self) -> None:
-        state = {"step": self.step, "total": self.total, "best": self.best}
-        state |= {"batch": self.settings.batch_size}
-        state |= {"seconds": self._seconds(), "started": self.started}
-        with self.stepper.plain_rates():
-            save_checkpoint(
-                self.stage.folder,
-                self.step,
-                modules=self.stepper.modules,
-                optimizer=self.stepper.optimizer,
-                state=state,
-                keep=1,
-            )
-
-    def _model(self) -> Pipeline:
-        """The model so far: the best averages on held-out images, or the last."""
-        record = TrainingRecord(
-            self.stage.part,
-            images=self.step * self.settings.batch_size,
-            steps=self.step,
-            seconds=round(self._seconds(), 1),
-            started=self.started,
-            ended=self.today,
-            kept=self.best["step"] if self.best else self.step,
-            image_size=self.stage.size,
-        )
-        with self.stepper.weights_of(self.stepper.best if self.best else self.stepper.ema):
-            return self.job.model(record)
-
-    def _finish(self) -> None:
-        """The stage's model, which the next one begins with; its checkpoint has done its work."""
-        if latest_checkpoint(self.stage.folder) is None or self.counted:
-            self._write(1.0, done=True)
-        self._model().save_pretrained(self.stage.folder / "model", overwrite=True)

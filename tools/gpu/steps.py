@@ -8,8 +8,9 @@ kernel. The networks compute in bfloat16 by autocast, but for the layers that pu
 and energies; weights, moments and averages are float32.
 
 A step is some thousand small kernels, which a CPU hands over more slowly than a large GPU runs
-them; a graph hands them over at once. `torch.compile` is not used: it cannot differentiate twice,
-as score matching and R1 do, and compiling takes minutes of what there is.
+them; a graph hands them over at once. It is used only if its gradients are those of the same step
+launched kernel by kernel. `torch.compile` is not used: it cannot differentiate twice, as score
+matching and R1 do, and compiling takes minutes of what there is.
 """
 
 import copy
@@ -31,9 +32,10 @@ from hebm_sample.training.optim import (
     step_seed,
 )
 
-__all__ = ["Feed", "Maps", "Stepper", "compute_in_float"]
+__all__ = ["CaptureError", "Feed", "Maps", "Stepper", "compute_in_float", "record_graph"]
 
 WARM_STEPS = 11  # before a capture: kernels are chosen and the optimiser's state is made
+LARGEST_DIFFERENCE = 0.05  # of a replayed gradient's, as a share of the gradient
 LENGTH = 0.1  # of the power-function average, where the preset has a fixed decay
 
 
@@ -49,6 +51,29 @@ def _plain(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return forward(x.float())
 
     return run
+
+
+class CaptureError(RuntimeError):
+    """A step could not be captured. What a process's generators and allocator are like afterwards
+    is not promised by anybody: another process goes on, without graphs.
+    """
+
+
+Recorder = Callable[[Callable[[], dict[str, Tensor]]], tuple[dict[str, Tensor], Callable[[], Any]]]
+"""Of a step: records it; returns what it puts out, and what does it again."""
+
+
+def record_graph(
+    step: Callable[[], dict[str, Tensor]],
+) -> tuple[dict[str, Tensor], Callable[[], Any]]:
+    """Capture a step as a CUDA graph. The random numbers of a replay are those of the stream's
+    seed at that time.
+    """
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        found = step()
+    return found, graph.replay
 
 
 class Maps:
@@ -140,6 +165,7 @@ class Stepper:
         settings: Rates, clipping and the average.
         graph_from: The part of the run from which all steps are alike but for their inputs; None
             where they never are.
+        record: `record_graph` where there is CUDA; None launches every step kernel by kernel.
         takes_tensor: Whether the objective takes the part of the run as a tensor.
         in_float: Layers that are left out of autocast.
         bf16: Whether to use autocast.
@@ -155,6 +181,7 @@ class Stepper:
         *,
         graph_from: float | None,
         takes_tensor: bool,
+        record: Recorder | None = None,
         in_float: Sequence[nn.Module] = (),
         bf16: bool = True,
         tell: Callable[[str], object] = print,
@@ -162,13 +189,14 @@ class Stepper:
         self.objective, self.learner, self.feed, self.settings = objective, learner, feed, settings
         self.takes_tensor, self.bf16, self.tell = takes_tensor, bf16, tell
         self.device = feed.images.device
-        self.graph_from = graph_from if self.device.type == "cuda" else None
+        self.graph_from, self.record = graph_from, record
         self.ema = averaged(learner, settings.ema_decay, settings.ema_length)
         self.best = copy.deepcopy(self.ema)
+        self.averages = list(self.ema.module.parameters())
         compute_in_float(in_float)  # after the copies, which would call the original's weights
         self.parameters = [p for p in learner.parameters() if p.requires_grad]
         self.optimizer = self._new_optimizer()
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.replay: Callable[[], Any] | None = None
         self.eager = 0  # steps that were launched one by one in this sitting
         self.known: dict[str, Tensor] = {}
         objective.train()
@@ -210,23 +238,23 @@ class Stepper:
         for group, tensor in zip(self.optimizer.param_groups, self.rates, strict=True):
             tensor.fill_(rate * group.get("factor", 1.0))
         self.feed.put(number, fraction)
-        if self.graph is None and self._may_capture(fraction):
-            self._capture(fraction)
-        torch.manual_seed(step_seed(self.settings.seed, number, 0))
-        if self.graph is None:
+        seed = step_seed(self.settings.seed, number, 0)
+        if self._may_capture(fraction):
+            self._capture(fraction, seed)
+        torch.manual_seed(seed)
+        if self.replay is None:
             self.known = self._learn(fraction)
             self.eager += 1
         else:
-            self.graph.replay()
+            self.replay()
         self._average(number)
         return self.known
 
     def _average(self, number: int) -> None:
         length = self.settings.ema_length
         kept = average_decay(number, self.settings.ema_decay, length) if number else 0.0
-        targets, sources = list(self.ema.module.parameters()), list(self.learner.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(targets, sources, 1 - kept)
+            torch._foreach_lerp_(self.averages, list(self.learner.parameters()), 1 - kept)
 
     def _learn(self, fraction: float) -> dict[str, Tensor]:
         """Forward, backward, update; nothing here waits for the device."""
@@ -256,22 +284,59 @@ class Stepper:
         )
         return grads, {"loss": loss.detach(), **stats}
 
-    def _may_capture(self, fraction: float) -> bool:
-        ready = self.graph_from is not None and self.eager >= WARM_STEPS
-        return ready and fraction >= (self.graph_from or 0.0)
+    # Graphs
 
-    def _capture(self, fraction: float) -> None:
-        """Capture a step; where that fails, go on without."""
-        graph, self.graph_from = torch.cuda.CUDAGraph(), None
+    def _may_capture(self, fraction: float) -> bool:
+        wanted = self.record is not None and self.graph_from is not None
+        return wanted and self.eager >= WARM_STEPS and fraction >= (self.graph_from or 0.0)
+
+    def _capture(self, fraction: float, seed: int) -> None:
+        """Capture a step, and keep the graph if it does what the step does.
+
+        Raises:
+            CaptureError: It could not be captured.
+        """
+        record, self.record = self.record, None  # once
+        assert record is not None
+        before = self._copied()
+        torch.manual_seed(seed)
+        self._learn(fraction)
+        wanted = self._gradients()
+        self._restore(before)
         try:
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
-                self.known = self._learn(fraction)
-            self.graph = graph
+            known, replay = record(lambda: self._learn(fraction))
+            torch.manual_seed(seed)
+            replay()
+            found = self._gradients()
         except RuntimeError as error:
             why = str(error).strip().splitlines()[0]
-            self.tell(f"no CUDA graph of these steps ({why}); they are launched one by one")
-            torch.cuda.synchronize()
+            raise CaptureError(f"these steps cannot be captured ({why})") from error
+        self._restore(before)
+        difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+        if difference <= LARGEST_DIFFERENCE:
+            self.known, self.replay = known, replay
+        else:
+            self.tell(
+                f"a captured step's gradient is off by {difference:.1%}; steps are launched "
+                "kernel by kernel"
+            )
+
+    def _gradients(self) -> Tensor:
+        """All of them, (P,)."""
+        return torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
+
+    def _state(self) -> list[Tensor]:
+        """What a step changes, but for the average."""
+        slots = [self.optimizer.state[p] for p in self.parameters]
+        return [*self.parameters, *(v for s in slots for v in s.values() if isinstance(v, Tensor))]
+
+    def _copied(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self._state()]
+
+    def _restore(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for target, value in zip(self._state(), values, strict=True):
+                target.copy_(value)
 
     @contextmanager
     def weights_of(self, averages: nn.Module) -> Iterator[None]:
