@@ -217,7 +217,13 @@ def _settle(device: torch.device) -> None:
 def _begun(folder: Path) -> tuple[Any, int]:
     """A model from pieces, and the number of the stage that goes on from it."""
     model, found = pieces.join(folder)
-    return model, found["about"]["stage"] + found["about"]["done"]
+    about = found["about"]
+    if about["whole"]:
+        raise UserInputError(
+            f"{folder} holds a model that is trained to its end: nothing is left to train; make a "
+            "folder of it with join"
+        )
+    return model, about["stage"] + about["done"]
 
 
 @contextmanager

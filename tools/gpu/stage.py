@@ -200,6 +200,7 @@ class StageRun:
             stepper.keep_best()
         self._save()
         about = {"stage": self.index, "name": self.stage.folder.name, "done": done}
+        about |= {"whole": done and self.index == len(session.stages) - 1}
         about |= {"step": self.step, "total": self.total, "used": session.now}
         pieces.write(session.out / "pieces", self._model(), about, session.asked.piece)
         speed = self.settings.batch_size / each
