@@ -118,7 +118,7 @@ class Sweep:
     def trained(self, weights: tuple[float, ...]) -> Pipeline:
         """The candidate's model: its runs are made, or gone on with, or there already."""
         folder, base = self.folder(weights), self.model
-        preset = replace(self.preset, kl_weight=weights if len(weights) > 1 else weights[0])
+        preset = replace(self.preset, kl_weight=_plain(weights))
         if not _done(folder / "1-generator"):
             train_generator(
                 preset, self.images, folder / "1-generator", init=base, **self._how(folder, 1)
@@ -180,6 +180,11 @@ class Sweep:
             ]
             found[name] = measure_quality(*sides).frechet.value
         return found
+
+
+def _plain(weights: tuple[float, ...]) -> float | tuple[float, ...]:
+    """One number where there is one: it counts for all groups."""
+    return weights if len(weights) > 1 else sum(weights)
 
 
 def _done(run: Path) -> bool:
@@ -348,7 +353,7 @@ def main(
     for kind, change in options["changes"]:
         found = changed(found, kind, [change])
     for candidate in weights:  # a wrong number of them is known before anything is trained
-        group_weights(found.generator, candidate if len(candidate) > 1 else candidate[0])
+        group_weights(found.generator, _plain(candidate))
     size = found.generator.image_size
     model = _base(found, options["model"])
     show, accelerator = not options["quiet"], make_accelerator(options["device"])

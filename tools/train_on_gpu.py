@@ -103,11 +103,11 @@ def main() -> None:
     "--piece", type=click.FloatRange(0.1), default=50.0, show_default=True, metavar="MIB"
 )
 @click.option(
-    "--quality",
-    type=click.IntRange(0, 100),
-    metavar="Q",
-    help="Of JPEG; 0 for PNG.  [default: PNG if it fits one piece, else 95]",
+    "--kind",
+    type=click.Choice(["png", "jpeg", "webp"]),
+    help="Of the images' files.  [default: png if all fit one piece, else jpeg]",
 )
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
 @click.option(
     "--limit",
     "limits",
@@ -123,10 +123,9 @@ def pack(data: str, preset: str, out: Path, quiet: bool, **options: Any) -> None
     for size, about in found["sizes"].items():
         rows = [r for r in about["files"] if r["file"].startswith("train-")]
         count, total = sum(r["images"] for r in rows), sum(r["bytes"] for r in about["files"])
-        how = f"JPEG {about['quality']}" if about["quality"] else "PNG"
         click.echo(
             f"{size}x{size}: {count:,} training images, {total / 2**20:.1f} MiB in "
-            f"{len(about['files'])} files, {how}"
+            f"{len(about['files'])} files, {about['kind']}"
         )
 
 

@@ -104,7 +104,7 @@ def whole(runs, tmp_path_factory):
 def test_packed_images_are_the_training_rows(gpu, home, tmp_path):
     preset, pack = labelled_preset(validation=12, heldout=5), gpu["packing"]
     data = str(home / "images")
-    manifest = pack.pack(data, preset, tmp_path / "p", piece=0.006, quality=0, progress=False)
+    manifest = pack.pack(data, preset, tmp_path / "p", piece=0.006, kind="png", progress=False)
     found = pack.unpack(tmp_path / "p", pack.read_manifest(tmp_path / "p", preset), 16, CPU)
     training, held_out = load_images(data, size=16, progress=False).split(12)
     assert np.array_equal(found.images.numpy(), training.images)
@@ -116,14 +116,15 @@ def test_packed_images_are_the_training_rows(gpu, home, tmp_path):
     assert len(about["files"]) > 2 and all(row["bytes"] < 0.006 * 2**20 for row in about["files"])
 
 
-def test_few_rows_in_jpeg_are_near_them(gpu, home, tmp_path):
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_few_lossy_rows_are_near_them(gpu, home, tmp_path, kind):
     preset, pack = labelled_preset(validation=12), gpu["packing"]
     data = str(home / "images")
-    pack.pack(data, preset, tmp_path / "p", quality=95, limits={16: 10}, progress=False)
+    pack.pack(data, preset, tmp_path / "p", kind=kind, limits={16: 10}, progress=False)
     found = pack.unpack(tmp_path / "p", pack.read_manifest(tmp_path / "p", preset), 16, CPU)
     training = load_images(data, size=16, progress=False).split(12)[0]
     wanted = training.images[np.linspace(0, len(training) - 1, 10).round().astype(int)]
-    assert np.abs(found.images.numpy().astype(int) - wanted).mean() < 4
+    assert np.abs(found.images.numpy().astype(int) - wanted).mean() < 12
 
 
 def test_damaged_and_missing_pieces_are_named(gpu, home, preset, tmp_path):

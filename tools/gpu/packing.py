@@ -62,7 +62,8 @@ def pack(
     out: Path,
     *,
     piece: float = 50.0,
-    quality: int | None = None,
+    kind: str | None = None,
+    quality: int = 95,
     limits: dict[int, int] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -71,8 +72,10 @@ def pack(
     Arguments:
         source: As for `load_images`.
         piece: MiB of a file at most.
-        quality: Of JPEG, without chroma subsampling; 0 for PNG, which loses nothing. None takes
-            PNG where all images of a size then fit one piece, else 95.
+        kind: "png", which loses nothing; "jpeg", without chroma subsampling; or "webp", half as
+            large, with it. None takes PNG where all images of a size then fit one piece, or else
+            JPEG.
+        quality: Of JPEG and WebP.
         limits: Of a size, at most so many training rows, evenly spread.
 
     Raises:
@@ -87,14 +90,14 @@ def pack(
         training, held_out = images.split(validation)
         columns = label_columns(owner, training)
         few = _spread(training, (limits or {}).get(size))
-        kind = _quality(few, quality, piece)
+        how = (kind or _kind(few, piece), quality)
         rows = {"train": few, "heldout": held_out.rows(0, min(heldout, len(held_out)))}
         parts = [
-            _write(out, f"{part}-{size}", chosen, columns, kind, piece)
+            _write(out, f"{part}-{size}", chosen, columns, how, piece)
             for part, chosen in rows.items()
         ]
         sizes[str(size)] = {
-            "quality": kind,
+            "kind": how[0] if how[0] == "png" else f"{how[0]} {quality}",
             "columns": list(columns),
             "identity": few.identity,
             "data": training.identity,
@@ -134,22 +137,22 @@ def _spread(images: ImageDataset, limit: int | None) -> ImageDataset:
     return images.select(np.linspace(0, len(images) - 1, limit).round().astype(np.int64))
 
 
-def _quality(images: ImageDataset, asked: int | None, piece: float) -> int:
-    """0 for PNG, else JPEG's quality."""
-    if asked is not None:
-        return asked
+def _kind(images: ImageDataset, piece: float) -> str:
     trial = range(0, len(images), max(1, len(images) // TRIAL))
-    some = sum(len(_encoded(np.asarray(images.images[i]), 0)) for i in trial)
-    return 0 if some / len(trial) * len(images) < 0.95 * piece * MEBIBYTE else 95
+    some = sum(len(_encoded(np.asarray(images.images[i]), "png", 0)) for i in trial)
+    fits = some / len(trial) * len(images) < 0.95 * piece * MEBIBYTE
+    return "png" if fits else "jpeg"
 
 
-def _encoded(image: np.ndarray, quality: int) -> bytes:
+def _encoded(image: np.ndarray, kind: str, quality: int) -> bytes:
     """(3, S, S) uint8 as a file's bytes."""
+    options: dict[str, dict[str, Any]] = {
+        "png": {"optimize": True},
+        "jpeg": {"quality": quality, "subsampling": 0, "optimize": True},
+        "webp": {"quality": quality, "method": 4},
+    }
     found, file = Image.fromarray(image.transpose(1, 2, 0)), io.BytesIO()
-    if quality:
-        found.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
-    else:
-        found.save(file, "PNG", optimize=True)
+    found.save(file, kind.upper(), **options[kind])
     return file.getvalue()
 
 
@@ -158,7 +161,7 @@ def _write(
     name: str,
     images: ImageDataset,
     columns: tuple[str, ...],
-    quality: int,
+    how: tuple[str, int],
     piece: float,
 ) -> Iterator[dict[str, Any]]:
     """Write pieces, one at a time in memory; yields their rows of the manifest."""
@@ -167,7 +170,7 @@ def _write(
     each = 8 * (1 + len(columns))  # bytes of an image's length and labels
     with ThreadPoolExecutor() as pool:
         every = range(len(images))
-        encoded = pool.map(lambda i: _encoded(np.asarray(images.images[i]), quality), every)
+        encoded = pool.map(lambda i: _encoded(np.asarray(images.images[i]), *how), every)
         for data in encoded:
             if rows and total + len(data) + each > most:
                 yield _write_piece(out, name, number, images, start, rows, columns)
@@ -275,5 +278,5 @@ def _cut(data: Tensor, lengths: Tensor) -> Iterable[bytes]:
 
 def _pixels(data: bytes) -> np.ndarray:
     """An encoded image as (3, S, S) uint8."""
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
         return np.asarray(image).transpose(2, 0, 1)

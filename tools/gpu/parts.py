@@ -68,7 +68,7 @@ class Job:
     takes_tensor: bool = False
     encoder: Encoder | None = None
     measure: Callable[[], dict[str, float]] | None = None
-    watch: Callable[[dict[str, float]], None] | None = None
+    watch: Callable[[dict[str, Any]], None] | None = None
 
 
 def new_job(

@@ -252,8 +252,8 @@ class StageRun:
         used = sum(r["images"] for r in about["files"] if r["file"].startswith("train-"))
         kind = "bfloat16" if self.session.asked.bf16 else "float32"
         note = f"by {SCRIPT}, batches of {self.settings.batch_size}, {kind}"
-        if about["quality"]:
-            note += f", images packed as JPEG {about['quality']}"
+        if about["kind"] != "png":
+            note += f", images packed as {about['kind']}"
         if used < about["rows"]:
             note += f", {used:,} of the rows evenly spread"
         return {"data": about["data"], "held_out": about["rule"], "note": note}

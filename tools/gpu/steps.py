@@ -59,6 +59,8 @@ class CaptureError(RuntimeError):
     """
 
 
+_torch: Any = torch  # whose stubs lack what its optimisers are made of
+
 Recorder = Callable[[Callable[[], dict[str, Tensor]]], tuple[dict[str, Tensor], Callable[[], Any]]]
 """Of a step: records it; returns what it puts out, and what does it again."""
 
@@ -203,6 +205,7 @@ class Stepper:
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         groups = getattr(self.learner, "parameter_groups", None)
+        found: list[dict[str, Any]]
         found = [{"params": self.parameters}] if groups is None else groups()
         self.rates = [torch.zeros((), device=self.device) for _ in found]
         for group, rate in zip(found, self.rates, strict=True):
@@ -254,21 +257,22 @@ class Stepper:
         length = self.settings.ema_length
         kept = average_decay(number, self.settings.ema_decay, length) if number else 0.0
         with torch.no_grad():
-            torch._foreach_lerp_(self.averages, list(self.learner.parameters()), 1 - kept)
+            _torch._foreach_lerp_(self.averages, list(self.learner.parameters()), 1 - kept)
 
     def _learn(self, fraction: float) -> dict[str, Tensor]:
         """Forward, backward, update; nothing here waits for the device."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             grads, stats = self._differentiate(fraction)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = torch.linalg.vector_norm(torch.stack(_torch._foreach_norm(grads)))
         for p, g in zip(self.parameters, grads, strict=True):
             # The fused kernel wants the parameter's own strides, which autograd does not promise.
             same = g.stride() == p.stride() and g.dtype == p.dtype
             p.grad = g.detach() if same else torch.empty_like(p).copy_(g).detach()
         bad = ~torch.isfinite(norm)
         # What torch's own GradScaler sets: gradients are divided, or the step is left out.
-        self.optimizer.grad_scale = (norm / self.settings.gradient_clip).clamp(min=1.0)
-        self.optimizer.found_inf = bad.float()
+        told: Any = self.optimizer
+        told.grad_scale = (norm / self.settings.gradient_clip).clamp(min=1.0)
+        told.found_inf = bad.float()
         self.optimizer.step()
         return {**stats, "gradient_norm": norm.detach(), "skipped": bad.float()}
 
@@ -339,17 +343,17 @@ class Stepper:
                 target.copy_(value)
 
     @contextmanager
-    def weights_of(self, averages: nn.Module) -> Iterator[None]:
+    def weights_of(self, averages: Any) -> Iterator[None]:
         """The learner with averaged weights, `ema` or `best`, in the place of its own."""
         own = [p.detach().clone() for p in self.learner.parameters()]
         targets = list(self.learner.parameters())
         with torch.no_grad():
-            torch._foreach_copy_(targets, list(averages.module.parameters()))
+            _torch._foreach_copy_(targets, list(averages.module.parameters()))
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(targets, own)
+                _torch._foreach_copy_(targets, own)
 
     def keep_best(self) -> None:
         """Take the averages of now for the best."""
