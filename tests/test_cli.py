@@ -19,7 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image, ImageChops
-from tiny import symbolic_config, symbolic_pipeline
+from tiny import symbolic_config, symbolic_pipeline, tiny_config, tiny_pipeline
 
 import hebm_sample
 from hebm_sample.cli import list_models as listing
@@ -47,6 +47,7 @@ class FakePipeline:
     loads: list
     calls: list
     symbols = {}
+    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -133,10 +134,12 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
             "sampler": "recovery",
             "steps": "6",
             "temperature": "0.9",
+            "decoder": "likelihood",
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
             "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
-            "--sampler recovery --steps 6 --temperature 0.9 --out celebahq.png",
+            "--sampler recovery --steps 6 --temperature 0.9 --decoder likelihood "
+            "--out celebahq.png",
         }
     assert os.listdir(tmp_path) == ["celebahq.png"]
 
@@ -157,7 +160,7 @@ def test_every_option_reaches_the_pipeline(fake):
     result = hebm_sample_command(
         *("--dataset", "me/model", "-n", 2, "--resolution", 64, "--sampler", "flow"),
         *("--steps", 20, "--temperature", 0.7, "--device", "cpu", "--dtype", "bfloat16"),
-        *("--offline", "--revision", "v1", "--cache-dir", "cache"),
+        *("--offline", "--revision", "v1", "--cache-dir", "cache", "--decoder", "likelihood"),
     )
     assert result.exit_code == 0
     assert result.stdout.startswith("model.png: 2 images")
@@ -180,6 +183,7 @@ def test_every_option_reaches_the_pipeline(fake):
             "sampler": "flow",
             "steps": 20,
             "temperature": 0.7,
+            "decoder": "likelihood",
             "prior": "ebm",
             "output_type": "pil",
         }
@@ -203,6 +207,7 @@ def test_json_is_one_object(fake):
         "sampler": "recovery",
         "steps": 4,
         "temperature": 0.9,
+        "decoder": "likelihood",
         "prior": "ebm",
         "revision": None,
         "version": "hebm_sample 0.1.0",
@@ -377,8 +382,14 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
         (["--dataset", "a", "--skip-existing"], "--skip-existing goes with --outdir"),
         (["--dataset", "a", "-n", "3", "--seeds", "0-3"], "--seeds names 4; give one of the two"),
-        (["--dataset", "a", "--gaussian-prior", "--steps", "3"], "leave --sampler and --steps"),
-        (["--dataset", "a", "--gaussian-prior", "--sampler", "flow"], "without a chain"),
+        (
+            ["--dataset", "a", "--gaussian-prior", "--steps", "3"],
+            "leave --sampler, --steps and --particles",
+        ),
+        (
+            ["--dataset", "a", "--gaussian-prior", "--sampler", "flow"],
+            "--gaussian-prior has no chain",
+        ),
         (["--dataset", "a", "--seeds", "4-1"], "the range '4-1' runs backwards"),
         (["--dataset", "a", "--seeds", "-3"], "'-3' is not a seed"),
         (["--dataset", "a", "--seeds", "1,1"], "seed 1 is given twice"),
@@ -635,6 +646,25 @@ def test_conditions_are_written_down(sample):
     assert answer["guidance"] == {"class": 2.0, "Smiling": 2.0}
     assert written.text["symbols"] == "class=a,b Smiling=no"
     assert written.text["guidance"] == "class=2.0 Smiling=2.0"
+
+
+def test_particles_are_the_pipelines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = tiny_pipeline(tiny_config(start="ancestral", steps=9))
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["--dataset", "./model", "-n", "2", "--device", "cpu", "--out", "a.png", "--json"]
+    result = hebm_sample_command(*words, "--particles", "3")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["particles"] == 3
+    with Image.open("a.png") as written:
+        loaded = hebm_sample.Pipeline.from_pretrained("./model", device="cpu")
+        assert alike(written, loaded(2, particles=3).grid())
+        assert not alike(written, loaded(2).grid())
+        assert written.text["particles"] == "3"
+        assert "--particles 3" in written.text["command"]
+    result = hebm_sample_command(*words, "--overwrite", "--particles", "3", "--sampler", "flow")
+    assert result.exit_code == 2
+    assert "particles is 3; they need start='ancestral'" in result.output
 
 
 def test_best_of_is_the_pipelines(sample, pipe):

@@ -19,6 +19,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import (
     CONTEXT,
     DATASET,
+    DECODER,
     MACHINE,
     OUTPUT,
     OVERWRITE,
@@ -121,6 +122,7 @@ def main() -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE"),
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )
@@ -151,6 +153,7 @@ def edit(**options: Any) -> None:
     ),
     MACHINE,
     _OUT,
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )
@@ -189,6 +192,7 @@ def interpolate(**options: Any) -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE-seed0007"),
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )

@@ -1,8 +1,9 @@
 r"""From noise to latents: the loops over levels.
 
 - `recovery`: for t = T-1 ... 0 a chain on log p(u_t | u_{t+1}); at t = T-1, where r_T = 0, on the
-  marginal.
-- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t.
+  marginal. "Learning Energy-Based Models by Diffusion Recovery Likelihood" (arXiv 2012.08125).
+- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t, as in "Generative Modeling by
+  Estimating Gradients of the Data Distribution" (arXiv 1907.05600).
 - `flow`: no chains, the probability flow of `sampling/probability_flow.py`.
 
 The first two start from N(0, I), and between levels they
@@ -11,12 +12,14 @@ The first two start from N(0, I), and between levels they
     take one step of the flow                                      start "flow"
     u_t = a u + (sigma^2 / a) grad F(u, t+1) + sigma eps           start "ancestral"
 
-with a, sigma of level t+1. The last is the draw of u_t given u_{t+1} = u that Tweedie's guess of
-u_0 suggests, and exact for F = 0. From the other two a chain must still forget that it starts in
+with a, sigma of level t+1. The last is the sample of u_t given u_{t+1} = u that Tweedie's guess of
+u_0 suggests, as in "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), and exact for
+F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-Every sampler evaluates exactly `config.steps` gradients. With latents given
+With several particles an image (`sampling/particles.py`) they are weighed and resampled after each
+level. Every sampler evaluates exactly `config.steps` gradients a row. With a latent constraint
 (`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
 that they start at.
 """
@@ -40,9 +43,10 @@ from hebm_sample.prior.density import (
 )
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import Metropolis, run_chain
-from hebm_sample.sampling.constraints import FreeGroups, Given
+from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.particles import Particles
 from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
 from hebm_sample.sampling.step_size import Transition, transition
@@ -87,22 +91,25 @@ def sample_prior(
     parametrization: Parametrization = "log_snr",
     step_size_0: float = 2e-5,
     sigma_high: float = 0.99,
-    given: Given | None = None,
+    given: LatentConstraint | None = None,
     posterior_variance: Latents | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[LevelState]:
     """Sample the prior from noise, yielding after each noise level; the last state is the result.
+
+    The module's docstring has the samplers and their sources.
 
     Arguments:
         energy: The terms F_i (B, L) of latents and level (B,).
         schedule: The model's noise levels.
-        noise: The random streams; all randomness comes from them.
+        noise: The random streams; all randomness comes from them. With several particles, one
+            for each of them, as `particle_seeds` has them; states have a row an image.
         config: Method, number of gradients and the kernel's settings.
         parametrization: What the nets are told about a level, see `prior.density.net_level`.
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
             kernel.
         sigma_high: cum_sigma where the flow starts.
-        given: Latents to keep or to start from; None samples all groups from noise.
+        given: Latents to clamp or to start from; None samples all groups from noise.
         posterior_variance: w of every coordinate, (1, C_i, H_i, W_i) a group, on the latents'
             device; for `config.precondition`.
         progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
@@ -112,49 +119,77 @@ def sample_prior(
         NonFiniteSampleError: while iterating, when a chain left the finite numbers.
     """
     _check_parametrization(config, parametrization)
-    tally = GradientTally(noise.seeds, progress)
-    top = schedule.num_levels
-    if given is not None and given.start_level is not None:
-        top = given.start_level
-        if not 1 <= top <= schedule.num_levels:
-            raise UserInputError(
-                f"start level is {top}; this model has levels 1 to {schedule.num_levels}"
-            )
-        if top == schedule.num_levels:  # the flow begins a little below, where u_0 still shows
-            given = replace(given, start_level=None)
+    count = config.particles
+    tally = GradientTally([s for s in noise.seeds[::count] for _ in range(count)], progress)
+    top, given = _start(schedule, given)
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)
     energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
-
-    def draw() -> Latents:
-        return groups.select(noise.normal(config.temperature))
-
     if config.sampler == "flow":
         high = min(sigma_high, schedule.levels[top])
         path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
         states = probability_flow(energy, path, partial(groups.start, high), tally)
         sigmas = [0.0, *path[-3::-1]]
     else:
-        # A start below the noisiest level first takes a step down from there.
-        descends = top < schedule.num_levels and config.start != "u_next"
-        budget = gradients_per_level(config.steps, top, descends, config.early_share)
-        widths = None
-        if config.precondition:
-            if posterior_variance is None:
-                raise UserInputError("precondition needs the posterior's variance; give it")
-            widths = flatten(groups.select(posterior_variance))
         of = partial(
             transition,
             schedule,
             config=config,
             parametrization=parametrization,
             step_size_0=step_size_0,
-            posterior_variance=widths,
+            posterior_variance=_coordinates(config, groups, posterior_variance),
         )
-        chains = _Chains(energy, schedule, config, of, noise.uniform)
-        states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
+        states = _chain_states(energy, schedule, config, of, top, groups, noise, tally)
         sigmas = [0.0, *schedule.levels[1:]]
     return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
+
+
+def _start(
+    schedule: DiffusionSchedule, given: LatentConstraint | None
+) -> tuple[int, LatentConstraint | None]:
+    """The level above the first chain, and the constraint without what it does not need."""
+    top = schedule.num_levels
+    if given is None or given.start_level is None:
+        return top, given
+    level = given.start_level
+    if not 1 <= level <= top:
+        raise UserInputError(f"start level is {level}; this model has levels 1 to {top}")
+    if level == top:  # the flow begins a little below, where u_0 still shows
+        given = replace(given, start_level=None)
+    return level, given
+
+
+def _coordinates(
+    config: LangevinConfig, groups: FreeGroups, posterior_variance: Latents | None
+) -> Tensor | None:
+    """w of the free coordinates, (1, D), for preconditioned steps."""
+    if not config.precondition:
+        return None
+    if posterior_variance is None:
+        raise UserInputError("precondition needs the posterior's variance; give it")
+    return flatten(groups.select(posterior_variance))
+
+
+def _chain_states(
+    energy: AnyEnergy,
+    schedule: DiffusionSchedule,
+    config: LangevinConfig,
+    transition_at: Callable[[int], Transition],
+    top: int,
+    groups: FreeGroups,
+    noise: NoiseStreams,
+    tally: GradientTally,
+) -> Iterator[LevelState]:
+    """States of the free groups by chains at the levels below `top`."""
+
+    def draw() -> Latents:
+        return groups.select(noise.normal(config.temperature))
+
+    # A start below the noisiest level first takes a step down from there.
+    descends = top < schedule.num_levels and config.start != "u_next"
+    budget = gradients_per_level(config.steps, top, descends, config.early_share)
+    chains = _Chains(energy, schedule, config, transition_at, noise)
+    return chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
 
 
 def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
@@ -183,9 +218,9 @@ def _completed(
     """States of the free groups as states of all; `path` is cum_sigma of each state's u."""
     for state in states:
         full = state._replace(u=groups.full(state.u, path[state.level]))
-        if state.level == 0 and groups.keeps:  # the chain saw the kept groups with their noise
+        if state.level == 0 and groups.clamps:  # the chain had the clamped ones with noise
             full = full._replace(terms=lowest_terms(full.u))
-        yield full
+        yield full.shown_rows()
 
 
 @torch.inference_mode(False)
@@ -204,13 +239,16 @@ class _Chains:
         schedule: DiffusionSchedule,
         config: LangevinConfig,
         transition_at: Callable[[int], Transition],
-        uniform: Callable[[], Tensor],
+        noise: NoiseStreams,
     ) -> None:
         self.energy, self.schedule, self.config = energy, schedule, config
-        self.transition_at, self.metropolis = transition_at, None
-        if config.metropolis:
-            assert isinstance(config.temperature, float | int)
-            self.metropolis = Metropolis(uniform, config.temperature)
+        self.transition_at, self.metropolis, self.particles = transition_at, None, None
+        if isinstance(temperature := config.temperature, float | int):
+            if config.metropolis:
+                self.metropolis = Metropolis(noise.uniform, temperature)
+            if config.particles > 1:
+                seeds = noise.seeds[:: config.particles]
+                self.particles = Particles(seeds, config.particles, temperature)
 
     def _marginal(self, t: int) -> MarginalEBM:
         """log p_t, up to the level above the chains."""
@@ -225,8 +263,8 @@ class _Chains:
         tally: GradientTally,
         descends: bool,
     ) -> Iterator[LevelState]:
-        """Levels len(budget) - 1 ... 0, from `start` one level above. If asked to, a level's last
-        gradient carries its chains down.
+        """Levels len(budget) - 1 ... 0, from `start` one level above. Unless the config's
+        `start` is "u_next", a level's last gradient carries its chains down.
         """
         u = u_next = start
         if descends:
@@ -237,6 +275,7 @@ class _Chains:
         for t in reversed(range(len(budget))):
             carries = self.config.start != "u_next" if t > 0 else self.config.denoise
             u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
+            u, shown = self._resampled(u, t)
             marginal = self._marginal(t)
             moved, terms = u, None
             if carries:
@@ -246,8 +285,19 @@ class _Chains:
                 u, terms = moved, None
             terms = marginal.terms(u) if terms is None else terms
             tally.check(t, u, terms)
-            yield LevelState(t, u, terms, info)
+            yield LevelState(t, u, terms, info, shown)
             u_next, u = u, moved
+
+    def _resampled(self, u: Latents, t: int) -> tuple[Latents, Tensor | None]:
+        """Where chains go on from after level t's, and the row that each image shows there."""
+        if self.particles is None:
+            return u, None
+        if t == 0:
+            return u, self.particles.draw().to(u[0].device)
+        rows = self.particles.resample()
+        if rows is not None:
+            u = tuple(g[rows.to(g.device)] for g in u)
+        return u, self.particles.heaviest().to(u[0].device)
 
     def _descend(
         self, marginal: MarginalEBM, u: Latents, t: int, draw: Callable[[], Latents]
@@ -261,8 +311,13 @@ class _Chains:
             return moved, terms
         found = marginal.evaluate(u)
         a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
-        rows = zip(u, unflatten(found.slope, u), draw(), strict=True)
+        noise = draw()
+        rows = zip(u, unflatten(found.slope, u), noise, strict=True)
         moved = tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows)
+        if self.particles is not None:  # r_0 / r of this step, and what F was before it
+            tilt = sigma / a * found.slope
+            ratio = -(tilt * (flatten(noise) + tilt / 2)).sum(1)
+            self.particles.weigh(ratio - found.terms.sum(1))
         return moved, found.terms
 
     def _chain(
@@ -276,9 +331,10 @@ class _Chains:
     ) -> tuple[Latents, StepInfo]:
         """The chain at level t, with its density, step size and reference variance."""
         config, chain = self.config, self.transition_at(t)
-        return run_chain(
+        density = chain.density(self.energy, u_next)
+        found = run_chain(
             u,
-            chain.density(self.energy, u_next),
+            density,
             draw,
             num_steps=num_steps,
             step_size=chain.step_size,
@@ -289,3 +345,7 @@ class _Chains:
             metropolis=self.metropolis,
             tally=tally,
         )
+        if self.particles is not None:  # F where the chain started
+            log_p = found[1].log_density
+            self.particles.weigh((log_p[0] if len(log_p) else density(u)) - density.base(u))
+        return found

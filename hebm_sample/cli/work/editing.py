@@ -188,7 +188,7 @@ def _edited(
     pipe: "Pipeline", options: EditOptions, originals: list["Image"]
 ) -> "tuple[list[Image], Samples]":
     """The images reconstructed from the draw that their edit begins from, and edited."""
-    from hebm_sample.pipeline.pipeline import ENCODE_STREAM
+    from hebm_sample.pipeline.editing import ENCODE_STREAM
 
     seeds, batch = options.chosen_seeds, options.batch
     own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
@@ -205,7 +205,8 @@ def _edited(
             **options.settings,
             **options.condition,
         )
-        decoded = pipe.decode(pipe.encode(originals, seeds=own, batch_size=batch))
+        u = pipe.encode(originals, seeds=own, batch_size=batch)
+        decoded = pipe.decode(u, decoder=options.decoder)
     return decoded, edited
 
 
@@ -216,10 +217,11 @@ def interpolate(options: InterpolateOptions) -> None:
     sources = _read(options, [options.a, options.b], path, [])
     pipe = load(options)
     check_grid(count, pipe.config.generator.image_size, count)
-    with within_memory(options.batch):
+    decoder, batch = options.decoder, options.batch
+    with within_memory(batch):
         a, b = _squares(pipe, sources)
-        between = pipe.interpolate([a], [b], count, batch_size=options.batch)
-    provenance = Provenance.of_model(pipe)
+        between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
+    provenance = Provenance.of_decoded(pipe, decoder)
     line = interpolate_line(options, provenance.facts, path)
     files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)
