@@ -40,7 +40,7 @@ from hebm_sample.training.record import same_rows
 from hebm_sample.training.train import PREVIEW, channels_last, former_digest
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Watch", "train_decoder", "with_sharp_decoder"]
+__all__ = ["Watch", "new_learner", "train_decoder", "with_sharp_decoder"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 50
@@ -114,6 +114,15 @@ def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDe
     fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
     fresh.load_state_dict(own | fitting)
     return fresh
+
+
+def new_learner(
+    config: GeneratorConfig, generator: HierarchicalGenerator, plan: DecoderPlan
+) -> SharpDecoder:
+    """What a run begins with: the decoder that the generator has, as far as its layers fit those
+    of `config.sharp_decoder`, and an untrained discriminator.
+    """
+    return SharpDecoder(_begin(config, generator), _seen_side(config, plan))
 
 
 def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
@@ -272,8 +281,7 @@ def _task(
     assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
     assert isinstance(config.generator, GeneratorConfig)
     pool = _pool(model, plan, folder, accelerator, show_progress)
-    size = _seen_side(config.generator, plan)
-    learner = SharpDecoder(_begin(config.generator, generator), size)
+    learner = new_learner(config.generator, generator, plan)
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
     channels_last(objective.to(device))
     start = _Figures(generator, encoder, training, FIRST_IMAGES, device)(generator.decoder)
