@@ -31,6 +31,14 @@ def _validation(
     return HASH if validation is None else validation
 
 
+def _split(model: str | None, validation: int | str | None, split: str | None) -> str | None:
+    """The split that is held out, where one was asked for or a preset of that name has its own."""
+    preset = PRESETS.get(model or "")
+    if split is None and validation is None and preset is not None:
+        return preset.held_out_split or None
+    return split
+
+
 def held_out_by(
     model: str | None,
     validation: int | Literal["hash"] | None,
@@ -40,6 +48,7 @@ def held_out_by(
     size: int = 0,
 ) -> str:
     """How `open_held_out` chooses rows, in words."""
+    split = _split(model, validation, split)
     rows = _validation(model, validation, records, size)
     if split is None and rows != 0:
         return held_out_rule(None if rows == HASH else rows)
@@ -65,7 +74,8 @@ def open_held_out(
         model: A preset of that name says which rows were kept apart, where the records do not.
         validation: In their place: "hash", or how many at the end; 0 means none, and the split
             `test` is held out. "hash" if nobody says.
-        split: Of the source, that is held out; then no rows at the end are.
+        split: Of the source, that is held out; then no rows at the end are. The preset's, where it
+            has one and neither was given.
         records: Of the model's training (`ModelConfig.training`): its runs' own rule is the
             default, and no other may hold out what they were trained on.
         cache_dir: Of `load_images`.
@@ -80,6 +90,7 @@ def open_held_out(
             f"{validation} validation rows and the split {split!r} were both given; "
             "leave one of them out"
         )
+    split = _split(model, validation, split)
     rows = _validation(model, validation, records, size)
     options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
     training = load_images(source, **options)

@@ -92,6 +92,8 @@ class Preset:
         model: The model's name in its `config.json`, where it is not the preset's.
         decoder: The sharp image decoder.
         decoder_settings: Of the run that trains it.
+        held_out_split: Split of the data that figures are measured on, where it is not the rows
+            that training holds out for its log.
         grown_from: The preset of smaller images whose model the generator grows from.
     """
 
@@ -111,6 +113,7 @@ class Preset:
     model: str = ""
     decoder: DecoderPlan = DecoderPlan()
     decoder_settings: TrainSettings = DECODER_SETTINGS
+    held_out_split: str = ""
     grown_from: str = ""
 
     @property
