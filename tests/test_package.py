@@ -37,7 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ORDER = (
     ("errors",),
     ("config", "latents", "io", "metrics"),
-    ("generator", "prior", "presets", "data"),
+    ("generator", "prior", "presets", "data", "align"),
     ("sampling", "hub"),
     ("pipeline",),
     ("training",),
