@@ -284,7 +284,7 @@ from hebm_sample.io import images
 # A shell that put the tests into the background had them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-save, files = images.save_png, []
+save, files = images.save_image, []
 
 def save_two(*arguments):
     save(*arguments)
@@ -292,7 +292,7 @@ def save_two(*arguments):
     if len(files) == 2:
         os.kill(os.getpid(), signal.SIGINT)
 
-images.save_png = save_two
+images.save_image = save_two
 cli.main()
 """
 

@@ -20,7 +20,9 @@ from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
 from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import (
+    EDIT_GUIDANCE,
     EDIT_STEPS,
+    MAX_GUIDANCE,
     Kernel,
     LangevinConfig,
     ReferenceVariance,
@@ -29,8 +31,10 @@ from hebm_sample.config.sampler import (
 )
 
 __all__ = [
+    "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "FORMAT_VERSION",
+    "MAX_GUIDANCE",
     "CellKind",
     "ConfigBase",
     "DecoderName",

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def take(descriptor: int) -> bool:
 
 
 @contextmanager
-def exclusive(folder: Path, seconds: float = MOST_SECONDS) -> Iterator[None]:
+def exclusive(folder: Path, seconds: float = MOST_SECONDS) -> Generator[None]:
     """Be the only one to change a folder, of all processes and threads that ask; it leaves no file
     behind where folders can be locked.
 

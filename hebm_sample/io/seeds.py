@@ -90,7 +90,7 @@ def format_seeds(seeds: Sequence[int]) -> str:
     """
     # Within a run of consecutive numbers, value minus position is constant.
     runs = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
-    parts = []
+    parts: list[str] = []
     for _, run in runs:
         values = [value for _, value in run]
         parts.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.protocol import Generator
+from hebm_sample.io.extras import missing_extra
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.presets.settings import TrainSettings
 
@@ -40,9 +41,7 @@ def make_accelerator(device: str = "auto") -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise EnvironmentFailure(
-            'training needs accelerate, which is not installed: pip install "hebm-sample[train]"'
-        ) from error
+        raise missing_extra("accelerate", "train") from error
     pick_device(device)  # accelerate would train on the CPU where there is no such device
     accelerator = Accelerator(cpu=device == "cpu")
     if (precision := accelerator.mixed_precision) not in ("no", "bf16"):

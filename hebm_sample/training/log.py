@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.io.extras import missing_extra
 
 __all__ = ["LOG_NAME", "Means", "RunLog", "read_log"]
 
@@ -174,8 +175,6 @@ def _summary_writer(folder: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise EnvironmentFailure(
-            'this needs tensorboard, which is not installed: pip install "hebm-sample[train]"'
-        ) from error
+        raise missing_extra("tensorboard", "train") from error
     # purge_step makes TensorBoard drop what an interrupted run had logged from that step on.
     return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)

@@ -500,7 +500,7 @@ class TestNanGuard:
 
 def test_accelerate_missing_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(EnvironmentFailure, match=r'pip install "hebm-sample\[train\]"') as caught:
+    with pytest.raises(EnvironmentFailure, match=r"pip install .*\[train\]") as caught:
         make_accelerator()
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
 

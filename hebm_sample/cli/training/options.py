@@ -9,7 +9,6 @@ import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
-from hebm_sample.cli.sharding import STEP_OPTIONS, STEP_SETTINGS
 from hebm_sample.cli.trained import DurationType
 from hebm_sample.errors import UserInputError
 
@@ -24,6 +23,27 @@ __all__ = [
 
 PATH = click.Path(path_type=Path)
 
+STEP_SETTINGS = ("accumulate", "dtype", "activation_checkpointing")
+STEP_OPTIONS = (
+    click.option(
+        "--accumulate",
+        type=click.IntRange(1),
+        metavar="K",
+        help="Compute a process's batch in K micro-batches, one after another: less memory, the "
+        "same run up to rounding.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16"]),
+        help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
+    ),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        default=None,
+        help="Keep only what passes between T's groups for gradients: less memory, more time.",
+    ),
+)
 
 RUN_OPTIONS = (
     click.option(
