@@ -11,9 +11,10 @@ from hebm_sample.config import FaceCrop
 
 __all__ = ["Aligned", "align", "crop_points", "distance", "distance_from", "placed"]
 
-# The mouth says how the head is turned and how tall the face is, but smiles and profiles move it.
-_WEIGHTS = (1.0, 1.0, 0.5)
+# The mouth says how tall a face is that looks aside, but smiles move it.
+_WEIGHTS = (1.0, 1.0, 0.1)
 _SEEN_SIDE = 256  # of the crop in which the face is found again
+_REFINEMENTS = 2
 _FARTHEST = 0.25  # of the side, from where the face should be: another face
 
 
@@ -70,7 +71,7 @@ def align(
 ) -> Aligned:
     """Find a face, turn it and cut it as a model's images are cut.
 
-    It is found a second time in the crop, which is what the crop's positions were measured in: the
+    It is found again in the crop, which is what the crop's positions were measured in: the
     detector errs there as it did then.
 
     Arguments:
@@ -89,17 +90,42 @@ def align(
     faces = find(photo)
     chosen, target = choose(faces, face, name), crop_points(crop)
     to_crop = fit(chosen.points, target, _WEIGHTS)
-    again = _found_again(cut(photo, to_crop, _SEEN_SIDE), target, find)
-    if again is not None:
+    for _ in range(_REFINEMENTS):
+        again = _in_square(cut(photo, to_crop, _SEEN_SIDE), find, target)
+        if again is None:
+            break
         to_crop = fit(again, target, _WEIGHTS).after(to_crop)
     return Aligned(photo, cut(photo, to_crop, side), chosen, to_crop, len(faces))
 
 
-def _found_again(seen: Image.Image, target: np.ndarray, find: Detector) -> np.ndarray | None:
-    """The face of a crop in its unit square, (3, 2); None if there is none where one should be."""
-    found = [face.points / seen.width for face in find(seen)]
-    near = [points for points in found if distance(points, target) < _FARTHEST]
-    return min(near, key=lambda points: distance(points, target)) if near else None
+def _in_square(square: Image.Image, find: Detector, near: np.ndarray | None) -> np.ndarray | None:
+    """Eyes and mouth of a square image in its unit square, (3, 2): the mean of what is found in it
+    and in its mirror image, which halves the detector's noise.
+
+    Arguments:
+        near: Where they should be about; of several faces the nearest counts, and one that is far
+            away does not. The largest face if None.
+    """
+    first = _chosen(square, find, near)
+    if first is None:
+        return None
+    mirror = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    second = _chosen(mirror, find, _mirrored(first))
+    return first if second is None else (first + _mirrored(second)) / 2
+
+
+def _chosen(square: Image.Image, find: Detector, near: np.ndarray | None) -> np.ndarray | None:
+    faces = find(square)
+    if near is None:
+        return choose(faces).points / square.width if faces else None
+    found = [face.points / square.width for face in faces]
+    found = [points for points in found if distance(points, near) < _FARTHEST]
+    return min(found, key=lambda points: distance(points, near)) if found else None
+
+
+def _mirrored(points: np.ndarray) -> np.ndarray:
+    """Left eye, right eye and mouth in the mirror image of a unit square."""
+    return points[[1, 0, 2]] * np.array([-1.0, 1.0]) + np.array([1.0, 0.0])
 
 
 def distance(points: np.ndarray, target: np.ndarray) -> float:
@@ -120,5 +146,4 @@ def placed(image: Image.Image, detector: Detector | None = None) -> np.ndarray |
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
-    faces = find(square)
-    return choose(faces).points / side if faces else None
+    return _in_square(square, find, None)
