@@ -7,9 +7,9 @@ import numpy as np
 from hebm_sample.align.aligner import distance_from
 from hebm_sample.config import FaceCrop
 
-__all__ = ["framing_note"]
+__all__ = ["HOW", "framing_note"]
 
-_HOW = "align it (--align, align=True)"
+HOW = "align it (--align, align=True)"
 
 
 def framing_note(
@@ -34,8 +34,8 @@ def framing_note(
     }
     if near:
         best = min(near, key=near.__getitem__)
-        return f"the face in {name} lies as in {best}'s images, not as in {model}'s; {_HOW}"
+        return f"the face in {name} lies as in {best}'s images, not as in {model}'s; {HOW}"
     return (
         f"the face in {name} lies {far:.0%} of the side from where {model}'s images have eyes and "
-        f"mouth, where 99 in 100 are within {crop.spread:.0%}; {_HOW}"
+        f"mouth, where 99 in 100 are within {crop.spread:.0%}; {HOW}"
     )
