@@ -38,8 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hebm_sample import Pipeline, __version__
 from hebm_sample.latents import Latents, concatenate
-from hebm_sample.pipeline.runtime import frozen_energy as chain_energy
-from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy
+from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
+from hebm_sample.pipeline.runtime.process import tune_process
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.sampling.langevin import langevin_step
@@ -67,7 +67,7 @@ class Reference:
     def __init__(self, pipe: Any) -> None:
         plain = [copy.deepcopy(m).requires_grad_(False) for m in (pipe.generator, pipe.prior)]
         self.generator, self.prior = (m.to(memory_format=torch.contiguous_format) for m in plain)
-        self.schedule, self.config = pipe._schedule, pipe.config.sampling
+        self.schedule, self.config = pipe.model.schedule, pipe.config.sampling
 
     def slope(self, u: Latents, t: int) -> Latents:
         """grad F(u, t)."""
@@ -234,7 +234,10 @@ def parts(pipe: Any, energy: ChainEnergy, u: Latents) -> dict[str, Step]:
     ones = [torch.ones_like(x) for x in inner]
     read = (*fresh.z, *fresh.u, *fresh.h[1:])
     still = conditional_at(
-        lambda u, level: torch.zeros(len(level), 1, device=pipe.device), pipe._schedule, LEVEL, u
+        lambda u, level: torch.zeros(len(level), 1, device=pipe.device),
+        pipe.model.schedule,
+        LEVEL,
+        u,
     )
     noise = NoiseStreams(range(len(u[0])), pipe.generator.latent_shapes, device=pipe.device)
 
@@ -276,7 +279,7 @@ def steps(
     def ours(energy: Any, cores: int = cores) -> Callable[[], Latents]:
         def walk(start: int, end: int) -> Iterator[Latents]:
             x, x_next, noise = (tuple(g[start:end] for g in row) for row in (u, u_next, eps))
-            density = conditional_at(energy, pipe._schedule, LEVEL, x_next)
+            density = conditional_at(energy, pipe.model.schedule, LEVEL, x_next)
             while True:
                 for _ in range(STEPS):
                     found, _ = langevin_step(x, density, s, noise, reference_variance=c)
@@ -294,7 +297,7 @@ def steps(
         calls["whole"] = ours(energy, 1)
     if compiled:
         start = time.perf_counter()
-        calls["compiled"] = ours(ChainEnergy(pipe.generator, pipe.prior, compiled=True))
+        calls["compiled"] = ours(ChainEnergy(pipe.generator, pipe.prior, compiled=CompiledTerms()))
         calls["compiled"]()
     if half:
         # A copy: what it keeps of a level is in the precision in which it was first asked.
@@ -439,8 +442,8 @@ def main(
     cuda = pipe.device.type == "cuda"
     if clock == "cpu" and (cuda or torch.get_num_threads() > 1):
         raise click.UsageError("--clock cpu needs --device cpu and OMP_NUM_THREADS=1")
-    if default_heap or reference_only:
-        chain_energy.keep_freed_memory = lambda: False
+    if not (default_heap or reference_only):
+        tune_process()
     timer = Clock(clock, pipe.device)
     if reference_only:
         with torch.no_grad():

@@ -85,7 +85,9 @@ def measure_samplers(dataset: str, device: str, repeats: int) -> tuple[dict[str,
     import torch
 
     from hebm_sample import Pipeline, __version__
+    from hebm_sample.pipeline.runtime.process import tune_process
 
+    tune_process()
     pipe = Pipeline.from_pretrained(dataset, device=device)
     names = ["gaussian", *usable_samplers(pipe)]
 

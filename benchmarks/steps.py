@@ -34,6 +34,7 @@ from hebm_sample.metrics.frechet import (
     frechet_distance,
     jackknife_standard_error,
 )
+from hebm_sample.pipeline.runtime.process import tune_process
 
 FULL = 50  # K of the paper, steps a level
 USUAL = {"sampler": "recovery", "start": "flow", "step_scale": 1.0, "momentum": 0.0}
@@ -256,6 +257,7 @@ def main(
     out: Path,
 ) -> None:
     """Measure sampler settings; the first is what the others are compared with."""
+    tune_process()
     pipe = Pipeline.from_pretrained(dataset, dtype=getattr(torch, dtype))
     out = out / dtype if dtype != "float32" else out
     chosen = list(dict.fromkeys([*SETS[name], *extra]))

@@ -36,8 +36,7 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
-from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
-from hebm_sample.pipeline.runtime.threads import TURN
+from hebm_sample.pipeline.runtime.process import tune_process
 from hebm_sample.presets.models import PRESETS
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
@@ -140,8 +139,7 @@ def settings_of(task: str, preset: Any) -> Any:
 def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> list[float]:
     """Seconds of each step, after two that warm up."""
     if variant == "ours":
-        keep_freed_memory(training=True)
-        sys.setswitchinterval(TURN)
+        tune_process(training=True)
     step, seconds = step_of(task, preset, settings_of(task, preset), variant, side), []
     for turn in range(repeats + 2):
         start = time.perf_counter()

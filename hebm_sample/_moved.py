@@ -21,6 +21,7 @@ MOVED = {
     "metrics.judge": "metrics.attribute_classifier",
     "metrics.ood": "evaluation.ood",
     "metrics.reference": "evaluation.reference",
+    "pipeline.scorer": "pipeline.scores",
     "prior.conditional": "prior.density",
     "prior.energy": "prior.network",
     "sampling.driver": "sampling.sample",

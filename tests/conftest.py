@@ -42,9 +42,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> Iterator[None]:
-    """Tiny tensors: more than a few threads only wait for each other."""
+    """Tiny tensors: more than a few threads only wait for each other. Parts of a batch are
+    allowed, as commands in this process allow them.
+    """
     import torch
 
+    from hebm_sample.pipeline.runtime.threads import allow_parts
+
+    allow_parts()
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, 4))
     yield

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.pipeline.conditions import read_condition
-from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, addresses
+from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy
 from hebm_sample.prior.density import value_and_grad
 
 
@@ -50,7 +50,7 @@ def test_the_level_is_evaluated_once(pipe, monkeypatch):
     assert torch.equal(energy.at(torch.ones(2))(u), one)
     assert not torch.equal(energy.at(0.0)(u), one)
     seen.clear()
-    pipe._chains = (addresses(pipe.generator, pipe.prior), False), energy
+    monkeypatch.setattr(pipe.sampler, "chain_energy", lambda: energy)
     pipe(seeds=(0, 1), steps=12)
     # A chain and the step that follows it, at each of three levels; the last also at its end.
     assert len(seen) <= 7
@@ -66,7 +66,7 @@ def test_parameters_and_their_flags_are_left_alone():
     after = [p for m in networks for p in m.parameters()]
     assert all(p.requires_grad and p.grad is None for p in after)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    energy = pipe._chain_energy()
+    energy = pipe.sampler.chain_energy()
     frozen = [*energy.generator.parameters(), *energy.prior.parameters()]
     assert not any(p.requires_grad for p in frozen)
     assert {p.data_ptr() for p in frozen} <= {p.data_ptr() for p in after}  # not a second copy

@@ -47,6 +47,7 @@ class FakePipeline:
     loads: list
     calls: list
     symbols = {}
+    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -133,10 +134,12 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
             "sampler": "recovery",
             "steps": "6",
             "temperature": "0.9",
+            "decoder": "likelihood",
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
             "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
-            "--sampler recovery --steps 6 --temperature 0.9 --out celebahq.png",
+            "--sampler recovery --steps 6 --temperature 0.9 --decoder likelihood "
+            "--out celebahq.png",
         }
     assert os.listdir(tmp_path) == ["celebahq.png"]
 
@@ -157,7 +160,7 @@ def test_every_option_reaches_the_pipeline(fake):
     result = hebm_sample_command(
         *("--dataset", "me/model", "-n", 2, "--resolution", 64, "--sampler", "flow"),
         *("--steps", 20, "--temperature", 0.7, "--device", "cpu", "--dtype", "bfloat16"),
-        *("--offline", "--revision", "v1", "--cache-dir", "cache"),
+        *("--offline", "--revision", "v1", "--cache-dir", "cache", "--decoder", "likelihood"),
     )
     assert result.exit_code == 0
     assert result.stdout.startswith("model.png: 2 images")
@@ -180,6 +183,7 @@ def test_every_option_reaches_the_pipeline(fake):
             "sampler": "flow",
             "steps": 20,
             "temperature": 0.7,
+            "decoder": "likelihood",
             "prior": "ebm",
             "output_type": "pil",
         }
@@ -203,6 +207,7 @@ def test_json_is_one_object(fake):
         "sampler": "recovery",
         "steps": 4,
         "temperature": 0.9,
+        "decoder": "likelihood",
         "prior": "ebm",
         "revision": None,
         "version": "hebm_sample 0.1.0",

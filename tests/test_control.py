@@ -22,7 +22,9 @@ from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.conditions import read_condition
-from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
+from hebm_sample.pipeline.editing import ENCODE_STREAM
+from hebm_sample.pipeline.model import Model
+from hebm_sample.pipeline.pipeline import Pipeline
 
 CONFIG = symbolic_config(steps=6)
 GROUPS = len(CONFIG.generator.latent_shapes)
@@ -58,7 +60,7 @@ def full_energy(pipe, u, symbols=None, guidance=1.0):
     """-F with what is asked, (N,)."""
     count = len(u[0])
     condition = read_condition(pipe.prior.table, symbols, guidance, count, "tiny")
-    return -pipe.prior.join(pipe._lowest_outputs(u, count), condition).sum(1)
+    return -pipe.prior.join(pipe.model.lowest_outputs(u, count), condition).sum(1)
 
 
 # ---- asking for symbols
@@ -126,7 +128,7 @@ def test_guidance_by_name(pipe):
 def test_energies_hold_what_was_asked(pipe):
     out = pipe(2, symbols={"class": "a"}, guidance=2.0)
     condition = read_condition(pipe.prior.table, {"class": "a"}, 2.0, 2, "tiny")
-    terms = pipe.prior.join(pipe._lowest_outputs(out.latents, 2), condition)
+    terms = pipe.prior.join(pipe.model.lowest_outputs(out.latents, 2), condition)
     assert out.energies.shape == (2, GROUPS)
     assert torch.allclose(out.energies, -terms[:, :GROUPS], rtol=1e-3, atol=1e-3)
 
@@ -216,7 +218,7 @@ def test_best_of_keeps_the_candidate_that_ranks_first(pipe, symbols, rank_by):
 )
 def test_energy_of_groups(pipe, three, groups, chosen):
     found = pipe.energy(latents=three.latents, groups=groups)
-    outputs = pipe._lowest_outputs(three.latents, 3)
+    outputs = pipe.model.lowest_outputs(three.latents, 3)
     assert torch.equal(found, -pipe.prior.select(outputs, chosen))
     if len(chosen) == 1:
         assert torch.allclose(found, three.energies[:, chosen[0]], rtol=1e-3, atol=1e-3)
@@ -233,7 +235,7 @@ def test_classify(pipe, images, three):
     assert all(torch.equal(found[k], again[k]) for k in found)
     whole, parts = (pipe.classify(latents=three.latents, batch_size=n)["class"] for n in (3, 1))
     assert torch.allclose(whole, parts, atol=1e-5)
-    logits = pipe._lowest_outputs(three.latents, 3).logits
+    logits = pipe.model.lowest_outputs(three.latents, 3).logits
     some = pipe.classify(latents=three.latents, groups=[0, 2])
     expected = (logits[:, 0, :3] + logits[:, 2, :3]).softmax(1)
     assert torch.allclose(some["class"], expected, atol=1e-6)
@@ -296,7 +298,7 @@ def test_nothing_kept_is_new_images(pipe, three, keep):
 def test_energies_of_variations_are_those_of_the_returned_latents(pipe, three):
     """At the end the kept groups are what they were, and so is what is said of them."""
     found = pipe.vary(three, [0, 1], 2)
-    outputs = pipe._lowest_outputs(found.latents, 6)
+    outputs = pipe.model.lowest_outputs(found.latents, 6)
     terms = pipe.prior.join(outputs)[:, :GROUPS]
     assert torch.allclose(found.energies, -terms, rtol=1e-3, atol=1e-3)
 
@@ -398,7 +400,7 @@ def between(pipe, a, b, count, monkeypatch):
     """The latents that `interpolate` decodes."""
     seen = {}
     with monkeypatch.context() as patch:
-        patch.setattr(Pipeline, "decode", lambda self, u, **_: seen.update(u=u))
+        patch.setattr(Model, "decode", lambda self, u, **_: seen.update(u=u))
         pipe.interpolate(a, b, count)
     return seen["u"]
 

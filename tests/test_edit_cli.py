@@ -22,7 +22,8 @@ from hebm_sample.cli.edit import main
 from hebm_sample.cli.work import editing
 from hebm_sample.io.images import grid, prepare, to_pil
 from hebm_sample.io.seeds import derived_seed
-from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
+from hebm_sample.pipeline.editing import ENCODE_STREAM
+from hebm_sample.pipeline.pipeline import Pipeline
 
 SIZE = 16
 STEP = SIZE + 2

@@ -12,7 +12,7 @@ from hebm_sample import Pipeline
 from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import prepare, prepare_masks, to_pil
-from hebm_sample.pipeline.inpainting import PULL, KnownPixels, fill_smoothly, known_cells
+from hebm_sample.pipeline.inpainting import GUIDANCE_SCALE, KnownPixels, fill_smoothly, known_cells
 
 CONFIG = symbolic_config(steps=6)
 SIZE = CONFIG.generator.image_size
@@ -53,7 +53,7 @@ def test_the_likelihood_is_the_formula():
         mean = generator(tuple(a * g[i : i + 1] for g in u))[0]
         scale = generator.likelihood.log_scale.exp().reshape(-1, 1, 1)
         square = (images[i] - mean) ** 2 + scale**2 * math.pi**2 / 3
-        expected = -0.7 * PULL * (square * known[i]).sum().sqrt()
+        expected = -0.7 * GUIDANCE_SCALE * (square * known[i]).sum().sqrt()
         assert found[i].item() == pytest.approx(expected.item(), rel=1e-4)
 
 

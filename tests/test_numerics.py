@@ -61,7 +61,7 @@ def test_energies_that_explode_are_no_image(factor):
 
 
 def test_only_the_seeds_that_ran_away_are_named(pipe, monkeypatch):
-    chain = pipe._chain_energy()
+    chain = pipe.sampler.chain_energy()
 
     class Pushed:
         """The second row's energy falls off without end."""
@@ -75,7 +75,7 @@ def test_only_the_seeds_that_ran_away_are_named(pipe, monkeypatch):
 
             return pushed
 
-    monkeypatch.setattr(pipe, "_chain_energy", Pushed)
+    monkeypatch.setattr(pipe.sampler, "chain_energy", Pushed)
     with pytest.raises(NonFiniteSampleError) as caught:
         pipe(seeds=(7, 8, 9))
     assert caught.value.seeds == [8] and "too large" in str(caught.value)

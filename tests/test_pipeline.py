@@ -157,7 +157,12 @@ def test_decoding_a_few_at_a_time_changes_nothing(pipe, eight, monkeypatch):
     whole = pipe.decode(eight.latents, output_type="torch")
     side = pipe.config.generator.image_size
     counts, render = [], pipe.generator.render
-    monkeypatch.setattr(pipe.generator, "render", lambda h: counts.append(len(h)) or render(h))
+
+    def counted(h, *decoder):
+        counts.append(len(h))
+        return render(h, *decoder)
+
+    monkeypatch.setattr(pipe.generator, "render", counted)
     monkeypatch.setattr("hebm_sample.pipeline.model.MOST_PIXELS", (3 * side**2,) * 2)
     parts = pipe.decode(eight.latents, output_type="torch")
     assert counts == [3, 3, 2]
@@ -559,4 +564,4 @@ def test_pickling_is_refused(pipe, copying):
 
 
 def test_the_pipelines_schedule_is_the_configs(pipe):
-    assert pipe._schedule.levels == DiffusionSchedule(CONFIG.prior.levels).levels
+    assert pipe.model.schedule.levels == DiffusionSchedule(CONFIG.prior.levels).levels

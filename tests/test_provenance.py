@@ -21,7 +21,8 @@ def pipe():
         generator=types.SimpleNamespace(image_size=16),
         sampling=LangevinConfig(steps=6, temperature=0.9),
     )
-    return types.SimpleNamespace(name="tiny", revision=None, config=config)
+    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
+    return types.SimpleNamespace(name="tiny", revision=None, config=config, generator=generator)
 
 
 def test_what_was_not_given_is_the_models_own(pipe):
@@ -34,6 +35,7 @@ def test_what_was_not_given_is_the_models_own(pipe):
         "sampler": "recovery",
         "steps": 9,
         "temperature": 0.9,
+        "decoder": "likelihood",
         "prior": "ebm",
     }
     gaussian = Provenance.of_samples(pipe, prior="gaussian").facts

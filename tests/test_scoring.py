@@ -100,7 +100,7 @@ class TestLogDensity:
 
 class TestRatios:
     def test_with_nothing_replaced_are_zero(self, gaussian, images):
-        assert (measure(gaussian, images * 2 - 1).ratios[:, 0] == 0).all()
+        assert (measure(gaussian.model, images * 2 - 1).ratios[:, 0] == 0).all()
 
     def test_of_groups_that_say_nothing_are_zero(self, images):
         """Finest groups whose posterior is N(0, I) and whose z the generator ignores: keeping them
@@ -112,13 +112,13 @@ class TestRatios:
                 for layer in (pipe.encoder.heads[i].out, pipe.generator.groups[i].take_in):
                     layer.weight.zero_()
                     layer.bias.zero_()
-        found = measure(pipe, images * 2 - 1).ratios
+        found = measure(pipe.model, images * 2 - 1).ratios
         assert found.abs().max() < 1e-2
         with torch.no_grad():
             pipe.encoder.heads[2].out.bias += 1.0  # a rate that buys nothing
         mean, log_s = 1.0, 5 * math.tanh(1 / 5)  # as the head bounds it
         kl = (mean**2 + math.exp(2 * log_s) - 1) / 2 - log_s
-        found = measure(pipe, images * 2 - 1).ratios
+        found = measure(pipe.model, images * 2 - 1).ratios
         size = pipe.generator.latent_shapes[2]
         expected = -kl * size[0] * size[1] * size[2]
         torch.testing.assert_close(
@@ -136,21 +136,24 @@ class TestRatios:
                 found = elbo(pipe.generator, pipe.encoder, x, noise)
             expected.append(-found.distortion - found.kl.sum(1))
         torch.testing.assert_close(
-            measure(pipe, x).bound.float(), torch.stack(expected).mean(0), rtol=1e-4, atol=1e-2
+            measure(pipe.model, x).bound.float(),
+            torch.stack(expected).mean(0),
+            rtol=1e-4,
+            atol=1e-2,
         )
 
 
 class TestMeasured:
     def test_a_batch_agrees_with_single_images(self, pipe, images):
         x = images * 2 - 1
-        together = measure(pipe, x, batch_size=5).statistics
+        together = measure(pipe.model, x, batch_size=5).statistics
         for order in ([3], [4, 0, 3]):
-            alone = measure(pipe, x[order], batch_size=2).statistics
+            alone = measure(pipe.model, x[order], batch_size=2).statistics
             torch.testing.assert_close(alone, together[order], rtol=1e-3, atol=1e-3)
 
     def test_columns_have_names_and_are_finite(self, pipe):
         x = torch.zeros(2, 3, 16, 16)
-        found = measure(pipe, x)
+        found = measure(pipe.model, x)
         assert len(found.names) == len(set(found.names)) == found.statistics.shape[1]
         assert torch.isfinite(found.statistics).all()
         assert found.rates.shape == found.densities.shape == found.ratios.shape == (2, 3)

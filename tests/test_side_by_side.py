@@ -2,8 +2,11 @@
 when one fails.
 """
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +109,40 @@ def test_a_failure_in_any_part_names_its_seeds(two_threads):
         pipe.prior.nets[0].out.bias.fill_(torch.nan)
     with pytest.raises(NonFiniteSampleError):
         pipe(8)
+
+
+# ---- what is whose
+
+
+def test_a_library_call_leaves_its_process_alone():
+    """In a process of its own: what a command has tuned here cannot be undone."""
+    code = """
+import sys, torch
+from tiny import symbolic_pipeline
+from hebm_sample.pipeline.runtime import malloc, process, threads
+
+torch.set_num_threads(2)
+seen = []
+pipe = symbolic_pipeline()
+def look(_):
+    seen.append((torch.get_num_threads(), sys.getswitchinterval()))
+pipe(8, steps=6, progress=look)
+pipe.inpaint(pipe(8, output_type="torch", steps=6).images, torch.ones(8, 16, 16).bool(), steps=6)
+assert len(seen) == 6 and set(seen) == {(2, sys.getswitchinterval())}, seen
+assert sys.getswitchinterval() == 0.005
+assert malloc.keep_freed_memory.cache_info().currsize == 0
+assert threads.part_threads() == 1
+
+process.tune_process()
+assert sys.getswitchinterval() == threads.TURN and threads.part_threads() == 2
+seen.clear()
+pipe(8, steps=6, progress=look)
+assert set(seen) == {(1, threads.TURN)}, seen
+assert torch.get_num_threads() == 2
+assert malloc.keep_freed_memory.cache_info().currsize == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == 0
 
 
 def test_whoever_chose_how_memory_is_kept_is_left_alone(monkeypatch):

@@ -19,6 +19,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import (
     CONTEXT,
     DATASET,
+    DECODER,
     MACHINE,
     OUTPUT,
     OVERWRITE,
@@ -147,6 +148,7 @@ def main() -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE"),
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )
@@ -177,6 +179,7 @@ def edit(**options: Any) -> None:
     ),
     MACHINE,
     _OUT,
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )
@@ -217,6 +220,7 @@ def interpolate(**options: Any) -> None:
     MACHINE,
     _OUT,
     _outdir("IMAGE-seed0007"),
+    DECODER,
     OVERWRITE,
     OUTPUT,
 )

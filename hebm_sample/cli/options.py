@@ -23,12 +23,13 @@ from hebm_sample.cli.requests.grammar import (
     SeedsType,
     known_word,
 )
-from hebm_sample.config import SamplerName
+from hebm_sample.config import DecoderName, SamplerName
 from hebm_sample.errors import HebmError
 
 __all__ = [
     "CONTEXT",
     "DATASET",
+    "DECODER",
     "MACHINE",
     "MANY",
     "MODEL",
@@ -280,6 +281,14 @@ SAMPLER = [
         help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
     ),
 ]
+
+
+DECODER = option(
+    "Output",
+    "--decoder",
+    type=click.Choice(get_args(DecoderName), case_sensitive=False),
+    help="What shows the latents.  [default: sharp where the model has it]",
+)
 
 
 def _batch(kind: click.ParamType, text: str) -> Callable[[Any], Any]:

@@ -13,6 +13,7 @@ from hebm_sample.cli.list_models import list_models
 from hebm_sample.cli.options import (
     CONTEXT,
     DATASET,
+    DECODER,
     MANY,
     MODEL,
     OUTPUT,
@@ -135,6 +136,7 @@ _HELP = {
     MANY,
     out("One image file with all images on a grid.  [default: the model's name.png]"),
     option("Output", "--columns", type=_NUMBER, metavar="N", help=_HELP["columns"]),
+    DECODER,
     option("Output", "--scale", type=click.IntRange(1, 64), metavar="K", help=_HELP["scale"]),
     outdir("One PNG an image instead: DIR/seed0007.png. If stopped, it goes on from there."),
     option("Output", "--skip-existing", is_flag=True, help=_HELP["skip"]),

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-__all__ = ["DurationType", "load_model"]
+__all__ = ["DurationType", "load_model", "model_to_measure"]
 
 
 class DurationType(click.ParamType):
@@ -31,3 +31,11 @@ def load_model(name: str | Path) -> Any:
     if Path(name).is_dir() and latest_checkpoint(name) is not None:
         return load_run(name)
     return Pipeline.from_pretrained(name, device="cpu")
+
+
+def model_to_measure(name: str | Path, device: str) -> Any:
+    """The same on a device, in a process that is given to sampling it."""
+    from hebm_sample.pipeline.runtime.process import tune_process
+
+    tune_process()
+    return load_model(name).to(device)

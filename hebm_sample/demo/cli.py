@@ -57,7 +57,9 @@ def main(names: tuple[str, ...], host: str, port: int | None, device: str) -> No
 
 def _serve(names: tuple[str, ...], host: str, port: int | None, device: str) -> None:
     from hebm_sample.demo.studio import Studio, offers
+    from hebm_sample.pipeline.runtime.process import tune_process
 
+    tune_process()
     studio = Studio(offers(names, device))
     from hebm_sample.demo.page import build, launch
 

@@ -30,7 +30,7 @@ def measure_images(
     starts = range(0, len(images), batch_size)
     for i in tqdm(starts, desc="scoring", unit="batch", disable=not progress):
         x = torch.from_numpy(np.array(images[i : i + batch_size])).float() / 127.5 - 1
-        parts.append(measure(pipe, x, draws, batch_size))
+        parts.append(measure(pipe.model, x, draws, batch_size))
     columns = ("energies", "bound", "ratios", "rates", "densities", "statistics")
     joined = [torch.cat([getattr(p, name) for p in parts]) for name in columns]
     return Measured(*joined, names=parts[0].names)

@@ -35,7 +35,8 @@ from hebm_sample.evaluation.control_results import (
 )
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
-from hebm_sample.pipeline.pipeline import ENCODE_STREAM, Pipeline
+from hebm_sample.pipeline.editing import ENCODE_STREAM
+from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["control"]
 

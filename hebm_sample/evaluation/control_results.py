@@ -17,7 +17,7 @@ from hebm_sample import __version__
 from hebm_sample.config import require_integer, require_range
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
-from hebm_sample.pipeline.pipeline import EditMethod
+from hebm_sample.pipeline.editing import EditMethod
 
 __all__ = ["ConditionRates", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
 

@@ -2,6 +2,8 @@
 
 q(u_i | x, u_<i) = N(m_i, s_i^2),    m_i, s_i of (h_i, e_i);  e = bottom-up features of x
 KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the group's positions
+
+Top-down inference as in "NVAE: A Deep Hierarchical Variational Autoencoder" (arXiv 2007.03898).
 """
 
 import torch
@@ -112,10 +114,10 @@ def encode(
 
     def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
         own = None if noise is None else noise[i]
-        drawn = encoder.posterior(i, maps, h, mu, log_sigma, own)
-        means.append(drawn.mean)
-        log_ss.append(drawn.log_s)
-        return drawn.u, drawn.z
+        group = encoder.posterior(i, maps, h, mu, log_sigma, own)
+        means.append(group.mean)
+        log_ss.append(group.log_s)
+        return group.u, group.z
 
     batch = int(next(iter(maps.values())).shape[0])
     top = generator.descend(batch, choose, features=features)

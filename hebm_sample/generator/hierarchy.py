@@ -5,6 +5,7 @@
     h_{i+1} = block_i(h_i, z_i)               upsampled between scales
     x ~ p(x | h_{L+1})                        an image is its mean
 
+A top-down hierarchy as in "NVAE: A Deep Hierarchical Variational Autoencoder" (arXiv 2007.03898).
 T: u -> (z, u, h) is this map without the image decoder. A sampler needs nothing else.
 """
 
@@ -151,6 +152,7 @@ class HierarchicalGenerator(Generator):
 
     def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
         """The image of h_{L+1}, as `Generator.render`; by the sharp decoder where there is one."""
-        if self.sharp is None or decoder == "likelihood":
-            return super().render(features, decoder)
+        chosen = self.chosen_decoder(decoder)
+        if self.sharp is None or chosen == "likelihood":
+            return self.decode(features)
         return self.sharp(features)

@@ -4,7 +4,8 @@ An image's value is one of 256 levels, x = 2 k / 255 - 1. With mean m and scale 
 
     p(x) = sigmoid((x + 1/255 - m) / b) - sigmoid((x - 1/255 - m) / b)
 
-with the outermost bins reaching to infinity.
+with the outermost bins reaching to infinity, as in "PixelCNN++" (arXiv 1701.05517) with one
+component.
 """
 
 import math

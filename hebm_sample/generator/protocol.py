@@ -133,6 +133,18 @@ class Generator(nn.Module):
         """The image decoders that there are, the one that shows images first."""
         return ("likelihood",)
 
+    def chosen_decoder(self, decoder: DecoderName | None = None) -> DecoderName:
+        """The decoder itself, or if None the one that shows images.
+
+        Raises:
+            UserInputError: A decoder that the generator has not.
+        """
+        if decoder is not None and decoder not in self.decoders:
+            raise UserInputError(
+                f"decoder is {decoder!r}; this model has {', '.join(map(repr, self.decoders))}"
+            )
+        return decoder or self.decoders[0]
+
     def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
         """The image of h_{L+1} that is shown: (B, 3, S, S), about [-1, 1].
 
@@ -143,10 +155,7 @@ class Generator(nn.Module):
         Raises:
             UserInputError: A decoder that the generator has not.
         """
-        if decoder is not None and decoder not in self.decoders:
-            raise UserInputError(
-                f"decoder is {decoder!r}; this model has {', '.join(map(repr, self.decoders))}"
-            )
+        self.chosen_decoder(decoder)
         return self.decode(features)
 
     def forward(self, u: Latents) -> Tensor:

@@ -1,4 +1,4 @@
-"""The way in: load a model, draw images, steer them, read images."""
+"""The way in: load a model, sample images, steer them, read images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["Pipeline"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load torch and the rest when `Pipeline` is first asked for: conditions need none of it."""
+    """Load torch and the rest when `Pipeline` is first needed: conditions need none of it."""
     if name == "Pipeline":
         from hebm_sample.pipeline.pipeline import Pipeline
 

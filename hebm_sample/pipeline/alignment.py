@@ -17,7 +17,6 @@ from hebm_sample.align.aligner import Aligned, align, placed
 from hebm_sample.align.faces import default_detector, has_detector
 from hebm_sample.align.geometry import cut
 from hebm_sample.align.notes import HOW, framing_note
-from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import install_hint
 from hebm_sample.io.images import open_image, to_rgb, upright
@@ -82,7 +81,8 @@ class Framed:
         """The samples with photographs in place of their images, if that was asked for."""
         if not paste_back:
             return samples
-        assert self.aligned is not None
+        if self.aligned is None:
+            raise UserInputError("paste_back needs align=True (--align)")
         images = [a.paste_back(x) for a, x in zip(self.aligned, samples.images, strict=True)]
         return replace(samples, images=images)
 
@@ -97,7 +97,7 @@ def _mask(mask: Any, aligned: Aligned) -> Any:
 
 
 def frame(
-    config: ModelConfig,
+    model: "Model",
     images: "ImagesLike",
     *,
     align: bool = False,
@@ -113,6 +113,11 @@ def frame(
             of many sizes cannot have, or what `aligned_images` raises.
         EnvironmentFailure: The extra `align` is not installed.
     """
+    if paste_back and output_type != "pil":
+        raise UserInputError(
+            f"paste_back gives photographs of their own sizes, so output_type is 'pil' and not "
+            f"{output_type!r}"
+        )
     if isinstance(images, Framed):
         return images
     given = _listed(images)
@@ -125,25 +130,16 @@ def frame(
         if extra:
             raise UserInputError(f"{' and '.join(extra)} need align=True (--align)")
         return Framed(images)
-    if paste_back and output_type != "pil":
-        raise UserInputError(
-            f"paste_back gives photographs of their own sizes, so output_type is 'pil' and not "
-            f"{output_type!r}"
-        )
-    aligned = aligned_images(config, images, face)
+    aligned = aligned_images(model, images, face)
     return Framed([a.image for a in aligned], tuple(aligned))
 
 
-def crops(
-    config: ModelConfig, images: "ImagesLike", align: bool, face: int | None
-) -> "ImagesLike":
-    """What `frame` gives to look at."""
-    return frame(config, images, align=align, face=face).images
+def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> "ImagesLike":
+    """The images that `frame` gives."""
+    return frame(model, images, align=align, face=face).images
 
 
-def aligned_images(
-    config: ModelConfig, images: "ImagesLike", face: int | None = None
-) -> list[Aligned]:
+def aligned_images(model: "Model", images: "ImagesLike", face: int | None = None) -> list[Aligned]:
     """A face of each image, turned and cut as the model's images are.
 
     Arguments:
@@ -154,15 +150,15 @@ def aligned_images(
         UserInputError: A model without a crop, tensors, or an image without such a face.
         EnvironmentFailure: The extra `align` is not installed.
     """
-    crop = crop_for(config)
+    crop = crop_for(model.config)
     if crop is None:
         raise UserInputError(
-            f"{config.name} states no face crop, so nothing can be aligned to it; a model of "
+            f"{model.name} states no face crop, so nothing can be aligned to it; a model of "
             "faces gets one with hebm-train crop FOLDER --data SOURCE"
         )
     if isinstance(images, Tensor):
         raise UserInputError("tensors are taken as they are; give PIL images or paths to align")
-    find, size = default_detector(), config.generator.image_size
+    find, size = default_detector(), model.config.generator.image_size
     return [
         align(_opened(x), crop, size, face=face, detector=find, name=name)
         for x, name in zip(_listed(images), _names(images), strict=True)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hebm_sample.pipeline.model import Model
+    from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["MOST", "bytes_per_image", "fitting_batch", "free_bytes"]
 
 MOST = {"cpu": 64, "cuda": 1024}
 
 
-def bytes_per_image(model: "Model") -> int:
+def bytes_per_image(pipe: "Pipeline") -> int:
     """Bytes that the gradient of F keeps for each image."""
 
     def kept(batch: int) -> int:
@@ -33,10 +33,10 @@ def bytes_per_image(model: "Model") -> int:
             stores[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x
 
-        shapes, device = model.generator.latent_shapes, model.device
+        shapes, device = pipe.generator.latent_shapes, pipe.device
         u = tuple(torch.zeros(batch, *s, device=device, requires_grad=True) for s in shapes)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            terms = model.energy_terms(u, torch.zeros(batch, device=device))
+            terms = pipe.energy_terms(u, torch.zeros(batch, device=device))
         # `terms` holds the graph until here: no address is given out twice.
         return sum(stores.values()) if terms.requires_grad else 0
 
@@ -63,9 +63,9 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(found, default=2**31))
 
 
-def fitting_batch(model: "Model") -> int:
+def fitting_batch(pipe: "Pipeline") -> int:
     """The largest sensible batch, 1 or more."""
-    most = MOST.get(model.device.type, MOST["cpu"])
-    if model.prior is None:
+    most = MOST.get(pipe.device.type, MOST["cpu"])
+    if pipe.prior is None:
         return most
-    return max(1, min(most, free_bytes(model.device) // 2 // (2 * bytes_per_image(model))))
+    return max(1, min(most, free_bytes(pipe.device) // 2 // (2 * bytes_per_image(pipe))))

@@ -1,4 +1,4 @@
-"""What is asked of samples, from the words that users write to the arithmetic of `prior.symbols`.
+"""Conditions, from the words that users write to the arithmetic of `prior.symbols`.
 
     {"class": "horse"}                  y in {horse}
     {"class": ["cat", "dog"]}           OR: y in {cat, dog}
@@ -21,8 +21,8 @@ from hebm_sample.prior.symbols import Condition, SymbolTable, open_condition
 
 __all__ = ["Guidance", "Symbols", "allowed_values", "find_symbol", "read_condition"]
 
-Wish = str | bool | Sequence[str]
-Symbols = Mapping[str, Wish] | Sequence[Mapping[str, Wish]]
+TargetValue = str | bool | Sequence[str]
+Symbols = Mapping[str, TargetValue] | Sequence[Mapping[str, TargetValue]]
 Guidance = float | Mapping[str, float]
 
 MOST_SHOWN = 24
@@ -51,23 +51,23 @@ def find_symbol(symbols: Sequence[SymbolConfig], name: str, model: str) -> Symbo
     raise _unknown(name, (s.name for s in symbols), f"{model} has no symbol")
 
 
-def _items(symbol: SymbolConfig, wish: Any) -> list[str]:
-    if isinstance(wish, bool):
-        wish = "yes" if wish else "no"
-    items = [wish] if isinstance(wish, str) else wish
+def _items(symbol: SymbolConfig, target: Any) -> list[str]:
+    if isinstance(target, bool):
+        target = "yes" if target else "no"
+    items = [target] if isinstance(target, str) else target
     if (
         not isinstance(items, Sequence)
         or not items
         or not all(isinstance(item, str) for item in items)
     ):
         raise UserInputError(
-            f"symbol {symbol.name!r} is asked to be {wish!r}; write a value, ~value, or a list"
+            f"symbol {symbol.name!r} is asked to be {target!r}; write a value, ~value, or a list"
         )
     return list(items)
 
 
-def allowed_values(symbol: SymbolConfig, wish: Wish) -> frozenset[int]:
-    """S, the positions of the values that `wish` allows.
+def allowed_values(symbol: SymbolConfig, target: TargetValue) -> frozenset[int]:
+    """S, the positions of the values that a target value allows.
 
     Raises `UserInputError` for an unknown value, and where nothing is left.
 
@@ -80,7 +80,7 @@ def allowed_values(symbol: SymbolConfig, wish: Wish) -> frozenset[int]:
     it has cat, dog, ship
     """
     positive, negative = set(), set()
-    for item in _items(symbol, wish):
+    for item in _items(symbol, target):
         value = item.removeprefix("~")
         if value not in symbol.values:
             raise _unknown(value, symbol.values, f"symbol {symbol.name!r} has no value")
@@ -98,20 +98,20 @@ def allowed_values(symbol: SymbolConfig, wish: Wish) -> frozenset[int]:
 
 
 def _weights(
-    symbols: Sequence[SymbolConfig], guidance: Guidance, asked: set[str], model: str
+    symbols: Sequence[SymbolConfig], guidance: Guidance, named: set[str], model: str
 ) -> dict[str, float]:
-    """w_v of every variable that is asked."""
+    """w_v of every variable of the condition."""
     if isinstance(guidance, Mapping):
         for name in guidance:
             find_symbol(symbols, name, model)
-            if name not in asked:
+            if name not in named:
                 raise UserInputError(
                     f"guidance is given for {name!r}, which is not asked for; "
                     "name it in symbols, or leave its guidance out"
                 )
     weights = {
         name: guidance.get(name, 1.0) if isinstance(guidance, Mapping) else guidance
-        for name in asked
+        for name in named
     }
     for name, value in weights.items():
         require_range(f"guidance of {name}", value, 0.0, MAX_GUIDANCE)
@@ -121,7 +121,7 @@ def _weights(
 def read_condition(
     table: SymbolTable, symbols: Symbols | None, guidance: Guidance, count: int, model: str
 ) -> Condition | None:
-    """The condition of `count` images; None if nothing is asked.
+    """The condition of `count` images; None for the unconditional model.
 
     Arguments:
         symbols: One mapping for all, or one per image.
@@ -146,14 +146,14 @@ def read_condition(
             f"symbols is a list of {len(rows)} for {count} images; give one mapping an image, "
             "or one for all"
         )
-    asked = {name for row in rows for name in row}
-    weights = _weights(table.symbols, guidance, asked, model)
+    named = {name for row in rows for name in row}
+    weights = _weights(table.symbols, guidance, named, model)
     condition = open_condition(table, count)
     allowed = table.split(condition.allowed)
     for i, row in enumerate(rows):
-        for name, wish in row.items():
+        for name, target in row.items():
             symbol = find_symbol(table.symbols, name, model)
-            values, v = allowed_values(symbol, wish), table.symbols.index(symbol)
+            values, v = allowed_values(symbol, target), table.symbols.index(symbol)
             every = range(len(symbol.values))
             allowed[v][i] = torch.tensor([j in values for j in every])
             condition.weight[i, v] = weights[name]

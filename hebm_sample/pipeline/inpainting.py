@@ -1,33 +1,108 @@
-r"""Known pixels: the latents that see nothing else are held, and a likelihood pulls on the others.
+r"""Inpainting: Langevin on the prior times a measurement likelihood of the known pixels.
 
-A cell of group i whose patch of the image is known altogether keeps u_0 ~ q(u | x) there, as
-kept groups do (`sampling/constraints.py`). The others move under F plus the log likelihood
+Latents that depend on nothing but known pixels are clamped: a cell of group i whose patch of the
+image is known altogether keeps u_0 ~ q(u | x) there, as clamped groups do
+(`sampling/constraints.py`). The others move under F plus the log likelihood
 
     log p(known | u_t) = - w Z sqrt( sum_known (x - mean)^2 + n b^2 pi^2 / 3 )
     mean = x(cum_a_t u_t)
 
-n is the number of known values, b^2 pi^2 / 3 the variance of the generator's logistic likelihood
-(another kind of generator has its own) and cum_a_t u_t the Gaussian prior's guess of u_0. The
-errors of neighbouring pixels are one error: with their squares simply summed, the density is so
-stiff along the coarse latents that chains of this length leave the finite numbers. A norm, whose
-pull does not grow with the error, stays stable. For the same reason a generator grown to larger
-images compares what its encoder reads: images averaged to `encoder_size`, where all pixels of
-a square are known.
+of guidance scale Z. n is the number of known values, b^2 pi^2 / 3 the variance of the generator's
+logistic likelihood (another kind of generator has its own) and cum_a_t u_t the Gaussian prior's
+guess of u_0. "Diffusion Posterior Sampling for General Noisy Inverse Problems" (DPS, arXiv
+2209.14687) has a likelihood at such a guess, too, and its step, scaled by one over the error,
+is the gradient of a norm. The errors of neighbouring pixels are one error: with their squares
+simply summed, the density is so stiff along the coarse latents that chains of this length leave
+the finite numbers. A norm, whose gradient does not grow with the error, stays stable. For the same
+reason a generator grown to larger images compares what its encoder reads: images averaged to
+`encoder_size`, where all pixels of a square are known.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hebm_sample.config import require_range
 from hebm_sample.generator.protocol import Generator
+from hebm_sample.io.images import prepare_masks
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.alignment import frame, warn_of_framing
+from hebm_sample.pipeline.conditions import Guidance, Symbols
+from hebm_sample.pipeline.editing import posterior, seeded, with_edit_steps
+from hebm_sample.pipeline.model import ImagesLike
+from hebm_sample.pipeline.outputs import OutputType, Samples
+from hebm_sample.pipeline.request import read_request
+from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.prior.density import CumSigma
+from hebm_sample.sampling.constraints import LatentConstraint
 
-__all__ = ["KnownPixels", "fill_smoothly", "known_cells"]
+__all__ = ["KnownPixels", "fill_smoothly", "inpaint", "known_cells"]
 
-PULL = 3.0  # Z
+GUIDANCE_SCALE = 3.0  # Z
+
+
+def inpaint(
+    sampler: Sampler,
+    /,
+    images: ImagesLike,
+    masks: ImagesLike,
+    *,
+    symbols: Symbols | None = None,
+    guidance: Guidance = 1.0,
+    weight: float = 1.0,
+    strength: float = 0.9,
+    seeds: int | Iterable[int] | None = None,
+    batch_size: int = 16,
+    output_type: OutputType = "pil",
+    align: bool = False,
+    face: int | None = None,
+    paste_back: bool = False,
+    **options: Any,
+) -> Samples:
+    """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
+
+    Latents that depend on known pixels only are clamped, and the likelihood guides the others as
+    in "Diffusion Posterior Sampling for General Noisy Inverse Problems" (arXiv 2209.14687;
+    `pipeline/inpainting.py`). The known pixels of the result are the image's own.
+
+    Arguments:
+        images: N, as for `encode`.
+        masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
+            image's own size, or the model's. PIL images, paths, or booleans (N, S, S).
+        symbols, guidance: As of a call.
+        weight: Of the known pixels' log likelihood.
+        strength: Level to start from, as for `edit`. The masked region begins as a smooth
+            filling from what is known around it; less than 1 keeps some of its colours.
+        seeds: One per image; 0 ... N-1 if None.
+        align, face, paste_back: As of `edit`; masks of a photograph's size are aligned with it.
+        options: `decoder`, `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS`
+            unless said.
+    """
+    require_range("strength", strength, 0.0, 1.0)
+    require_range("weight", weight, 0.0, 1e3)
+    options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
+    model = sampler.model
+    framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
+    framed = frame(model, images, output_type=output_type, **framing)
+    warn_of_framing(model, images, framed)
+    x, chosen = seeded(model, framed.images, seeds)
+    size = model.config.generator.image_size
+    unknown = prepare_masks(framed.masks(masks), framed.images, size, len(x))
+    filled = fill_smoothly(x, ~unknown)
+    request = read_request(model, None, chosen, batch_size=batch_size, **options)
+    u = posterior(model, filled, chosen, "sample", batch_size)
+    start = model.level_near(strength) if strength < 1 else None
+    known = KnownPixels(model.generator, model.cum_sigma_of_level, x, ~unknown, weight)
+    cells = known_cells(~unknown, model.generator.latent_shapes)
+    constraint = LatentConstraint(u, (), start, cells)
+    found = sampler.best(replace(request, constraint=constraint, likelihood=known))
+    pasted = torch.where(unknown, found.images, x)
+    samples = sampler.samples(replace(found, images=pasted), request, output_type)
+    return framed.pasted(samples, paste_back)
 
 
 @dataclass(frozen=True)
@@ -73,7 +148,7 @@ class KnownPixels:
         square = (images - mean).square() + variance
         # The tiny number keeps the root's slope finite where no pixel is known.
         total = (square * known).flatten(1).sum(1) + 1e-12
-        return -self.weight * PULL * total.sqrt()
+        return -self.weight * GUIDANCE_SCALE * total.sqrt()
 
 
 def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:

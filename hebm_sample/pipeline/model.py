@@ -3,7 +3,7 @@
     q(u | x)                     `encode`, `reconstruct`, `decode`
     p(y_v = j | u) = softmax_j   `classify`
 
-`scorer` adds densities, `sampler` sampling, `pipeline` what is built on it.
+`sampler` samples it, `scores` asks it for densities, `pipeline` is the way in to all of them.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import ModelConfig, require_choice, require_integer
+from hebm_sample.config import DecoderName, ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
@@ -26,8 +26,10 @@ from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
@@ -38,17 +40,47 @@ from hebm_sample.sampling.noise import NoiseStreams
 if TYPE_CHECKING:
     from hebm_sample.metrics.typicality import Calibration
 
-__all__ = ["EncodeMode", "Groups", "Model", "ImagesLike"]
+__all__ = ["EncodeMode", "Groups", "ImagesLike", "Model", "pretrained"]
 
 EncodeMode = Literal["sample", "mean"]
 Groups = slice | Sequence[int] | int
 ImagesLike = Tensor | Any
 MOST_PIXELS = (2**22, 2**18)  # decoded at a time, elsewhere and on the CPU
-_M = TypeVar("_M", bound="Model")
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def pretrained(
+    name: str | os.PathLike[str], device: str | torch.device = "auto", **options: Any
+) -> dict[str, Any]:
+    """A stored model as arguments of `Model`, and of `Pipeline`.
+
+    Arguments:
+        name: As for `Pipeline.from_pretrained`.
+        device: Likewise.
+        options: Those of `hub.load.build_model`.
+    """
+    chosen = pick_device(device)
+    model = build_model(name, **options)
+    card = model.resolved.folder / "README.md"
+    return {
+        "config": model.config,
+        "generator": model.generator,
+        "prior": model.prior,
+        "encoder": lambda: load_encoder(model.resolved, model.config),
+        "device": chosen,
+        "revision": model.resolved.revision,
+        "card": card if card.is_file() else None,
+        "row": model.resolved.row,
+        "calibration": lambda: load_calibration(model.resolved),
+    }
 
 
 class Model:
-    """What `Pipeline` knows without sampling. Arguments as there."""
+    """What `Pipeline` knows without sampling. Arguments as there.
+
+    Attributes:
+        schedule: Noise levels of the prior; None without one.
+    """
 
     def __init__(
         self,
@@ -65,70 +97,27 @@ class Model:
         calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
         self.config, self.revision = config, revision
-        self.generator, self.prior = generator, prior
-        self._encoder, self._card, self._calibration = encoder, card, calibration
-        self._row = row
-        self._schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
+        self.prior = prior
+        self._generator, self._encoder = generator, encoder
+        self._card, self._row, self._calibration = card, row, calibration
+        self._posterior_variance: Latents | None = None
+        self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
-
-    @classmethod
-    def from_pretrained(
-        cls: type[_M],
-        name: str | os.PathLike[str],
-        *,
-        resolution: int | None = None,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        device: str | torch.device = "auto",
-        dtype: torch.dtype | None = None,
-    ) -> _M:
-        """Load a model; every file is checked against its manifest's size and sha256 first.
-
-        Arguments:
-            name: A name of `hebm_sample.list_models()`, a Hub repository id, or a local folder.
-            resolution: Side in pixels, where a name comes in several.
-            revision: Branch, tag or commit of a Hub repository.
-            cache_dir: The Hub cache's folder.
-            local_files_only: Never use the network.
-            token: The Hub's access token.
-            device: "auto", "cpu", "cuda" or a torch device.
-            dtype: float32 (default), or bfloat16 for the networks.
-
-        Raises:
-            UserInputError: There is no such model, resolution or device name.
-            WeightsError: A file is missing or corrupt.
-            HubError: The Hub did not deliver.
-        """
-        chosen = pick_device(device)
-        model = build_model(
-            name,
-            resolution=resolution,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        card = model.resolved.folder / "README.md"
-        return cls(
-            model.config,
-            model.generator,
-            model.prior,
-            lambda: load_encoder(model.resolved, model.config),
-            device=chosen,
-            dtype=dtype,
-            revision=model.resolved.revision,
-            card=card if card.is_file() else None,
-            row=model.resolved.row,
-            calibration=lambda: load_calibration(model.resolved),
-        )
 
     @property
     def name(self) -> str:
         """The model's name."""
         return self.config.name
+
+    @property
+    def generator(self) -> Generator:
+        """The generator; with another one, what was found of the old one is forgotten."""
+        return self._generator
+
+    @generator.setter
+    def generator(self, generator: Generator) -> None:
+        self._generator, self._posterior_variance = generator, None
 
     @property
     def weights_hash(self) -> str:
@@ -140,7 +129,7 @@ class Model:
 
     @property
     def encoder(self) -> ImageEncoder:
-        """The encoder; loaded when first asked for."""
+        """The encoder; loaded when first needed."""
         if self._encoder is None:
             raise UserInputError(
                 f"{self.name} has no encoder, so it cannot read images; use a model that has one"
@@ -151,25 +140,22 @@ class Model:
 
     @property
     def calibration(self) -> "Calibration | None":
-        """What its scores are on held-out images; loaded when first asked for, None without."""
+        """What its scores are on held-out images; loaded when first needed, None without."""
         if callable(self._calibration):
             self._calibration = self._calibration()
         return self._calibration
 
     @torch.inference_mode(False)
-    def _settle(self, module: Any) -> Any:
-        module = module.to(self.device, memory_format=torch.channels_last)
-        return module.requires_grad_(False).eval()
+    def _settle(self, module: _Module) -> _Module:
+        moving: Any = module  # torch's stubs know no memory_format without a dtype
+        return (
+            moving.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
+        )
 
     def to(
-        self: _M, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> _M:
-        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
-        pipeline.
-
-        With bfloat16 the networks compute under autocast; weights, latents and energies stay
-        float32.
-        """
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Move the networks, or choose their precision; as `Pipeline.to`."""
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise UserInputError(f"dtype is {dtype}; it can be torch.float32 or torch.bfloat16")
         self.device = pick_device(device) if device is not None else self.device
@@ -178,9 +164,9 @@ class Model:
         self.prior = self._settle(self.prior) if self.prior is not None else None
         if isinstance(self._encoder, ImageEncoder):
             self._encoder = self._settle(self._encoder)
-        return self
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """What the networks run under: autocast, or nothing."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -191,7 +177,8 @@ class Model:
         table = self.config.prior.symbols if self.config.prior is not None else ()
         return {symbol.name: symbol.values for symbol in table}
 
-    def _energies(self) -> JointEnergy:
+    def energies(self) -> JointEnergy:
+        """The prior; `UserInputError` for a model without one."""
         if self.prior is None:
             raise UserInputError(
                 f"{self.name} has no energy-based prior, so no energies; "
@@ -205,67 +192,101 @@ class Model:
         """Terms that sum to F at u and noise level, as `JointEnergy` gives them; differentiable in
         u. Level as in `prior.density.net_level`.
         """
-        prior = self._energies()
-        with self._precision():
+        prior = self.energies()
+        with self.precision():
             return prior(self.generator.transform(u), level, condition).float()
 
-    def _cum_sigma_of(self, level: Tensor) -> Tensor:
+    def cum_sigma_of_level(self, level: Tensor) -> Tensor:
         """cum_sigma (B,) of what the nets are told about a level, (B,)."""
-        assert self._schedule is not None and self.config.prior is not None
-        return cum_sigma_of(self._schedule, self.config.prior.parametrization, level)
+        assert self.schedule is not None and self.config.prior is not None
+        return cum_sigma_of(self.schedule, self.config.prior.parametrization, level)
 
-    def _lowest_level(self) -> float:
+    def level_near(self, cum_sigma: float, *, below_noise: bool = False) -> int:
+        """The level 1 ... T whose noise is nearest.
+
+        Arguments:
+            cum_sigma: The noise, in (0, 1].
+            below_noise: Leave out T itself, pure noise.
+        """
+        self.energies()
+        assert self.schedule is not None
+        levels = self.schedule.levels
+        return min(range(1, len(levels) - below_noise), key=lambda t: abs(levels[t] - cum_sigma))
+
+    def lowest_level(self) -> float:
         """What the nets are told about the lowest noise level."""
-        self._energies()
-        assert self._schedule is not None and self.config.prior is not None
-        return float(net_level(self._schedule, 0, self.config.prior.parametrization))
+        self.energies()
+        assert self.schedule is not None and self.config.prior is not None
+        return float(net_level(self.schedule, 0, self.config.prior.parametrization))
 
     @torch.no_grad()
-    def _lowest_outputs(self, u: Latents, batch_size: int) -> GroupOutputs:
+    def lowest_outputs(self, u: Latents, batch_size: int) -> GroupOutputs:
         """b_i and g_i of u at the lowest noise level, on the CPU."""
-        prior, level, parts = self._energies(), self._lowest_level(), []
+        prior, level, parts = self.energies(), self.lowest_level(), []
         for i in range(0, check_latents(u, self.generator.latent_shapes), batch_size):
             rows = tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
             levels = torch.full((len(rows[0]),), level, device=self.device)
-            with self._precision():
+            with self.precision():
                 found = prior.outputs(self.generator.transform(rows), levels)
             parts.append([x.float().cpu() for x in found])
         return GroupOutputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    def posterior_variance(self) -> Latents:
+        """w of every coordinate, (1, C_i, H_i, W_i) a group, on the model's device: how wide
+        q(u | x) is there, averaged over images (`pipeline/posterior_variance.py`). The steps of
+        `precondition=True` follow it. Found once, and again after `to` and for another generator.
+
+        Raises:
+            UserInputError: the model has no encoder.
+        """
+        if self._posterior_variance is None:
+            with self.precision():
+                found = posterior_variance(self.generator, self.encoder, self.device)
+            self._posterior_variance = found
+        return self._posterior_variance
+
     # Images and latents
 
     @torch.no_grad()
-    def _shown(self, u: Latents) -> Tensor:
-        """Images of u by the decoder that shows them: the sharp one where there is one."""
-        return self.generator.render(self.generator.transform(u).features)
-
-    def _decode(self, u: Latents) -> Tensor:
-        """Mean images, a few at a time: at 256x256 the decoder's maps, and no chain, are what
-        memory is needed for.
+    def images(self, u: Latents, decoder: DecoderName | None = None) -> Tensor:
+        """Images (N, 3, S, S) on the CPU, a few at a time: at 256x256 the decoder's maps, and no
+        chain, are what memory is needed for. `decoder` as of `decode`.
         """
         most = MOST_PIXELS[self.device.type == "cpu"]
         count = max(1, most // self.config.generator.image_size**2)
-        with torch.inference_mode(False), self._precision():
+        with torch.inference_mode(False), self.precision():
             parts = [
-                self._shown(tuple(g[i : i + count] for g in u)).float().cpu()
+                self._shown(tuple(g[i : i + count] for g in u), decoder).float().cpu()
                 for i in range(0, len(u[0]), count)
             ]
         return torch.cat(parts)
 
+    def _shown(self, u: Latents, decoder: DecoderName | None) -> Tensor:
+        return self.generator.render(self.generator.transform(u).features, decoder)
+
     def decode(
-        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
+        self,
+        latents: Latents,
+        *,
+        decoder: DecoderName | None = None,
+        output_type: OutputType = "pil",
+        batch_size: int = 16,
     ) -> Any:
-        """Mean images of u: N PIL images, or arrays as in `Samples`.
+        """Images of u: N PIL images, or arrays as in `Samples`.
 
         Arguments:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
                 values whose images are not finite.
+            decoder: "sharp", or "likelihood" for the mean of p(x | u), which bits and scores are
+                of; raises `UserInputError` for one that the model has not. If None, "sharp" where
+                there is one.
         """
+        self.generator.chosen_decoder(decoder)
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
-            self._decode(tuple(g[i : i + batch_size].to(self.device) for g in latents))
+            self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents), decoder)
             for i in range(0, count, batch_size)
         ]
         images = torch.cat(parts)
@@ -283,18 +304,28 @@ class Model:
         mode: EncodeMode = "sample",
         seeds: int | Iterable[int] | None = None,
         batch_size: int = 16,
+        align: bool = False,
+        face: int | None = None,
     ) -> Latents:
-        """u of images, on the CPU: a draw of q(u | x), or its mean.
+        """u of images, on the CPU: a sample of q(u | x), or its mean.
+
+        The encoder of a variational autoencoder, "Auto-Encoding Variational Bayes" (arXiv
+        1312.6114), top-down as in "NVAE: A Deep Hierarchical Variational Autoencoder" (arXiv
+        2007.03898).
 
         Arguments:
             images: PIL images or paths (cropped to the middle square and resized), or floats (N,
                 3, S, S) in [0, 1], as "torch" output is.
             mode: "sample" or "mean".
-            seeds: Of the draw, one per image; 0 ... N-1 if None.
+            seeds: Of the sample, one per image; 0 ... N-1 if None.
+            align, face: As of `edit`.
+
+        Raises:
+            UserInputError: The model has no encoder, or these are no images of its size.
         """
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
-        x = self._read(images)
+        x = self.read_images(crops(self, images, align, face))
         chosen = choose_seeds(len(x), seeds)
         shapes, parts = self.generator.latent_shapes, []
         for i in range(0, len(x), batch_size):
@@ -304,12 +335,12 @@ class Model:
                 noise = NoiseStreams(
                     chosen[i : i + batch_size], shapes, device=self.device
                 ).normal()
-            with self._precision():
+            with self.precision():
                 u = encode(self.generator, self.encoder, rows, noise).u
             parts.append(tuple(g.float().cpu() for g in u))
         return concatenate(parts)
 
-    def _read(self, images: ImagesLike) -> Tensor:
+    def read_images(self, images: ImagesLike) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
         size = self.config.generator.image_size
         if not isinstance(images, Tensor):
@@ -326,21 +357,27 @@ class Model:
         self,
         images: ImagesLike,
         *,
+        decoder: DecoderName | None = None,
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
     ) -> Any:
-        """decode(encode(images)): what the generator can say about an image."""
-        u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, output_type=output_type, batch_size=batch_size)
+        """decode(encode(images)): what the generator can say about an image.
 
-    def _latents_of(
+        Arguments as for `encode` and `decode`.
+        """
+        chosen = self.generator.chosen_decoder(decoder)
+        u = self.encode(images, mode=mode, batch_size=batch_size)
+        return self.decode(u, decoder=chosen, output_type=output_type, batch_size=batch_size)
+
+    def latents_from(
         self,
         images: ImagesLike | None,
         latents: Latents | None,
         mode: EncodeMode,
         batch_size: int,
     ) -> Latents:
+        """u of images, or the latents themselves; `UserInputError` unless it is one of them."""
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         if (images is None) == (latents is None):
             raise UserInputError("give either images or latents, and not both")
@@ -360,18 +397,22 @@ class Model:
         """p(y_v = j | u) at the lowest noise level: (N, values) a variable, values as in
         `symbols`.
 
+        Classifiers in the energies: "Latent Space Energy-Based Model of Symbol-Vector Coupling for
+        Text Generation and Classification" (arXiv 2108.11556).
+
         Arguments as for `energy`. Raises `UserInputError` for a model without symbols.
         """
-        chosen, prior = self._group_indices(groups), self._energies()
+        chosen, prior = self.group_indices(groups), self.energies()
         if not len(prior.table):
             raise UserInputError(
                 f"{self.name} has no symbols; `hebm-sample --list` shows the models that have"
             )
-        u = self._latents_of(images, latents, mode, batch_size)
-        logits = self._lowest_outputs(u, batch_size).logits[:, chosen].sum(1)
+        u = self.latents_from(images, latents, mode, batch_size)
+        logits = self.lowest_outputs(u, batch_size).logits[:, chosen].sum(1)
         return prior.table.probabilities(logits)
 
-    def _group_indices(self, groups: Groups | None) -> list[int]:
+    def group_indices(self, groups: Groups | None) -> list[int]:
+        """Indices of the groups that a slice, indices, one index or None (all) name."""
         return group_indices(groups, len(self.generator.latent_shapes))
 
     # Saving

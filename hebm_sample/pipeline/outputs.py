@@ -1,4 +1,4 @@
-"""What sampling is asked for and what it returns: seeds in, images with their latents and
+"""What sampling takes and what it returns: seeds in, images with their latents and
 energies out, or with all that they were on the way.
 """
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hebm_sample.config import require_integer
+from hebm_sample.config import DecoderName, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
 from hebm_sample.io.images import grid, png_bytes, save_png, to_pil
@@ -36,11 +36,12 @@ class Samples:
         images: N PIL images; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
             1] ("torch").
         latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
-        energies: -F_{i}, of each group alone, at the level just done, with what was asked: (N, L).
+        energies: -F_{i}, of each group alone, at the level just done, with the condition: (N, L).
             Without symbols they sum to -F. None where the model has no energies.
         seeds: The seed of each image.
         level: Noise level just done; 0 for a finished image.
-        columns: Of the sheet that the images belong on; None if they are in no order.
+        columns: Of the grid that the images belong on; None if they are in no order.
+        decoder: What decoded u, "sharp" or "likelihood"; None where nobody says.
 
     >>> grey = Image.new("RGB", (8, 8), "grey")
     >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
@@ -56,13 +57,14 @@ class Samples:
     seeds: tuple[int, ...]
     level: int = 0
     columns: int | None = None
+    decoder: DecoderName | None = None
 
     def __len__(self) -> int:
         """N."""
         return len(self.seeds)
 
     def grid(self, columns: int | None = None) -> Image.Image:
-        """All images on one sheet: `columns` a row, by default their own order's, or as near to
+        """All images on one grid: `columns` a row, by default their own order's, or as near to
         a square as can be.
         """
         columns = columns or self.columns
@@ -104,11 +106,11 @@ class Trajectory:
 
     @property
     def frames(self) -> list[Image.Image]:
-        """A sheet of all images after each step."""
+        """A grid of all images after each step."""
         return [step.grid() for step in self.steps]
 
     def grid(self) -> Image.Image:
-        """One sheet: a row per image, a column a step."""
+        """One grid: a row per image, a column a step."""
         rows = zip(*(step.images for step in self.steps), strict=True)
         return grid([image for row in rows for image in row], len(self))
 
@@ -118,7 +120,7 @@ class Trajectory:
         seconds: float = SECONDS,
         text: Mapping[str, str] | None = None,
     ) -> None:
-        """Write it: frames that move as .gif or .webp, the sheet as .png.
+        """Write it: frames that move as .gif or .webp, the grid as .png.
 
         Arguments:
             path: Its ending says which.
@@ -140,7 +142,7 @@ class Trajectory:
         return f"<Trajectory: {len(self)} steps to {self.samples!r}>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the sheet, reduced to 1024 pixels a side."""
+        """What a notebook shows: the grid, reduced to 1024 pixels a side."""
         return _reduced(self.grid())
 
 
@@ -150,14 +152,14 @@ def _short(seeds: Sequence[int]) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _reduced(sheet: Image.Image) -> bytes:
+def _reduced(image: Image.Image) -> bytes:
     """PNG of at most `SHOWN_SIDE` pixels a side."""
-    sheet.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return png_bytes(sheet)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return png_bytes(image)
 
 
 def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
-    """The seeds asked for; 0 ... n-1 where none were.
+    """The chosen seeds; 0 ... n-1 where none were.
 
     >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
     ((0, 1, 2), (7, 11), (0,))
@@ -183,7 +185,7 @@ def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> t
 
 
 def to_output(images: Tensor, output_type: OutputType) -> Any:
-    """Float images (N, 3, S, S), about [-1, 1], as the caller asked for them."""
+    """Float images (N, 3, S, S), about [-1, 1], as the caller wants them."""
     if output_type == "pil":
         return to_pil(images)
     unit = (images.clamp(-1, 1) + 1) / 2

@@ -1,58 +1,72 @@
-r"""The way in: load a model, draw images, steer them, read images.
+r"""The way in: load a model, sample images, steer them, read images.
 
-vary, layers      keep some groups of u_0, resample the others        (`sampling/constraints.py`)
-mix               the coarse groups of one image with the fine ones of another
-interpolate       great circles in u, group by group
-edit              u_0 ~ q(u | x) carried or diffused to a level, and back down with what is asked
-inpaint           the prior times the likelihood of the known pixels
+A `Pipeline` holds a `Model`, its networks and what they say, and a `Sampler`; what it does is in
+files of its own:
+
+    model        images and latents: `encode`, `decode`, `reconstruct`, `classify`
+    scores       densities: `energy`, `log_density`, `rate`, `score`
+    sampler      a call, `stream`, `trajectory`
+    layers       `vary`, `layers`, `mix`, `interpolate`
+    alignment    `align`, `framing_notes`
+    editing      `edit`
+    inpainting   `inpaint`
 """
 
-import math
-from collections.abc import Iterable, Sequence, Sized
-from dataclasses import replace
-from typing import Any, Literal
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
 
-from hebm_sample.config import EDIT_STEPS, require_choice, require_integer, require_range
-from hebm_sample.errors import UserInputError
-from hebm_sample.io.images import prepare_masks
-from hebm_sample.io.seeds import MAX_SEEDS, derived_seed
-from hebm_sample.latents import Latents, check_latents
-from hebm_sample.pipeline.conditions import Guidance, Symbols
-from hebm_sample.pipeline.inpainting import KnownPixels, fill_smoothly, known_cells
-from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike
-from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
-from hebm_sample.pipeline.sampler import Drawer, Prior, Request
-from hebm_sample.sampling.constraints import Given
+from hebm_sample.config import ModelConfig
+from hebm_sample.generator.protocol import Generator, ImageEncoder
+from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.pipeline import alignment, editing, inpainting, request, scores
+from hebm_sample.pipeline import layers as of_layers
+from hebm_sample.pipeline.editing import EditMethod
+from hebm_sample.pipeline.model import Model, pretrained
+from hebm_sample.pipeline.outputs import OutputType, Samples
+from hebm_sample.pipeline.request import Prior
+from hebm_sample.pipeline.sampler import Sampler
+from hebm_sample.prior.joint import JointEnergy
+
+if TYPE_CHECKING:
+    from hebm_sample.metrics.typicality import Calibration
 
 __all__ = ["EditMethod", "OutputType", "Pipeline", "Prior", "Samples"]
 
-EditMethod = Literal["flow", "noise"]
-
-# Streams of an image's seed that are not its chain's: for the posterior draw before an edit.
-ENCODE_STREAM = 0x656E63
-
-
-def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """The great circle from a (C, H, W) to b at t in [0, 1]; its length goes evenly too."""
-    x, y = a.flatten().double(), b.flatten().double()
-    cosine = (x @ y / (x.norm() * y.norm()).clamp(min=1e-12)).clamp(-1, 1)
-    angle = torch.acos(cosine)
-    if float(angle) < 1e-4 or math.pi - float(angle) < 1e-4:
-        return torch.lerp(a, b, t)
-    weights = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()
-    return (weights[0] * x + weights[1] * y).reshape(a.shape).to(a.dtype)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Self = TypeVar("_Self", bound="Pipeline")
 
 
-def _with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with `EDIT_STEPS` where they leave the steps open."""
-    steps = options.get("steps")
-    return options | {"steps": EDIT_STEPS if steps is None else steps}
+def _of_model(
+    function: Callable[Concatenate[Model, _P], _R],
+) -> Callable[Concatenate["Pipeline", _P], _R]:
+    """A function of a model as a method of the pipeline that holds it."""
+
+    @wraps(function)
+    def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(self.model, *args, **kwargs)
+
+    return method
 
 
-class Pipeline(Drawer):
+def _of_sampler(
+    function: Callable[Concatenate[Sampler, _P], _R],
+) -> Callable[Concatenate["Pipeline", _P], _R]:
+    """A function of a sampler as a method of the pipeline that holds it."""
+
+    @wraps(function)
+    def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(self.sampler, *args, **kwargs)
+
+    return method
+
+
+class Pipeline:
     """A loaded model.
 
     Build it with `from_pretrained`; the constructor takes modules that exist already.
@@ -62,8 +76,16 @@ class Pipeline(Drawer):
         generator: The generator.
         prior: The energies; None for a generator without a prior of its own.
         encoder: The encoder, or a function that loads it when it is first needed.
+        device: As for `from_pretrained`.
+        dtype: As for `from_pretrained`.
         revision: Commit on the Hub; None for embedded and local models.
+        card: The model card that `save_pretrained` copies.
+        row: Its manifest's row, of which `save_pretrained` keeps licence and figures.
         calibration: What its scores are on held-out images, or a function that loads it.
+
+    Attributes:
+        model: The networks, and what they say about images and latents.
+        sampler: What samples them.
 
     >>> from hebm_sample import Pipeline
     >>> pipe = Pipeline.from_pretrained("cifar10")
@@ -73,7 +95,7 @@ class Pipeline(Drawer):
     >>> [tuple(group.shape) for group in ships.latents]
     [(2, 16, 4, 4), (2, 16, 4, 4), (2, 8, 8, 8), (2, 8, 8, 8)]
 
-    Variations that keep the top two groups, and what the model sees in an image:
+    Variations that keep the top two groups, and what the model says of an image:
 
     >>> varied = pipe.vary(ships, slice(0, 2), 2, steps=12)
     >>> bool((varied.latents[0][:2] == ships.latents[0][:1]).all())
@@ -82,337 +104,202 @@ class Pipeline(Drawer):
     True
     """
 
-    def latents_of(
-        self, source: Samples | Latents | ImagesLike, *, mode: EncodeMode = "sample"
-    ) -> Latents:
-        """u of what the methods below take: `Samples`, latents, or images, which are encoded."""
-        if isinstance(source, Samples):
-            return source.latents
-        if isinstance(source, tuple) and source and isinstance(source[0], Tensor):
-            check_latents(source, self.generator.latent_shapes)
-            return source
-        return self.encode(source, mode=mode)
-
-    # Layers
-
-    def vary(
+    def __init__(
         self,
-        source: Samples | Latents | ImagesLike,
-        keep: Groups,
-        num_variations: int = 8,
+        config: ModelConfig,
+        generator: Generator,
+        prior: JointEnergy | None = None,
+        encoder: ImageEncoder | Callable[[], ImageEncoder] | None = None,
         *,
-        seeds: int | Iterable[int] | None = None,
-        symbols: Symbols | None = None,
-        guidance: Guidance = 1.0,
-        batch_size: int = 16,
-        output_type: OutputType = "pil",
-        **options: Any,
-    ) -> Samples:
-        """Variations that keep some groups and resample the others.
-
-        The kept groups are returned bit by bit; in between they are held at their diffused values,
-        an approximation (`sampling/constraints.py`).
-
-        Arguments:
-            source: What to vary: samples, latents or N images.
-            keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
-                none.
-            num_variations: V.
-            seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
-                for samples the V that follow their largest seed: new noise.
-            symbols, guidance: As of a call: one mapping, or one each of the N * V images.
-            options: `progress` and fields of `LangevinConfig`.
-
-        Returns:
-            N * V images, those of the first source first.
-        """
-        require_integer("num_variations", num_variations, 1, MAX_SEEDS)
-        u, kept = self.latents_of(source), self._kept(keep)
-        count = check_latents(u, self.generator.latent_shapes)
-        if seeds is None and isinstance(source, Samples):
-            first = max(source.seeds) + 1
-            seeds = range(first, first + num_variations)
-        chosen = choose_seeds(num_variations, seeds) * count
-        request, batch_size = self._request(
-            None,
-            chosen,
-            symbols=symbols,
-            guidance=guidance,
-            batch_size=batch_size,
-            **options,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        card: Path | None = None,
+        row: ModelRow | None = None,
+        calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
+    ) -> None:
+        self.model = Model(
+            config,
+            generator,
+            prior,
+            encoder,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            card=card,
+            row=row,
+            calibration=calibration,
         )
-        rows = torch.arange(count).repeat_interleave(num_variations)
-        request = replace(request, given=Given(tuple(g[rows] for g in u), kept))
-        return self._finish(request, batch_size, output_type, num_variations)
+        self.sampler = Sampler(self.model)
 
-    def _kept(self, keep: Groups) -> tuple[int, ...]:
-        """Indices of the kept groups, fewer than all."""
-        if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
-            nothing = keep.stop is not None and keep.stop == (keep.start or 0)
-        else:
-            nothing = isinstance(keep, Sized) and len(keep) == 0
-        kept = () if nothing else tuple(self._group_indices(keep))
-        count = len(self.generator.latent_shapes)
-        if len(kept) == count:
-            raise UserInputError(
-                f"all {count} groups are kept, so nothing would change; keep at most {count - 1}"
-            )
-        return kept
-
-    def _finish(
-        self, request: Request, batch_size: int, output_type: OutputType, columns: int | None
-    ) -> Samples:
-        require_choice("output_type", output_type, OutputType)
-        drawn = self._best(request, 1, batch_size)
-        return replace(self._samples(drawn, request.seeds, output_type), columns=columns)
-
-    def layers(
-        self,
-        seed: int = 0,
-        columns: int = 8,
+    @classmethod
+    def from_pretrained(
+        cls: type[_Self],
+        name: str | os.PathLike[str],
         *,
-        cuts: Sequence[int] | None = None,
-        output_type: OutputType = "pil",
-        **options: Any,
-    ) -> Samples:
-        """The paper's hierarchical figure: each row frees one more group, from the bottom up.
-
-        The first image of every row is the seed's own; the others keep its top groups and
-        resample those below, so that rows go from changes of detail to other images.
+        resolution: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> _Self:
+        """Load a model; every file is checked against its manifest's size and sha256 first.
 
         Arguments:
-            seed: Of the image, and of nothing else: the variations have seeds 0, 1, ...
-            columns: Images a row, at least 2.
-            cuts: How many top groups each row keeps; L-1 ... 0 if None.
-            options: As for `vary`.
+            name: A name of `hebm_sample.list_models()`, a Hub repository id, or a local folder.
+            resolution: Side in pixels, where a name comes in several.
+            revision: Branch, tag or commit of a Hub repository.
+            cache_dir: The Hub cache's folder.
+            local_files_only: Never use the network.
+            token: The Hub's access token.
+            device: "auto", "cpu", "cuda" or a torch device.
+            dtype: float32 (default), or bfloat16 for the networks.
+
+        Raises:
+            UserInputError: There is no such model, resolution or device name.
+            WeightsError: A file is missing or corrupt.
+            HubError: The Hub did not deliver.
         """
-        require_integer("columns", columns, 2, MAX_SEEDS)
-        count = len(self.generator.latent_shapes)
-        cuts = range(count - 1, -1, -1) if cuts is None else cuts
-        for cut in cuts:
-            require_integer("cut", cut, 0, count - 1)
-        own = self(seeds=[seed], output_type="torch", **options)
-        others = [s for s in range(columns) if s != seed][: columns - 1]
-        rows = []
-        for cut in cuts:
-            kept = slice(0, cut)
-            drawn = self.vary(own, kept, columns - 1, seeds=others, output_type="torch", **options)
-            rows += [own, drawn]
-        if not rows:
-            raise UserInputError("cuts is empty; give how many top groups each row keeps")
-        return Samples(
-            to_output(torch.cat([r.images for r in rows]) * 2 - 1, output_type),
-            tuple(torch.cat(g) for g in zip(*(r.latents for r in rows), strict=True)),
-            torch.cat([r.energies for r in rows if r.energies is not None]),
-            tuple(s for r in rows for s in r.seeds),
-            columns=columns,
+        stored = pretrained(
+            name,
+            device,
+            resolution=resolution,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
+        return cls(**stored, dtype=dtype)
 
-    def mix(
-        self,
-        coarse: Samples | Latents | ImagesLike,
-        fine: Samples | Latents | ImagesLike,
-        cut: int,
-        *,
-        output_type: OutputType = "pil",
-        batch_size: int = 16,
-    ) -> Any:
-        """Images with the top `cut` groups of u from `coarse` and the others from `fine`.
+    def to(
+        self: _Self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> _Self:
+        """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
+        pipeline.
 
-        Arguments:
-            coarse, fine: Samples, latents or images, as many in both, or one in one of them.
-            cut: 0 is `fine` itself, L is `coarse`.
-
-        Returns:
-            Images as `decode` gives them.
+        With bfloat16 the networks compute under autocast; weights, latents and energies stay
+        float32.
         """
-        count = len(self.generator.latent_shapes)
-        require_integer("cut", cut, 0, count)
-        a, b = self._paired(coarse, fine)
-        return self.decode((*a[:cut], *b[cut:]), output_type=output_type, batch_size=batch_size)
+        self.model.to(device, dtype)
+        return self
 
-    def _paired(self, a: Any, b: Any) -> tuple[Latents, Latents]:
-        """u of both, as many in both; one in one of them goes with all of the other's."""
-        u, v = self.latents_of(a), self.latents_of(b)
-        counts = len(u[0]), len(v[0])
-        if counts[0] != counts[1] and 1 not in counts:
-            raise UserInputError(
-                f"{counts[0]} images were given with {counts[1]}; give as many, or one"
-            )
-        most = max(counts)
-        u, v = (tuple(g.expand(most, -1, -1, -1) if len(g) == 1 else g for g in x) for x in (u, v))
-        return u, v
+    # What it is made of
 
-    def interpolate(
-        self,
-        a: Samples | Latents | ImagesLike,
-        b: Samples | Latents | ImagesLike,
-        num_images: int = 9,
-        *,
-        output_type: OutputType = "pil",
-        batch_size: int = 16,
-    ) -> Any:
-        """Images on the great circle between two, in u and group by group, ends included.
+    @property
+    def config(self) -> ModelConfig:
+        """The model's description."""
+        return self.model.config
 
-        Arguments:
-            a, b: Samples, latents or images, one or as many in both.
-            num_images: A pair, at least 2.
+    @config.setter
+    def config(self, config: ModelConfig) -> None:
+        self.model.config = config
 
-        Returns:
-            Images as `decode` gives them, those of the first pair first.
+    @property
+    def generator(self) -> Generator:
+        """The generator."""
+        return self.model.generator
+
+    @generator.setter
+    def generator(self, generator: Generator) -> None:
+        self.model.generator = generator
+
+    @property
+    def prior(self) -> JointEnergy | None:
+        """The energies; None for a generator without a prior of its own."""
+        return self.model.prior
+
+    @prior.setter
+    def prior(self, prior: JointEnergy | None) -> None:
+        self.model.prior = prior
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The encoder; loaded when first needed."""
+        return self.model.encoder
+
+    @property
+    def calibration(self) -> "Calibration | None":
+        """What its scores are on held-out images; loaded when first needed, None without."""
+        return self.model.calibration
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The networks' precision."""
+        return self.model.dtype
+
+    @property
+    def revision(self) -> str | None:
+        """Commit on the Hub; None for embedded and local models."""
+        return self.model.revision
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
+    def weights_hash(self) -> str:
+        """The sha256 of every weight of generator and energies, whatever they were loaded from:
+        with it and the settings a seed is an image.
         """
-        require_integer("num_images", num_images, 2, MAX_SEEDS)
-        u, v = self._paired(a, b)
-        path = [i / (num_images - 1) for i in range(num_images)]
-        between = tuple(
-            torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
-            for g, h in zip(u, v, strict=True)
-        )
-        return self.decode(between, output_type=output_type, batch_size=batch_size)
+        return self.model.weights_hash
 
-    # Real images
+    @property
+    def symbols(self) -> dict[str, tuple[str, ...]]:
+        """The symbol table: each variable's values, in the order of `classify`'s columns."""
+        return self.model.symbols
 
-    def edit(
-        self,
-        images: ImagesLike,
-        symbols: Symbols | None = None,
-        *,
-        groups: Groups | None = None,
-        strength: float = 0.77,
-        guidance: Guidance = 32.0,
-        method: EditMethod = "flow",
-        seeds: int | Iterable[int] | None = None,
-        mode: EncodeMode = "sample",
-        batch_size: int = 16,
-        output_type: OutputType = "pil",
-        **options: Any,
-    ) -> Samples:
-        """Change what is asked and keep the rest: u_0 ~ q(u | x), brought to a noise level, from
-        which the conditional density leads back down on some groups.
-
-        Arguments:
-            images: As for `encode`.
-            symbols, guidance: As of a call; None only redraws what the noise wiped out.
-            groups: The groups that may change; all if None. The others keep their u_0.
-            strength: cum_sigma of the level to start from, in (0, 1]; the model's nearest level is
-                taken.
-            method: "flow": the flow, with nothing asked, carries u_0 up, and back down with what
-                is asked, with half of the gradients each, `EDIT_STEPS` in all unless `steps` says
-                otherwise. Nothing is drawn, so what is not asked for comes back. "noise": u_0 is
-                diffused by drawn noise and the model's sampler draws u_0 anew; a `strength` of 1
-                keeps nothing of the groups but what the others say.
-            seeds: One per image; 0 ... N-1 if None.
-            mode: "sample" or "mean" of q(u | x).
-            options: `progress` and fields of `LangevinConfig`.
+    @property
+    def compile_chains(self) -> bool:
+        """Whether `torch.compile` has the chains' energies. Compiling takes long, so it can pay
+        for many images only; off at first.
         """
-        require_range("strength", strength, 0.0, 1.0)
-        require_choice("method", method, EditMethod)
-        lifted = method == "flow"
-        if lifted:
-            options = self._flow_options(options)
-        free, level = self._group_indices(groups), self._level_near(strength, lifted)
-        x, chosen = self._seeded(images, seeds)
-        weight = 1.0 if symbols is None else guidance
-        request, batch_size = self._request(
-            None, chosen, symbols=symbols, guidance=weight, batch_size=batch_size, **options
-        )
-        u = self._posterior(x, chosen, mode, batch_size)
-        given = Given(u, tuple(i for i in range(len(u)) if i not in free), level)
-        request = replace(request, given=given, lifted=lifted)
-        return self._finish(request, batch_size, output_type, None)
+        return self.sampler.compile_chains
 
-    def _flow_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of an edit by the flow, which has no sampler to choose."""
-        if options.get("sampler") not in (None, "flow"):
-            raise UserInputError(
-                f"sampler is {options['sampler']!r}, but method 'flow' draws nothing; leave the "
-                "sampler out, or take method='noise'"
-            )
-        if self._energies().config.parametrization == "release":
-            raise UserInputError(
-                "method 'flow' needs energies conditioned on log SNR; this model has the "
-                "release's parametrisation: use method='noise'"
-            )
-        if len(self._energies().config.levels) < 3:
-            raise UserInputError(
-                "method 'flow' needs a level between data and noise; this model has one level: "
-                "use method='noise'"
-            )
-        options = _with_edit_steps(options)
-        steps = self.sampling_config(steps=options["steps"]).steps
-        if steps < 2:
-            raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
-        return options | {"sampler": "flow"}
+    @compile_chains.setter
+    def compile_chains(self, compile_chains: bool) -> None:
+        self.sampler.compile_chains = compile_chains
 
-    def _seeded(self, images: ImagesLike, seeds: Any) -> tuple[Tensor, tuple[int, ...]]:
-        """Images (N, 3, S, S) in [-1, 1], and one seed each."""
-        x = self._read(images)
-        chosen = choose_seeds(None, range(len(x)) if seeds is None else seeds)
-        if len(chosen) != len(x):
-            raise UserInputError(
-                f"{len(chosen)} seeds were given for {len(x)} images; give one per image"
-            )
-        return x, chosen
+    # What it does
 
-    def _posterior(
-        self, x: Tensor, seeds: tuple[int, ...], mode: EncodeMode, batch_size: int
-    ) -> Latents:
-        """u_0 of images in [-1, 1]; the draw's noise is not the chain's."""
-        own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
-        return self.encode((x + 1) / 2, mode=mode, seeds=own, batch_size=batch_size)
+    encode = _of_model(Model.encode)
+    decode = _of_model(Model.decode)
+    reconstruct = _of_model(Model.reconstruct)
+    classify = _of_model(Model.classify)
+    energy_terms = _of_model(Model.energy_terms)
+    posterior_variance = _of_model(Model.posterior_variance)
+    save_pretrained = _of_model(Model.save_pretrained)
 
-    def _level_near(self, cum_sigma: float, below_noise: bool = False) -> int:
-        """The level 1 ... T whose noise is nearest; T itself, pure noise, can be left out."""
-        self._energies()
-        assert self._schedule is not None
-        levels = self._schedule.levels
-        return min(range(1, len(levels) - below_noise), key=lambda t: abs(levels[t] - cum_sigma))
+    energy = _of_model(scores.energy)
+    log_density = _of_model(scores.log_density)
+    rate = _of_model(scores.rate)
+    score = _of_model(scores.score)
+    p_value_note = _of_model(scores.p_value_note)
 
-    def inpaint(
-        self,
-        images: ImagesLike,
-        masks: ImagesLike,
-        *,
-        symbols: Symbols | None = None,
-        guidance: Guidance = 1.0,
-        weight: float = 1.0,
-        strength: float = 0.9,
-        seeds: int | Iterable[int] | None = None,
-        batch_size: int = 16,
-        output_type: OutputType = "pil",
-        **options: Any,
-    ) -> Samples:
-        """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
+    sampling_config = _of_model(request.sampling_config)
+    total_steps = _of_model(request.total_steps)
+    __call__ = _of_sampler(Sampler.__call__)
+    stream = _of_sampler(Sampler.stream)
+    trajectory = _of_sampler(Sampler.trajectory)
 
-        Latents that see only known pixels are held (`pipeline/inpainting.py`). The known pixels
-        of the result are the image's own.
+    latents_of = _of_model(of_layers.latents_of)
+    vary = _of_sampler(of_layers.vary)
+    layers = _of_sampler(of_layers.layers)
+    mix = _of_model(of_layers.mix)
+    interpolate = _of_model(of_layers.interpolate)
 
-        Arguments:
-            images: N, as for `encode`.
-            masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
-                image's own size, or the model's. PIL pasted, paths, or booleans (N, S, S).
-            symbols, guidance: As of a call.
-            weight: Of the known pixels' log likelihood.
-            strength: Level to start from, as for `edit`. The masked region begins as a smooth
-                filling from what is known around it; less than 1 keeps some of its colours.
-            seeds: One per image; 0 ... N-1 if None.
-            options: `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS` unless said.
-        """
-        require_range("strength", strength, 0.0, 1.0)
-        require_range("weight", weight, 0.0, 1e3)
-        options = _with_edit_steps(options)
-        x, chosen = self._seeded(images, seeds)
-        unknown = prepare_masks(masks, images, self.config.generator.image_size, len(x))
-        filled = fill_smoothly(x, ~unknown)
-        request, batch_size = self._request(
-            None, chosen, symbols=symbols, guidance=guidance, batch_size=batch_size, **options
-        )
-        u = self._posterior(filled, chosen, "sample", batch_size)
-        start = self._level_near(strength) if strength < 1 else None
-        known = KnownPixels(self.generator, self._cum_sigma_of, x, ~unknown, weight)
-        cells = known_cells(~unknown, self.generator.latent_shapes)
-        given = Given(u, (), start, cells)
-        request = replace(request, given=given, likelihood=known)
-        drawn = self._best(request, 1, batch_size)
-        pasted = torch.where(unknown, drawn.images, x)
-        return self._samples(replace(drawn, images=pasted), chosen, output_type)
+    align = _of_model(alignment.aligned_images)
+    framing_notes = _of_model(alignment.framing_notes)
+    edit = _of_sampler(editing.edit)
+    inpaint = _of_sampler(inpainting.inpaint)
+
+    def __reduce__(self) -> Any:
+        """Refused: a pipeline's weights live in safetensors, not in pickles."""
+        return self.model.__reduce__()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hebm_sample import __version__
+from hebm_sample.config import DecoderName
 from hebm_sample.io.seeds import format_seeds
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ class Provenance:
         )
 
     @classmethod
+    def of_decoded(cls, pipe: "Pipeline", decoder: DecoderName | None = None) -> "Provenance":
+        """Which model, and which of its decoders; None is the one that shows images.
+
+        Raises:
+            UserInputError: A decoder that the model has not.
+        """
+        return cls.of_model(pipe).saying(decoder=pipe.generator.chosen_decoder(decoder))
+
+    @classmethod
     def of_samples(
         cls,
         pipe: "Pipeline",
@@ -49,10 +59,14 @@ class Provenance:
         sampler: str | None = None,
         steps: int | None = None,
         temperature: float | Sequence[float] | None = None,
+        decoder: DecoderName | None = None,
         prior: str | None = None,
     ) -> "Provenance":
-        """Which model, and how it was sampled: None is the model's own; the Gaussian prior has no
-        chain.
+        """Which model, how it was sampled and what decoded it: None is the model's own; the
+        Gaussian prior has no chain.
+
+        Raises:
+            UserInputError: A decoder that the model has not.
         """
         default, has_chain = pipe.config.sampling, prior != "gaussian"
         how = {
@@ -61,7 +75,7 @@ class Provenance:
             "temperature": default.temperature if temperature is None else temperature,
         }
         chosen = {} if prior is None else {"prior": prior}
-        return cls.of_model(pipe).saying(**how, **chosen)
+        return cls.of_decoded(pipe, decoder).saying(**how, **chosen)
 
     def saying(self, **facts: Any) -> "Provenance":
         """With further facts."""

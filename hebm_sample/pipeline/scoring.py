@@ -5,7 +5,7 @@ r"""What a model says of how likely images are: densities, rates, likelihood rat
     LLR^{>k}   = L(x) - L^{>k}(x)                    likelihood ratio of the k finest groups
 
 with u ~ q(u | x). L is the evidence lower bound under N(0, I), and L^{>k} the bound that keeps the
-posterior of the coarse groups only and draws the k finest from N(0, I):
+posterior of the coarse groups only and samples the k finest from N(0, I):
 
     L^{>k} = E[log p(x | u)] - sum_{i <= n-k} KL_i,   u_i ~ q for i <= n-k, u_i ~ N(0, I) below
 
@@ -56,8 +56,8 @@ def group_indices(groups: Any, count: int) -> list[int]:
         if groups is None or isinstance(groups, slice):
             chosen = list(every if groups is None else every[groups])
         else:
-            asked = [groups] if isinstance(groups, int) else groups
-            chosen = [every[operator.index(i)] for i in asked]
+            named = [groups] if isinstance(groups, int) else groups
+            chosen = [every[operator.index(i)] for i in named]
     except (IndexError, TypeError, ValueError):
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
@@ -75,8 +75,8 @@ def log_density(model: "Model", u: Latents, groups: Sequence[int], batch_size: i
         u: (N, C_i, H_i, W_i) a group.
         groups: G, as `group_indices` gives them.
     """
-    prior = model._energies()
-    gain = prior.select(model._lowest_outputs(u, batch_size), list(groups)).double()
+    prior = model.energies()
+    gain = prior.select(model.lowest_outputs(u, batch_size), list(groups)).double()
     return (gain - half_squares(u)[:, list(groups)].sum(1).cpu()).float()
 
 
@@ -86,8 +86,8 @@ def half_squares(u: Latents) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """What a batch of images looks like with one draw of u, or with the posterior's means."""
+class _PosteriorSample:
+    """What a batch of images looks like with one sample of u, or with the posterior's means."""
 
     posterior: Posterior
     noise: Latents | None
@@ -98,14 +98,14 @@ class _Draw:
 def _batches(model: "Model", x: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Any]]:
     for i in range(0, len(x), batch_size):
         rows = x[i : i + batch_size].to(model.device)
-        with model._precision():
+        with model.precision():
             yield rows, model.encoder.features(rows)
 
 
-def _draw(model: "Model", features: Any, seed: int | None) -> _Draw:
+def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _PosteriorSample:
     """u ~ q(u | x) with the noise of a seed, the same for every image; the means if it is None.
 
-    `noise` holds the seed's further noise, for groups that are drawn from N(0, I).
+    `noise` holds the seed's further noise, for groups that are sampled from N(0, I).
     """
     count, shapes = len(next(iter(features.values()))), model.generator.latent_shapes
     own = further = None
@@ -114,27 +114,27 @@ def _draw(model: "Model", features: Any, seed: int | None) -> _Draw:
         own, further = (
             tuple(g.expand(count, -1, -1, -1) for g in stream.normal()) for _ in range(2)
         )
-    with model._precision():
+    with model.precision():
         posterior = encode(model.generator, model.encoder, features, own)
-        levels = torch.full((count,), model._lowest_level(), device=model.device)
-        outputs = model._energies().outputs(posterior.top, levels)
+        levels = torch.full((count,), model.lowest_level(), device=model.device)
+        outputs = model.energies().outputs(posterior.top, levels)
     means, log_s = (tuple(g.double() for g in part) for part in posterior[1:3])
     found = GroupOutputs(*(part.double() for part in outputs))
-    return _Draw(posterior, further, kl_per_group(means, log_s), found)
+    return _PosteriorSample(posterior, further, kl_per_group(means, log_s), found)
 
 
 @torch.no_grad()
 def rate(
     model: "Model", x: Tensor, groups: Sequence[int], draws: int, batch_size: int = 16
 ) -> Tensor:
-    """E_q[-F_G] + KL_G in nats, up to the constant of log p_G, over some draws of u: (N,).
+    """E_q[-F_G] + KL_G in nats, up to the constant of log p_G, over some samples of u: (N,).
 
     Arguments:
         x: (N, 3, S, S) in [-1, 1].
     """
-    prior, parts = model._energies(), []
+    prior, parts = model.energies(), []
     for _, features in _batches(model, x, batch_size):
-        found = [_draw(model, features, seed) for seed in range(draws)]
+        found = [_posterior_sample(model, features, seed) for seed in range(draws)]
         each = [
             d.kl[:, list(groups)].sum(1) - prior.select(d.outputs, list(groups)) for d in found
         ]
@@ -147,11 +147,11 @@ class Measured:
     """What `measure` finds, float64 on the CPU.
 
     Arguments:
-        energies: -F, mean over the draws, (N,).
+        energies: -F, mean over the samples, (N,).
         bound: L(x), the evidence lower bound under N(0, I) in nats, (N,).
         ratios: LLR^{>k} for k = 0 ... n-1 finest groups, (N, n).
         rates: E_q[-F_G] + KL_G of the top 1 ... n groups, (N, n).
-        densities: -log p_G(u) of the top 1 ... n groups, mean over the draws, (N, n).
+        densities: -log p_G(u) of the top 1 ... n groups, mean over the samples, (N, n).
         statistics: Of each level, (N, D), as `names` calls them.
         names: D.
     """
@@ -171,12 +171,14 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
 
     Arguments:
         x: (N, 3, S, S) in [-1, 1].
-        draws: Of u, over which everything is averaged.
+        draws: Samples of u, over which everything is averaged.
     """
     parts: list[dict[str, Tensor]] = []
     for rows, features in _batches(model, x, batch_size):
-        drawn = [_of_draw(model, rows, _draw(model, features, s)) for s in range(draws)]
-        mean = {k: torch.stack([d[k] for d in drawn]).mean(0) for k in drawn[0]}
+        each = [
+            _of_sample(model, rows, _posterior_sample(model, features, s)) for s in range(draws)
+        ]
+        mean = {k: torch.stack([d[k] for d in each]).mean(0) for k in each[0]}
         parts.append({k: v.cpu() for k, v in _with_means(model, features, mean).items()})
     found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     columns = _columns(found)
@@ -188,41 +190,41 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
     )
 
 
-def _of_draw(model: "Model", x: Tensor, draw: _Draw) -> dict[str, Tensor]:
-    """All that needs a draw of u; (B, ...) each."""
-    prior, kl = model._energies(), draw.kl
+def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str, Tensor]:
+    """All that needs a sample of u; (B, ...) each."""
+    prior, kl = model.energies(), sample.kl
     tops = [list(range(k + 1)) for k in range(kl.shape[1])]
-    gains = torch.stack([prior.select(draw.outputs, g) for g in tops], dim=1)
-    squares = half_squares(draw.posterior.u)
-    with model._precision():
-        likelihood = model.generator.output(draw.posterior.top.features.float())
+    gains = torch.stack([prior.select(sample.outputs, g) for g in tops], dim=1)
+    squares = half_squares(sample.posterior.u)
+    with model.precision():
+        likelihood = model.generator.output(sample.posterior.top.features.float())
         mean = likelihood.mean.float()
     distortion = -likelihood.log_prob(x).double()
     return {
         "energies": -gains[:, -1],
         "bound": -distortion - kl.sum(1),
-        "ratios": _ratios(model, x, draw, distortion),
+        "ratios": _ratios(model, x, sample, distortion),
         "rates": kl.cumsum(1) - gains,
         "densities": squares.cumsum(1) - gains,
         "kl": kl,
         "squares": squares,
-        "gains": torch.stack([prior.select(draw.outputs, [i]) for i in range(len(tops))], dim=1),
+        "gains": torch.stack([prior.select(sample.outputs, [i]) for i in range(len(tops))], dim=1),
         "distortion": distortion[:, None],
         **_residual(mean - x),
     }
 
 
-def _ratios(model: "Model", x: Tensor, draw: _Draw, distortion: Tensor) -> Tensor:
+def _ratios(model: "Model", x: Tensor, sample: _PosteriorSample, distortion: Tensor) -> Tensor:
     """LLR^{>k}, (B, n): the k finest groups explain x by so many nats more than noise does."""
-    u, noise, count = draw.posterior.u, draw.noise, draw.kl.shape[1]
+    u, noise, count = sample.posterior.u, sample.noise, sample.kl.shape[1]
     assert noise is not None
     found = [torch.zeros_like(distortion)]
     for k in range(1, count):
-        with model._precision():
+        with model.precision():
             top = model.generator.transform((*u[: count - k], *noise[count - k :]))
             likelihood = model.generator.output(top.features.float())
         without = -likelihood.log_prob(x).double()
-        found.append(without - distortion - draw.kl[:, count - k :].sum(1))
+        found.append(without - distortion - sample.kl[:, count - k :].sum(1))
     return torch.stack(found, dim=1)
 
 
@@ -238,9 +240,9 @@ def _residual(r: Tensor) -> dict[str, Tensor]:
 
 def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Adds what the posterior's means and widths say, group by group and channel by channel."""
-    prior, draw = model._energies(), _draw(model, features, None)
-    means, widths = draw.posterior.mean, draw.posterior.log_s
-    gains = [prior.select(draw.outputs, [i]) for i in range(len(means))]
+    prior, sample = model.energies(), _posterior_sample(model, features, None)
+    means, widths = sample.posterior.mean, sample.posterior.log_s
+    gains = [prior.select(sample.outputs, [i]) for i in range(len(means))]
     return found | {
         "squares of means": half_squares(means),
         "gains at means": torch.stack(gains, dim=1),

@@ -3,7 +3,8 @@ r"""Log densities of the diffused prior, up to constants.
     log p_t(u_t)          = sum_i F_i(u_t, t) - |u_t|^2 / 2
     log p(u_t | u_{t+1})  = log p_t(u_t) - r_{t+1} |u_{t+1} - a_{t+1} u_t|^2 / (2 sigma_{t+1}^2)
 
-called the marginal and the conditional.
+called the marginal and the conditional, as in "Learning Energy-Based Models by Diffusion Recovery
+Likelihood" (arXiv 2012.08125).
 
 F large = likely, and never multiplied by a step size here. The energies arrive as an `Energy`:
 asked for a noise level, it gives the terms F_i as a function of the latents alone. Of a density
@@ -62,7 +63,7 @@ CumSigma = Callable[[Tensor], Tensor]
 
 
 def level_rows(level: Scalar, u: Latents) -> Tensor:
-    """A level as (B,), for the nets that look at latents `u`."""
+    """A level as (B,), for the nets that read latents `u`."""
     if isinstance(level, Tensor):
         return level
     return torch.full((len(u[0]),), level, dtype=u[0].dtype, device=u[0].device)
@@ -163,7 +164,7 @@ class MarginalEBM:
     def _with_base(
         self, value: Tensor, slope: Tensor | None, row: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """F (B,) and grad F (B, D), if it is asked for, with what is added to F."""
+        """F (B,) and grad F (B, D), if it is needed, with what is added to F."""
         value = value - 0.5 * row.square().sum(1)
         return value, None if slope is None else slope - row
 

@@ -2,6 +2,9 @@
 
     p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i b_i + the symbols' part   (`prior/symbols.py`)
 
+"Learning Latent Space Energy-Based Prior Model" (arXiv 2006.08205), with a term a group as in
+"Learning Latent Space Hierarchical EBM Diffusion Models" (arXiv 2405.13910).
+
 F large = likely; the energy of the API is -F. The networks' outputs f_i are scaled in one place,
 by the config's `parametrization`:
 
@@ -135,7 +138,7 @@ class JointEnergy(nn.Module):
 
         Arguments:
             top, level: As for `outputs`.
-            condition: What is asked of each example; None leaves all symbols open.
+            condition: Target values of each example; None leaves all symbols open.
         """
         return self.join(self.outputs(top, level), condition)
 

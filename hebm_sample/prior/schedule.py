@@ -4,8 +4,9 @@ r"""The variance-preserving diffusion that the prior is learned through.
     u_t     = cum_a_t u_0 + cum_sigma_t eps,      cum_a_t = a_0 a_1 ... a_t
 
 for t = 0 ... T. Level 0 is already diffused once, by almost nothing; level T is (almost) pure
-noise, and its cum_a may be exactly 0. A model stores the cum_sigma of its levels, everything else
-follows in float64.
+noise, and its cum_a may be exactly 0. The process of "Denoising Diffusion Probabilistic Models"
+(arXiv 2006.11239), with a = sqrt(1 - beta). A model stores the cum_sigma of its levels, everything
+else follows in float64.
 """
 
 import math

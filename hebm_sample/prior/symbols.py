@@ -6,7 +6,7 @@ Group i puts out a base b_i and one number g_i^{vj} a value; with g^{vj} = sum_i
     F_open(u)      = sum_i b_i + sum_v logsumexp_j g^{vj}              variables summed out
     p(y_v = j | u) = softmax_j g^{vj}
 
-Sampling with wishes "y_v in S_v", of weight w_v, takes for F
+Sampling with conditions "y_v in S_v", of weight w_v, takes for F
 
     F_open(u) + sum_v w_v log p(y_v in S_v | u)
     log p(y_v in S_v | u) = logsumexp_{j in S_v} g^{vj} - logsumexp_j g^{vj}
@@ -15,6 +15,12 @@ w = 0 is unconditional, 1 the exact conditional of the model, more is guidance. 
 values is OR, a complement is NOT, several variables are AND. At noise levels t > 0 this is not the
 diffusion of the density composed at t = 0: products and powers of marginals do not diffuse into
 each other.
+
+"Latent Space Energy-Based Model of Symbol-Vector Coupling for Text Generation and Classification"
+(arXiv 2108.11556) couples a symbol to the latents' energy so; the weight is that of classifier
+guidance, "Diffusion Models Beat GANs on Image Synthesis" (arXiv 2105.05233), and products of
+conditions are those of "Compositional Visual Generation with Composable Diffusion Models" (arXiv
+2206.01714).
 """
 
 from collections.abc import Sequence
@@ -90,11 +96,11 @@ class SymbolTable:
 
 
 class Condition(NamedTuple):
-    """What is asked of each example.
+    """Target values of each example.
 
     Arguments:
-        allowed: (B, V) bool, the values in S_v; a variable that is not asked allows all.
-        weight: (B, variables), w_v; 0 where not asked.
+        allowed: (B, V) bool, the values in S_v; a variable without one allows all.
+        weight: (B, variables), w_v; 0 without one.
     """
 
     allowed: Tensor
@@ -110,7 +116,7 @@ class Condition(NamedTuple):
 
 
 def open_condition(table: SymbolTable, batch: int) -> Condition:
-    """Nothing asked: F_open."""
+    """The unconditional model's: F_open."""
     return Condition(
         torch.ones(batch, table.num_values, dtype=torch.bool), torch.zeros(batch, len(table))
     )
@@ -136,5 +142,5 @@ def symbol_part(table: SymbolTable, logits: Tensor, condition: Condition | None 
     allowed, weight = table.columns(condition.allowed, False), condition.weight
     if logits.dim() == 3:
         allowed, weight = allowed[:, None], weight[:, None]
-    asked = g.masked_fill(~allowed, -torch.inf).logsumexp(-1)
-    return (everything + weight * (asked - everything)).sum(-1)
+    allowed_part = g.masked_fill(~allowed, -torch.inf).logsumexp(-1)
+    return (everything + weight * (allowed_part - everything)).sum(-1)

@@ -14,8 +14,9 @@ Metropolis's correction takes (u', p') with probability
 
     min(1, exp(log p(u') - log p(u) + (|p|^2 - |p'|^2) / 2))
 
-and else leaves u where it was and turns p round: the density is invariant whatever s is. Every
-variant needs one gradient a step; the correction one more, for the start.
+and else leaves u where it was and turns p round ("MCMC Using Hamiltonian Dynamics", arXiv
+1206.1901): the density is invariant whatever s is. Every variant needs one gradient a step; the
+correction one more, for the start.
 """
 
 import math
@@ -129,7 +130,7 @@ class _Walk:
     def __call__(
         self, u: Latents, num_steps: int, sizes: list[Scalar], scales: list[Scalar]
     ) -> tuple[Latents, list[StepInfo]]:
-        """Where `num_steps` gradients lead, and what each step saw."""
+        """Where `num_steps` gradients lead, and each step's diagnostics."""
         if num_steps == 0:
             return u, []
         infos: list[StepInfo] = []
@@ -142,14 +143,14 @@ class _Walk:
             chance = torch.ones_like(state.log_p)
             last = k == len(sizes) - 1
             if last and self.metropolis is None:  # nobody asks for the gradient there
-                infos.append(_seen(state, moved, chance))
+                infos.append(_diagnostics(state, moved, chance))
                 return unflatten(moved, like), infos
             log_p, gradient = self._score(unflatten(moved, like))
             p = state.p + half / spread * (state.gradient + gradient)
             found = _State(moved, p, log_p, gradient)
             if self.metropolis is not None:
                 found, chance = self._decided(state, found, self.metropolis)
-            infos.append(_seen(state, found.row, chance))
+            infos.append(_diagnostics(state, found.row, chance))
             state = found if last else found._replace(p=self._refreshed(found.p))
         return unflatten(state.row, like), infos
 
@@ -178,5 +179,5 @@ class _Walk:
         return _State(*found), chance
 
 
-def _seen(state: _State, moved: Tensor, chance: Tensor) -> StepInfo:
+def _diagnostics(state: _State, moved: Tensor, chance: Tensor) -> StepInfo:
     return StepInfo(state.log_p, row_norm(state.gradient), row_norm(moved - state.row), chance)

@@ -1,12 +1,16 @@
 r"""Sampling that starts from, or holds on to, latents u_0 that are already there.
 
-    kept groups    u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
-    free groups    start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
+    clamped groups  u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
+    free groups     start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one eps an image: standard normal, or what the flow finds by carrying u_0 up. Single cells of
-a free group can be held likewise. Holding the kept groups at their own diffused values is an
-approximation to conditioning on them: the free groups see a noisy version of what is kept, and
+with one eps an image: standard normal, or what the flow finds by inversion of u_0. Single cells of
+a free group can be clamped likewise. Clamping groups to their own diffused values is an
+approximation to conditioning on them: the free groups meet a noisy version of what is clamped, and
 from level to level the same noise. To the sampler only the free groups exist.
+
+Known parts at their diffused values are those of "Score-Based Generative Modeling through
+Stochastic Differential Equations" (arXiv 2011.13456), a start at a level k is that of "SDEdit"
+(arXiv 2108.01073).
 """
 
 from collections.abc import Sequence
@@ -25,40 +29,51 @@ from hebm_sample.prior.density import (
     level_rows,
 )
 
-__all__ = ["FreeGroups", "Given"]
+__all__ = ["FreeGroups", "Given", "LatentConstraint"]
 
 
 @dataclass(frozen=True)
-class Given:
-    """Latents to keep or to start from.
+class LatentConstraint:
+    """Latents to clamp, or to start from.
 
     Arguments:
         u: u_0, (B, C_i, H_i, W_i) a group, on the chains' device.
-        kept: Indices of the groups that are held; the others are free, at least one of them.
-        cells: Of the free groups, the cells that are held: bool (B, 1, H_i, W_i) a group.
+        clamped: Indices of the groups that are held; the others are free, at least one of them.
         start_level: k, at which the free groups start from their diffused values; None starts them
             from noise.
-        eps: The noise, one tensor a group; None draws it.
+        cells: Of the free groups, the cells that are clamped: bool (B, 1, H_i, W_i) a group.
+        eps: The noise, one tensor a group; None takes that of the noise streams.
     """
 
     u: Latents
-    kept: tuple[int, ...] = ()
+    clamped: tuple[int, ...] = ()
     start_level: int | None = None
     cells: Latents | None = None
     eps: Latents | None = None
 
-    def rows(self, start: int, stop: int) -> "Given":
+    def rows(self, start: int, stop: int) -> "LatentConstraint":
         """Of images start ... stop - 1."""
         cells = self.cells and tuple(c[start:stop] for c in self.cells)
         eps = self.eps and tuple(e[start:stop] for e in self.eps)
         return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells, eps=eps)
 
-    def to(self, device: torch.device) -> "Given":
+    def to(self, device: torch.device) -> "LatentConstraint":
         """On another device, in float32."""
         cells = self.cells and tuple(c.to(device) for c in self.cells)
         eps = self.eps and tuple(e.to(device, torch.float32) for e in self.eps)
         u = tuple(g.to(device, torch.float32) for g in self.u)
         return replace(self, u=u, cells=cells, eps=eps)
+
+
+def Given(  # noqa: N802 (a class once)
+    u: Latents,
+    kept: tuple[int, ...] = (),
+    start_level: int | None = None,
+    cells: Latents | None = None,
+    eps: Latents | None = None,
+) -> LatentConstraint:
+    """A `LatentConstraint`, by the name that earlier documentation showed."""
+    return LatentConstraint(u, kept, start_level, cells, eps)
 
 
 def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
@@ -71,23 +86,24 @@ def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
 
 
 class FreeGroups:
-    """The free groups of `given`, with the kept ones put back where they are needed.
+    """The free groups of a constraint, with the clamped ones put back where they are needed.
 
     Arguments:
-        given: None if all groups are free and start from noise.
-        eps: One standard normal draw of all groups, used where `given` has no noise of its own.
+        constraint: None if all groups are free and start from noise.
+        eps: One standard normal sample of all groups, used where the constraint has no noise of
+            its own.
     """
 
-    def __init__(self, given: Given | None, eps: Latents) -> None:
-        self.given = given
-        self.eps = eps if given is None or given.eps is None else given.eps
-        kept = given.kept if given is not None else ()
-        self.free: Sequence[int] = [i for i in range(len(eps)) if i not in kept]
+    def __init__(self, constraint: LatentConstraint | None, eps: Latents) -> None:
+        self.constraint = constraint
+        self.eps = eps if constraint is None or constraint.eps is None else constraint.eps
+        clamped = constraint.clamped if constraint is not None else ()
+        self.free: Sequence[int] = [i for i in range(len(eps)) if i not in clamped]
 
     @property
-    def keeps(self) -> bool:
-        """Whether any group, or any cell, is kept."""
-        cells = self.given is not None and self.given.cells is not None
+    def clamps(self) -> bool:
+        """Whether any group, or any cell, is clamped."""
+        cells = self.constraint is not None and self.constraint.cells is not None
         return cells or len(self.free) < len(self.eps)
 
     def select(self, u: Latents) -> Latents:
@@ -96,23 +112,24 @@ class FreeGroups:
 
     def start(self, cum_sigma: float) -> Latents:
         """Free groups where their chains begin, at the start level's `cum_sigma`."""
-        if self.given is None or self.given.start_level is None:
+        if self.constraint is None or self.constraint.start_level is None:
             return self.select(self.eps)
-        return tuple(_diffused(self.given.u[i], self.eps[i], cum_sigma) for i in self.free)
+        return tuple(_diffused(self.constraint.u[i], self.eps[i], cum_sigma) for i in self.free)
 
     def full(self, free: Latents, cum_sigma: Scalar) -> Latents:
-        """All groups: the free ones, and the kept ones diffused to `cum_sigma`; 0 gives them
+        """All groups: the free ones, and the clamped ones diffused to `cum_sigma`; 0 gives them
         exactly.
         """
-        if self.given is None or not self.keeps:
+        if self.constraint is None or not self.clamps:
             return free
         found = dict(zip(self.free, free, strict=True))
         exact = isinstance(cum_sigma, float) and cum_sigma == 0.0
-        for i in range(len(self.eps)) if self.given.cells is not None else self.given.kept:
-            u = self.given.u[i]
+        cells = self.constraint.cells
+        for i in self.constraint.clamped if cells is None else range(len(self.eps)):
+            u = self.constraint.u[i]
             held = u if exact else _diffused(u, self.eps[i], cum_sigma)
-            if i in found and self.given.cells is not None:
-                held = torch.where(self.given.cells[i], held, found[i])
+            if i in found and cells is not None:
+                held = torch.where(cells[i], held, found[i])
             found[i] = held
         return tuple(found[i] for i in range(len(self.eps)))
 
@@ -127,7 +144,7 @@ class FreeGroups:
 
 @dataclass(frozen=True)
 class _OfFreeGroups:
-    """An `Energy` of the free groups, with the kept ones at their own noisy values."""
+    """An `Energy` of the free groups, with the clamped ones at their own noisy values."""
 
     energy: AnyEnergy
     groups: FreeGroups
@@ -136,7 +153,7 @@ class _OfFreeGroups:
     def at(self, level: Scalar) -> EnergyAtLevel:
         """F at one level."""
         fixed = at_level(self.energy, level)
-        if not self.groups.keeps:
+        if not self.groups.clamps:
             return fixed
         return lambda free: fixed(
             self.groups.full(free, self.cum_sigma_of(level_rows(level, free)))

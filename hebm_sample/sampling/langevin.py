@@ -4,7 +4,8 @@ r"""One Langevin step, and the package's one convention for it.
 
 `step_size` is s: *half* of it multiplies the gradient. The noise variance v depends on the kernel:
 
-- `plain`: v = s. On a Gaussian of variance V the chain settles at V / (1 - s/(4V)), too wide.
+- `plain`: v = s, as in "Generative Modeling by Estimating Gradients of the Data Distribution"
+  (arXiv 1907.05600). On a Gaussian of variance V the chain settles at V / (1 - s/(4V)), too wide.
 - `corrected`: v = s (1 - s/(4C)) for a reference variance C and s <= 4C. A Gaussian of variance C
   is exactly invariant, s = 2C draws it independently; one of variance V settles at V (1 - s/(4C))
   / (1 - s/(4V)).
@@ -28,7 +29,7 @@ from hebm_sample.prior.density import row_norm, value_and_grad
 __all__ = ["LogDensity", "StepInfo", "langevin_step", "noise_scale", "score"]
 
 LogDensity = Callable[[Latents], Tensor]
-"""Latents to log p (B,); those that have a `value_and_score` are asked for it."""
+"""Latents to log p (B,); of those that have a `value_and_score` it is taken."""
 
 
 class StepInfo(NamedTuple):
@@ -52,9 +53,9 @@ def score(log_density: LogDensity, u: Latents) -> tuple[Tensor, Tensor]:
     """log p (B,) and its gradient, all groups in one row, (B, D): what a density says of itself,
     or by autograd what its function does.
     """
-    ask = getattr(log_density, "value_and_score", None)
-    if ask is not None:
-        return ask(u)
+    own = getattr(log_density, "value_and_score", None)
+    if own is not None:
+        return own(u)
     values, grads = value_and_grad(log_density, u)
     return values, flatten(grads)
 
@@ -63,7 +64,7 @@ def noise_scale(step_size: Scalar, kernel: Kernel, reference_variance: Scalar) -
     """sqrt(v), the standard deviation of a step's noise.
 
     Raises:
-        UserInputError: the corrected kernel was asked for s > 4 C.
+        UserInputError: the corrected kernel with s > 4 C.
     """
     variance = step_size
     if kernel == "corrected":
@@ -99,10 +100,10 @@ def langevin_step(
             use for it.
 
     Returns:
-        The new latents, detached, and what the step saw.
+        The new latents, detached, and the step's diagnostics.
 
     Raises:
-        UserInputError: the corrected kernel was asked for s > 4 C.
+        UserInputError: the corrected kernel with s > 4 C.
 
     On N(0, I), whose gradient is -u, a step without noise leaves 1 - s/2 of u:
 

@@ -8,7 +8,9 @@ and one step from theta_t down to theta_s is
 
     u_s = u_t + tan(theta_t) sin(theta_t - theta_s) grad F(u_t, t)
 
-The usual step (DDIM) has cos(theta_t - theta_s) u_t in place of u_t: it is exact for a point mass
+This is the probability flow of "Score-Based Generative Modeling through Stochastic Differential
+Equations" (arXiv 2011.13456). The usual step, that of "Denoising Diffusion Implicit Models" (arXiv
+2010.02502), has cos(theta_t - theta_s) u_t in place of u_t: it is exact for a point mass
 but shrinks N(0, I), a little at every step. F is the departure from N(0, I), so the form above is
 exact where F = 0, and the two differ by terms of second order. A step to theta_s = 0 is the
 denoising that ends a sampler. Steps upwards, from the data to the noise, are the same formula;

@@ -1,8 +1,9 @@
 r"""From noise to latents: the loops over levels.
 
 - `recovery`: for t = T-1 ... 0 a chain on log p(u_t | u_{t+1}); at t = T-1, where r_T = 0, on the
-  marginal.
-- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t.
+  marginal. "Learning Energy-Based Models by Diffusion Recovery Likelihood" (arXiv 2012.08125).
+- `annealed`: for t = T-1 ... 0 a chain on the marginal log p_t, as in "Generative Modeling by
+  Estimating Gradients of the Data Distribution" (arXiv 1907.05600).
 - `flow`: no chains, the probability flow of `sampling/probability_flow.py`.
 
 The first two start from N(0, I), and between levels they
@@ -11,12 +12,13 @@ The first two start from N(0, I), and between levels they
     take one step of the flow                                      start "flow"
     u_t = a u + (sigma^2 / a) grad F(u, t+1) + sigma eps           start "ancestral"
 
-with a, sigma of level t+1. The last is the draw of u_t given u_{t+1} = u that Tweedie's guess of
-u_0 suggests, and exact for F = 0. From the other two a chain must still forget that it starts in
+with a, sigma of level t+1. The last is the sample of u_t given u_{t+1} = u that Tweedie's guess of
+u_0 suggests, as in "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), and exact for
+F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-Every sampler evaluates exactly `config.steps` gradients. With latents given
+Every sampler evaluates exactly `config.steps` gradients. With a latent constraint
 (`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
 that they start at.
 """
@@ -40,7 +42,7 @@ from hebm_sample.prior.density import (
 )
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import Metropolis, run_chain
-from hebm_sample.sampling.constraints import FreeGroups, Given
+from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
@@ -87,11 +89,13 @@ def sample_prior(
     parametrization: Parametrization = "log_snr",
     step_size_0: float = 2e-5,
     sigma_high: float = 0.99,
-    given: Given | None = None,
+    given: LatentConstraint | None = None,
     posterior_variance: Latents | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Iterator[LevelState]:
     """Sample the prior from noise, yielding after each noise level; the last state is the result.
+
+    The module's docstring has the samplers and their sources.
 
     Arguments:
         energy: The terms F_i (B, L) of latents and level (B,).
@@ -102,7 +106,7 @@ def sample_prior(
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
             kernel.
         sigma_high: cum_sigma where the flow starts.
-        given: Latents to keep or to start from; None samples all groups from noise.
+        given: Latents to clamp or to start from; None samples all groups from noise.
         posterior_variance: w of every coordinate, (1, C_i, H_i, W_i) a group, on the latents'
             device; for `config.precondition`.
         progress: Called with the number of gradients just evaluated; they sum to `config.steps`.
@@ -113,48 +117,75 @@ def sample_prior(
     """
     _check_parametrization(config, parametrization)
     tally = GradientTally(noise.seeds, progress)
-    top = schedule.num_levels
-    if given is not None and given.start_level is not None:
-        top = given.start_level
-        if not 1 <= top <= schedule.num_levels:
-            raise UserInputError(
-                f"start level is {top}; this model has levels 1 to {schedule.num_levels}"
-            )
-        if top == schedule.num_levels:  # the flow begins a little below, where u_0 still shows
-            given = replace(given, start_level=None)
+    top, given = _start(schedule, given)
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)
     energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
-
-    def draw() -> Latents:
-        return groups.select(noise.normal(config.temperature))
-
     if config.sampler == "flow":
         high = min(sigma_high, schedule.levels[top])
         path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
         states = probability_flow(energy, path, partial(groups.start, high), tally)
         sigmas = [0.0, *path[-3::-1]]
     else:
-        # A start below the noisiest level first takes a step down from there.
-        descends = top < schedule.num_levels and config.start != "u_next"
-        budget = gradients_per_level(config.steps, top, descends, config.early_share)
-        widths = None
-        if config.precondition:
-            if posterior_variance is None:
-                raise UserInputError("precondition needs the posterior's variance; give it")
-            widths = flatten(groups.select(posterior_variance))
         of = partial(
             transition,
             schedule,
             config=config,
             parametrization=parametrization,
             step_size_0=step_size_0,
-            posterior_variance=widths,
+            posterior_variance=_coordinates(config, groups, posterior_variance),
         )
-        chains = _Chains(energy, schedule, config, of, noise.uniform)
-        states = chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
+        states = _chain_states(energy, schedule, config, of, top, groups, noise, tally)
         sigmas = [0.0, *schedule.levels[1:]]
     return _without_autograd(_completed(states, groups, sigmas, lowest.terms))
+
+
+def _start(
+    schedule: DiffusionSchedule, given: LatentConstraint | None
+) -> tuple[int, LatentConstraint | None]:
+    """The level above the first chain, and the constraint without what it does not need."""
+    top = schedule.num_levels
+    if given is None or given.start_level is None:
+        return top, given
+    level = given.start_level
+    if not 1 <= level <= top:
+        raise UserInputError(f"start level is {level}; this model has levels 1 to {top}")
+    if level == top:  # the flow begins a little below, where u_0 still shows
+        given = replace(given, start_level=None)
+    return level, given
+
+
+def _coordinates(
+    config: LangevinConfig, groups: FreeGroups, posterior_variance: Latents | None
+) -> Tensor | None:
+    """w of the free coordinates, (1, D), for preconditioned steps."""
+    if not config.precondition:
+        return None
+    if posterior_variance is None:
+        raise UserInputError("precondition needs the posterior's variance; give it")
+    return flatten(groups.select(posterior_variance))
+
+
+def _chain_states(
+    energy: AnyEnergy,
+    schedule: DiffusionSchedule,
+    config: LangevinConfig,
+    transition_at: Callable[[int], Transition],
+    top: int,
+    groups: FreeGroups,
+    noise: NoiseStreams,
+    tally: GradientTally,
+) -> Iterator[LevelState]:
+    """States of the free groups by chains at the levels below `top`."""
+
+    def draw() -> Latents:
+        return groups.select(noise.normal(config.temperature))
+
+    # A start below the noisiest level first takes a step down from there.
+    descends = top < schedule.num_levels and config.start != "u_next"
+    budget = gradients_per_level(config.steps, top, descends, config.early_share)
+    chains = _Chains(energy, schedule, config, transition_at, noise.uniform)
+    return chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
 
 
 def _check_parametrization(config: LangevinConfig, parametrization: Parametrization) -> None:
@@ -183,7 +214,7 @@ def _completed(
     """States of the free groups as states of all; `path` is cum_sigma of each state's u."""
     for state in states:
         full = state._replace(u=groups.full(state.u, path[state.level]))
-        if state.level == 0 and groups.keeps:  # the chain saw the kept groups with their noise
+        if state.level == 0 and groups.clamps:  # the chain had the clamped ones with noise
             full = full._replace(terms=lowest_terms(full.u))
         yield full
 
@@ -225,8 +256,8 @@ class _Chains:
         tally: GradientTally,
         descends: bool,
     ) -> Iterator[LevelState]:
-        """Levels len(budget) - 1 ... 0, from `start` one level above. If asked to, a level's last
-        gradient carries its chains down.
+        """Levels len(budget) - 1 ... 0, from `start` one level above. Unless the config's
+        `start` is "u_next", a level's last gradient carries its chains down.
         """
         u = u_next = start
         if descends:

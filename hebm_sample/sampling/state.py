@@ -43,7 +43,7 @@ class GradientTally:
     """
 
     def __init__(
-        self, seeds: Sequence[int], progress: Callable[[int], None] | None = None
+        self, seeds: Sequence[int], progress: Callable[[int], object] | None = None
     ) -> None:
         self.seeds = seeds
         self.progress = progress

@@ -15,7 +15,7 @@ from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.prior.schedule import DiffusionSchedule, release_levels, release_step_sizes
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.constraints import Given
+from hebm_sample.sampling.constraints import LatentConstraint
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import (
     gradients_per_level,
@@ -81,12 +81,13 @@ def test_exact_energies_with_uneven_levels(early_share):
 
 
 @pytest.mark.parametrize("sampler", ["recovery", "annealed"])
-@pytest.mark.parametrize("kept", [(), (0,)])
-def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, kept):
+@pytest.mark.parametrize("clamped", [(), (0,)])
+def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, clamped):
     """Where u is Gaussian and an image says nothing of it, w is its variance and B_t that of
     every density; a step of 2 B_t draws it, whatever came before.
     """
-    given = Given(tuple(torch.ones(1, *s) for s in WIDE), kept=kept) if kept else None
+    u = tuple(torch.ones(1, *s) for s in WIDE)
+    constraint = LatentConstraint(u, clamped=clamped) if clamped else None
     config = LangevinConfig(
         sampler=sampler,
         steps=6,
@@ -102,9 +103,9 @@ def test_a_preconditioned_step_draws_a_gaussian_at_once(sampler, kept):
         pairs = zip(u, (0.3, 2.0), strict=True)
         return torch.cat([gaussian_energy(v)((g,), level) for g, v in pairs], dim=1)
 
-    state = final(energy, config, posterior_variance=widths, given=given)
+    state = final(energy, config, posterior_variance=widths, given=constraint)
     for i, v in enumerate((0.3, 2.0)):
-        if i not in kept:
+        if i not in clamped:
             total = (1 - LEVELS[0] ** 2) * v + LEVELS[0] ** 2
             assert_moments(state.u[i], 0.0, total)
 

@@ -25,9 +25,9 @@ def test_one_step(benchmark, make):
     reference = benchmark.Reference(pipe)
     noise = NoiseStreams(range(3), pipe.generator.latent_shapes)
     u, u_next, eps = (noise.normal() for _ in range(3))
-    for t in range(pipe._schedule.num_levels):
+    for t in range(pipe.model.schedule.num_levels):
         s, c = reference.variances(t)
-        density = conditional_at(pipe._chain_energy(), pipe._schedule, t, u_next)
+        density = conditional_at(pipe.sampler.chain_energy(), pipe.model.schedule, t, u_next)
         found, _ = langevin_step(u, density, s, eps, reference_variance=c)
         with torch.no_grad():
             expected = reference.step(u, u_next, t, eps)

@@ -205,14 +205,14 @@ class TestContext:
 
     def test_seconds_are_of_u_alone_for_every_prior(self, home, pipe, sets, monkeypatch):
         """A clock that gradients and decoding move on, and nothing else."""
-        now, decode = [0.0], type(pipe)._decode
+        now, decode = [0.0], type(pipe.model).images
         monkeypatch.setattr(context_module.time, "perf_counter", lambda: now[0])
 
-        def decoded(self, u):
+        def decoded(self, u, *decoder):
             now[0] += 1000.0
-            return decode(self, u)
+            return decode(self, u, *decoder)
 
-        monkeypatch.setattr(type(pipe), "_decode", decoded)
+        monkeypatch.setattr(type(pipe.model), "images", decoded)
         context = make_context(pipe, *sets, **SHORT)
         move = context_module.clock
         monkeypatch.setattr(

@@ -40,8 +40,10 @@ def baseline(
     `hebm-eval report MODEL --data DATA --out OUT --baseline NAME=DIR` measures it beside the
     model; DIR is --out for ddpm, --out/model for joint-ebm.
     """
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.trainer import make_accelerator
 
+    tune_process(training=True)
     model = load_model(generator)
     preset_of_run = _with_rows_of(model, _preset(preset or model.name, options))
     images = _images(data, out, model, preset_of_run, options["quiet"])

@@ -53,7 +53,9 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
     from hebm_sample.evaluation.calibration import calibrate as calibrate_model
     from hebm_sample.hub.save import write_calibration
     from hebm_sample.pipeline.pipeline import Pipeline
+    from hebm_sample.pipeline.runtime.process import tune_process
 
+    tune_process()
     pipe = Pipeline.from_pretrained(folder, device=options["device"])
     _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
     found = calibrate_model(

@@ -131,11 +131,11 @@ def control(model: str, data: str, json_path: Path | None, **options: Any) -> No
 
     An attribute classifier that shares nothing with the model says what is in them.
     """
-    from hebm_sample.cli.trained import load_model
+    from hebm_sample.cli.trained import model_to_measure
 
     check_folder("--json", json_path)
     check_classifier(options)
-    pipe = load_model(model).to(options["device"])
+    pipe = model_to_measure(model, options["device"])
     sets = open_sets_of(pipe, data, options)
     result = measure_control(pipe, sets, common_options(options), options)
     click.echo(result.table())

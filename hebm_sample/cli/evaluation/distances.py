@@ -52,11 +52,11 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
 
     MODEL is a name, a model's folder, or a run of hebm-train prior.
     """
-    from hebm_sample.cli.trained import load_model
+    from hebm_sample.cli.trained import model_to_measure
 
     check_folder("--json", json_path)
     check_needs_data(data, options, ["validation", "split", "feature_steps"])
-    pipe = load_model(model).to(options["device"])
+    pipe = model_to_measure(model, options["device"])
     common = common_options(options)
     if data is None:
         found = {"version": __version__}

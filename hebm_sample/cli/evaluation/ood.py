@@ -56,13 +56,13 @@ def ood(
     model: str, data: str, others: tuple[str, ...], json_path: Path | None, **options: Any
 ) -> None:
     """Measure out-of-distribution detection by MODEL's scores: AUROC of each."""
-    from hebm_sample.cli.trained import load_model
+    from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.distances import make_context
     from hebm_sample.evaluation.report.ood import measure_ood, show_ood
     from hebm_sample.evaluation.report.page import ReportImage, to_markdown
 
     check_folder("--json", json_path)
-    pipe, count = load_model(model).to(options["device"]), options["num_images"]
+    pipe, count = model_to_measure(model, options["device"]), options["num_images"]
     images = named_sources("--ood", others, pipe.config.generator.image_size, count)
     sets = open_sets_of(pipe, data, options)
     settings = {k: v for k, v in common_options(options).items() if k != "announce"}

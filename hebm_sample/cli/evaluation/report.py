@@ -88,13 +88,13 @@ def report(
 
     The options from --classifier to --layer-images are those of hebm-eval control.
     """
-    from hebm_sample.cli.trained import load_model
+    from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.report.report import check_extras, write_report
 
     check_folder("--out", out)
     check_needs_data(data, options | {"ood": others}, [*_NEEDS_DATA, "ood"])
     check_classifier(options)
-    pipe = load_model(model).to(options["device"])
+    pipe = model_to_measure(model, options["device"])
     sets = None if data is None else open_sets_of(pipe, data, options)
     plan = _plan(pipe, sets, others, options)
     check_extras(plan)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hebm_sample.config import DecoderName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import STILLS, or_list
 
@@ -66,7 +67,9 @@ class CommandOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringOptions(CommandOptions):
-    """Options of the commands that sample: the condition, its guidance, and the sampler."""
+    """Options of the commands that sample: the condition, its guidance, the sampler and the
+    decoder.
+    """
 
     classes: tuple[tuple[str, tuple[str, ...]], ...]
     attributes: tuple[tuple[str, tuple[str, ...]], ...]
@@ -74,6 +77,7 @@ class SteeringOptions(CommandOptions):
     sampler: str | None
     steps: int | None
     temperature: float | tuple[float, ...] | None
+    decoder: DecoderName | None = None
 
     default_guidance: ClassVar[float] = 1.0
 
@@ -130,9 +134,10 @@ class SteeringOptions(CommandOptions):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The sampler's settings as arguments of the pipeline's methods."""
+        """The sampler's settings and the decoder as arguments of the pipeline's methods."""
         return {
             "sampler": self.sampler,
             "steps": self.steps,
             "temperature": self.temperature,
+            "decoder": self.decoder,
         }

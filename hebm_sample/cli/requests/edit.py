@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions, counted, refuse
-from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS
+from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, DecoderName
 
 __all__ = [
     "AlignOptions",
@@ -168,6 +168,7 @@ class InterpolateOptions(CommandOptions):
     a: Path
     b: Path
     num_images: int
+    decoder: DecoderName | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,8 @@ def inpaint_line(
 def interpolate_line(options: InterpolateOptions, facts: Facts, out: Path) -> str:
     """The `hebm-edit interpolate` of a row."""
     words = [_name(options.a), _name(options.b), *_model(options, facts)]
-    return _line("hebm-edit interpolate", [*words, "-n", str(options.num_images)], *_target(out))
+    words += ["-n", str(options.num_images), *_given("--decoder", facts["decoder"])]
+    return _line("hebm-edit interpolate", words, *_target(out))
 
 
 def _line(program: str, words: Sequence[str], *target: str) -> str:
@@ -131,9 +132,10 @@ def _condition(options: SteeringOptions) -> list[str]:
 
 
 def _sampler(facts: Facts) -> list[str]:
-    """The settings as they were, the model's own where none were typed."""
+    """The settings and the decoder as they were, the model's own where none were typed."""
     temperature = facts["temperature"]
     if isinstance(temperature, (list, tuple)):
         temperature = ",".join(map(str, temperature))
     words = _given("--sampler", facts["sampler"]) + _given("--steps", facts["steps"])
-    return words + _given("--temperature", temperature)
+    words += _given("--temperature", temperature)
+    return words + _given("--decoder", facts["decoder"])

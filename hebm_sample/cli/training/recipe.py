@@ -8,7 +8,6 @@ import click
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
 from hebm_sample.cli.training.options import PATH, read_images
-from hebm_sample.cli.training.runs import use_the_machine
 
 __all__ = ["recipe"]
 
@@ -33,12 +32,13 @@ def recipe(preset: str, data: str, out: Path, scale: float, device: str, quiet: 
 
     Interrupted, the same line goes on where it was.
     """
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.presets.models import find_preset
     from hebm_sample.training.recipe import run_stage, stages, start
     from hebm_sample.training.trainer import make_accelerator
 
     found, folder = find_preset(preset), out / preset
-    use_the_machine()
+    tune_process(training=True)
     images: dict[int, Any] = {}
     accelerator = make_accelerator(device)
     model = None

@@ -16,19 +16,7 @@ from hebm_sample.cli.training.options import (
     typed_preset,
 )
 
-__all__ = ["decoder", "generator", "prior", "use_the_machine"]
-
-
-def use_the_machine() -> None:
-    """What makes steps fast and holds for the whole process: a command's to decide."""
-    import sys
-
-    from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
-    from hebm_sample.pipeline.runtime.threads import TURN
-
-    keep_freed_memory(training=True)
-    # Parts of a batch run in threads, each of which gives Python's lock back late otherwise.
-    sys.setswitchinterval(min(sys.getswitchinterval(), TURN))
+__all__ = ["decoder", "generator", "prior"]
 
 
 def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None) -> None:
@@ -72,11 +60,12 @@ def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
         return _dry_run(kind, preset, options, base or options.get("init"))
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
     check_resume(options)
+    from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(base) if base else None
     config = preset.generator if model is None else model.config.generator
-    use_the_machine()
+    tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
     more = {"init": options["init"] and load_model(options["init"])} if "init" in options else {}

@@ -115,12 +115,12 @@ def _framed(
     sources: Sequence["Source"],
 ) -> "Framed":
     """The images, or the faces in them; a line for each that is not as the model's images are."""
-    from hebm_sample.pipeline.alignment import frame, framing_notes
+    from hebm_sample.pipeline.alignment import frame
 
     names = {"paste_back": options.paste_back, "face": options.face}
-    framed = frame(pipe.config, list(sources), align=options.align, **names)
+    framed = frame(pipe.model, list(sources), align=options.align, **names)
     if not (options.align or options.quiet):
-        for note in framing_notes(pipe.model, list(sources)):
+        for note in pipe.framing_notes(list(sources)):
             click.echo(f"warning: {note}", err=True)
     return framed
 
@@ -213,7 +213,7 @@ def _edited(
     Arguments:
         originals: As the model sees them.
     """
-    from hebm_sample.pipeline.pipeline import ENCODE_STREAM
+    from hebm_sample.pipeline.editing import ENCODE_STREAM
 
     seeds, batch = options.chosen_seeds, options.batch
     own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
@@ -230,7 +230,8 @@ def _edited(
             **options.settings,
             **options.condition,
         )
-        decoded = pipe.decode(pipe.encode(originals, seeds=own, batch_size=batch))
+        u = pipe.encode(originals, seeds=own, batch_size=batch)
+        decoded = pipe.decode(u, decoder=options.decoder)
     return decoded, edited
 
 
@@ -241,10 +242,11 @@ def interpolate(options: InterpolateOptions) -> None:
     sources = _read(options, [options.a, options.b], path, [])
     pipe = load(options)
     check_grid(count, pipe.config.generator.image_size, count)
-    with within_memory(options.batch):
+    decoder, batch = options.decoder, options.batch
+    with within_memory(batch):
         a, b = _squares(pipe, sources)
-        between = pipe.interpolate([a], [b], count, batch_size=options.batch)
-    provenance = Provenance.of_model(pipe)
+        between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
+    provenance = Provenance.of_decoded(pipe, decoder)
     line = interpolate_line(options, provenance.facts, path)
     files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)

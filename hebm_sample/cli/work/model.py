@@ -32,7 +32,9 @@ def load(options: CommandOptions, device: str | None = None) -> "Pipeline":
     import torch
 
     from hebm_sample.pipeline.pipeline import Pipeline
+    from hebm_sample.pipeline.runtime.process import tune_process
 
+    tune_process()
     return Pipeline.from_pretrained(
         options.dataset or "",
         resolution=options.resolution,

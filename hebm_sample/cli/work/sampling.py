@@ -181,7 +181,7 @@ def _mixed(pipe: "Pipeline", options: SampleOptions, progress: Progress) -> _Res
     samples = _samples(pipe, options, options.chosen_seeds, progress)
     coarse, fine = (tuple(group[i : i + 1] for group in samples.latents) for i in (0, 1))
     cuts = range(len(coarse) + 1) if options.keep_top is None else [options.keep_top]
-    images = [pipe.mix(coarse, fine, cut)[0] for cut in cuts]
+    images = [pipe.mix(coarse, fine, cut, decoder=options.decoder)[0] for cut in cuts]
     return _Result(images, energies_of(samples))
 
 

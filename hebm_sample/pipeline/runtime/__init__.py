@@ -1,1 +1,1 @@
-"""How chains use the machine: energies without ballast, threads, memory."""
+"""How chains use the machine: energies without ballast, and what commands may do to a process."""

@@ -18,31 +18,81 @@ from torch import Tensor, nn
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.latents import Latents, Scalar
-from hebm_sample.pipeline.runtime.malloc import keep_freed_memory
 from hebm_sample.prior.density import EnergyAtLevel, level_rows
 from hebm_sample.prior.joint import JointEnergy, JointLevel
 from hebm_sample.prior.symbols import Condition
 
-__all__ = ["ChainEnergy", "addresses", "frozen"]
+__all__ = ["ChainEnergy", "CompiledTerms", "frozen"]
 
 _M = TypeVar("_M", bound=nn.Module)
 
 
 @torch.inference_mode(False)
 def frozen(module: _M) -> _M:
-    """A copy that shares the memory of parameters and buffers, and asks for no gradient in them.
+    """A copy that shares the memory of parameters and buffers, and needs no gradient in them.
 
-    It sees what is later written to them, and is out of date once they lie at other `addresses`.
+    It costs milliseconds, whatever the size of the weights, and belongs to one call: it follows
+    what is written to the parameters, but not their exchange for others.
     """
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in module.buffers()}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
-    return copy.deepcopy(module, memo)
+    return _frozen(module, {})
 
 
-def addresses(*modules: nn.Module) -> tuple[int, ...]:
-    """Where the parameters lie."""
-    return tuple(p.data_ptr() for module in modules for p in module.parameters())
+def _frozen(module: Any, made: dict[int, Any]) -> Any:
+    """The copy of a module, once for all the places that hold it."""
+    if id(module) not in made:
+        made[id(module)] = twin = copy.copy(module)
+        twin._parameters = {
+            name: p if p is None else nn.Parameter(p.detach(), requires_grad=False)
+            for name, p in module._parameters.items()
+        }
+        twin._buffers = dict(module._buffers)
+        twin._modules = {
+            name: child if child is None else _frozen(child, made)
+            for name, child in module._modules.items()
+        }
+    return made[id(module)]
+
+
+def _terms(
+    u: Latents,
+    level: JointLevel,
+    condition: Condition | None,
+    generator: Generator,
+    prior: JointEnergy,
+) -> Tensor:
+    return prior(generator.transform(u, features=False), level, condition)
+
+
+class CompiledTerms:
+    """Terms of F by `torch.compile`, for the first batch size that it meets; kept by whoever makes
+    several `ChainEnergy`s of networks of the same build.
+    """
+
+    def __init__(self) -> None:
+        self.batch: int | None = None
+        self._compiled = torch.compile(_terms, dynamic=False)
+
+    def fits(self, u: Latents) -> bool:
+        """Whether these latents are compiled for, or nothing yet."""
+        return torch.is_grad_enabled() and self.batch in (None, len(u[0]))
+
+    def __call__(self, u: Latents, *rest: Any) -> Tensor:
+        """The terms.
+
+        Raises:
+            EnvironmentFailure: this machine cannot compile.
+        """
+        try:  # of one layout, because each is compiled anew
+            terms = self._compiled(tuple(g.contiguous() for g in u), *rest)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise EnvironmentFailure(
+                f"torch.compile does not work here ({reason}); sample without it"
+            ) from error
+        self.batch = len(u[0])
+        return terms
 
 
 class ChainEnergy:
@@ -51,23 +101,20 @@ class ChainEnergy:
     Arguments:
         generator: Whose T leads to the groups' states.
         prior: The energies. Both stay as they are.
-        compiled: Let `torch.compile` have it.
+        compiled: Evaluates gradients of the batch size that it fits; None compiles nothing.
     """
 
     def __init__(
-        self, generator: Generator, prior: JointEnergy, *, compiled: bool = False
+        self, generator: Generator, prior: JointEnergy, *, compiled: CompiledTerms | None = None
     ) -> None:
-        keep_freed_memory()
-        self.generator, self.prior = frozen(generator), frozen(prior)
-        self._compiled = torch.compile(self._terms, dynamic=False) if compiled else None
-        self._compiled_for: int | None = None
+        self.generator, self.prior, self.compiled = frozen(generator), frozen(prior), compiled
 
     def at(self, level: Scalar, condition: Condition | None = None) -> EnergyAtLevel:
         """F at one level: what depends on the level alone is evaluated once a batch size.
 
         Arguments:
             level: As `prior.density.net_level` gives it: one number, or (B,).
-            condition: What is asked of each example.
+            condition: Target values of each example.
         """
         known: dict[int, JointLevel] = {}
 
@@ -87,26 +134,11 @@ class ChainEnergy:
         Arguments:
             u: (B, C_i, H_i, W_i) a group.
             level: (B,), or what `JointEnergy.at` makes of it.
-            condition: What is asked of each example.
+            condition: Target values of each example.
 
         Raises:
             EnvironmentFailure: this machine cannot compile.
         """
         known = self.prior.at(level) if isinstance(level, Tensor) else level
-        fits = torch.is_grad_enabled() and self._compiled_for in (None, len(u[0]))
-        if self._compiled is None or not fits:
-            return self._terms(u, known, condition)
-        try:  # of one layout, because each is compiled anew
-            terms = self._compiled(tuple(g.contiguous() for g in u), known, condition)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise EnvironmentFailure(
-                f"torch.compile does not work here ({reason}); sample without it"
-            ) from error
-        self._compiled_for = len(u[0])
-        return terms
-
-    def _terms(self, u: Latents, level: JointLevel, condition: Condition | None) -> Tensor:
-        return self.prior(self.generator.transform(u, features=False), level, condition)
+        terms = self.compiled if self.compiled is not None and self.compiled.fits(u) else _terms
+        return terms(u, known, condition, self.generator, self.prior)

@@ -3,9 +3,11 @@
 torch shares each operation out among its threads and waits for the slowest of them, a thousand
 times a step. Chains know nothing of one another: halves of a batch that run in two threads wait
 for each other once a level. It takes a few images a part to be worth it.
+
+Meanwhile torch's number of threads is another one in the whole process, so parts are for processes
+that allowed them (`runtime/process.py`).
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,12 +16,32 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["FEWEST", "TURN", "Stop", "Stopped", "part_bounds", "side_by_side"]
+__all__ = [
+    "FEWEST",
+    "TURN",
+    "Stop",
+    "Stopped",
+    "allow_parts",
+    "part_bounds",
+    "part_threads",
+    "side_by_side",
+]
 
 FEWEST = 4  # images in a part
 TURN = 1e-3  # seconds that a thread may keep Python's lock while others wait for it
 
 _T = TypeVar("_T")
+_allowed = Event()
+
+
+def allow_parts(allowed: bool = True) -> None:
+    """Whether batches of this process may be cut into parts; they may not at first."""
+    _allowed.set() if allowed else _allowed.clear()
+
+
+def part_threads() -> int:
+    """Parts of a batch that may be computed at the same time."""
+    return torch.get_num_threads() if _allowed.is_set() else 1
 
 
 class Stopped(Exception):
@@ -49,15 +71,12 @@ def part_bounds(count: int, threads: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def _shared(threads: int) -> Iterator[None]:
-    """torch's threads of this thread, and Python's turns, as they should be meanwhile."""
-    before, turn = torch.get_num_threads(), sys.getswitchinterval()
+    """torch's threads, as they should be meanwhile."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    # Whoever calls short operations only takes Python's lock back before another has woken up.
-    sys.setswitchinterval(min(turn, TURN))
     try:
         yield
     finally:
-        sys.setswitchinterval(turn)
         torch.set_num_threads(before)
 
 

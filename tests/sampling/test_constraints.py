@@ -1,7 +1,7 @@
 """Samples that keep or start from latents, and samples of exact conditionals.
 
-Kept groups that move by a rounding are not kept; a start at the wrong noise level changes too much
-or too little; a condition that leaks into weight 0 is no longer the unconditional model.
+Clamped groups that move by a rounding are not clamped; a start at the wrong noise level changes
+too much or too little; a condition that leaks into weight 0 is no longer the unconditional model.
 """
 
 import math
@@ -15,7 +15,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.latents import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.constraints import FreeGroups, Given
+from hebm_sample.sampling.constraints import FreeGroups, Given, LatentConstraint
 
 LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)
@@ -24,9 +24,9 @@ SMALL = ((2, 2, 2), (1, 4, 4), (1, 2, 2))
 SAMPLERS = ("recovery", "annealed", "flow")
 
 
-def states(energy, config, given=None, seeds=(0, 1), shapes=SMALL, **options):
+def states(energy, config, constraint=None, seeds=(0, 1), shapes=SMALL, **options):
     noise = NoiseStreams(seeds, shapes)
-    return list(sample_prior(energy, SCHEDULE, noise, config, given=given, **options))
+    return list(sample_prior(energy, SCHEDULE, noise, config, given=constraint, **options))
 
 
 def final(*arguments, **options):
@@ -48,26 +48,26 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-# ---- kept groups
+# ---- clamped groups
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("settings", [{}, {"start": "u_next", "denoise": False}])
-@pytest.mark.parametrize("kept", [(0,), (1, 2), (0, 2), ()])
-def test_kept_groups_come_back_bit_by_bit(sampler, settings, kept):
+@pytest.mark.parametrize("clamped", [(0,), (1, 2), (0, 2), ()])
+def test_clamped_groups_come_back_bit_by_bit(sampler, settings, clamped):
     u, config = latents(), LangevinConfig(sampler=sampler, steps=12, **settings)
-    found = final(coupled, config, Given(u, kept)).u
+    found = final(coupled, config, LatentConstraint(u, clamped)).u
     for i in range(len(SMALL)):
-        assert torch.equal(found[i], u[i]) == (i in kept)
-    again = final(coupled, config, Given(u, kept)).u
+        assert torch.equal(found[i], u[i]) == (i in clamped)
+    again = final(coupled, config, LatentConstraint(u, clamped)).u
     assert equal(found, again)
-    other = final(coupled, config, Given(latents(6), kept)).u
-    free = next(i for i in range(len(SMALL)) if i not in kept)
-    assert torch.equal(other[free], found[free]) == (not kept)
+    other = final(coupled, config, LatentConstraint(latents(6), clamped)).u
+    free = next(i for i in range(len(SMALL)) if i not in clamped)
+    assert torch.equal(other[free], found[free]) == (not clamped)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_in_between_kept_groups_are_at_the_noise_of_their_level(sampler):
+def test_in_between_clamped_groups_are_at_the_noise_of_their_level(sampler):
     """One eps an image: cum_a u_0 + cum_sigma eps at every level before the last."""
     u = latents()
     config = LangevinConfig(sampler=sampler, steps=12)
@@ -78,7 +78,7 @@ def test_in_between_kept_groups_are_at_the_noise_of_their_level(sampler):
         seen.append((groups[0].detach().clone(), float(level[0])))
         return coupled(groups, level)
 
-    *before, _ = states(watched, config, Given(u, (0,)))
+    *before, _ = states(watched, config, LatentConstraint(u, (0,)))
     for value, log_snr in seen[:-1]:  # the last call is for the result's own terms
         sigma = math.sqrt(1 / (1 + math.exp(log_snr)))
         expected = math.sqrt(1 - sigma**2) * u[0] + sigma * eps[0]
@@ -94,7 +94,7 @@ def test_in_between_kept_groups_are_at_the_noise_of_their_level(sampler):
 def test_without_coupling_the_free_groups_do_not_notice(sampler):
     config = LangevinConfig(sampler=sampler, steps=12)
     alone = final(gaussian_energy(0.3), config).u
-    found = final(gaussian_energy(0.3), config, Given(latents(), (1,))).u
+    found = final(gaussian_energy(0.3), config, LatentConstraint(latents(), (1,))).u
     for i in (0, 2):
         torch.testing.assert_close(found[i], alone[i], rtol=1e-5, atol=1e-6)
 
@@ -103,7 +103,9 @@ def test_without_coupling_the_free_groups_do_not_notice(sampler):
 def test_with_flat_energies_the_free_groups_are_standard_normal(sampler):
     shapes = ((1, 100, 100), (2, 100, 100))
     config = LangevinConfig(sampler=sampler, steps=60)
-    found = final(flat_energy, config, Given(latents(1, 1, shapes), (0,)), (0,), shapes).u
+    found = final(
+        flat_energy, config, LatentConstraint(latents(1, 1, shapes), (0,)), (0,), shapes
+    ).u
     assert_moments(found[1], 0.0, 1.0)
 
 
@@ -123,14 +125,14 @@ def correlated(rho):
 @pytest.mark.parametrize(
     ("sampler", "follows"), [("annealed", 0.9), ("recovery", 0.7), ("flow", 0.4)]
 )
-def test_the_free_group_follows_the_kept_one(sampler, follows):
-    """Approximately: what is kept is seen through its noise, so the mean falls short of rho x."""
+def test_the_free_group_follows_the_clamped_one(sampler, follows):
+    """Approximately: it is known through its noise only, so the mean falls short of rho x."""
     shapes = ((1, 60, 60), (1, 60, 60))
-    kept = torch.full((1, 1, 60, 60), 1.5)
+    clamped = torch.full((1, 1, 60, 60), 1.5)
     config = LangevinConfig(sampler=sampler, steps=96)
     for rho in (0.8, -0.8):
-        given = Given((kept, torch.zeros_like(kept)), (0,))
-        y = final(correlated(rho), config, given, (0,), shapes).u[1]
+        constraint = LatentConstraint((clamped, torch.zeros_like(clamped)), (0,))
+        y = final(correlated(rho), config, constraint, (0,), shapes).u[1]
         assert follows < float(y.mean()) / (1.5 * rho) < 1.0
         assert 0.36 < float(y.var()) < 0.75  # exactly 1 - rho^2 = 0.36
 
@@ -149,7 +151,9 @@ def test_a_start_level_spends_all_steps_below_it(sampler, start, level):
         seen.add(round(float(log_snr[0]), 4))
         return coupled(u, log_snr)
 
-    found = states(watched, config, Given(latents(), (), level), progress=reported.append)
+    found = states(
+        watched, config, LatentConstraint(latents(), (), level), progress=reported.append
+    )
     assert sum(reported) == 13
     if sampler == "flow":
         low, high = log_snr_of(LEVELS[0]), log_snr_of(min(LEVELS[level], 0.99))
@@ -165,16 +169,17 @@ def test_a_start_level_spends_all_steps_below_it(sampler, start, level):
 @pytest.mark.parametrize("level", [0, -1, TOP + 1])
 def test_a_start_level_out_of_range_is_refused_at_once(sampler, level):
     config, noise = LangevinConfig(sampler=sampler, steps=12), NoiseStreams((0,), SMALL)
+    constraint = LatentConstraint(latents(), (), level)
     with pytest.raises(UserInputError, match=f"start level is {level}; .* levels 1 to {TOP}"):
-        sample_prior(coupled, SCHEDULE, noise, config, given=Given(latents(), (), level))
+        sample_prior(coupled, SCHEDULE, noise, config, given=constraint)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_too_few_steps_are_counted_as_they_were_typed(steps):
     config, noise = LangevinConfig(steps=steps), NoiseStreams((0,), SMALL)
-    given = Given(latents(), (), 3)
+    constraint = LatentConstraint(latents(), (), 3)
     with pytest.raises(UserInputError, match=rf"steps is {steps};.* at least 4"):
-        sample_prior(coupled, SCHEDULE, noise, config, given=given)
+        sample_prior(coupled, SCHEDULE, noise, config, given=constraint)
 
 
 @pytest.mark.parametrize("level", [1, 2, 5])
@@ -185,7 +190,7 @@ def test_the_start_is_the_diffused_value(level):
     sigma = LEVELS[level]
     for temperature in (0.0, 1.0):
         config = LangevinConfig(sampler="flow", steps=4, temperature=temperature)
-        found = final(flat_energy, config, Given(u, (2,), level)).u
+        found = final(flat_energy, config, LatentConstraint(u, (2,), level)).u
         for i in (0, 1):
             expected = math.sqrt(1 - sigma**2) * u[i] + temperature * sigma * eps[i]
             torch.testing.assert_close(found[i], expected, rtol=1e-5, atol=1e-6)
@@ -198,21 +203,21 @@ def test_low_starts_stay_near(sampler, start):
     config = LangevinConfig(sampler=sampler, steps=24, start=start, step_scale=0.5)
     u, moved = latents(), []
     for level in (1, 2, 4, TOP):
-        found = final(coupled, config, Given(u, (), level)).u
+        found = final(coupled, config, LatentConstraint(u, (), level)).u
         moved.append(float((flatten(found) - flatten(u)).norm()))
     assert moved == sorted(moved) and moved[0] < 0.5 * moved[-1]
 
 
-# ---- nothing given
+# ---- no constraint
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("start", ["flow", "u_next"])
-def test_nothing_kept_is_the_sampler_itself(sampler, start):
+def test_nothing_clamped_is_the_sampler_itself(sampler, start):
     config = LangevinConfig(sampler=sampler, steps=12, start=start)
     plain = final(coupled, config).u
-    assert equal(final(coupled, config, Given(latents(), ())).u, plain)
-    assert equal(final(coupled, config, Given(latents(), (), TOP)).u, plain)
+    assert equal(final(coupled, config, LatentConstraint(latents(), ())).u, plain)
+    assert equal(final(coupled, config, LatentConstraint(latents(), (), TOP)).u, plain)
 
 
 def test_free_groups_by_themselves():
@@ -222,7 +227,7 @@ def test_free_groups_by_themselves():
     fixed = groups.energy(coupled, lambda level: level).at(1.5)
     level = torch.full((len(u[0]),), 1.5, dtype=u[0].dtype)
     assert torch.equal(fixed(u), coupled(u, level))
-    groups = FreeGroups(Given(u, (1,)), eps)
+    groups = FreeGroups(LatentConstraint(u, (1,)), eps)
     assert groups.free == [0, 2] and equal(groups.select(eps), (eps[0], eps[2]))
     sigma = torch.tensor([0.3, 0.8])
     each = groups.full((eps[0], eps[2]), sigma)
@@ -293,3 +298,8 @@ def test_weight_zero_is_unconditional_in_every_bit(sampler):
 def test_more_weight_finds_it_more_often(sampler):
     found = [float(shares(draw(sampler, ({1}, w), steps=24))[1]) for w in (0.0, 0.3, 0.6, 1.0)]
     assert found == sorted(found) and found[0] < 0.4 and found[-1] > 0.95
+
+
+def test_the_earlier_name_makes_the_same_constraint():
+    u = latents()
+    assert Given(u, kept=(1,), start_level=2) == LatentConstraint(u, clamped=(1,), start_level=2)

@@ -1,0 +1,237 @@
+r"""What the hierarchy of latents is good for: layers of a sample, kept, exchanged or blended.
+
+vary, layers      clamp some groups of u_0, resample the others       (`sampling/constraints.py`)
+mix               the coarse groups of one image with the fine ones of another
+interpolate       great circles in u, group by group
+"""
+
+import math
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import DecoderName, require_choice, require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents, check_latents
+from hebm_sample.pipeline.conditions import Guidance, Symbols
+from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
+from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
+from hebm_sample.pipeline.request import read_request
+from hebm_sample.pipeline.sampler import Sampler
+from hebm_sample.sampling.constraints import LatentConstraint
+
+__all__ = ["interpolate", "latents_of", "layers", "mix", "vary"]
+
+
+def latents_of(
+    model: Model, source: Samples | Latents | ImagesLike, *, mode: EncodeMode = "sample"
+) -> Latents:
+    """u of what variations and mixtures take: `Samples`, latents, or images, which are encoded."""
+    if isinstance(source, Samples):
+        return source.latents
+    if isinstance(source, tuple) and source and isinstance(source[0], Tensor):
+        check_latents(source, model.generator.latent_shapes)
+        return source
+    return model.encode(source, mode=mode)
+
+
+def vary(
+    sampler: Sampler,
+    /,
+    source: Samples | Latents | ImagesLike,
+    keep: Groups,
+    num_variations: int = 8,
+    *,
+    seeds: int | Iterable[int] | None = None,
+    symbols: Symbols | None = None,
+    guidance: Guidance = 1.0,
+    batch_size: int = 16,
+    output_type: OutputType = "pil",
+    **options: Any,
+) -> Samples:
+    """Variations that keep some groups and resample the others.
+
+    The kept groups are returned bit by bit; in between they are clamped to their diffused values,
+    an approximation (`sampling/constraints.py`).
+
+    Arguments:
+        source: What to vary: samples, latents or N images.
+        keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
+            none.
+        num_variations: V.
+        seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
+            for samples the V that follow their largest seed: new noise.
+        symbols, guidance: As of a call: one mapping, or one each of the N * V images.
+        options: `decoder`, `progress` and fields of `LangevinConfig`.
+
+    Returns:
+        N * V images, those of the first source first.
+    """
+    require_integer("num_variations", num_variations, 1, MAX_SEEDS)
+    model = sampler.model
+    u, clamped = latents_of(model, source), _clamped(model, keep)
+    count = check_latents(u, model.generator.latent_shapes)
+    if seeds is None and isinstance(source, Samples):
+        first = max(source.seeds) + 1
+        seeds = range(first, first + num_variations)
+    chosen = choose_seeds(num_variations, seeds) * count
+    conditions: dict[str, Any] = {"symbols": symbols, "guidance": guidance}
+    request = read_request(model, None, chosen, batch_size=batch_size, **conditions, **options)
+    require_choice("output_type", output_type, OutputType)
+    rows = torch.arange(count).repeat_interleave(num_variations)
+    constraint = LatentConstraint(tuple(g[rows] for g in u), clamped)
+    found = sampler.best(replace(request, constraint=constraint))
+    samples = sampler.samples(found, request, output_type)
+    return replace(samples, columns=num_variations)
+
+
+def _clamped(model: Model, keep: Groups) -> tuple[int, ...]:
+    """Indices of the groups to keep, fewer than all."""
+    if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
+        nothing = keep.stop is not None and keep.stop == (keep.start or 0)
+    else:
+        nothing = isinstance(keep, Sized) and len(keep) == 0
+    clamped = () if nothing else tuple(model.group_indices(keep))
+    count = len(model.generator.latent_shapes)
+    if len(clamped) == count:
+        raise UserInputError(
+            f"all {count} groups are kept, so nothing would change; keep at most {count - 1}"
+        )
+    return clamped
+
+
+def layers(
+    sampler: Sampler,
+    /,
+    seed: int = 0,
+    columns: int = 8,
+    *,
+    cuts: Sequence[int] | None = None,
+    output_type: OutputType = "pil",
+    **options: Any,
+) -> Samples:
+    """The hierarchical figure of "Learning Latent Space Hierarchical EBM Diffusion Models" (arXiv
+    2405.13910): each row frees one more group, from the bottom up.
+
+    The first image of every row is the seed's own; the others keep its top groups and
+    resample those below, so that rows go from changes of detail to other images.
+
+    Arguments:
+        seed: Of the image, and of nothing else: the variations have seeds 0, 1, ...
+        columns: Images a row, at least 2.
+        cuts: How many top groups each row keeps; L-1 ... 0 if None.
+        options: As for `vary`.
+    """
+    require_integer("columns", columns, 2, MAX_SEEDS)
+    count = len(sampler.model.generator.latent_shapes)
+    cuts = range(count - 1, -1, -1) if cuts is None else cuts
+    for cut in cuts:
+        require_integer("cut", cut, 0, count - 1)
+    options["output_type"] = "torch"
+    own = sampler(seeds=[seed], **options)
+    others = [s for s in range(columns) if s != seed][: columns - 1]
+    rows: list[Samples] = []
+    for cut in cuts:
+        rows += [own, vary(sampler, own, slice(0, cut), columns - 1, seeds=others, **options)]
+    if not rows:
+        raise UserInputError("cuts is empty; give how many top groups each row keeps")
+    return Samples(
+        to_output(torch.cat([r.images for r in rows]) * 2 - 1, output_type),
+        tuple(torch.cat(g) for g in zip(*(r.latents for r in rows), strict=True)),
+        torch.cat([r.energies for r in rows if r.energies is not None]),
+        tuple(s for r in rows for s in r.seeds),
+        columns=columns,
+        decoder=own.decoder,
+    )
+
+
+def mix(
+    model: Model,
+    /,
+    coarse: Samples | Latents | ImagesLike,
+    fine: Samples | Latents | ImagesLike,
+    cut: int,
+    *,
+    decoder: DecoderName | None = None,
+    output_type: OutputType = "pil",
+    batch_size: int = 16,
+) -> Any:
+    """Images with the top `cut` groups of u from `coarse` and the others from `fine`.
+
+    Arguments:
+        coarse, fine: Samples, latents or images, as many in both, or one in one of them.
+        cut: 0 is `fine` itself, L is `coarse`.
+        decoder: As of `decode`.
+
+    Returns:
+        Images as `decode` gives them.
+    """
+    count = len(model.generator.latent_shapes)
+    require_integer("cut", cut, 0, count)
+    decoder = model.generator.chosen_decoder(decoder)
+    a, b = _paired(model, coarse, fine)
+    u = (*a[:cut], *b[cut:])
+    return model.decode(u, output_type=output_type, batch_size=batch_size, decoder=decoder)
+
+
+def _paired(model: Model, a: Any, b: Any) -> tuple[Latents, Latents]:
+    """u of both, as many in both; one in one of them goes with all of the other's."""
+    u, v = latents_of(model, a), latents_of(model, b)
+    counts = len(u[0]), len(v[0])
+    if counts[0] != counts[1] and 1 not in counts:
+        raise UserInputError(
+            f"{counts[0]} images were given with {counts[1]}; give as many, or one"
+        )
+    most = max(counts)
+    u, v = (tuple(g.expand(most, -1, -1, -1) if len(g) == 1 else g for g in x) for x in (u, v))
+    return u, v
+
+
+def interpolate(
+    model: Model,
+    /,
+    a: Samples | Latents | ImagesLike,
+    b: Samples | Latents | ImagesLike,
+    num_images: int = 9,
+    *,
+    decoder: DecoderName | None = None,
+    output_type: OutputType = "pil",
+    batch_size: int = 16,
+) -> Any:
+    """Images on the great circle between two, in u and group by group, ends included.
+
+    Spherical interpolation, as "Sampling Generative Networks" (arXiv 1609.04468) has it for
+    Gaussian latents.
+
+    Arguments:
+        a, b: Samples, latents or images, one or as many in both.
+        num_images: A pair, at least 2.
+        decoder: As of `decode`.
+
+    Returns:
+        Images as `decode` gives them, those of the first pair first.
+    """
+    require_integer("num_images", num_images, 2, MAX_SEEDS)
+    decoder = model.generator.chosen_decoder(decoder)
+    u, v = _paired(model, a, b)
+    path = [i / (num_images - 1) for i in range(num_images)]
+    between = tuple(
+        torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
+        for g, h in zip(u, v, strict=True)
+    )
+    return model.decode(between, output_type=output_type, batch_size=batch_size, decoder=decoder)
+
+
+def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """The great circle from a (C, H, W) to b at t in [0, 1]; its length goes evenly too."""
+    x, y = a.flatten().double(), b.flatten().double()
+    cosine = (x @ y / (x.norm() * y.norm()).clamp(min=1e-12)).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    if float(angle) < 1e-4 or math.pi - float(angle) < 1e-4:
+        return torch.lerp(a, b, t)
+    weights = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()
+    return (weights[0] * x + weights[1] * y).reshape(a.shape).to(a.dtype)

@@ -1,0 +1,178 @@
+"""What the sampler is to do: a call's arguments, checked, as one value.
+
+A `Request` has a row per image wherever images differ, so that a batch, or a part of one, is a
+request again.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hebm_sample.config import DecoderName, LangevinConfig, require_choice, require_integer
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents
+from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
+from hebm_sample.pipeline.model import Model
+from hebm_sample.pipeline.outputs import choose_seeds
+from hebm_sample.prior.symbols import Condition
+from hebm_sample.sampling.constraints import LatentConstraint
+
+__all__ = [
+    "Likelihood",
+    "Prior",
+    "Progress",
+    "Request",
+    "read_request",
+    "sampling_config",
+    "total_steps",
+]
+
+Prior = Literal["ebm", "gaussian"]
+Progress = Callable[[int], object]
+
+
+class Likelihood(Protocol):
+    """log p of a measurement, a term that is added to F."""
+
+    def rows(self, start: int, stop: int) -> "Likelihood":
+        """Of images start ... stop - 1."""
+        ...
+
+    def to(self, device: torch.device) -> "Likelihood":
+        """On another device."""
+        ...
+
+    def __call__(self, u: Latents, level: Tensor) -> Tensor:
+        """(B,) of latents and level (B,), differentiable in u."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images to be sampled.
+
+    Arguments:
+        seeds: One per image.
+        config: The sampler's settings.
+        prior: "ebm" or "gaussian".
+        condition: Target values of each image; its rows follow `seeds`.
+        constraint: Latents to clamp or to start from, rows as `seeds`.
+        inverted: Whether the noise of `constraint` is found by the flow, with half of the
+            gradients.
+        likelihood: Of a measurement, added to F.
+        progress: Called with the number of gradients just evaluated.
+        only_last: Decode the result only.
+        decoder: What decodes: "sharp" or "likelihood".
+        batch_size: Most images at a time.
+    """
+
+    seeds: tuple[int, ...]
+    config: LangevinConfig
+    prior: Prior = "ebm"
+    condition: Condition | None = None
+    constraint: LatentConstraint | None = None
+    inverted: bool = False
+    likelihood: Likelihood | None = None
+    progress: Progress | None = None
+    only_last: bool = True
+    decoder: DecoderName = "likelihood"
+    batch_size: int = 16
+
+    def rows(self, start: int, stop: int) -> "Request":
+        """The same for images start ... stop - 1."""
+        condition, constraint = self.condition, self.constraint
+        return replace(
+            self,
+            seeds=self.seeds[start:stop],
+            condition=condition and condition.rows(start, stop),
+            constraint=constraint and constraint.rows(start, stop),
+            likelihood=self.likelihood and self.likelihood.rows(start, stop),
+        )
+
+    def batches(self) -> Iterator["Request"]:
+        """Requests of at most `batch_size` images each."""
+        for start in range(0, len(self.seeds), self.batch_size):
+            yield self.rows(start, start + self.batch_size)
+
+
+def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
+    """The model's sampler settings with those that are given (not None) in their place."""
+    given = {k: v for k, v in overrides.items() if v is not None}
+    known = set(LangevinConfig.__dataclass_fields__)
+    if set(given) - known:
+        raise UserInputError(
+            f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
+        )
+    return replace(model.config.sampling, **given)
+
+
+def total_steps(
+    model: Model,
+    /,
+    *,
+    num_images: int = 1,
+    batch_size: int = 16,
+    steps: int | None = None,
+    prior: Prior = "ebm",
+) -> int:
+    """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian prior."""
+    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    if prior == "gaussian":
+        return 0
+    return sampling_config(model, steps=steps).steps * -(-num_images // batch_size)
+
+
+def read_request(
+    model: Model,
+    /,
+    num_images: int | None,
+    seeds: int | Iterable[int] | None,
+    *,
+    symbols: Symbols | None = None,
+    guidance: Guidance = 1.0,
+    prior: Prior = "ebm",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    only_last: bool = True,
+    decoder: DecoderName | None = None,
+    **settings: Any,
+) -> Request:
+    """A call's arguments, checked; they are those of `Sampler.__call__`.
+
+    Raises:
+        UserInputError: A setting out of range, an unknown one, settings that do not go with the
+            Gaussian prior, or symbols or a decoder that the model has not.
+    """
+    require_choice("prior", prior, Prior)
+    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
+    idle += ["symbols"] if symbols is not None else []
+    if prior == "gaussian" and idle:
+        raise UserInputError(
+            f"prior='gaussian' draws u at once, without {', '.join(idle)}; leave them out"
+        )
+    if num_images is None and seeds is None and isinstance(symbols, (list, tuple)):
+        num_images = len(symbols)
+    chosen = choose_seeds(num_images, seeds)
+    return Request(
+        chosen,
+        sampling_config(model, **settings),
+        prior,
+        _condition(model, symbols, guidance, len(chosen)),
+        progress=progress,
+        only_last=only_last,
+        decoder=model.generator.chosen_decoder(decoder),
+        batch_size=batch_size,
+    )
+
+
+def _condition(
+    model: Model, symbols: Symbols | None, guidance: Guidance, count: int
+) -> Condition | None:
+    if symbols is None and guidance == 1.0:
+        return None
+    return read_condition(model.energies().table, symbols, guidance, count, model.name)
