@@ -214,11 +214,12 @@ def _unusual(model: "Model", image: Any, name: str) -> str | None:
 
     if model.calibration is None or model.prior is None:
         return None
-    p_value = score(model, [image]).p_value
-    if p_value is None or float(p_value[0]) >= UNUSUAL:
+    p_value, count = score(model, [image]).p_value, len(model.calibration.distances)
+    # Of few held-out images, what is less usual than all of them.
+    if p_value is None or float(p_value[0]) >= max(UNUSUAL, 1.5 / (count + 1)):
         return None
     how = "crop it as they are"
     if crop_for(model.config) is not None:
         how = "no face was found" if has_detector() else f"{HOW}, with {install_hint('align')}"
-    words = in_words(float(p_value[0]), len(model.calibration.distances))
+    words = in_words(float(p_value[0]), count)
     return f"{name} looks unlike {model.name}'s images, {words}; {how}"

@@ -1,6 +1,6 @@
 """Where the faces of our models' images have eyes and mouth, measured on their training data:
 
-hebm-train crop FOLDER --data SOURCE -n 2000
+hebm-train crop FOLDER --data SOURCE -n 1000
 """
 
 from hebm_sample.config import FaceCrop, ModelConfig
@@ -8,8 +8,8 @@ from hebm_sample.config import FaceCrop, ModelConfig
 __all__ = ["CROPS", "crop_for"]
 
 CROPS = {
-    "celebahq": FaceCrop((0.3328, 0.3251), (0.6672, 0.3251), (0.5, 0.6882), spread=0.0672),
-    "celeba64": FaceCrop((0.3891, 0.5159), (0.6109, 0.5159), (0.5, 0.7482), spread=0.0426),
+    "celebahq": FaceCrop((0.3334, 0.3253), (0.6666, 0.3253), (0.5, 0.6882), spread=0.0632),
+    "celeba64": FaceCrop((0.3889, 0.5163), (0.6111, 0.5163), (0.5, 0.7484), spread=0.0377),
 }
 
 

@@ -3,55 +3,20 @@
 import numpy as np
 import pytest
 from PIL import Image
+from spots import CROP, face_at, find_spots, spots
 from tiny import tiny_config
 
 from hebm_sample.align.aligner import align, crop_points, placed
-from hebm_sample.align.faces import Face, choose
-from hebm_sample.align.geometry import Similarity
+from hebm_sample.align.faces import choose
 from hebm_sample.align.measure import crop_of, measure_crop
 from hebm_sample.align.notes import framing_note
 from hebm_sample.config import FaceCrop, ModelConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.crops import CROPS, crop_for
 
-CROP = FaceCrop((0.35, 0.4), (0.65, 0.4), (0.5, 0.7), spread=0.05)
-
-
-def _face(x: float, size: float, turn: complex = 1 + 0j) -> Face:
-    """A face `size` wide around (x, 100)."""
-    at = Similarity(size * turn, complex(x, 100) - size * turn * (0.5 + 0.5j))
-    flat = Face((0.1, 0.1, 0.9, 0.9), 0.99, (0.35, 0.4), (0.65, 0.4), (0.5, 0.7))
-    return flat.moved(at)
-
-
-def _spots(face: Face) -> Image.Image:
-    """An image, 400 x 300, with a red, a green and a blue disc for eyes and mouth."""
-    y, x = np.mgrid[:300, :400] + 0.5
-    image = np.zeros((300, 400, 3))
-    for channel, point in enumerate(face.points):
-        off = (x - point[0]) ** 2 + (y - point[1]) ** 2
-        image[:, :, channel] = 255 * np.exp(-off / 50)
-    return Image.fromarray(image.astype(np.uint8))
-
-
-def _find_spots(image: Image.Image) -> list[Face]:
-    """The centres of the discs, which are a detector of such images; none in black ones."""
-    pixels = np.asarray(image, dtype=np.float64)
-    pixels = np.where(pixels > 100, pixels, 0)
-    if not all(pixels.sum((0, 1)) > 0):
-        return []
-    y, x = np.mgrid[: image.height, : image.width] + 0.5
-    found = [
-        (float((x * c).sum() / c.sum()), float((y * c).sum() / c.sum()))
-        for c in pixels.transpose(2, 0, 1)
-    ]
-    if found[0][0] > found[1][0]:  # a mirror image: left is the image's left
-        found[:2] = found[1::-1]
-    return [Face((0, 0, 10, 10), 1.0, *found)]
-
 
 class TestChoose:
-    faces = [_face(50, 40), _face(150, 80), _face(300, 60)]
+    faces = [face_at(50, 40), face_at(150, 80), face_at(300, 60)]
 
     def test_the_largest_by_default(self) -> None:
         assert choose(self.faces) is self.faces[1]
@@ -78,16 +43,16 @@ class TestAlign:
     @pytest.mark.parametrize("side", [64, 256])
     def test_eyes_and_mouth_land_where_the_crop_has_them(self, degrees: int, side: int) -> None:
         turn = complex(np.exp(1j * np.radians(degrees)))
-        photo = _spots(_face(210, 130, turn))
-        found = align(photo, CROP, side, detector=_find_spots)
+        photo = spots(face_at(210, 130, turn))
+        found = align(photo, CROP, side, detector=find_spots)
         assert found.image.size == (side, side)
         assert found.to_crop.degrees == pytest.approx(-degrees, abs=0.7)
-        points = placed(found.image, _find_spots)
+        points = placed(found.image, find_spots)
         assert points == pytest.approx(crop_points(CROP), abs=0.012)
 
     def test_the_photograph_comes_back_outside_and_the_edit_inside(self) -> None:
-        photo = _spots(_face(210, 130))
-        found = align(photo, CROP, 64, detector=_find_spots)
+        photo = spots(face_at(210, 130))
+        found = align(photo, CROP, 64, detector=find_spots)
         back = np.asarray(found.paste_back(Image.new("RGB", (64, 64), "white")))
         assert back.shape == (300, 400, 3) and (back[0] == np.asarray(photo)[0]).all()
         x, y = found.to_crop.inverse()(np.array([[0.5, 0.5]]))[0].astype(int)
@@ -95,11 +60,11 @@ class TestAlign:
 
     def test_a_photograph_without_a_face_is_refused(self) -> None:
         with pytest.raises(UserInputError, match="no face was found in the image"):
-            align(Image.new("RGB", (90, 80)), CROP, 64, detector=_find_spots)
+            align(Image.new("RGB", (90, 80)), CROP, 64, detector=find_spots)
 
     def test_a_detector_that_finds_nothing_in_the_crop_leaves_the_first_fit(self) -> None:
-        face = _face(210, 130)
-        found = align(_spots(face), CROP, 64, detector=lambda x: [face] * (x.width == 400))
+        face = face_at(210, 130)
+        found = align(spots(face), CROP, 64, detector=lambda x: [face] * (x.width == 400))
         assert found.to_crop(face.points) == pytest.approx(crop_points(CROP), abs=1e-9)
 
 
@@ -115,15 +80,15 @@ class TestMeasure:
         assert (far <= found.spread).mean() == pytest.approx(0.99, abs=0.002)
 
     def test_it_finds_where_drawn_faces_are(self) -> None:
-        faces = [_face(200 + i % 5, 200).moved(lambda p: p + [0, 50]) for i in range(50)]
-        found = measure_crop((_spots(f) for f in faces), _find_spots)
+        faces = [face_at(200 + i % 5, 200).moved(lambda p: p + [0, 50]) for i in range(50)]
+        found = measure_crop((spots(f) for f in faces), find_spots)
         middle = (faces[2].points - [50, 0]) / 300  # of the middle square
         assert crop_points(found)[:, 1] == pytest.approx(middle[:, 1], abs=0.01)
         assert found.left_eye[0] == pytest.approx(middle[0, 0], abs=0.01)
 
     def test_few_faces_are_refused(self) -> None:
         with pytest.raises(UserInputError, match="found in 0 images"):
-            measure_crop([Image.new("RGB", (32, 32))] * 60, _find_spots)
+            measure_crop([Image.new("RGB", (32, 32))] * 60, find_spots)
 
 
 class TestNotes:
