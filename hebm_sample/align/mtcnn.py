@@ -142,7 +142,7 @@ class Mtcnn:
         """The faces of an RGB image, from left to right."""
         longest = max(image.size)
         scale = min(1.0, _LONGEST / longest) * max(1.0, _SHORTEST_LONG_SIDE / longest)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
+        size = _scaled(image, scale)
         seen = image.resize(size, Image.Resampling.BICUBIC) if scale != 1.0 else image
         factors = np.array([image.width / size[0], image.height / size[1]])
         faces = [face.moved(lambda p: p * factors) for face in self._faces(seen)]
@@ -157,7 +157,7 @@ class Mtcnn:
         """Boxes (N, 4) from P-Net at every size."""
         found, limits = [], self._thresholds
         for scale in _scales(min(image.size)):
-            size = tuple(max(1, round(side * scale)) for side in image.size)
+            size = _scaled(image, scale)
             small = image.resize(size, Image.Resampling.BILINEAR)
             moves, scores = (t[0].numpy() for t in self._networks[0].everywhere(_pixels([small])))
             rows, columns = np.nonzero(scores > limits.proposal)
@@ -255,10 +255,7 @@ def _patches(image: Image.Image, boxes: np.ndarray, side: int) -> Tensor:
     wide = Image.new("RGB", (right - left, bottom - top), (127, 127, 127))
     wide.paste(image, (-left, -top))
     shifted = boxes - np.array([left, top, left, top])
-    patches = [
-        wide.resize((side, side), Image.Resampling.BILINEAR, tuple(map(float, box)))
-        for box in shifted
-    ]
+    patches = [wide.resize((side, side), Image.Resampling.BILINEAR, _box(box)) for box in shifted]
     return _pixels(patches)
 
 
@@ -287,4 +284,14 @@ def _face(box: np.ndarray, score: float, points: np.ndarray) -> Face:
     left, right, middle = (
         (float(x), float(y)) for x, y in (points[_LEFT_EYE], points[_RIGHT_EYE], mouth)
     )
-    return Face(tuple(map(float, box)), score, left, right, middle)
+    return Face(_box(box), score, left, right, middle)
+
+
+def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
+    """An image's width and height at a scale, in whole pixels."""
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+
+def _box(box: np.ndarray) -> tuple[float, float, float, float]:
+    left, top, right, bottom = map(float, box)
+    return left, top, right, bottom

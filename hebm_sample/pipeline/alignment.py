@@ -36,7 +36,7 @@ __all__ = [
     "warn_of_framing",
 ]
 
-UNUSUAL = 0.005  # p-value below which an image is said to be unlike the model's
+SHARE = "0.99"  # of held-out images, which reconstruct better than what is said to be unlike them
 
 
 class FramingWarning(UserWarning):
@@ -208,18 +208,20 @@ def framing_notes(model: "Model", images: "ImagesLike") -> list[str]:
 
 
 def _unusual(model: "Model", image: Any, name: str) -> str | None:
-    """What is said of an image that is less usual than all but a few held-out ones."""
-    from hebm_sample.metrics.typicality import in_words
-    from hebm_sample.pipeline.scores import score
+    """What is said of an image that reconstructs worse than 99 in 100 held-out ones did."""
+    from hebm_sample.pipeline.scoring import DISTORTION_FACT, distortion_of, measure
 
-    if model.calibration is None or model.prior is None:
+    calibration = model.calibration
+    bound = (calibration.facts.get(DISTORTION_FACT) or {}).get(SHARE) if calibration else None
+    if calibration is None or bound is None or model.prior is None:
         return None
-    p_value, count = score(model, [image]).p_value, len(model.calibration.distances)
-    # Of few held-out images, what is less usual than all of them.
-    if p_value is None or float(p_value[0]) >= max(UNUSUAL, 1.5 / (count + 1)):
+    found = measure(model, model.read_images([image]), calibration.facts.get("draws", 2))
+    if float(distortion_of(found)[0]) <= bound:
         return None
     how = "crop it as they are"
     if crop_for(model.config) is not None:
         how = "no face was found" if has_detector() else f"{HOW}, with {install_hint('align')}"
-    words = in_words(float(p_value[0]), count)
-    return f"{name} looks unlike {model.name}'s images, {words}; {how}"
+    return (
+        f"{name} looks unlike {model.name}'s images, it reconstructs worse than "
+        f"{float(SHARE) * 100:g} in 100 held-out ones; {how}"
+    )

@@ -48,7 +48,7 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
 
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
-    rows = training.images[:num_images]
+    rows: Any = training.images[:num_images]
     with click.progressbar(
         rows, label="finding faces", hidden=quiet, file=click.get_text_stream("stderr")
     ) as shown:
