@@ -31,11 +31,11 @@ def crop_of(points: np.ndarray) -> FaceCrop:
         )
     mirrored = points[:, [1, 0, 2]] * np.array([-1.0, 1.0]) + np.array([1.0, 0.0])
     medians = np.median(np.concatenate([points, mirrored]), axis=0)
-    positions = [tuple(round(float(v), _DIGITS) for v in point) for point in medians]
-    crop = FaceCrop(*positions)
+    left, right, mouth = (tuple(round(float(v), _DIGITS) for v in point) for point in medians)
+    crop = FaceCrop(left, right, mouth)
     far = [distance_from(crop, face) for face in points]
     spread = round(float(np.quantile(far, _SHARE)), _DIGITS)
-    return FaceCrop(*positions, spread=spread)
+    return FaceCrop(left, right, mouth, spread)
 
 
 def measure_crop(images: Iterable[Image.Image], detector: Detector | None = None) -> FaceCrop:

@@ -68,6 +68,10 @@ class Framed:
             len(self.aligned) :
         ]
 
+    def listed(self) -> list[Any]:
+        """The images, one after another."""
+        return _listed(self.images)
+
     def showing(self, images: "ImagesLike") -> "Framed":
         """The same with other images, of the same faces: those that the model sees."""
         return replace(self, images=images)

@@ -40,6 +40,7 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
             f"{folder} is no model folder; give one that hebm-train export or save_pretrained "
             "wrote"
         )
+    import numpy as np
     from PIL import Image
 
     from hebm_sample.align.measure import measure_crop
@@ -48,11 +49,11 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
 
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
-    rows: Any = training.images[:num_images]
+    rows = training.images[:num_images]
     with click.progressbar(
         rows, label="finding faces", hidden=quiet, file=click.get_text_stream("stderr")
     ) as shown:
-        found = measure_crop(Image.fromarray(x.transpose(1, 2, 0)) for x in shown)
+        found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
     write_config(folder, replace(pipe.config, crop=found))
     click.echo(
         f"{folder}: left eye {_point(found.left_eye)}, right eye {_point(found.right_eye)}, "

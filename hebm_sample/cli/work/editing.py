@@ -265,7 +265,7 @@ def inpaint(options: InpaintOptions) -> None:
     if options.outdir is None:
         check_grid(columns, size, columns)
     framed = _framed(pipe, options, [image])
-    x = prepare(list(framed.images), size)
+    x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
     filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
     images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
