@@ -3,6 +3,7 @@ said of those that are not aligned. The detector is that of drawn faces (`spots.
 """
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from tiny import symbolic_config, tiny_modules
 from hebm_sample.align import aligner
 from hebm_sample.cli.edit import main
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.save import write_config
 from hebm_sample.pipeline import alignment
 from hebm_sample.pipeline.alignment import FramingWarning
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -217,3 +219,14 @@ class TestCommand:
         assert done.exit_code == 0, done.output
         with Image.open("out/other.png") as image:
             assert image.size == (400, 300)
+
+
+def test_a_crop_written_into_a_folder_is_that_of_the_model_loaded_from_it(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    config = Pipeline.from_pretrained(folder, device="cpu").config
+    crop = replace(CROP, spread=0.02)
+    row = write_config(folder, replace(config, crop=crop))
+    loaded = Pipeline.from_pretrained(folder, device="cpu")  # checked against the manifest's row
+    assert loaded.config == replace(config, crop=crop)
+    assert row.files["config.json"].size == (folder / "config.json").stat().st_size
