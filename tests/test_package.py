@@ -37,7 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ORDER = (
     ("errors",),
     ("config", "latents", "io", "metrics"),
-    ("generator", "prior", "presets", "data"),
+    ("generator", "prior", "presets", "data", "align"),
     ("sampling", "hub"),
     ("pipeline",),
     ("training",),
@@ -238,7 +238,7 @@ def test_constraints_are_plain_pins() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + [
         line
-        for extra in ("train", "eval", "demo", "dev", "docs")
+        for extra in ("train", "eval", "demo", "align", "dev", "docs")
         for line in extras[extra]
         if ";" not in line
     ]

@@ -51,6 +51,7 @@ _EXAMPLES = """\b
 Examples:
   hebm-edit edit face.jpg --dataset celeba64 --attr Smiling
   hebm-edit edit *.jpg --dataset celeba64 --attr Male=no --guidance 16 --outdir edited
+  hebm-edit edit photo.jpg --dataset celebahq --attr Smiling --align --paste-back
   hebm-edit interpolate a.jpg b.jpg --dataset celebahq -n 9
   hebm-edit inpaint face.jpg --mask mask.png --dataset celebahq --seeds 0-3
   hebm-edit score *.jpg --dataset celeba64 --json
@@ -72,6 +73,29 @@ _OUT = out("One image file with all images on a grid.  [default: IMAGE's name an
 
 def _outdir(name: str) -> Callable[[Any], Any]:
     return outdir(f"One PNG a result instead: DIR/{name}.png.")
+
+
+_ALIGN = (
+    option(
+        "Images",
+        "--align",
+        is_flag=True,
+        help="Find the face, turn and crop it as the model's images are (extra `align`).",
+    ),
+    option(
+        "Images",
+        "--face",
+        type=click.IntRange(1),
+        metavar="K",
+        help="With --align: which, numbered from the left.  [default: the largest]",
+    ),
+)
+_PASTE_BACK = option(
+    "Images",
+    "--paste-back",
+    is_flag=True,
+    help="With --align: write the photograph with the result in the face's place.",
+)
 
 
 def _groups(text: str) -> Callable[[Any], Any]:
@@ -96,8 +120,8 @@ def _strength(default: float, text: str) -> Callable[[Any], Any]:
 def main() -> None:
     """Edit, complete and score real images with a model's energies.
 
-    PNG, JPEG, WebP, AVIF, BMP, GIF, PPM and TIFF files are read, cropped to the middle square and
-    resized to the model's size.
+    PNG, JPEG, WebP, AVIF, BMP, GIF, PPM and TIFF files are read, cropped to the middle square, or
+    with --align to the face, and resized to the model's size.
     """
 
 
@@ -106,6 +130,8 @@ def main() -> None:
 @taking(
     DATASET,
     REVISION,
+    _ALIGN,
+    _PASTE_BACK,
     seeds("One per image."),
     _strength(0.77, "Noise to go up to: less changes less."),
     option(
@@ -175,6 +201,8 @@ def interpolate(**options: Any) -> None:
         metavar="FILE",
         help="White where to fill in; of the image's size, or the model's.",
     ),
+    _ALIGN,
+    _PASTE_BACK,
     seeds("One result a seed.  [default: 0]"),
     _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
@@ -209,6 +237,7 @@ def inpaint(**options: Any) -> None:
 @taking(
     DATASET,
     REVISION,
+    _ALIGN,
     _groups("Groups that count, 0 the top: 0-3.  [default: all]"),
     MACHINE,
     OUTPUT[0],

@@ -1,5 +1,5 @@
 """The command `hebm-train`: generator, prior, decoder, recipe, export, evaluate,
-classifier, baseline, calibrate, push, import-nvae.
+classifier, baseline, calibrate, crop, push, import-nvae.
 
 Options override single values of a preset. A run lives in one folder, `--out`; `--resume` goes on
 from its newest whole checkpoint. `accelerate launch -m hebm_sample.training ...` runs the same
@@ -13,6 +13,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.baseline import baseline
 from hebm_sample.cli.evaluation.calibrate import calibrate
 from hebm_sample.cli.evaluation.classifier import classifier, judge
+from hebm_sample.cli.evaluation.crop import crop
 from hebm_sample.cli.evaluation.legacy import evaluate
 from hebm_sample.cli.import_nvae import import_nvae
 from hebm_sample.cli.push import push
@@ -64,6 +65,7 @@ for command in (
     classifier,
     baseline,
     calibrate,
+    crop,
     push,
     import_nvae,
 ):

@@ -13,6 +13,7 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
+from hebm_sample.config.crop import FaceCrop
 from hebm_sample.config.generator import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.config.model import ModelConfig
 from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
@@ -37,6 +38,7 @@ __all__ = [
     "CellKind",
     "ConfigBase",
     "DecoderName",
+    "FaceCrop",
     "GeneratorConfig",
     "Kernel",
     "LangevinConfig",

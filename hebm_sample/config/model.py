@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hebm_sample.config.base import FORMAT_VERSION, ConfigBase, require, require_version
+from hebm_sample.config.crop import FaceCrop
 from hebm_sample.config.generator import GeneratorConfig
 from hebm_sample.config.nvae import NvaeConfig
 from hebm_sample.config.prior import PriorConfig
@@ -25,6 +26,8 @@ class ModelConfig(ConfigBase):
         prior: The energy-based prior; None for a generator that has not got one yet.
         sampling: The sampler's defaults.
         training: What each part was trained with, in that order; empty where it is not known.
+        crop: Where the faces of its images have eyes and mouth; None for models of other things,
+            or where it was not measured.
         format_version: Of this file; a newer one is refused.
 
     >>> from hebm_sample.config import ScaleConfig
@@ -34,7 +37,7 @@ class ModelConfig(ConfigBase):
     >>> ModelConfig.from_dict(model.to_dict() | {"colour": "red"})
     Traceback (most recent call last):
     hebm_sample.errors.UserInputError: config has unknown keys ['colour']; known are
-    ['format_version', 'generator', 'name', 'prior', 'sampling', 'training']
+    ['crop', 'format_version', 'generator', 'name', 'prior', 'sampling', 'training']
     """
 
     name: str
@@ -43,6 +46,7 @@ class ModelConfig(ConfigBase):
     sampling: LangevinConfig = field(default_factory=LangevinConfig)
     format_version: int = FORMAT_VERSION
     training: tuple[TrainingRecord, ...] = ()
+    crop: FaceCrop | None = None
 
     def __post_init__(self) -> None:
         require_version(self.format_version)
@@ -70,7 +74,7 @@ class ModelConfig(ConfigBase):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As any other, with the parts' own forms; without `training` where it is not known."""
+        """As any other, with the parts' own forms; without `training` and `crop` if not known."""
         found = super().to_dict() | {
             "generator": self.generator.to_dict(),
             "prior": self.prior.to_dict() if self.prior is not None else None,
@@ -79,6 +83,8 @@ class ModelConfig(ConfigBase):
         found["training"] = [record.to_dict() for record in self.training]
         if not self.training:
             del found["training"]
+        if self.crop is None:
+            del found["crop"]
         return found
 
     @classmethod

@@ -8,11 +8,12 @@ from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, fit_calibration
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.pipeline.scoring import Measured, measure
+from hebm_sample.pipeline.scoring import DISTORTION_FACT, Measured, distortion_of, measure
 
 __all__ = ["calibrate", "measure_images"]
 
 DRAWS = 2
+QUANTILES = (0.5, 0.9, 0.99)  # of the reconstruction error that a calibration keeps
 
 
 def measure_images(
@@ -46,7 +47,8 @@ def calibrate(
     progress: bool = False,
 ) -> Calibration:
     """A calibration from held-out images, uint8 (N, 3, S, S); in an order that `seed` shuffles,
-    half of them fit the distance and the others' distances are kept.
+    half of them fit the distance and the others' distances are kept, with quantiles of the
+    reconstruction error of all.
 
     Raises:
         UserInputError: Fewer than 200 images, or a model without encoder or prior.
@@ -58,4 +60,7 @@ def calibrate(
         )
     found = measure_images(pipe, images, draws=draws, batch_size=batch_size, progress=progress)
     order = np.random.default_rng(seed).permutation(len(images))
-    return fit_calibration(found.statistics.numpy()[order], found.names, {"draws": draws})
+    errors = np.quantile(distortion_of(found).numpy(), QUANTILES)
+    kept = {f"{q:g}": float(f"{v:.6g}") for q, v in zip(QUANTILES, errors, strict=True)}
+    facts = {"draws": draws, DISTORTION_FACT: kept}
+    return fit_calibration(found.statistics.numpy()[order], found.names, facts)

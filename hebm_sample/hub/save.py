@@ -37,6 +37,7 @@ __all__ = [
     "check_model_folder",
     "licence_of",
     "write_calibration",
+    "write_config",
     "write_model_folder",
 ]
 
@@ -207,6 +208,26 @@ def _install(staging: Path, folder: Path, overwrite: bool) -> None:
             else:  # of an older model, which the row would take for this one's
                 (folder / name).unlink(missing_ok=True)
         sync_folder(folder)
+
+
+def write_config(folder: Path, config: ModelConfig) -> ModelRow:
+    """Write a model folder's `config.json` anew and enter it into the folder's row, which stays as
+    it is otherwise; returns the row. While it is written the folder has no row and is refused.
+
+    Raises:
+        WeightsError: The folder has no manifest.
+        EnvironmentFailure: It cannot be written.
+    """
+    data = (json.dumps(config.to_dict(), indent=2) + "\n").encode()
+    read_row(folder)  # there must be one
+    with exclusive(folder):
+        row = read_row(folder)
+        (folder / MANIFEST_NAME).unlink()
+        write_atomically(folder / "config.json", data)
+        file = FileRow(len(data), hashlib.sha256(data).hexdigest())
+        row = replace(row, files={**row.files, "config.json": file})
+        write_manifest(folder / MANIFEST_NAME, [row])
+    return row
 
 
 def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:

@@ -20,6 +20,7 @@ from hebm_sample.config import EDIT_STEPS, require_choice, require_range
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.alignment import frame, warn_of_framing
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds
@@ -49,6 +50,9 @@ def edit(
     mode: EncodeMode = "sample",
     batch_size: int = 16,
     output_type: OutputType = "pil",
+    align: bool = False,
+    face: int | None = None,
+    paste_back: bool = False,
     **options: Any,
 ) -> Samples:
     """Change images to a condition and keep the rest of them: u_0 ~ q(u | x), brought to a noise
@@ -68,7 +72,15 @@ def edit(
             what the others say.
         seeds: One per image; 0 ... N-1 if None.
         mode: "sample" or "mean" of q(u | x).
+        align: Find the face in each image, turn it and crop it as the model's images are. An
+            image that is not aligned and framed otherwise gets a `FramingWarning`.
+        face: With `align`: which face, numbered from the left, from 1; the largest if None.
+        paste_back: With `align`: give the photographs with the edited faces in their places.
         options: `decoder`, `progress` and fields of `LangevinConfig`.
+
+    Raises:
+        UserInputError: With `align`: an image without a face, or a model without a crop.
+        EnvironmentFailure: With `align`: the extra `align` is not installed.
     """
     require_range("strength", strength, 0.0, 1.0)
     require_choice("method", method, EditMethod)
@@ -77,7 +89,10 @@ def edit(
         options = _flow_options(model, options)
     free = model.group_indices(groups)
     level = model.level_near(strength, below_noise=inverted)
-    x, chosen = seeded(model, images, seeds)
+    framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
+    framed = frame(model, images, output_type=output_type, **framing)
+    warn_of_framing(model, images, framed)
+    x, chosen = seeded(model, framed.images, seeds)
     options["guidance"] = 1.0 if symbols is None else guidance
     request = read_request(model, None, chosen, symbols=symbols, batch_size=batch_size, **options)
     u = posterior(model, x, chosen, mode, batch_size)
@@ -85,7 +100,7 @@ def edit(
     constraint = LatentConstraint(u, clamped, level)
     require_choice("output_type", output_type, OutputType)
     found = sampler.best(replace(request, constraint=constraint, inverted=inverted))
-    return sampler.samples(found, request, output_type)
+    return framed.pasted(sampler.samples(found, request, output_type), paste_back)
 
 
 def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:

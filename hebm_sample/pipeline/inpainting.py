@@ -30,6 +30,7 @@ from hebm_sample.config import require_range
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.io.images import prepare_masks
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.alignment import frame, warn_of_framing
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.editing import posterior, seeded, with_edit_steps
 from hebm_sample.pipeline.model import ImagesLike
@@ -57,6 +58,9 @@ def inpaint(
     seeds: int | Iterable[int] | None = None,
     batch_size: int = 16,
     output_type: OutputType = "pil",
+    align: bool = False,
+    face: int | None = None,
+    paste_back: bool = False,
     **options: Any,
 ) -> Samples:
     """Fill in the masked pixels: Langevin on the prior times a likelihood of the known ones.
@@ -74,6 +78,7 @@ def inpaint(
         strength: Level to start from, as for `edit`. The masked region begins as a smooth
             filling from what is known around it; less than 1 keeps some of its colours.
         seeds: One per image; 0 ... N-1 if None.
+        align, face, paste_back: As of `edit`; masks of a photograph's size are aligned with it.
         options: `decoder`, `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS`
             unless said.
     """
@@ -81,8 +86,12 @@ def inpaint(
     require_range("weight", weight, 0.0, 1e3)
     options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
     model = sampler.model
-    x, chosen = seeded(model, images, seeds)
-    unknown = prepare_masks(masks, images, model.config.generator.image_size, len(x))
+    framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
+    framed = frame(model, images, output_type=output_type, **framing)
+    warn_of_framing(model, images, framed)
+    x, chosen = seeded(model, framed.images, seeds)
+    size = model.config.generator.image_size
+    unknown = prepare_masks(framed.masks(masks), framed.images, size, len(x))
     filled = fill_smoothly(x, ~unknown)
     request = read_request(model, None, chosen, batch_size=batch_size, **options)
     u = posterior(model, filled, chosen, "sample", batch_size)
@@ -92,7 +101,8 @@ def inpaint(
     constraint = LatentConstraint(u, (), start, cells)
     found = sampler.best(replace(request, constraint=constraint, likelihood=known))
     pasted = torch.where(unknown, found.images, x)
-    return sampler.samples(replace(found, images=pasted), request, output_type)
+    samples = sampler.samples(replace(found, images=pasted), request, output_type)
+    return framed.pasted(samples, paste_back)
 
 
 @dataclass(frozen=True)

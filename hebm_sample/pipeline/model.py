@@ -26,6 +26,7 @@ from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
@@ -305,6 +306,8 @@ class Model:
         mode: EncodeMode = "sample",
         seeds: int | Iterable[int] | None = None,
         batch_size: int = 16,
+        align: bool = False,
+        face: int | None = None,
     ) -> Latents:
         """u of images, on the CPU: a sample of q(u | x), or its mean.
 
@@ -317,13 +320,14 @@ class Model:
                 3, S, S) in [0, 1], as "torch" output is.
             mode: "sample" or "mean".
             seeds: Of the sample, one per image; 0 ... N-1 if None.
+            align, face: As of `edit`.
 
         Raises:
             UserInputError: The model has no encoder, or these are no images of its size.
         """
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
-        x = self.read_images(images)
+        x = self.read_images(crops(self, images, align, face))
         chosen = choose_seeds(len(x), seeds)
         shapes, parts = self.generator.latent_shapes, []
         for i in range(0, len(x), batch_size):

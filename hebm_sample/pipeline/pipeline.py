@@ -7,6 +7,7 @@ files of its own:
     scores       densities: `energy`, `log_density`, `rate`, `score`
     sampler      a call, `stream`, `trajectory`
     layers       `vary`, `layers`, `mix`, `interpolate`
+    alignment    `align`, `framing_notes`
     editing      `edit`
     inpainting   `inpaint`
 """
@@ -22,7 +23,7 @@ import torch
 from hebm_sample.config import ModelConfig
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.manifest import ModelRow
-from hebm_sample.pipeline import editing, inpainting, request, scores
+from hebm_sample.pipeline import alignment, editing, inpainting, request, scores
 from hebm_sample.pipeline import layers as of_layers
 from hebm_sample.pipeline.editing import EditMethod
 from hebm_sample.pipeline.model import Model, pretrained
@@ -294,6 +295,8 @@ class Pipeline:
     mix = _of_model(of_layers.mix)
     interpolate = _of_model(of_layers.interpolate)
 
+    align = _of_model(alignment.aligned_images)
+    framing_notes = _of_model(alignment.framing_notes)
     edit = _of_sampler(editing.edit)
     inpaint = _of_sampler(inpainting.inpaint)
 

@@ -12,6 +12,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.pipeline import scoring
+from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
 from hebm_sample.pipeline.scoring import Measured
 
@@ -67,6 +68,8 @@ def energy(
     groups: Groups | None = None,
     mode: EncodeMode = "sample",
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Tensor:
     """The energy -F_G at the lowest noise level, all symbols open, (N,): low for images like
     the training data.
@@ -75,9 +78,11 @@ def energy(
         images: As for `encode`; or give `latents`.
         latents: u, as `encode` or a call returns it.
         groups: The groups G that count: a slice, indices or one index; all if None.
+        align, face: As of `edit`.
     """
     chosen, prior = model.group_indices(groups), model.energies()
-    u = model.latents_from(images, latents, mode, batch_size)
+    seen = None if images is None else crops(model, images, align, face)
+    u = model.latents_from(seen, latents, mode, batch_size)
     return -prior.select(model.lowest_outputs(u, batch_size), chosen)
 
 
@@ -136,7 +141,14 @@ def rate(
     return scoring.rate(model, model.read_images(images), chosen, draws, batch_size)
 
 
-def score(model: Model, images: ImagesLike, *, batch_size: int = 16) -> Scores:
+def score(
+    model: Model,
+    images: ImagesLike,
+    *,
+    batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
+) -> Scores:
     """Densities, likelihood ratios, and a p-value: how unusual images are among held-out ones.
 
     Likelihood ratios of the finest groups as in "Hierarchical VAEs Know What They Don't Know"
@@ -146,13 +158,14 @@ def score(model: Model, images: ImagesLike, *, batch_size: int = 16) -> Scores:
 
     Arguments:
         images: As for `encode`.
+        align, face: As of `edit`.
 
     Raises:
         UserInputError: No prior, no encoder, or a calibration that another release made.
     """
     require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     model.energies()
-    calibration, x = model.calibration, model.read_images(images)
+    calibration, x = model.calibration, model.read_images(crops(model, images, align, face))
     draws = calibration.facts.get("draws", SCORE_DRAWS) if calibration else SCORE_DRAWS
     found = scoring.measure(model, x, draws, batch_size)
     distance, p_value = _calibrated(model, found)

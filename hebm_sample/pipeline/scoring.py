@@ -40,8 +40,18 @@ from hebm_sample.sampling.noise import NoiseStreams
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
 
-__all__ = ["Measured", "group_indices", "half_squares", "log_density", "measure", "rate"]
+__all__ = [
+    "DISTORTION_FACT",
+    "Measured",
+    "distortion_of",
+    "group_indices",
+    "half_squares",
+    "log_density",
+    "measure",
+    "rate",
+]
 
+DISTORTION_FACT = "log_distortion"  # of a calibration: its quantiles over held-out images
 SMALLEST = 1e-12  # below which a mean square is taken for this
 
 
@@ -188,6 +198,11 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
         statistics=torch.cat(list(columns.values()), dim=1),
         names=tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
     )
+
+
+def distortion_of(found: Measured) -> Tensor:
+    """log(-log p(x | u)), the reconstruction error's statistic, (N,)."""
+    return found.statistics[:, found.names.index("log distortion 0")]
 
 
 def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str, Tensor]:

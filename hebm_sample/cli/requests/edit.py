@@ -8,6 +8,7 @@ from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions, count
 from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, DecoderName
 
 __all__ = [
+    "AlignOptions",
     "EditOptions",
     "InpaintOptions",
     "InterpolateOptions",
@@ -29,7 +30,35 @@ def name_of(source: Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(SteeringOptions):
+class AlignOptions:
+    """Whether and how the face of a photograph is aligned."""
+
+    align: bool = False
+    face: int | None = None
+    paste_back: bool = False
+
+    def check_alignment(self, results: int, outdir: Path | None) -> None:
+        """`UserInputError` for options that would be ignored, or that photographs do not allow."""
+        refuse(self.face is not None and not self.align, "--face needs --align")
+        refuse(self.paste_back and not self.align, "--paste-back needs --align")
+        refuse(
+            self.paste_back and results > 1 and outdir is None,
+            f"--paste-back makes {results} photographs, which may have different sizes; give "
+            "--outdir",
+        )
+
+    @property
+    def alignment(self) -> dict[str, Any]:
+        """What files say of it; None where it does not apply."""
+        return {
+            "align": self.align or None,
+            "face": self.face,
+            "paste_back": self.paste_back or None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(SteeringOptions, AlignOptions):
     """Of `edit`."""
 
     images: tuple[Path, ...]
@@ -42,6 +71,7 @@ class EditOptions(SteeringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_alignment(len(self.images), self.outdir)
         refuse(
             self.method == "flow" and self.sampler not in (None, "flow"),
             f"--sampler {self.sampler} draws noise, and an edit by the flow does not; "
@@ -65,6 +95,7 @@ class EditOptions(SteeringOptions):
             "strength": self.strength,
             "method": self.method,
             "groups": None if self.groups is None else list(self.groups),
+            **self.alignment,
         }
 
     @property
@@ -91,7 +122,7 @@ class EditOptions(SteeringOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintOptions(SteeringOptions):
+class InpaintOptions(SteeringOptions, AlignOptions):
     """Of `inpaint`."""
 
     image: Path
@@ -102,6 +133,7 @@ class InpaintOptions(SteeringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_alignment(len(self.seeds or (0,)), self.outdir)
         object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
 
     @property
@@ -112,6 +144,7 @@ class InpaintOptions(SteeringOptions):
             "guidance": self.weights or None,
             "strength": self.strength,
             "weight": self.weight,
+            **self.alignment,
         }
 
     @property
@@ -139,8 +172,12 @@ class InterpolateOptions(CommandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(CommandOptions):
+class ScoreOptions(CommandOptions, AlignOptions):
     """Of `score`."""
 
     images: tuple[Path, ...]
     groups: tuple[int, ...] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_alignment(1, None)

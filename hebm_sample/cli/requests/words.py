@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
-from hebm_sample.cli.requests.edit import STDIN, EditOptions, InpaintOptions, InterpolateOptions
+from hebm_sample.cli.requests.edit import (
+    STDIN,
+    AlignOptions,
+    EditOptions,
+    InpaintOptions,
+    InterpolateOptions,
+)
 from hebm_sample.cli.requests.sample import SampleOptions
 from hebm_sample.io.seeds import format_seeds
 
@@ -48,6 +54,7 @@ def edit_line(
     groups = None if options.groups is None else format_seeds(options.groups)
     words += [*_given("--groups", groups), "--strength", repr(options.strength)]
     words += ["--method", options.method, *_condition(options), *_sampler(facts)]
+    words += _alignment(options)
     return _line("hebm-edit edit", words, *_target(out, "edited"))
 
 
@@ -58,6 +65,7 @@ def inpaint_line(
     words = [_name(options.image), "--mask", _name(options.mask), *_model(options, facts)]
     words += ["--seeds", format_seeds(seeds), "--strength", repr(options.strength)]
     words += ["--weight", repr(options.weight), *_condition(options), *_sampler(facts)]
+    words += _alignment(options)
     return _line("hebm-edit inpaint", words, *_target(out, "inpainted"))
 
 
@@ -106,6 +114,11 @@ def _layout(options: SampleOptions, seeds: Sequence[int]) -> list[str]:
         seed, columns = options.chosen_seeds[0], options.layer_columns
         return ["--layers", "--seeds", str(seed), "-n", str(columns)]
     return ["--trajectory", *listed] if options.layout == "trajectory" else listed
+
+
+def _alignment(options: AlignOptions) -> list[str]:
+    words = [*(["--align"] if options.align else []), *_given("--face", options.face)]
+    return [*words, "--paste-back"] if options.paste_back else words
 
 
 def _condition(options: SteeringOptions) -> list[str]:

@@ -37,6 +37,7 @@ from hebm_sample.pipeline.provenance import Provenance
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hebm_sample.pipeline.alignment import Framed
     from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
     Source: TypeAlias = Path | Image
@@ -101,11 +102,27 @@ def _read_sources(sources: Sequence[Path]) -> list["Source"]:
 # After it
 
 
-def _squares(pipe: "Pipeline", sources: Sequence["Source"]) -> list["Image"]:
+def _squares(pipe: "Pipeline", sources: Any) -> list["Image"]:
     """The images as the model sees them."""
     from hebm_sample.io.images import prepare, to_pil
 
     return to_pil(prepare(list(sources), pipe.config.generator.image_size))
+
+
+def _framed(
+    pipe: "Pipeline",
+    options: EditOptions | InpaintOptions | ScoreOptions,
+    sources: Sequence["Source"],
+) -> "Framed":
+    """The images, or the faces in them; a line for each that is not as the model's images are."""
+    from hebm_sample.pipeline.alignment import frame
+
+    names = {"paste_back": options.paste_back, "face": options.face}
+    framed = frame(pipe.model, list(sources), align=options.align, **names)
+    if not (options.align or options.quiet):
+        for note in pipe.framing_notes(list(sources)):
+            click.echo(f"warning: {note}", err=True)
+    return framed
 
 
 def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:
@@ -131,6 +148,8 @@ def _save(
         texts = [single_text(options, provenance, i) for i in range(len(samples))]
         return save_singles(samples.images, options.targets, texts)
     path, images, columns = grid
+    if options.paste_back:
+        images, columns = samples.images, 1
     seeds = options.chosen_seeds
     if isinstance(options, EditOptions):
         line = edit_line(options, provenance.facts, options.images, seeds, path)
@@ -176,18 +195,24 @@ def edit(options: EditOptions) -> None:
     options = with_known_names(options, pipe)
     if options.outdir is None:
         check_grid(3 * len(options.images), pipe.config.generator.image_size, 3)
-    originals = _squares(pipe, sources)
-    decoded, edited = _edited(pipe, options, originals)
+    framed = _framed(pipe, options, sources)
+    originals = _squares(pipe, framed.images)
+    decoded, edited = _edited(pipe, options, framed, originals)
     rows = zip(originals, decoded, edited.images, strict=True)
     images, provenance = [image for row in rows for image in row], provenance_of(pipe, options)
+    edited = framed.pasted(edited, options.paste_back)
     files = _save(options, (path, images, 3), edited, provenance)
     _finish(options, files, edited, provenance, start)
 
 
 def _edited(
-    pipe: "Pipeline", options: EditOptions, originals: list["Image"]
+    pipe: "Pipeline", options: EditOptions, framed: "Framed", originals: list["Image"]
 ) -> "tuple[list[Image], Samples]":
-    """The images reconstructed from the draw that their edit begins from, and edited."""
+    """The images reconstructed from the draw that their edit begins from, and edited.
+
+    Arguments:
+        originals: As the model sees them.
+    """
     from hebm_sample.pipeline.editing import ENCODE_STREAM
 
     seeds, batch = options.chosen_seeds, options.batch
@@ -195,7 +220,7 @@ def _edited(
     total = _total_steps(pipe, options, len(originals))
     with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(batch):
         edited = pipe.edit(
-            originals,
+            framed.showing(originals),
             groups=None if options.groups is None else list(options.groups),
             strength=options.strength,
             method=options.method,
@@ -239,9 +264,12 @@ def inpaint(options: InpaintOptions) -> None:
     columns, size = len(options.chosen_seeds) + 2, pipe.config.generator.image_size
     if options.outdir is None:
         check_grid(columns, size, columns)
-    x, unknown = prepare(image, size), prepare_masks(mask, image, size, 1)
+    framed = _framed(pipe, options, [image])
+    x = prepare(framed.listed(), size)
+    unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
     filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
     images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
+    filled = framed.repeated(len(filled)).pasted(filled, options.paste_back)
     files = _save(options, (path, images, columns), filled, provenance)
     _finish(options, files, filled, provenance, start)
 
@@ -276,7 +304,7 @@ def score(options: ScoreOptions) -> None:
     pipe = load(options)
     groups = None if options.groups is None else list(options.groups)
     with within_memory(options.batch):
-        squares = _squares(pipe, sources)
+        squares = _squares(pipe, _framed(pipe, options, sources).images)
         rows = scores(pipe, squares, groups, options.batch)
     rows = [{"picture": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
     if options.as_json:

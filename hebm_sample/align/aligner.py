@@ -1,0 +1,149 @@
+"""A photograph's face as the crop that a model takes, and the crop back in its photograph."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from hebm_sample.align.faces import Detector, Face, choose, default_detector
+from hebm_sample.align.geometry import FEATHER, Similarity, cut, fit, paste
+from hebm_sample.config import FaceCrop
+
+__all__ = ["Aligned", "align", "crop_points", "distance", "distance_from", "placed"]
+
+# The mouth says how tall a face is that looks aside, but smiles move it.
+_WEIGHTS = (1.0, 1.0, 0.1)
+_SEEN_SIDE = 256  # of the crop in which the face is found again
+_REFINEMENTS = 2
+_FARTHEST = 0.25  # of the side, from where the face should be: another face
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A face that was cut from a photograph.
+
+    Arguments:
+        photo: Where it is from, RGB.
+        image: The crop, RGB, square.
+        face: As it was found, in the photograph's pixels.
+        to_crop: From the photograph's pixels to the crop's unit square.
+        count: How many faces the photograph has.
+    """
+
+    photo: Image.Image
+    image: Image.Image
+    face: Face
+    to_crop: Similarity
+    count: int = 1
+
+    def paste_back(self, edited: Image.Image, feather: float = FEATHER) -> Image.Image:
+        """The photograph with a square image, of any size, in the crop's place.
+
+        What lies outside the crop stays as it is, to the bit.
+
+        Arguments:
+            feather: Over how much of the side the edge fades.
+        """
+        return paste(self.photo, edited, self.to_crop, feather)
+
+    def __repr__(self) -> str:
+        """Where it lies."""
+        x, y = self.to_crop.inverse()(np.array([[0.5, 0.5]]))[0]
+        return (
+            f"<Aligned: {self.image.width} x {self.image.height}, around ({x:.0f}, {y:.0f}), "
+            f"turned by {-self.to_crop.degrees:.1f} degrees>"
+        )
+
+
+def crop_points(crop: FaceCrop) -> np.ndarray:
+    """Left eye, right eye and mouth in the crop's unit square, (3, 2)."""
+    return np.array([crop.left_eye, crop.right_eye, crop.mouth])
+
+
+def align(
+    photo: Image.Image,
+    crop: FaceCrop,
+    side: int,
+    *,
+    face: int | None = None,
+    detector: Detector | None = None,
+    name: str = "the image",
+) -> Aligned:
+    """Find a face, turn it and cut it as a model's images are cut.
+
+    It is found again in the crop, which is what the crop's positions were measured in: the
+    detector errs there as it did then.
+
+    Arguments:
+        photo: RGB, upright.
+        crop: Where eyes and mouth shall be.
+        side: Of the result, in pixels.
+        face: Which, numbered from the left, from 1; the largest if None.
+        detector: That of the extra `align` if None.
+        name: What the errors call the image.
+
+    Raises:
+        UserInputError: There is no face, or no such number.
+        EnvironmentFailure: The extra is not installed.
+    """
+    find = default_detector() if detector is None else detector
+    faces = find(photo)
+    chosen, target = choose(faces, face, name), crop_points(crop)
+    to_crop = fit(chosen.points, target, _WEIGHTS)
+    for _ in range(_REFINEMENTS):
+        again = _in_square(cut(photo, to_crop, _SEEN_SIDE), find, target)
+        if again is None:
+            break
+        to_crop = fit(again, target, _WEIGHTS).after(to_crop)
+    return Aligned(photo, cut(photo, to_crop, side), chosen, to_crop, len(faces))
+
+
+def _in_square(square: Image.Image, find: Detector, near: np.ndarray | None) -> np.ndarray | None:
+    """Eyes and mouth of a square image in its unit square, (3, 2): the mean of what is found in it
+    and in its mirror image, which halves the detector's noise.
+
+    Arguments:
+        near: Where they should be about; of several faces the nearest counts, and one that is far
+            away does not. The largest face if None.
+    """
+    first = _chosen(square, find, near)
+    if first is None:
+        return None
+    mirror = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    second = _chosen(mirror, find, _mirrored(first))
+    return first if second is None else (first + _mirrored(second)) / 2
+
+
+def _chosen(square: Image.Image, find: Detector, near: np.ndarray | None) -> np.ndarray | None:
+    faces = find(square)
+    if near is None:
+        return choose(faces).points / square.width if faces else None
+    found = [face.points / square.width for face in faces]
+    found = [points for points in found if distance(points, near) < _FARTHEST]
+    return min(found, key=lambda points: distance(points, near)) if found else None
+
+
+def _mirrored(points: np.ndarray) -> np.ndarray:
+    """Left eye, right eye and mouth in the mirror image of a unit square."""
+    return points[[1, 0, 2]] * np.array([-1.0, 1.0]) + np.array([1.0, 0.0])
+
+
+def distance(points: np.ndarray, target: np.ndarray) -> float:
+    """Root mean square of how far points (N, 2) lie from others."""
+    return float(np.sqrt(((points - target) ** 2).sum(axis=1).mean()))
+
+
+def distance_from(crop: FaceCrop, points: np.ndarray) -> float:
+    """How far eyes and mouth (3, 2), in fractions of the side, lie from a crop's."""
+    return distance(points, crop_points(crop))
+
+
+def placed(image: Image.Image, detector: Detector | None = None) -> np.ndarray | None:
+    """Eyes and mouth of an image's largest face in its middle square, (3, 2), as fractions of that
+    square's side; None if there is no face.
+    """
+    find = default_detector() if detector is None else detector
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return _in_square(square, find, None)

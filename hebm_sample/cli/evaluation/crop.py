@@ -1,0 +1,65 @@
+"""`hebm-train crop`: where a model's data have eyes and mouths, into its config.json."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.options import (
+    HELD_OUT,
+    QUIET,
+    data_option,
+    images_option,
+    open_sets_of,
+    with_options,
+)
+from hebm_sample.errors import UserInputError
+from hebm_sample.hub.manifest import MANIFEST_NAME
+
+__all__ = ["crop"]
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("folder", type=click.Path(path_type=Path))
+@with_options(
+    data_option(True, "The data it was trained on."),
+    HELD_OUT,
+    images_option(2000, "Training images that faces are looked for in."),
+    QUIET,
+)
+def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) -> None:
+    """Write where faces have eyes and mouth into a model FOLDER's config.json.
+
+    `hebm-edit --align` then cuts photographs as its training images are cut. It needs the extra
+    `align`; the weights stay as they are.
+    """
+    if not (folder / MANIFEST_NAME).is_file():
+        raise UserInputError(
+            f"{folder} is no model folder; give one that hebm-train export or save_pretrained "
+            "wrote"
+        )
+    import numpy as np
+    from PIL import Image
+
+    from hebm_sample.align.measure import measure_crop
+    from hebm_sample.hub.save import write_config
+    from hebm_sample.pipeline.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
+    rows = training.images[:num_images]
+    with click.progressbar(
+        rows, label="finding faces", hidden=quiet, file=click.get_text_stream("stderr")
+    ) as shown:
+        found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
+    write_config(folder, replace(pipe.config, crop=found))
+    click.echo(
+        f"{folder}: left eye {_point(found.left_eye)}, right eye {_point(found.right_eye)}, "
+        f"mouth {_point(found.mouth)} of the side; 99 in 100 within {found.spread:.3f}"
+    )
+
+
+def _point(xy: tuple[float, ...]) -> str:
+    return f"({xy[0]:.3f}, {xy[1]:.3f})"
