@@ -1,7 +1,8 @@
 """From a verified model folder to modules."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,9 +122,13 @@ def _check_rooms(resolved: ResolvedModel, config: ModelConfig, *parts: str) -> N
         check_room(config, resolved.path(name), resolved.row.files[name].size)
 
 
-def _own_random_state() -> AbstractContextManager[object]:
-    """Initial weights are drawn and then overwritten: the caller's streams must not notice."""
-    return torch.random.fork_rng(devices=[])  # pyright: ignore
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Initial weights are drawn and then overwritten: the caller's streams must not notice, and
+    the caller's default device is none of theirs.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # pyright: ignore
+        yield
 
 
 @torch.inference_mode(False)  # else the weights could never be differentiated through

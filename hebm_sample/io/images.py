@@ -160,7 +160,7 @@ def prepare_masks(
             listed = listed * count
         ready = torch.stack(
             [_mask(m, s, size) for m, s in zip(listed, sizes, strict=False)]
-            or [torch.zeros(1, size, size, dtype=torch.bool)]
+            or [torch.zeros(1, size, size, dtype=torch.bool, device="cpu")]
         )
         ready = ready if len(listed) == count else ready[:0]
     if len(ready) not in (1, count):

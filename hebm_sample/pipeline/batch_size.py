@@ -33,10 +33,11 @@ def bytes_per_image(pipe: "Pipeline") -> int:
             stores[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x
 
-        shapes, device = pipe.generator.latent_shapes, pipe.device
-        u = tuple(torch.zeros(batch, *s, device=device, requires_grad=True) for s in shapes)
+        shapes = pipe.generator.latent_shapes
+        where: dict[str, Any] = {"device": pipe.device, "dtype": torch.float32}
+        u = tuple(torch.zeros(batch, *s, **where, requires_grad=True) for s in shapes)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            terms = pipe.energy_terms(u, torch.zeros(batch, device=device))
+            terms = pipe.energy_terms(u, torch.zeros(batch, **where))
         # `terms` holds the graph until here: no address is given out twice.
         return sum(stores.values()) if terms.requires_grad else 0
 

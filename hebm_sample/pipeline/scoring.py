@@ -116,7 +116,9 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
         )
     with model.precision():
         posterior = encode(model.generator, model.encoder, features, own)
-        levels = torch.full((count,), model.lowest_level(), device=model.device)
+        levels = torch.full(
+            (count,), model.lowest_level(), dtype=torch.float32, device=model.device
+        )
         outputs = model.energies().outputs(posterior.top, levels)
     means, log_s = (tuple(g.double() for g in part) for part in posterior[1:3])
     found = GroupOutputs(*(part.double() for part in outputs))

@@ -73,7 +73,9 @@ def Given(  # noqa: N802 (a class once)
 
 def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
     """cum_a u + cum_sigma eps, (B, C, H, W), for one noise level or (B,)."""
-    sigma = torch.as_tensor(cum_sigma, device=u.device)
+    if not isinstance(cum_sigma, Tensor):
+        cum_sigma = torch.tensor(cum_sigma, dtype=torch.float32, device=u.device)
+    sigma = cum_sigma.to(u.device)
     cum_a = ((1 - sigma) * (1 + sigma)).clamp(min=0).sqrt()
     if sigma.dim():
         return per_example(cum_a, u) * u + per_example(sigma, u) * eps
