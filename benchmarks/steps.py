@@ -26,7 +26,7 @@ import torch
 
 from hebm_sample import Pipeline, __version__
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.reference import EvaluationSet, find_set
 from hebm_sample.io.files import write_atomically
 from hebm_sample.metrics.frechet import (
@@ -125,16 +125,18 @@ def features_of(
     pipe: Any, known: EvaluationSet, setting: dict[str, Any], images: int, batch: int, out: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Features (N, D) of a setting's images, and what they cost."""
-    bench = Bench(pipe, images, batch_size=batch, folder=out / "latents", sampling=setting)
+    context = EvaluationContext(
+        pipe, images, batch_size=batch, folder=out / "latents", sampling=setting
+    )
     cpu, fresh = time.process_time(), not any((out / "latents").glob("ebm-*"))
     before = set((out / "latents").glob("ebm-*"))
-    drawn = bench.drawn("ebm")
+    drawn = context.samples("ebm")
     cpu = time.process_time() - cpu
     new = len(set((out / "latents").glob("ebm-*")) - before)
-    features = bench.features("ebm", {known.space: (known.net, {})})[known.space]
+    features = context.features("ebm", {known.space: (known.net, {})})[known.space]
     whole = fresh or new == -(-images // 500)
     return features, {
-        "gradients": bench.pipe.sampling_config(**setting).steps,
+        "gradients": context.pipe.sampling_config(**setting).steps,
         "seconds_per_image": drawn.seconds / images,
         # a setting that was gone on with has no CPU time of the whole
         "cpu_seconds_per_image": cpu / images if whole else None,

@@ -23,6 +23,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 @click.option("--out", default="priors.png", show_default=True, help="The sheet, a PNG.")
 @click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
 @click.option(
+    "--images",
     "--pictures",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of images to reconstruct.  [default: the samples of the first row]",

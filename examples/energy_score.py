@@ -36,13 +36,13 @@ def scores(pipe: Pipeline, images: object) -> torch.Tensor:
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
 @click.option("--out", default="energies.csv", show_default=True, help="A row per image, as CSV.")
-def main(stills: tuple[Path, ...], model: str, out: str) -> None:
-    """Score IMAGES; without any, samples of the model beside N(0, I) and noise."""
+def main(files: tuple[Path, ...], model: str, out: str) -> None:
+    """Score FILES; without any, samples of the model beside N(0, I) and noise."""
     pipe = Pipeline.from_pretrained(model)
-    sets = {str(path): [path] for path in stills} or examples(pipe)
+    sets = {str(path): [path] for path in files} or examples(pipe)
     found = {name: scores(pipe, images) for name, images in sets.items()}
     depth = len(pipe.config.generator.latent_shapes)
     with open(out, "w", newline="", encoding="utf-8") as file:

@@ -13,15 +13,15 @@ from hebm_sample.io.images import grid, prepare, to_pil
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(exists=True, dir_okay=False))
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--mask", metavar="FILE", help="White is filled in.  [default: the lower half]")
 @click.option("--out", default="inpainted.png", show_default=True, help="The sheet, a PNG.")
-def main(stills: tuple[str, ...], dataset: str, mask: str | None, out: str) -> None:
-    """Fill in IMAGES; without any, eight samples of the model."""
+def main(files: tuple[str, ...], dataset: str, mask: str | None, out: str) -> None:
+    """Fill in FILES; without any, eight samples of the model."""
     pipe = Pipeline.from_pretrained(dataset)
     size = pipe.config.generator.image_size
-    images = to_pil(prepare(stills, size)) if stills else pipe(8).images
+    images = to_pil(prepare(files, size)) if files else pipe(8).images
     hole = Image.new("L", (size, size), 0)
     hole.paste(255, (0, size // 2, size, size))
     if mask:
@@ -31,7 +31,7 @@ def main(stills: tuple[str, ...], dataset: str, mask: str | None, out: str) -> N
     count = len(images)
     ways = [pipe.inpaint(images, hole, seeds=range(k, k + count)).images for k in (0, count)]
     grid([*images, *known, *ways[0], *ways[1]], count).save(out)
-    click.echo(f"{out}: stills, known pixels, filled in twice")
+    click.echo(f"{out}: files, known pixels, filled in twice")
 
 
 if __name__ == "__main__":

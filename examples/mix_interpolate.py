@@ -15,7 +15,9 @@ from hebm_sample.io.images import grid
 @click.command()
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--seeds", nargs=2, default=(0, 1), show_default=True, help="Of a and b.")
-@click.option("--pictures", nargs=2, metavar="A B", help="Files to take in place of samples.")
+@click.option(
+    "--images", "--pictures", nargs=2, metavar="A B", help="Files to take in place of samples."
+)
 @click.option("--out", default="between.png", show_default=True, help="The sheet, a PNG.")
 def main(dataset: str, seeds: tuple[int, int], images: tuple[str, str] | None, out: str) -> None:
     """Write a sheet of two rows, both from a to b."""

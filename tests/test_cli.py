@@ -23,10 +23,10 @@ from tiny import symbolic_config, symbolic_pipeline
 
 import hebm_sample
 from hebm_sample.cli import list_models as listing
-from hebm_sample.cli import sample as cli
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import SECTIONS
 from hebm_sample.cli.sample import main
+from hebm_sample.cli.work import sampling
 from hebm_sample.config import (
     GeneratorConfig,
     LangevinConfig,
@@ -42,10 +42,12 @@ SIZE = 8
 
 
 class FakePipeline:
-    """One flat image a seed, whose red is the seed; records what it was asked."""
+    """One flat image a seed, whose red is the seed; records its calls."""
 
     loads: list
     calls: list
+    symbols = {}
+    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -88,8 +90,7 @@ class FakePipeline:
 
     def layers(self, seed, columns, **options):
         rows = len(self.config.generator.latent_shapes)
-        drawn = self(seeds=list(range(rows * columns)), prior="ebm", **options)
-        return drawn
+        return self(seeds=list(range(rows * columns)), prior="ebm", **options)
 
 
 @pytest.fixture
@@ -123,18 +124,22 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
     assert result.exit_code == 0
     assert result.stdout.startswith("celebahq.png: 16 images in ")
     assert result.stderr == ""
-    with Image.open("celebahq.png") as sheet:
-        assert sheet.size == (4 * SIZE + 6, 4 * SIZE + 6)
-        assert sheet.getpixel((SIZE + 2, SIZE + 2)) == (5, 0, 0)
-        assert sheet.text == {  # type: ignore[attr-defined]
+    with Image.open("celebahq.png") as written:
+        assert written.size == (4 * SIZE + 6, 4 * SIZE + 6)
+        assert written.getpixel((SIZE + 2, SIZE + 2)) == (5, 0, 0)
+        assert written.text == {  # type: ignore[attr-defined]
             "seeds": "0-15",
             "model": "celebahq",
             "resolution": "8",
             "sampler": "recovery",
             "steps": "6",
             "temperature": "0.9",
+            "decoder": "likelihood",
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
+            "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
+            "--sampler recovery --steps 6 --temperature 0.9 --decoder likelihood "
+            "--out celebahq.png",
         }
     assert os.listdir(tmp_path) == ["celebahq.png"]
 
@@ -155,7 +160,7 @@ def test_every_option_reaches_the_pipeline(fake):
     result = hebm_sample_command(
         *("--dataset", "me/model", "-n", 2, "--resolution", 64, "--sampler", "flow"),
         *("--steps", 20, "--temperature", 0.7, "--device", "cpu", "--dtype", "bfloat16"),
-        *("--offline", "--revision", "v1", "--cache-dir", "cache"),
+        *("--offline", "--revision", "v1", "--cache-dir", "cache", "--decoder", "likelihood"),
     )
     assert result.exit_code == 0
     assert result.stdout.startswith("model.png: 2 images")
@@ -178,6 +183,7 @@ def test_every_option_reaches_the_pipeline(fake):
             "sampler": "flow",
             "steps": 20,
             "temperature": 0.7,
+            "decoder": "likelihood",
             "prior": "ebm",
             "output_type": "pil",
         }
@@ -201,6 +207,7 @@ def test_json_is_one_object(fake):
         "sampler": "recovery",
         "steps": 4,
         "temperature": 0.9,
+        "decoder": "likelihood",
         "prior": "ebm",
         "revision": None,
         "version": "hebm_sample 0.1.0",
@@ -219,20 +226,113 @@ def test_gaussian_prior_has_no_chain(fake):
         assert not {"sampler", "steps"} & set(image.text)  # type: ignore[attr-defined]
 
 
-def test_existing_images_are_overwritten_or_skipped(fake):
-    os.mkdir("out")
-    Path("out/seed0001.png").write_bytes(b"old")
-    arguments = ["--dataset", "celebahq", "-n", 3, "--outdir", "out"]
-    result = hebm_sample_command(*arguments, "--skip-existing")
+def test_existing_images_are_skipped_if_they_are_the_same(fake):
+    arguments = ["--dataset", "celebahq", "--outdir", "out"]
+    assert hebm_sample_command(*arguments, "--seeds", "1").exit_code == 0
+    written = Path("out/seed0001.png").read_bytes()
+    result = hebm_sample_command(*arguments, "-n", 3, "--skip-existing")
     assert result.stdout.startswith("out: 2 images in ")
     assert result.stdout.endswith(", 1 already there\n")
-    assert Path("out/seed0001.png").read_bytes() == b"old"
-    answer = json.loads(hebm_sample_command(*arguments, "--skip-existing", "--json").stdout)
+    assert Path("out/seed0001.png").read_bytes() == written
+    answer = json.loads(
+        hebm_sample_command(*arguments, "-n", 3, "--skip-existing", "--json").stdout
+    )
     assert (answer["files"], answer["seeds"], answer["skipped"]) == ([], [], 3)
     assert answer["model"] == "celebahq"
+    assert hebm_sample_command(*arguments, "-n", 3).exit_code == 0  # the same images again
+    assert [call["seeds"] for call in fake.calls] == [[1], [0, 2], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("more", [[], ["--skip-existing"]])
+def test_what_was_made_otherwise_is_not_overwritten_unasked(fake, more):
+    arguments = ["--dataset", "celebahq", "-n", 3, "--outdir", "out", *more]
     assert hebm_sample_command(*arguments).exit_code == 0
-    assert Path("out/seed0001.png").read_bytes()[1:4] == b"PNG"
-    assert [call["seeds"] for call in fake.calls] == [[0, 2], [0, 1, 2]]
+    written = Path("out/seed0000.png").read_bytes()
+    other = [*arguments, "--temperature", 0.5]
+    reason = "out/seed0000.png would be overwritten, and was made otherwise: temperature is '0.9'"
+    refused(hebm_sample_command(*other), 2, reason)
+    assert Path("out/seed0000.png").read_bytes() == written
+    assert hebm_sample_command(*other, "--overwrite").exit_code == 0
+    assert Path("out/seed0000.png").read_bytes() != written
+    Path("out/seed0001.png").write_bytes(b"mine")
+    refused(hebm_sample_command(*other), 2, "does not say how it was made; write to another")
+    assert Path("out/seed0001.png").read_bytes() == b"mine"
+
+
+def test_grids_under_names_that_nobody_typed_are_not_overwritten_unasked(fake):
+    assert hebm_sample_command("celebahq", "-n", 4).exit_code == 0
+    assert hebm_sample_command("celebahq", "-n", 4).exit_code == 0
+    result = hebm_sample_command("celebahq", "-n", 9)
+    refused(result, 2, "celebahq.png would be overwritten, and was made otherwise: seeds is '0-3'")
+    assert "--overwrite" in result.stderr
+    assert hebm_sample_command("celebahq", "-n", 9, "--out", "celebahq.png").exit_code == 0
+    assert hebm_sample_command("celebahq", "-n", 4, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        (["celebahq"], ["--dataset", "celebahq"]),
+        (["-d", "celebahq"], ["--dataset", "celebahq"]),
+        (["Celeba_HQ"], ["--dataset", "celebahq"]),
+        (["celebahq", "--num", 3, "--trunc", 1], ["-d", "celebahq", "-n", 3, "--temperature", 1]),
+        (["celebahq", "--seed", 7], ["-d", "celebahq", "--seeds", 7]),
+        (["celebahq", "-o", "x.png"], ["-d", "celebahq", "--out", "x.png"]),
+        (["celebahq", "--sampler", "FLOW"], ["-d", "celebahq", "--sampler", "flow"]),
+    ],
+)
+def test_words_with_two_spellings(fake, words, same):
+    answers = []
+    for arguments in (words, same):
+        result = hebm_sample_command(*arguments, "--json", "--overwrite")
+        assert result.exit_code == 0, result.output
+        answers.append(json.loads(result.stdout) | {"seconds": 0})
+    assert answers[0] == answers[1]
+    assert fake.calls[0] == fake.calls[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--cfg", "--guidance"),
+        ("--num-inference-steps", "--steps"),
+        ("--truncation-psi", "--temperature"),
+        ("--num_samples", "--num-images"),
+        ("--prompt", "--attr"),
+        ("--batch-size", "--batch"),
+        ("--network", "--dataset"),
+        ("--stepz", "--steps"),
+        ("--output", "--out"),
+    ],
+)
+def test_unknown_options_suggest_what_is_meant(fake, typed, meant):
+    result = hebm_sample_command("celebahq", typed, "3")
+    refused(result, 2, f"{typed}")
+    assert meant in result.stderr.partition(typed)[2]
+
+
+def test_columns_and_scale(fake):
+    result = hebm_sample_command("celebahq", "-n", 6, "--columns", 6, "--scale", 3, "-o", "a.png")
+    assert result.exit_code == 0, result.output
+    with Image.open("a.png") as image:
+        assert image.size == (6 * 3 * SIZE + 10, 3 * SIZE)
+        assert image.getpixel((5 * (3 * SIZE + 2) + 20, 20)) == (5, 0, 0)
+    assert hebm_sample_command("celebahq", "-n", 1, "--scale", 2, "--outdir", "s").exit_code == 0
+    with Image.open("s/seed0000.png") as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPEG", "webp", "gif"])
+def test_formats_by_ending(fake, ending):
+    out = Path("new/folder") / f"a.{ending}"
+    result = hebm_sample_command("celebahq", "-n", 4, "--out", out)
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as image:
+        assert image.format == {"jpg": "JPEG"}.get(ending, ending.upper())
+        assert image.size == (2 * SIZE + 2, 2 * SIZE + 2) and getattr(image, "n_frames", 1) == 1
+        red, *others = image.convert("RGB").getpixel((SIZE + 6, SIZE + 6))
+        assert abs(red - 3) <= 2 and max(others) <= 2
+    assert images.read_text(out)["seeds"] == "0-3"
 
 
 def test_a_folder_gives_the_grid_its_name(fake, tmp_path):
@@ -261,7 +361,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
 
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     hebm_sample_command("--dataset", "celebahq", "-n", 5, "--batch", 2)
-    hebm_sample_command("--dataset", "celebahq", "-n", 1, "--quiet")
+    hebm_sample_command("--dataset", "celebahq", "-n", 1, "--quiet", "--overwrite")
     assert [(bar.done, bar.options["total"]) for bar in bars] == [(18, 18), (6, 6)]
     assert [bar.options["disable"] for bar in bars] == [None, True]
 
@@ -275,32 +375,35 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         ([], "--dataset is missing; `hebm-sample --list` shows the models"),
         (["--dataset", ""], "--dataset is missing"),
         (["--dataset", "a", "--out", "b.png", "--outdir", "c"], "give one of the two"),
-        (["--dataset", "a", "--out", "b.jpg"], "end it in .png"),
-        (["--dataset", "a", "--out", "b.gif"], "for images that move: end it in .png, or add"),
-        (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .gif or .webp"),
+        (["--dataset", "a", "--out", "b.bmp"], "end it in .png, .jpg, .jpeg, .webp or .gif"),
+        (["--dataset", "a", "--trajectory", "--out", "b.mp4"], "end it in .png, .jpg, .jpeg,"),
+        (["--dataset", "a", "--out", "b"], "end it in .png, .jpg, .jpeg, .webp or .gif"),
         (["--dataset", "a", "--trajectory", "--seconds", "3"], "ends in .gif or .webp"),
         (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
         (["--dataset", "a", "--skip-existing"], "--skip-existing goes with --outdir"),
         (["--dataset", "a", "-n", "3", "--seeds", "0-3"], "--seeds names 4; give one of the two"),
         (["--dataset", "a", "--gaussian-prior", "--steps", "3"], "leave --sampler and --steps"),
         (["--dataset", "a", "--gaussian-prior", "--sampler", "flow"], "without a chain"),
-        (["--dataset", "a", "--seeds", "4-1"], "'--seeds': the range '4-1' runs backwards"),
+        (["--dataset", "a", "--seeds", "4-1"], "the range '4-1' runs backwards"),
         (["--dataset", "a", "--seeds", "-3"], "'-3' is not a seed"),
         (["--dataset", "a", "--seeds", "1,1"], "seed 1 is given twice"),
-        (["--dataset", "a", "-n", "0"], "0 is not in the range 1<=x<=10000"),
+        (["--dataset", "a", "-n", "0"], "0 is not in the range 1<=x<=100000"),
         (["--dataset", "a", "-n", "many"], "'many' is not a valid integer"),
         (["--dataset", "a", "--steps", "0"], "'--steps': 0 is not in the range"),
         (["--dataset", "a", "--batch", "0"], "'--batch': 0 is not in the range"),
-        (["--dataset", "a", "--temperature", "-1"], "'-1' is no number from 0 to 10, or one a"),
+        (["--dataset", "a", "--temperature", "-1"], "'-1' is no number from 0 to 10, or one per"),
         (["--dataset", "a", "--temperature", "nan"], "'nan' is no number from 0 to 10"),
         (["--dataset", "a", "--temperature", "1,,1"], "'1,,1' is no number from 0 to 10"),
-        (["--dataset", "a", "--class", ""], "'' asks for nothing; write cat, ~cat or cat,dog"),
-        (["--dataset", "a", "--class", "cat,~"], "'cat,~' asks for nothing"),
-        (["--dataset", "a", "--attr", "=yes"], "'=yes' asks for nothing; write NAME, NAME=value"),
-        (["--dataset", "a", "--attr", "Male="], "'Male=' asks for nothing"),
-        (["--dataset", "a", "--class", "x", "--class", "y"], "class is asked to be x and to be y"),
-        (["--dataset", "a", "--class", "x", "--attr", "class=y"], "to be x and to be y; ask once"),
-        (["--dataset", "a", "--attr", "M", "--attr", "M=no"], "M is asked to be yes and to be no"),
+        (["--dataset", "a", "--class", ""], "'' names no value; write cat, ~cat or cat,dog"),
+        (["--dataset", "a", "--class", "cat,~"], "'cat,~' names no value"),
+        (["--dataset", "a", "--attr", "=yes"], "'=yes' names no value; write NAME, NAME=value"),
+        (["--dataset", "a", "--attr", "Male="], "'Male=' names no value"),
+        (
+            ["--dataset", "a", "--class", "x", "--class", "y"],
+            "on class is x and y; give one",
+        ),
+        (["--dataset", "a", "--class", "x", "--attr", "class=y"], "on class is x and y; give one"),
+        (["--dataset", "a", "--attr", "M", "--attr", "M=no"], "the condition on M is yes and no"),
         (["--dataset", "a", "--guidance", "2"], "add --class or --attr, or leave it out"),
         (
             ["--dataset", "a", "--attr", "M", "--guidance", "x"],
@@ -315,7 +418,7 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         ),
         (
             ["--dataset", "a", "--attr", "Male", "--guidance", "Mole=2"],
-            "names 'Mole' (did you mean 'Male'?), which is not asked for; asked are Male",
+            "names 'Mole' (did you mean 'Male'?), which has no condition; there",
         ),
         (["--dataset", "a", "--keep-top", "2"], "--keep-top needs --from-seed, or --mix"),
         (["--dataset", "a", "--from-seed", "2"], "--from-seed needs --keep-top"),
@@ -326,23 +429,28 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--mix", "1:1"], "'1:1' is not A:B"),
         (["--dataset", "a", "--mix", "1:x"], "'x' is not a seed"),
         (["--dataset", "a", "--mix", "1:2", "-n", "3"], "leave --seeds and -n out"),
-        (["--dataset", "a", "--mix", "1:2", "--outdir", "c"], "--mix is one sheet"),
+        (["--dataset", "a", "--mix", "1:2", "--outdir", "c"], "--mix is one grid"),
         (["--dataset", "a", "--layers", "--trajectory"], "--layers and --trajectory do not go"),
         (["--dataset", "a", "--layers", "--seeds", "1,2"], "--layers shows one seed; --seeds"),
         (["--dataset", "a", "--layers", "-n", "1"], "give 2 or more"),
         (["--dataset", "a", "--layers", "--best-of", "2"], "--best-of ranks whole images"),
         (["--dataset", "a", "--best-of", "0"], "0 is not in the range"),
-        (["--dataset", "a", "--gaussian-prior", "--layers"], "draws all groups at once"),
+        (["--dataset", "a", "--gaussian-prior", "--layers"], "samples all groups at once"),
         (["--dataset", "a", "--gaussian-prior", "--attr", "M"], "without the energies"),
         (["--dataset", "a", "--gaussian-prior", "--best-of", "2"], "without the energies"),
         (["--dataset", "a", "--sampler", "best"], "'recovery', 'annealed', 'flow'"),
         (["--dataset", "a", "--device", "tpu"], "'auto', 'cpu', 'cuda'"),
         (["--dataset", "a", "--dtype", "float16"], "'float32', 'bfloat16'"),
         (["--dataset", "a", "--sead", "1"], "--sead"),
-        (["--dataset", "a", "extra"], "extra"),
+        (["--dataset", "a", "extra"], "the model is given as 'a' and as 'extra'; give one"),
+        (["a", "b"], "unexpected extra argument"),
+        (["a", "--layers", "--columns", "3"], "--columns is of a grid of samples"),
+        (["a", "--outdir", "b", "--columns", "3"], "--columns is of a grid of samples"),
+        (["a", "--trajectory", "--scale", "3"], "--scale does not go with --trajectory"),
+        (["a", "--from-seed", "4294967295", "--keep-top", "1"], "no seeds follow 4294967295"),
         (["--dataset"], "requires an argument"),
         (["--list", "--dataset", "a"], "--list goes with --json at most"),
-        (["--dataset", "a", "--out", "no/such/a.png"], "no/such does not exist; create it first"),
+        (["--dataset", "a", "--out", "file/such/a.png"], "it is not a possible path"),
         (["--dataset", "a", "--out", "folder.png"], "it is a folder; give a file name"),
         (["--dataset", "a", "--outdir", "file"], "file is not a folder"),
         (["--dataset", "a", "--outdir", "taken", "-n", "1"], "it is a folder"),
@@ -451,6 +559,15 @@ def test_list_as_json(models):
     assert listed[0]["figures"] == {"gap_closed": 0.8512}
     symbols = {"class": ["a", "b", "c"], "Smiling": ["no", "yes"]}
     assert [row["symbols"] for row in listed] == [symbols, None]
+    assert [row["training"] for row in listed] == [[], []]
+
+
+def test_list_as_json_says_what_a_model_saw(models, tmp_path):
+    path = tmp_path / "celebahq-64" / "config.json"
+    saw = [{"part": "generator", "images": 800_000, "steps": 12_500}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"training": saw}))
+    listed = json.loads(hebm_sample_command("--list", "--json").stdout)["models"]
+    assert listed[0]["training"] == saw
 
 
 def test_a_config_that_cannot_be_read_spoils_no_listing(models, tmp_path):
@@ -475,7 +592,7 @@ def pipe(folder):
 
 @pytest.fixture
 def sample(folder, tmp_path, monkeypatch):
-    """Run on the tiny model; the sheet and what --json said."""
+    """Run on the tiny model; the written and what --json said."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -483,9 +600,9 @@ def sample(folder, tmp_path, monkeypatch):
         result = hebm_sample_command(*arguments, *common)
         assert result.exit_code == 0, result.output
         answer = json.loads(result.stdout)
-        with Image.open(answer["files"][0]) as sheet:
-            sheet.load()
-        return sheet, answer
+        with Image.open(answer["files"][0]) as written:
+            written.load()
+        return written, answer
 
     return run
 
@@ -509,42 +626,42 @@ def alike(a, b):
         ),
     ],
 )
-def test_what_is_asked_is_what_the_pipeline_is_asked(sample, pipe, arguments, symbols, guidance):
-    sheet, answer = sample("-n", 2, *arguments)
+def test_conditions_reach_the_pipeline(sample, pipe, arguments, symbols, guidance):
+    written, answer = sample("-n", 2, *arguments)
     expected = pipe(2, symbols=symbols, guidance=guidance)
-    assert alike(sheet, expected.grid())
+    assert alike(written, expected.grid())
     assert answer["energies"] == expected.energies.tolist()
-    assert not alike(sheet, pipe(2).grid())
+    assert not alike(written, pipe(2).grid())
 
 
-def test_what_is_asked_is_written_down(sample):
-    sheet, answer = sample("-n", 1, "--class", "a,b", "--attr", "Smiling=no", "--guidance", "2")
+def test_conditions_are_written_down(sample):
+    written, answer = sample("-n", 1, "--class", "a,b", "--attr", "Smiling=no", "--guidance", "2")
     assert answer["symbols"] == {"class": ["a", "b"], "Smiling": "no"}
     assert answer["guidance"] == {"class": 2.0, "Smiling": 2.0}
-    assert sheet.text["symbols"] == "class=a,b Smiling=no"
-    assert sheet.text["guidance"] == "class=2.0 Smiling=2.0"
+    assert written.text["symbols"] == "class=a,b Smiling=no"
+    assert written.text["guidance"] == "class=2.0 Smiling=2.0"
 
 
 def test_best_of_is_the_pipelines(sample, pipe):
-    sheet, answer = sample("-n", 2, "--best-of", 3)
-    assert alike(sheet, pipe(2, best_of=3).grid())
+    written, answer = sample("-n", 2, "--best-of", 3)
+    assert alike(written, pipe(2, best_of=3).grid())
     assert answer["best_of"] == 3
 
 
 def test_a_temperature_a_group(sample, pipe):
-    sheet, answer = sample("-n", 2, "--temperature", "0.5,1,0")
-    assert alike(sheet, pipe(2, temperature=(0.5, 1.0, 0.0)).grid())
+    written, answer = sample("-n", 2, "--temperature", "0.5,1,0")
+    assert alike(written, pipe(2, temperature=(0.5, 1.0, 0.0)).grid())
     assert answer["temperature"] == [0.5, 1.0, 0.0]
-    assert sheet.text["temperature"] == "0.5,1.0,0.0"
+    assert written.text["temperature"] == "0.5,1.0,0.0"
 
 
 def test_variations_keep_the_seeds_groups(sample, pipe):
-    sheet, answer = sample(
+    written, answer = sample(
         "--keep-top", 1, "--from-seed", 7, "--seeds", "3-6", "--attr", "Smiling"
     )
-    wishes = {"symbols": {"Smiling": True}}
-    expected = pipe.vary(pipe(seeds=[7], **wishes), slice(0, 1), 4, seeds=range(3, 7), **wishes)
-    assert alike(sheet, expected.grid(2))
+    smiling = {"symbols": {"Smiling": True}}
+    expected = pipe.vary(pipe(seeds=[7], **smiling), slice(0, 1), 4, seeds=range(3, 7), **smiling)
+    assert alike(written, expected.grid(2))
     assert (answer["seeds"], answer["from_seed"], answer["keep_top"]) == ([3, 4, 5, 6], 7, 1)
     first, answer = sample("--keep-top", 1, "--from-seed", 7, "--seeds", "3-6", "--outdir", "v")
     assert answer["files"] == [f"v/seed000{s}.png" for s in range(3, 7)]
@@ -554,44 +671,44 @@ def test_variations_keep_the_seeds_groups(sample, pipe):
 
 
 def test_layers_are_the_papers_figure(sample, pipe):
-    sheet, answer = sample("--layers", "--seeds", 7, "-n", 3, "--class", "c")
-    assert alike(sheet, pipe.layers(7, 3, symbols={"class": "c"}).grid())
-    assert sheet.size == (3 * 18 - 2, 3 * 18 - 2)
+    written, answer = sample("--layers", "--seeds", 7, "-n", 3, "--class", "c")
+    assert alike(written, pipe.layers(7, 3, symbols={"class": "c"}).grid())
+    assert written.size == (3 * 18 - 2, 3 * 18 - 2)
     assert (answer["seeds"], answer["sheet"]) == ([7], "layers")
 
 
 def test_mix_goes_from_the_fine_seed_to_the_coarse_one(sample, pipe):
-    sheet, answer = sample("--mix", "4:9")
+    written, answer = sample("--mix", "4:9")
     coarse, fine = pipe(seeds=[4, 9]).images
-    assert sheet.size == (4 * 18 - 2, 16)
-    assert alike(sheet.crop((0, 0, 16, 16)), fine)
-    assert alike(sheet.crop((54, 0, 70, 16)), coarse)
+    assert written.size == (4 * 18 - 2, 16)
+    assert alike(written.crop((0, 0, 16, 16)), fine)
+    assert alike(written.crop((54, 0, 70, 16)), coarse)
     assert answer["seeds"] == [4, 9]
-    one, _ = sample("--mix", "4:9", "--keep-top", 2)
-    assert alike(one, sheet.crop((36, 0, 52, 16)))
+    one, _ = sample("--mix", "4:9", "--keep-top", 2, "--out", "one.png")
+    assert alike(one, written.crop((36, 0, 52, 16)))
     assert alike(one, pipe.mix(pipe(seeds=[4]), pipe(seeds=[9]), 2)[0])
 
 
 def test_trajectories_are_rows_of_levels(sample, pipe):
-    sheet, answer = sample("--trajectory", "-n", 3, "--batch", 2)
+    written, answer = sample("--trajectory", "-n", 3, "--batch", 2)
     levels = list(pipe.stream(3, batch_size=2))
     rows = [image for row in zip(*(s.images for s in levels), strict=True) for image in row]
-    assert alike(sheet, images.grid(rows, len(levels)))
+    assert alike(written, images.grid(rows, len(levels)))
     assert answer["energies"] == levels[-1].energies.tolist()
-    flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4)
+    flow, _ = sample("--trajectory", "-n", 1, "--sampler", "flow", "--steps", 4, "-o", "flow.png")
     assert flow.size == (4 * 18 - 2, 16)
 
 
 @pytest.mark.parametrize("ending", [".gif", ".webp"])
-def test_trajectories_move(folder, pipe, tmp_path, ending):
-    out = tmp_path / f"moving{ending}"
+def test_trajectories_are_animated(folder, pipe, tmp_path, ending):
+    out = tmp_path / f"way{ending}"
     arguments = ["--trajectory", "-n", "2", "--seconds", "1", "--out", out, "--device", "cpu"]
     result = hebm_sample_command("--dataset", folder, *arguments)
     assert result.exit_code == 0, result.output
-    with Image.open(out) as moving:
-        assert moving.n_frames == len(pipe.trajectory(2))
-        assert moving.size == pipe(2).grid().size
-        note = moving.info.get("comment") or moving.getexif()[0x010E]
+    with Image.open(out) as animation:
+        assert animation.n_frames == len(pipe.trajectory(2))
+        assert animation.size == pipe(2).grid().size
+        note = animation.info.get("comment") or animation.getexif()[0x010E]
     facts = json.loads(note)
     assert (facts["seeds"], facts["sheet"]) == ("0-1", "trajectory")
 
@@ -607,20 +724,20 @@ def test_trajectories_move(folder, pipe, tmp_path, ending):
     ],
 )
 def test_the_bar_ends_where_it_said(sample, arguments, monkeypatch):
-    seen = []
+    counts = []
 
     @contextlib.contextmanager
     def bar(total, name, quiet):
-        seen.append([total, 0])
+        counts.append([total, 0])
 
         def update(count):
-            seen[0][1] += count
+            counts[0][1] += count
 
         yield update
 
-    monkeypatch.setattr(cli, "progress_bar", bar)
+    monkeypatch.setattr(sampling, "progress_bar", bar)
     sample("--batch", 2, "--steps", 3, *arguments)
-    total, done = seen[0]
+    total, done = counts[0]
     assert total == done > 0
 
 
@@ -648,7 +765,7 @@ def test_what_the_model_has_not_is_refused(folder, tmp_path, monkeypatch, argume
     assert os.listdir(tmp_path) == []
 
 
-def test_sheets_that_no_viewer_opens_are_refused(folder, tmp_path, monkeypatch):
+def test_grids_that_no_viewer_opens_are_refused(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     for arguments in (["--layers"], ["--mix", "1:2"], ["--trajectory", "-n", "3"]):
@@ -691,7 +808,9 @@ def test_the_examples_of_the_help_run(fake, models):
     ]
     assert len(examples) > 5
     for words in examples:
-        result = hebm_sample_command(*words[1:])
+        reads_only = {"--list", "--verify"} & set(words)
+        more = [] if reads_only else ["--overwrite"]  # they share a folder here
+        result = hebm_sample_command(*words[1:], *more)
         assert result.exit_code == 0, (words, result.output)
 
 

@@ -112,7 +112,9 @@ def test_an_image_is_the_old_one_or_the_new_one(tmp_path, memory):
 
 
 def test_a_model_folder_is_of_one_model_or_refused(tmp_path, memory):
-    """Over an older one: its row goes first and the new one's comes last."""
+    """Over an older one, which stays until the new one is whole beside it: then its row goes first
+    and the new one's comes last.
+    """
     folder = tmp_path / "model"
     old, new = modules(1), modules(2)
 
@@ -282,7 +284,7 @@ from hebm_sample.io import images
 # A shell that put the tests into the background had them ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-save, files = images.save_png, []
+save, files = images.save_image, []
 
 def save_two(*arguments):
     save(*arguments)
@@ -290,7 +292,7 @@ def save_two(*arguments):
     if len(files) == 2:
         os.kill(os.getpid(), signal.SIGINT)
 
-images.save_png = save_two
+images.save_image = save_two
 cli.main()
 """
 

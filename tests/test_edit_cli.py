@@ -18,8 +18,8 @@ from PIL import Image, ImageChops
 from tiny import symbolic_pipeline, tiny_config, tiny_modules
 
 import hebm_sample
-from hebm_sample.cli import edit as edit_cli
 from hebm_sample.cli.edit import main
+from hebm_sample.cli.work import editing
 from hebm_sample.io.images import grid, prepare, to_pil
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.editing import ENCODE_STREAM
@@ -69,9 +69,9 @@ def run(folder):
         answer = json.loads(result.stdout)
         if "files" not in answer:
             return answer
-        with Image.open(answer["files"][0]) as sheet:
-            sheet.load()
-        return sheet, answer
+        with Image.open(answer["files"][0]) as written:
+            written.load()
+        return written, answer
 
     return run
 
@@ -93,23 +93,23 @@ def squares(paths):
     return to_pil(prepare(paths, SIZE))
 
 
-# What is drawn
+# What is written
 
 
-def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, stills):
+def test_edit_shows_what_was_what_the_model_reads_and_what_became(run, pipe, images):
     steering = ["--attr", "Smiling", "--guidance", 3, "--groups", "0-1", "--strength", 0.5]
-    sheet, answer = run("edit", *stills, *steering, "--seeds", "5,3")
+    written, answer = run("edit", *images, *steering, "--seeds", "5,3")
     edited = pipe.edit(
-        stills, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
+        images, {"Smiling": "yes"}, guidance=3.0, groups=[0, 1], strength=0.5, seeds=[5, 3]
     )
     seeds = [derived_seed(seed, ENCODE_STREAM) for seed in (5, 3)]
-    before = pipe.decode(pipe.encode(stills, seeds=seeds))
-    rows = zip(squares(stills), before, edited.images, strict=True)
-    assert alike(sheet, grid([x for row in rows for x in row], 3))
+    before = pipe.decode(pipe.encode(images, seeds=seeds))
+    rows = zip(squares(images), before, edited.images, strict=True)
+    assert alike(written, grid([x for row in rows for x in row], 3))
     assert answer["files"] == ["a-edit.png"]
     assert (answer["seeds"], answer["groups"], answer["strength"]) == ([5, 3], [0, 1], 0.5)
     assert answer["energies"] == edited.energies.tolist()
-    assert sheet.text["symbols"] == "Smiling=yes" and sheet.text["seeds"] == "5,3"
+    assert written.text["symbols"] == "Smiling=yes" and written.text["seeds"] == "5,3"
 
 
 def test_edited_images_one_by_one(run, pipe, images):
@@ -117,25 +117,25 @@ def test_edited_images_one_by_one(run, pipe, images):
     assert answer["files"] == ["out/here/a.png", "out/here/b.png"]
     edited = pipe.edit(images, {"class": "b"})
     for path, image, seed in zip(answer["files"], edited.images, "01", strict=True):
-        with Image.open(path) as stills:
-            assert alike(stills, image)
-            assert stills.text["seed"] == seed
-            assert (stills.text["sampler"], stills.text["steps"]) == ("flow", "48")
+        with Image.open(path) as file:
+            assert alike(file, image)
+            assert file.text["seed"] == seed
+            assert (file.text["sampler"], file.text["steps"]) == ("flow", "48")
 
 
-def test_interpolate_is_a_row(run, pipe, stills):
-    sheet, answer = run("interpolate", *stills, "-n", 4, "--out", "row.png")
-    assert alike(sheet, grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
+def test_interpolate_is_a_row(run, pipe, images):
+    written, answer = run("interpolate", *images, "-n", 4, "--out", "row.png")
+    assert alike(written, grid(pipe.interpolate(["a.png"], ["b.png"], 4), 4))
     assert answer["files"] == ["row.png"]
 
 
 def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, images):
-    sheet, answer = run("inpaint", "a.png", "--mask", "mask.png", "--seeds", "2,7")
-    assert sheet.size == (4 * STEP - 2, SIZE)
+    written, answer = run("inpaint", "a.png", "--mask", "mask.png", "--seeds", "2,7")
+    assert written.size == (4 * STEP - 2, SIZE)
     (own,) = squares(["a.png"])
-    assert alike(sheet.crop((0, 0, SIZE, SIZE)), own)
+    assert alike(written.crop((0, 0, SIZE, SIZE)), own)
     right = (SIZE // 2, 0, SIZE, SIZE)
-    cells = [sheet.crop((i * STEP, 0, i * STEP + SIZE, SIZE)) for i in range(4)]
+    cells = [written.crop((i * STEP, 0, i * STEP + SIZE, SIZE)) for i in range(4)]
     assert all(alike(cell.crop(right), own.crop(right)) for cell in cells)
     assert cells[1].getpixel((2, 2)) == (128, 128, 128)
     assert not alike(cells[2], cells[3])
@@ -188,21 +188,21 @@ def test_the_closing_line(folder, images):
 @pytest.mark.parametrize("strength", ["0.3", "1"])
 @pytest.mark.parametrize("verb", ["edit", "inpaint"])
 def test_the_bar_ends_where_it_said(run, images, monkeypatch, verb, strength):
-    seen = []
+    counts = []
 
     @contextlib.contextmanager
     def bar(total, name, quiet):
-        seen.append([total, 0])
+        counts.append([total, 0])
 
         def update(count):
-            seen[0][1] += count
+            counts[0][1] += count
 
         yield update
 
-    monkeypatch.setattr(edit_cli, "progress_bar", bar)
+    monkeypatch.setattr(editing, "progress_bar", bar)
     more = images if verb == "edit" else ["a.png", "--mask", "mask.png", "--seeds", "0,1"]
     run(verb, *more, "--batch", 1, "--steps", 4, "--strength", strength)
-    assert seen == [[8, 8]]
+    assert counts == [[8, 8]]
 
 
 # What is refused
@@ -224,7 +224,7 @@ def test_the_bar_ends_where_it_said(run, images, monkeypatch, verb, strength):
         (["edit", "a.png", "--outdir", "."], "a.png is an image that is read"),
         (["edit", "a.png", "--out", "a.png"], "a.png is an image that is read"),
         (["edit", "a.png", "--out", "x.png", "--outdir", "o"], "give one of the two"),
-        (["edit", "a.png", "--out", "no/x.png"], "the folder"),
+        (["edit", "a.png", "--out", "text.png/x.png"], "it is not a possible path"),
         (["interpolate", "a.png"], "Missing argument 'B'"),
         (["interpolate", "a.png", "text.png"], "it is not a PNG"),
         (["interpolate", "a.png", "b.png", "-n", "1"], "1 is not in the range"),
@@ -275,8 +275,8 @@ def test_a_model_without_symbols_scores_energies_only(images, tmp_path):
     result = hebm_edit("score", "a.png", "--dataset", "./plain")
     assert "group 2" in result.stdout.splitlines()[0]
     assert "=yes" not in result.stdout
-    asked = hebm_edit("edit", "a.png", "--dataset", "./plain", "--attr", "Smiling")
-    refused(asked, 2, "tiny has no symbols, so 'Smiling' cannot be asked for")
+    edited = hebm_edit("edit", "a.png", "--dataset", "./plain", "--attr", "Smiling")
+    refused(edited, 2, "tiny has no symbols, so 'Smiling'")
 
 
 def test_a_model_without_an_encoder_reads_no_images(images, tmp_path):

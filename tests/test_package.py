@@ -97,9 +97,16 @@ def test_the_pipeline_loads_neither_training_nor_metrics() -> None:
     assert loaded.isdisjoint({*APART, "accelerate", "datasets", "scipy", "sklearn", "matplotlib"})
 
 
-@pytest.mark.parametrize("module", ["hebm_sample", "hebm_sample.cli"])
-def test_the_package_runs_as_its_command(module: str) -> None:
-    assert _run("-m", module, "--version").startswith("hebm-sample ")
+@pytest.mark.parametrize(
+    "module, command",
+    [
+        ("hebm_sample", "hebm-sample"),
+        ("hebm_sample.cli", "hebm-sample"),
+        ("hebm_sample.cli.evaluation", "hebm-eval"),
+    ],
+)
+def test_the_package_runs_as_its_command(module: str, command: str) -> None:
+    assert _run("-m", module, "--version").startswith(f"{command} ")
 
 
 def test_public_names() -> None:

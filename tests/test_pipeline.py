@@ -156,10 +156,13 @@ def test_decoding_the_latents_gives_the_images(pipe, eight):
 def test_decoding_a_few_at_a_time_changes_nothing(pipe, eight, monkeypatch):
     whole = pipe.decode(eight.latents, output_type="torch")
     side = pipe.config.generator.image_size
-    counts, forward = [], pipe.generator.forward
-    monkeypatch.setattr(
-        pipe.generator, "forward", lambda u: counts.append(len(u[0])) or forward(u)
-    )
+    counts, render = [], pipe.generator.render
+
+    def counted(h, *decoder):
+        counts.append(len(h))
+        return render(h, *decoder)
+
+    monkeypatch.setattr(pipe.generator, "render", counted)
     monkeypatch.setattr("hebm_sample.pipeline.model.MOST_PIXELS", (3 * side**2,) * 2)
     parts = pipe.decode(eight.latents, output_type="torch")
     assert counts == [3, 3, 2]

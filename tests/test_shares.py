@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from tiny import tiny_config, tiny_pipeline
 
 from hebm_sample.cli.sample import main
-from hebm_sample.cli.sharding import Share, holds, unfinished
+from hebm_sample.cli.work.outputs import holds
+from hebm_sample.cli.work.sharding import Share, unfinished
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline import batch_size as memory
 from hebm_sample.pipeline.batch_size import bytes_per_image, fitting_batch, free_bytes
@@ -99,7 +100,7 @@ import os, signal
 from hebm_sample.cli import sample as cli
 from hebm_sample.io import images
 
-save, files = images.save_png, []
+save, files = images.save_image, []
 
 def save_three(*arguments):
     save(*arguments)
@@ -107,7 +108,7 @@ def save_three(*arguments):
     if len(files) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-images.save_png = save_three
+images.save_image = save_three
 cli.main()
 """
 
@@ -129,7 +130,7 @@ def test_killed_and_started_again(model, tmp_path):
         assert (now.st_ino, now.st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
 
 
-def test_what_was_asked_differently_is_drawn_again(model, tmp_path):
+def test_other_settings_are_sampled_again(model, tmp_path):
     sample(model, tmp_path, "--seeds", "0-1")
     first = contents(tmp_path)
     (tmp_path / ".unfinished-0").touch()
@@ -137,7 +138,10 @@ def test_what_was_asked_differently_is_drawn_again(model, tmp_path):
     assert {**contents(tmp_path), **first} == contents(tmp_path)
     assert sample(model, tmp_path, "--seeds", "0-1")["seeds"] == [0, 1]  # that run had ended
     (tmp_path / ".unfinished-0").touch()
-    assert sample(model, tmp_path, "--seeds", "0-1", "--temperature", 0.5)["seeds"] == [0, 1]
+    other = ["--seeds", "0-1", "--temperature", 0.5]
+    result = CliRunner().invoke(main, words(model, tmp_path, *other))
+    assert result.exit_code == 2 and "add --overwrite" in result.stderr
+    assert sample(model, tmp_path, *other, "--overwrite")["seeds"] == [0, 1]
     (tmp_path / "seed0000.png").write_bytes(b"no image")
     assert not holds(tmp_path / "seed0000.png", {}) and not holds(tmp_path / "none.png", {})
 

@@ -38,6 +38,7 @@ def short_preset(**settings) -> Preset:
         chain_steps=3,
         generator_settings=replace(preset.generator_settings, **settings),
         prior_settings=replace(preset.prior_settings, **settings),
+        decoder_settings=replace(preset.decoder_settings, **{"evaluate_every": 0} | settings),
     )
 
 

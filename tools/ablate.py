@@ -30,11 +30,12 @@ from typing import Any
 import click
 from ablation_page import TITLES, blocks, draw_figures
 
+from hebm_sample import __version__
 from hebm_sample.cli.data import HASH, HoldOutType
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluate import load_model
+from hebm_sample.cli.trained import load_model
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report.page import Code, Heading, to_markdown
@@ -145,7 +146,7 @@ class Ablation:
 
     def quality(self, pipe: Pipeline, what: str = "ebm") -> dict[str, Any]:
         """Distances of a set of images, and the seconds of drawing u."""
-        bench = Bench(
+        context = EvaluationContext(
             pipe,
             self.count,
             self.training,
@@ -155,14 +156,14 @@ class Ablation:
             self.show,
         )
         (space,) = self.spaces
-        features = bench.features(what, self.spaces)[space]
+        features = context.features(what, self.spaces)[space]
         if self.known is not None:
             found = measure_to_reference(features, self.known.statistics, self.known.features)
         else:
-            found = measure_quality(features, bench.features("reference", self.spaces)[space])
+            found = measure_quality(features, context.features("reference", self.spaces)[space])
         if what == "reconstructions":
             return found.to_dict() | {"seconds_per_image": None}
-        seconds = bench.drawn(what).seconds / self.count  # pyright: ignore[reportArgumentType]
+        seconds = context.samples(what).seconds / self.count  # pyright: ignore[reportArgumentType]
         return found.to_dict() | {"seconds_per_image": seconds}
 
     def trained(self, variant: Variant) -> tuple[Pipeline, dict[str, Any]]:
@@ -203,7 +204,8 @@ class Ablation:
 
     def row(self, name: str, variant: Variant) -> dict[str, Any]:
         """A variant's figures: those kept, or measured now and kept."""
-        key = [FORMAT_VERSION, repr(variant), self.count, fingerprint(self.model, encoder=True)]
+        key = [FORMAT_VERSION, __version__, repr(variant), self.count]
+        key += [fingerprint(self.model, encoder=True)]
         key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
         key += [self.training.identity, self.held_out.identity, self.known is None]
         path = self.out / "variants" / f"{name}-{_name(variant)}-{_digest(key)}.json"
@@ -306,6 +308,7 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
         size=pipe.config.generator.image_size,
         model=pipe.name,
         validation=HASH if settings.validation is None else settings.validation,
+        records=pipe.config.training,
         progress=show,
     )
     images = _all_rows(data, pipe, sets[0], settings.validation, show)

@@ -6,7 +6,7 @@ from typing import Any
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Image,
+    ReportImage,
     Table,
     Text,
     number,
@@ -58,7 +58,9 @@ def blocks(results: dict[str, Any], figures: str = "figures") -> list[Block]:
         extra = ["training steps", "parameters"] if trained else []
         page += [Heading(TITLES[name][0].upper() + TITLES[name][1:], 3)]
         page += [Table([*header, *extra], table)]
-        page += [Image(f"{figures}/ablation-{name}.png", f"Fréchet distance by {TITLES[name]}")]
+        page += [
+            ReportImage(f"{figures}/ablation-{name}.png", f"Fréchet distance by {TITLES[name]}")
+        ]
     return page
 
 

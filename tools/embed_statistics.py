@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from hebm_sample.evaluation.context import Bench, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import (
     DEFAULT_FEATURE_STEPS,
     DEFAULT_IMAGES,
@@ -56,8 +56,10 @@ def with_reconstructions(
     """The set with the distance of its model's reconstructions of the first held-out rows."""
     count = DEFAULT_IMAGES
     pipe = Pipeline.from_pretrained(found.name, resolution=found.image_size, device="cpu")
-    bench = Bench(pipe, count, training, held_out.rows(0, 2 * count), 50, draws, show)
-    features = np.concatenate([extract(found.net, x) for x in bench.stream("reconstructions")])
+    context = EvaluationContext(
+        pipe, count, training, held_out.rows(0, 2 * count), 50, draws, show
+    )
+    features = np.concatenate([extract(found.net, x) for x in context.stream("reconstructions")])
     quality = measure_to_reference(features, found.statistics, found.features)
     known = {
         "model": fingerprint(pipe, encoder=True),

@@ -1,6 +1,7 @@
 """Kill a training run with SIGKILL at random moments, resume it, compare it with one left alone.
 
-Weights, averages, optimiser and exported model must agree byte for byte, the log line for line.
+Weights, averages, optimiser and exported model must agree byte for byte, the log line for line;
+what may differ is how long it took.
 
     python tools/kill_training.py --kills 200 --seed 0
 
@@ -103,13 +104,19 @@ def fingerprint(folder: Path) -> dict[str, object]:
     path = latest_checkpoint(folder)
     assert path is not None
     state = read_state(path)
-    state.pop("seconds")
+    for clock in ("seconds", "started", "ended"):
+        state.pop(clock)
     found: dict[str, object] = {
         file.name: file.read_bytes() for file in path.glob("*.safetensors")
     }
     found["state"] = state
     found["log"] = [{k: v for k, v in x.items() if k != "seconds"} for x in read_log(folder)]
-    found["model"] = dict(read_row(folder / "model").files)
+    files = read_row(folder / "model").files
+    found["model"] = {k: row for k, row in files.items() if k.endswith(".safetensors")}
+    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    for record in config["training"]:  # how long it took is no two runs' in common
+        del record["seconds"], record["started"], record["ended"]
+    found["config"] = config
     return found
 
 

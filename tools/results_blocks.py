@@ -14,12 +14,12 @@ from ablation_page import blocks as ablation_blocks
 
 from hebm_sample.evaluation.baselines import show_baselines
 from hebm_sample.evaluation.report.images import show_memorisation
-from hebm_sample.evaluation.report.latents import PRIORS, show_diagnostics, show_hole
+from hebm_sample.evaluation.report.latents import PRIORS, show_diagnostics, show_prior_hole
 from hebm_sample.evaluation.report.ood import show_ood
 from hebm_sample.evaluation.report.page import (
     Block,
     Heading,
-    Image,
+    ReportImage,
     Table,
     Text,
     number,
@@ -55,7 +55,7 @@ def _placed(blocks: Sequence[Block], key: str, root: Path) -> list[Block]:
     for block in blocks:
         if isinstance(block, Heading):
             block = Heading(block.text, 3)
-        if isinstance(block, Image):
+        if isinstance(block, ReportImage):
             block = replace(block, path=image_path(key, block.path))
             if not (root / block.path).is_file():
                 continue
@@ -94,7 +94,7 @@ def gap(results: Results) -> list[Block]:
         f"Sampling {images:,} images took {found['sampling_seconds']:.0f} s."
     )
     quality: list[Block] = [_quality(found["quality"])] if found.get("quality") else []
-    image = Image("figures/gap.png", "Distances to held-out images")
+    image = ReportImage("figures/gap.png", "Distances to held-out images")
     blocks = [Table(header, rows), image, *quality, Table(groups, latents)]
     return [*blocks, Text(text), _goals(results)]
 
@@ -120,13 +120,13 @@ def _goals(results: Results) -> Text:
     """Which of the goals are reached."""
     parts, (_, distances) = results["parts"], headline_gap(results)
     closed, kl = distances["gap_closed"], min(parts["gap"]["kl"])
-    verdicts = [
+    goals = [
         (f"a gap closed of {GAP_GOAL}", closed >= GAP_GOAL, f"{closed:.3f}"),
         ("no dead group", kl > DEAD_NATS, f"least KL {kl:.1f} nats"),
     ]
     if "memorisation" in parts:
         shorter = parts["memorisation"]["shorter"]
-        verdicts.append(
+        goals.append(
             (
                 "no memorisation",
                 parts["memorisation"]["no_shorter"],
@@ -135,7 +135,7 @@ def _goals(results: Results) -> Text:
             )
         )
     said = "; ".join(
-        f"{goal}: {'reached' if met else 'short'} ({value})" for goal, met, value in verdicts
+        f"{goal}: {'reached' if met else 'short'} ({value})" for goal, met, value in goals
     )
     return Text(f"Goals. {said[0].upper()}{said[1:]}.")
 
@@ -148,7 +148,7 @@ def _share(found: Mapping[str, Any]) -> str:
 
 
 def control(results: Results) -> list[Block]:
-    """What the judge finds, by what was asked and guidance."""
+    """What the attribute classifier predicts, by condition and guidance."""
     found = results["parts"]["control"]
     several = {k: v for k, v in found["variables"].items() if len(v["asked"]) > 1}
     single = [v["asked"][0] for v in found["variables"].values() if len(v["asked"]) == 1]
@@ -161,15 +161,16 @@ def control(results: Results) -> list[Block]:
         distances = ", ".join(f"{k}: {d:.2f}" for k, d in enumerate(layers["distances"]))
         blocks.append(
             Text(
-                f"Mean feature distance (the judge's) of {layers['variations']} variations of "
-                f"{layers['images']} samples, by the number of top groups kept: {distances}."
+                "Mean distance, in the classifier's features, of "
+                f"{layers['variations']} variations of {layers['images']} samples, "
+                f"by the number of top groups clamped: {distances}."
             )
         )
     return blocks
 
 
 def _class_table(name: str, variable: Mapping[str, Any]) -> list[Block]:
-    guidance, ceiling = list(variable["found"]), variable["reconstructed"]["accuracy"]
+    guidance, bound = list(variable["found"]), variable["reconstructed"]["accuracy"]
     header = ["asked", *(f"guidance {g}" for g in guidance), "real images", "reconstructions"]
     rows = [
         [
@@ -182,16 +183,16 @@ def _class_table(name: str, variable: Mapping[str, Any]) -> list[Block]:
     ]
     shares = {g: variable["found"][g]["share"] for g in guidance}
     over_all = [f"**{with_error(*_pair(variable['found'][g]))}**" for g in guidance]
-    rows.append(["**all**", *over_all, number(variable["real"]["accuracy"]), number(ceiling)])
-    ratios = {g: share / ceiling for g, share in shares.items()}
-    rows.append(["of the ceiling", *(f"{r:.2f}" for r in ratios.values()), "", "1"])
+    rows.append(["**all**", *over_all, number(variable["real"]["accuracy"]), number(bound)])
+    ratios = {g: share / bound for g, share in shares.items()}
+    rows.append(["of the upper bound", *(f"{r:.2f}" for r in ratios.values()), "", "1"])
     best = max(ratios, key=lambda g: ratios[g])
     enough = next((g for g, r in ratios.items() if r >= CLASS_GOALS["best"]), None)
     first = "reached" if ratios["1"] >= CLASS_GOALS["1"] else "short"
     second = f"reached from guidance {enough} on" if enough else f"short ({ratios[best]:.2f})"
     text = (
-        f"Chance is {1 / variable['values']:.2f}, and the ceiling is the judge's accuracy on "
-        f"reconstructions. Goals. Half of the ceiling at guidance 1: {first} "
+        f"Chance is {1 / variable['values']:.2f}, and the upper bound is the classifier's "
+        f"accuracy on reconstructions. Goals. Half of the bound at guidance 1: {first} "
         f"({ratios['1']:.2f}); three quarters at the best: {second}."
     )
     return [Table(header, rows), Text(text)]
@@ -253,9 +254,9 @@ def edits(results: Results) -> list[Block]:
         )
     text = (
         f"Edits: {first['images']} held-out images that lack it, `{_spelt(first['symbols'])}` "
-        "asked for. *Flipped*: of those in whose reconstruction the judge does not find it. "
-        "Beside it what else moved, as mean absolute change against the image itself: the "
-        "judge's probabilities of all other columns, and pixels from 0 to 255."
+        "asked for. *Flipped*: of those for whose reconstruction the classifier does not "
+        "predict it. Beside it what else moved, as mean absolute change against the image "
+        "itself: the predicted probabilities of all other columns, and pixels from 0 to 255."
     )
     header = ["", "flipped", "other probabilities", "upper half's pixels", "all pixels"]
     return [Text(text), Table(header, rows)]
@@ -270,13 +271,13 @@ def baselines(results: Results) -> list[Block]:
     seconds = TRAINED.get(f"{results['model']}-{results['resolution']}")
     if seconds is not None:
         blocks.append(Text(f"The model's own energies were trained for {seconds:,} s (its card)."))
-    return [*blocks, Image("figures/quality.png", "Distance against seconds per image")]
+    return [*blocks, ReportImage("figures/quality.png", "Distance against seconds per image")]
 
 
 def hole(results: Results) -> list[Block]:
     """The report's part, with bars."""
-    image = Image("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
-    return [*show_hole(results["parts"]["hole"]), image]
+    image = ReportImage("figures/hole-bars.png", "Accuracy in telling q(u) from samples, by group")
+    return [*show_prior_hole(results["parts"]["hole"]), image]
 
 
 # Together

@@ -118,9 +118,9 @@ class Docs:
         target = self.docs / image_path(key, path.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as image:
-            stills = image.convert("RGB")
-        stills.thumbnail((WIDEST, WIDEST))
-        stills.save(target, quality=80, method=6)
+            plain = image.convert("RGB")
+        plain.thumbnail((WIDEST, WIDEST))
+        plain.save(target, quality=80, method=6)
 
     # What is written
 

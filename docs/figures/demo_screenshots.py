@@ -33,7 +33,7 @@ def main(dataset: str, seeds: str, out: Path) -> None:
 
 def take(visitor: browser.Visitor, seeds: str, path: Path) -> None:
     """Smiling faces, one of them large, its lines opened."""
-    visitor.choose("#hebm-draw-wish-6", "yes")
+    visitor.choose("#hebm-draw-target-6", "yes")
     visitor.write("#hebm-seeds :is(input, textarea)", seeds)
     visitor.do("#hebm-draw")
     visitor.click("[data-pick='1']")

@@ -27,7 +27,7 @@ def import_nvae(checkpoint: Path, out: Path, energies: Path | None, name: str | 
     The file is read without running anything in it. Its weights stay under NVAE's licence:
     non-commercial use only. Go on with `hebm-train prior --generator DIR`.
     """
-    from hebm_sample.training.nvae_checkpoint import import_nvae as import_checkpoint
+    from hebm_sample.training.imports.nvae_checkpoint import import_nvae as import_checkpoint
 
     row = import_checkpoint(checkpoint, out, name=name, energies=energies)
     size = sum(file.size for file in row.files.values()) / 2**20

@@ -25,7 +25,7 @@ def list_models(as_json: bool) -> None:
         models = [
             {key: getattr(row, key) for key in keys}
             | {"embedded": row.folder is not None, "symbols": _symbols(row)}
-            | {"figures": dict(row.figures)}
+            | {"training": _config(row).get("training", []), "figures": dict(row.figures)}
             for row in rows
         ]
         click.echo(json.dumps({"models": models}))
@@ -57,12 +57,20 @@ def _short(name: str, values: Sequence[str]) -> str:
 
 def _symbols(row: "ModelRow") -> Mapping[str, Sequence[str]] | None:
     """Each variable's values, of an embedded model's config; None where there is none to read."""
-    if row.folder is None:
-        return None
     try:
-        text = (_EMBEDDED / row.folder / "config.json").read_text(encoding="utf-8")
-        config: Any = json.loads(text)
-        table = (config["prior"] or {}).get("symbols", [])
+        table = (_config(row)["prior"] or {}).get("symbols", [])
         return {symbol["name"]: list(symbol["values"]) for symbol in table}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # a listing does not fail over one model; loading it says what is wrong
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _config(row: "ModelRow") -> dict[str, Any]:
+    """An embedded model's config; empty where there is none to read: a listing does not fail over
+    one model, loading it says what is wrong.
+    """
+    try:
+        text = (_EMBEDDED / (row.folder or "") / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,15 +1,10 @@
-"""The parameters that the commands share: their grammar, their help, their place in it.
-
-    seeds, groups    0-15,20                                 `hebm_sample.io.seeds`
-    wish             value | ~value | value,value            NAME or NAME=wish for --attr
-    guidance         W | NAME=W
-    factors          0.8 | 1,1,0.7                           one, or one per group
+"""The options that the commands share: declared once, with their help and their place in it.
 
 Help is printed in sections, in the order in which a command lists its parameters. Every factory
 below makes a fresh option, so one definition serves several commands.
 """
 
-import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,217 +13,68 @@ import click
 from click.shell_completion import CompletionItem
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.config import SamplerName
-from hebm_sample.errors import UserInputError
-from hebm_sample.io.seeds import MAX_SEEDS, parse_seeds
+from hebm_sample.cli.requests.grammar import (
+    MAX_BATCH,
+    AttributeType,
+    BatchType,
+    ClassType,
+    FactorsType,
+    GuidanceType,
+    SeedsType,
+    known_word,
+)
+from hebm_sample.config import DecoderName, SamplerName
+from hebm_sample.errors import HebmError
 
 __all__ = [
+    "CONTEXT",
     "DATASET",
+    "DECODER",
     "MACHINE",
     "MANY",
+    "MODEL",
     "OUTPUT",
+    "OVERWRITE",
     "PATH",
     "REVISION",
     "SAMPLER",
     "SECTIONS",
-    "STEERING",
-    "GroupsType",
-    "MixType",
     "SectionedCommand",
     "SectionedOption",
-    "SeedType",
-    "SeedsType",
-    "finite",
+    "dataset",
+    "device",
     "option",
+    "out",
+    "outdir",
+    "seeds",
+    "steering",
     "taking",
 ]
 
-MAX_TEMPERATURE = 10.0
-MAX_GUIDANCE = 100.0
-MAX_BATCH = min(4096, MAX_SEEDS)
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
 _COMPILE = "Compile the chain first, which takes long: for many images."
 PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-# Grammar
-
-
-class SeedsType(click.ParamType):
-    """`0-15,20` on the command line."""
-
-    name = "seeds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse, or fail as click's parameter types do."""
-        try:
-            return parse_seeds(value)
-        except UserInputError as error:
-            self.fail(str(error), param, ctx)
-
-
-class SeedType(click.ParamType):
-    """One seed."""
-
-    name = "seed"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse, or fail."""
-        try:
-            seeds = parse_seeds(value)
-        except UserInputError as error:
-            self.fail(str(error), param, ctx)
-        if len(seeds) != 1:
-            self.fail(f"{value!r} is more than one seed; give one", param, ctx)
-        return seeds[0]
-
-
-class GroupsType(click.ParamType):
-    """`0-3`: latent groups, 0 at the top."""
-
-    name = "groups"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse, or fail; whether the model has them is the model's to say."""
-        try:
-            return parse_seeds(value)
-        except UserInputError:
-            self.fail(
-                f"{value!r} names no groups; write numbers and ranges such as 0-3, each once",
-                param,
-                ctx,
-            )
-
-
-class MixType(click.ParamType):
-    """`A:B`, two seeds."""
-
-    name = "mix"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        """The seed of the coarse groups and that of the fine ones."""
-        try:
-            seeds = [seed for part in value.split(":") for seed in parse_seeds(part)]
-        except UserInputError as error:
-            self.fail(str(error), param, ctx)
-        if len(seeds) != 2 or value.count(":") != 1 or seeds[0] == seeds[1]:
-            self.fail(f"{value!r} is not A:B, two different seeds such as 7:12", param, ctx)
-        return seeds[0], seeds[1]
-
-
-def _wish(text: str) -> tuple[str, ...]:
-    """The items of `cat,dog`; none may be empty."""
-    items = tuple(part.strip() for part in text.split(","))
-    if not all(item.removeprefix("~") for item in items):
-        raise ValueError(text)
-    return items
-
-
-class _WishType(click.ParamType):
-    """What the variable `class` is asked to be."""
-
-    name = "wish"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[str, ...]]:
-        """("class", the items)."""
-        try:
-            return "class", _wish(value)
-        except ValueError:
-            self.fail(f"{value!r} asks for nothing; write cat, ~cat or cat,dog", param, ctx)
-
-
-class _BatchType(click.IntRange):
-    """A number, or `auto` as 0."""
-
-    def __init__(self) -> None:
-        super().__init__(1, MAX_BATCH)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """0, or as `IntRange`."""
-        return 0 if value in ("auto", 0) else super().convert(value, param, ctx)
-
-
-class _AttributeType(click.ParamType):
-    """`Smiling`, `Eyeglasses=no`."""
-
-    name = "attribute"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[str, ...]]:
-        """(name, items); a bare name asks for "yes"."""
-        name, equals, wish = value.partition("=")
-        try:
-            if name.strip():
-                return name.strip(), _wish(wish) if equals else ("yes",)
-        except ValueError:
-            pass
-        self.fail(
-            f"{value!r} asks for nothing; write NAME, NAME=value, NAME=~value or NAME=a,b",
-            param,
-            ctx,
-        )
-
-
-def _number(text: str, high: float) -> float:
-    number = float(text)
-    if not 0.0 <= number <= high:  # nan lies in no range
-        raise ValueError(text)
-    return number
-
-
-class _GuidanceType(click.ParamType):
-    """`2` or `Smiling=2`."""
-
-    name = "guidance"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str | None, float]:
-        """(name, or None for all that is asked; weight)."""
-        name, equals, weight = value.rpartition("=")
-        try:
-            if bool(name.strip()) == bool(equals):
-                return name.strip() or None, _number(weight, MAX_GUIDANCE)
-        except ValueError:
-            pass
-        self.fail(
-            f"{value!r} is no weight; write W or NAME=W, W from 0 to {MAX_GUIDANCE:g}", param, ctx
-        )
-
-
-class _FactorsType(click.ParamType):
-    """`0.8`, or `1,1,0.7`: one per group."""
-
-    name = "factors"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | tuple[float, ...]:
-        """One number, or several."""
-        try:
-            numbers = tuple(_number(part, MAX_TEMPERATURE) for part in value.split(","))
-        except ValueError:
-            self.fail(
-                f"{value!r} is no number from 0 to {MAX_TEMPERATURE:g}, or one per group: 1,1,0.7",
-                param,
-                ctx,
-            )
-        return numbers[0] if len(numbers) == 1 else numbers
 
 
 class _ModelType(click.ParamType):
     """A model's name, completed from the manifest, or a folder."""
 
     name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A known name in its own spelling; folders, repositories and others as they are."""
+        if not value or "/" in value or os.path.isdir(value):
+            return value
+        import hebm_sample
+
+        try:
+            return known_word(value, {row.name for row in hebm_sample.list_models()})
+        except (HebmError, OSError):  # loading the model says what is wrong with the manifest
+            return value
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -239,14 +85,6 @@ class _ModelType(click.ParamType):
         names = sorted({row.name for row in hebm_sample.list_models()})
         fitting = [CompletionItem(name) for name in names if name.startswith(incomplete)]
         return fitting or [CompletionItem(incomplete, type="dir")]
-
-
-def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
-    """Refuse nan and the infinities."""
-    # nan lies in no range, yet passes click's comparison with the ends.
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
-    return value
 
 
 # Sections of the help
@@ -263,7 +101,22 @@ class SectionedOption(click.Option):
 
 
 class SectionedCommand(OneLineErrors):
-    """A command whose help has a section for each kind of option."""
+    """A command whose help has a section for each kind of option, and that knows what options of
+    other tools are called here.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click, but an unknown option names the one that means it."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _MEANINGS.get(error.option_name.strip("-").replace("_", "-").lower(), "")
+            known = {name for parameter in self.params for name in parameter.opts}
+            if meant not in known:
+                raise
+            # click names only options of similar letters.
+            message = f"No such option {error.option_name!r}. Did you mean {meant!r}?"
+            raise click.UsageError(message, ctx=ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Sections as in `SECTIONS`, then --version and --help."""
@@ -280,6 +133,32 @@ class SectionedCommand(OneLineErrors):
 
 
 _TERM = 28
+# What other tools call it.
+_MEANINGS = {
+    other: ours
+    for ours, others in {
+        "--dataset": "model model-id network checkpoint pretrained",
+        "--num-images": "samples num-samples n-samples num-images-per-prompt count",
+        "--seeds": "random-seed generator",
+        "--class": "class-idx class-label label category",
+        "--attr": "prompt attribute attributes condition symbol symbols",
+        "--guidance": "cfg cfg-scale guidance-scale",
+        "--sampler": "scheduler solver",
+        "--steps": "num-steps num-inference-steps inference-steps sampling-steps nfe iterations",
+        "--temperature": "truncation truncation-psi psi temp noise-scale",
+        "--device": "gpu cuda cpu",
+        "--dtype": "fp16 half bf16 precision",
+        "--batch": "batch-size bs max-batch",
+        "--out": "output outfile output-file",
+        "--outdir": "output-dir out-dir folder",
+        "--columns": "cols nrow ncol",
+        "--scale": "zoom enlarge upscale",
+        "--overwrite": "force",
+        "--offline": "local-files-only",
+        "--gaussian-prior": "no-ebm no-prior gaussian",
+    }.items()
+    for other in others.split()
+}
 
 
 def option(section: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -301,14 +180,32 @@ def taking(*options: Callable[[Any], Any] | Iterable[Callable[[Any], Any]]) -> C
 
 # Options of several commands
 
+
+def dataset(
+    text: str = "Model name (see hebm-sample --list), Hub repository id, or local folder.",
+    *names: str,
+    **settings: Any,
+) -> Callable[[Any], Any]:
+    """--dataset, with another help, name in Python or number of values where that is given."""
+    declared = ("--dataset", "-d", *names)
+    return option("Model", *declared, type=_ModelType(), metavar="MODEL", help=text, **settings)
+
+
+def device(*more: str) -> Callable[[Any], Any]:
+    """--device: auto, cpu, cuda, and what else a command can compute on."""
+    return option(
+        "Machine",
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda", *more], case_sensitive=False),
+        default="auto",
+        show_default=True,
+        help="Where to compute; auto is cuda, else cpu.",
+    )
+
+
+MODEL = click.argument("model", required=False, type=_ModelType(), metavar="[MODEL]")
 DATASET = [
-    option(
-        "Model",
-        "--dataset",
-        type=_ModelType(),
-        metavar="MODEL",
-        help="Model name (see hebm-sample --list), Hub repository id, or local folder.",
-    ),
+    dataset(),
     option(
         "Model",
         "--resolution",
@@ -317,42 +214,55 @@ DATASET = [
         help="Side in pixels, where a model comes in several.",
     ),
 ]
+
+
+def seeds(text: str) -> Callable[[Any], Any]:
+    """--seeds LIST."""
+    return option("Images", "--seeds", "--seed", type=SeedsType(), metavar="LIST", help=text)
+
+
 REVISION = option(
     "Model", "--revision", metavar="REV", help="Commit, tag or branch of a Hub repository."
 )
-STEERING = [
-    option(
-        "Steering",
-        "--class",
-        "classes",
-        type=_WishType(),
-        multiple=True,
-        metavar="VALUE",
-        help="What the variable `class` is to be: cat; cat,dog is either; ~cat is any other.",
-    ),
-    option(
-        "Steering",
-        "--attr",
-        "attributes",
-        type=_AttributeType(),
-        multiple=True,
-        metavar="NAME[=VALUE]",
-        help="The same of any variable; NAME alone is NAME=yes. Repeatable: all of them at once.",
-    ),
-    option(
-        "Steering",
-        "--guidance",
-        type=_GuidanceType(),
-        multiple=True,
-        metavar="[NAME=]W",
-        help="Weight of what is asked, or of one variable.  [default: 1]",
-    ),
-]
+
+
+def steering(default: str = "1") -> list[Callable[[Any], Any]]:
+    """The condition and its guidance, whose default is the command's own."""
+    return [
+        option(
+            "Steering",
+            "--class",
+            "classes",
+            type=ClassType(),
+            multiple=True,
+            metavar="VALUE",
+            help="Target of the variable `class`: cat; cat,dog is either; ~cat is any other.",
+        ),
+        option(
+            "Steering",
+            "--attr",
+            "attributes",
+            type=AttributeType(),
+            multiple=True,
+            metavar="NAME[=VALUE]",
+            help="The same of any variable; NAME alone is NAME=yes. Repeatable: all at once.",
+        ),
+        option(
+            "Steering",
+            "--guidance",
+            type=GuidanceType(),
+            multiple=True,
+            metavar="[NAME=]W",
+            help=f"Weight of the condition, or of one variable.  [default: {default}]",
+        ),
+    ]
+
+
 SAMPLER = [
     option(
         "Sampler",
         "--sampler",
-        type=click.Choice(get_args(SamplerName)),
+        type=click.Choice(get_args(SamplerName), case_sensitive=False),
         help="How to sample.  [default: the model's]",
     ),
     option(
@@ -365,11 +275,20 @@ SAMPLER = [
     option(
         "Sampler",
         "--temperature",
-        type=_FactorsType(),
+        "--trunc",
+        type=FactorsType(),
         metavar="FACTOR[,...]",
         help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
     ),
 ]
+
+
+DECODER = option(
+    "Output",
+    "--decoder",
+    type=click.Choice(get_args(DecoderName), case_sensitive=False),
+    help="What shows the latents.  [default: sharp where the model has it]",
+)
 
 
 def _batch(kind: click.ParamType, text: str) -> Callable[[Any], Any]:
@@ -379,18 +298,11 @@ def _batch(kind: click.ParamType, text: str) -> Callable[[Any], Any]:
 
 
 MACHINE = [
-    option(
-        "Machine",
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute; auto is cuda, else cpu.",
-    ),
+    device("mps"),
     option(
         "Machine",
         "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
+        type=click.Choice(["float32", "bfloat16"], case_sensitive=False),
         default="float32",
         show_default=True,
         help="Precision of the networks.",
@@ -401,10 +313,25 @@ MACHINE = [
 ]
 MANY = [
     *MACHINE[:2],
-    _batch(_BatchType(), "Most images at a time; auto: what fits the free memory."),
+    _batch(BatchType(), "Most images at a time; auto: what fits the free memory."),
     option("Machine", "--compile", "compiled", is_flag=True, help=_COMPILE),
     *MACHINE[3:],
 ]
+
+
+def out(text: str) -> Callable[[Any], Any]:
+    """--out FILE."""
+    return option("Output", "--out", "-o", type=PATH, metavar="FILE", help=text)
+
+
+def outdir(text: str) -> Callable[[Any], Any]:
+    """--outdir DIR."""
+    return option("Output", "--outdir", type=PATH, metavar="DIR", help=text)
+
+
+OVERWRITE = option(
+    "Output", "--overwrite", is_flag=True, help="Replace files of the names that results get."
+)
 OUTPUT = [
     option("Output", "--json", "as_json", is_flag=True, help="Answer with one JSON object."),
     option("Output", "--quiet", is_flag=True, help="No progress bar and no closing line."),

@@ -13,12 +13,15 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
-from hebm_sample.config.generator import GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.config.generator import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.config.model import ModelConfig
 from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
+from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import (
+    EDIT_GUIDANCE,
     EDIT_STEPS,
+    MAX_GUIDANCE,
     Kernel,
     LangevinConfig,
     ReferenceVariance,
@@ -27,10 +30,13 @@ from hebm_sample.config.sampler import (
 )
 
 __all__ = [
+    "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "FORMAT_VERSION",
+    "MAX_GUIDANCE",
     "CellKind",
     "ConfigBase",
+    "DecoderName",
     "GeneratorConfig",
     "Kernel",
     "LangevinConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "StageConfig",
     "Start",
     "SymbolConfig",
+    "TrainingRecord",
     "require",
     "require_choice",
     "require_integer",

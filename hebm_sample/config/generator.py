@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hebm_sample.config.base import (
     ConfigBase,
@@ -12,9 +12,10 @@ from hebm_sample.config.base import (
     require_range,
 )
 
-__all__ = ["GeneratorConfig", "Likelihood", "ScaleConfig", "StageConfig"]
+__all__ = ["DecoderName", "GeneratorConfig", "Likelihood", "ScaleConfig", "StageConfig"]
 
 Likelihood = Literal["discretized_logistic"]
+DecoderName = Literal["sharp", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class GeneratorConfig(ConfigBase):
         likelihood: p(x | h_{L+1}).
         log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
         image_channels: 3 for RGB.
+        sharp_decoder: Stages of a second image decoder, like those of `decoder`, which images are
+            shown with; p(x | h_{L+1}) stays the first one's. None for a generator with one.
 
     >>> scales = (ScaleConfig(4, 2, latent_channels=16, width=128), ScaleConfig(8, 1, 8, 144))
     >>> config = GeneratorConfig(32, scales, decoder=(StageConfig(16, 80),))
@@ -96,6 +99,7 @@ class GeneratorConfig(ConfigBase):
     log_sigma_bound: float = 3.0
     image_channels: int = 3
     encoder_size: int | None = None
+    sharp_decoder: tuple[StageConfig, ...] | None = None
 
     def __post_init__(self) -> None:
         require_integer("image_size", self.image_size, 4, 1024)
@@ -123,6 +127,19 @@ class GeneratorConfig(ConfigBase):
             self.encoder_size is None or self.encoder_size in sizes,
             f"encoder_size is {self.encoder_size!r}; it can be {sizes} with these stages",
         )
+        sides = [s.resolution for s in self.decoder]
+        sharp = sides if self.sharp_decoder is None else [s.resolution for s in self.sharp_decoder]
+        require(
+            sharp == sides,
+            f"sharp_decoder has stages of {sharp} positions; those of decoder have {sides}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a generator with one image decoder does not speak of a second."""
+        found = super().to_dict()
+        if self.sharp_decoder is None:
+            del found["sharp_decoder"]
+        return found
 
     @property
     def latent_shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -166,5 +183,6 @@ class GeneratorConfig(ConfigBase):
             "image_size": self.encoder_size,
             "decoder": self.encoder_stages,
             "encoder_size": smaller.encoder_size,
+            "sharp_decoder": smaller.sharp_decoder,
         }
         return self != smaller and vars(self) | kept == vars(smaller)

@@ -9,6 +9,7 @@ from hebm_sample.config.base import FORMAT_VERSION, ConfigBase, require, require
 from hebm_sample.config.generator import GeneratorConfig
 from hebm_sample.config.nvae import NvaeConfig
 from hebm_sample.config.prior import PriorConfig
+from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import LangevinConfig
 
 __all__ = ["ModelConfig"]
@@ -23,6 +24,7 @@ class ModelConfig(ConfigBase):
         generator: The generator and its encoder, of either kind.
         prior: The energy-based prior; None for a generator that has not got one yet.
         sampling: The sampler's defaults.
+        training: What each part was trained with, in that order; empty where it is not known.
         format_version: Of this file; a newer one is refused.
 
     >>> from hebm_sample.config import ScaleConfig
@@ -32,7 +34,7 @@ class ModelConfig(ConfigBase):
     >>> ModelConfig.from_dict(model.to_dict() | {"colour": "red"})
     Traceback (most recent call last):
     hebm_sample.errors.UserInputError: config has unknown keys ['colour']; known are
-    ['format_version', 'generator', 'name', 'prior', 'sampling']
+    ['format_version', 'generator', 'name', 'prior', 'sampling', 'training']
     """
 
     name: str
@@ -40,6 +42,7 @@ class ModelConfig(ConfigBase):
     prior: PriorConfig | None = None
     sampling: LangevinConfig = field(default_factory=LangevinConfig)
     format_version: int = FORMAT_VERSION
+    training: tuple[TrainingRecord, ...] = ()
 
     def __post_init__(self) -> None:
         require_version(self.format_version)
@@ -67,9 +70,16 @@ class ModelConfig(ConfigBase):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As any other, with the sampler's own form of its settings."""
-        prior = self.prior.to_dict() if self.prior is not None else None
-        return super().to_dict() | {"prior": prior, "sampling": self.sampling.to_dict()}
+        """As any other, with the parts' own forms; without `training` where it is not known."""
+        found = super().to_dict() | {
+            "generator": self.generator.to_dict(),
+            "prior": self.prior.to_dict() if self.prior is not None else None,
+            "sampling": self.sampling.to_dict(),
+        }
+        found["training"] = [record.to_dict() for record in self.training]
+        if not self.training:
+            del found["training"]
+        return found
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "config") -> "ModelConfig":

@@ -14,9 +14,11 @@ from hebm_sample.config.base import (
 )
 
 __all__ = [
+    "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "Kernel",
     "LangevinConfig",
+    "MAX_GUIDANCE",
     "ReferenceVariance",
     "SamplerName",
     "Start",
@@ -25,6 +27,9 @@ __all__ = [
 # Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
 # samplers of some models.
 EDIT_STEPS = 48
+# Weight of the condition of an edit, and the most that any condition can have.
+EDIT_GUIDANCE = 32.0
+MAX_GUIDANCE = 100.0
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]

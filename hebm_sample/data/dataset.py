@@ -2,43 +2,28 @@
 
     rows of step s = a slice of permutation(seed, epoch of s)
 
-`load_images` writes one uint8 array (N, 3, S, S) into a cache folder and maps it into memory, so
-a run neither holds the images nor decodes them twice. `StepSampler` has no state: a resumed run
-asks for step s and gets the rows and flips that the uninterrupted run would have got.
+`load_images` writes one uint8 array (N, 3, S, S) into a cache folder (`cache.py`) and maps it into
+memory, so a run neither holds the images nor decodes them twice. `StepSampler` has no state: a
+resumed run asks for step s and gets the rows and flips that the uninterrupted run would have got.
 """
 
 import hashlib
-import io
-import json
-import os
-import shutil
-import uuid
-import warnings
-import zipfile
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from hebm_sample.data.holdout import row_keys
+from hebm_sample.data.cache import build_cache, cache_folder, read_cache
+from hebm_sample.data.decoding import decode_squares
 from hebm_sample.data.images import ImageDataset, to_float, zoomed
-from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.sources import Source, open_source
-from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
-from hebm_sample.io.images import open_image
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.files import cache_home
 
 __all__ = ["ImageDataset", "StepSampler", "last_images", "load_images", "to_float", "zoomed"]
-
-RECIPE = 2  # raise it when decoding changes, so that old caches are not taken for new ones
-DECODING_THREADS = 2
 
 
 class StepSampler:
@@ -126,28 +111,25 @@ def load_images(
         cache_dir: Where decoded images are kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show a bar while decoding.
 
-    Images that cannot be read are left out and counted in one warning. Raises `UserInputError`
+    Images that cannot be read are left out and counted in one warning, and decoded ones that
+    something else has damaged are decoded again, with one. Raises `UserInputError`
     if there is no image at all, `EnvironmentFailure` if the disk or the [train] extra fails.
     """
     if size < 1:
         raise UserInputError(f"size is {size}; it must be at least 1")
-    opened = open_source(source, split)
-    key = json.dumps([RECIPE, size, opened.key])
-    home = cache_dir or Path(
-        os.environ.get("HEBM_CACHE") or Path.home() / ".cache" / "hebm_sample"
-    )
-    folder = Path(home).expanduser() / "images" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    opened, home = open_source(source, split), cache_home(cache_dir)
+    folder = cache_folder(home, opened, size)
     try:
-        if (cached := _read_cache(folder)) is not None:
-            return _described(cached, opened)
-        _build_cache(opened, folder, size, str(source), progress)
+        if (images := read_cache(folder)) is None:
+            build_cache(opened, folder, size, str(source), progress)
+            images = read_cache(folder)
     except OSError as error:
         raise EnvironmentFailure(f"decoded images could not be kept in {home}: {error}") from error
-    if (built := _read_cache(folder)) is None:
+    if images is None:
         raise EnvironmentFailure(
             f"decoded images could not be read back from {folder}; remove it and try again"
         )
-    return _described(built, opened)
+    return _described(images, opened)
 
 
 def _described(images: ImageDataset, source: Source) -> ImageDataset:
@@ -169,151 +151,10 @@ def last_images(
     encoded: deque[bytes | Path | None] = deque(maxlen=count)
     for chunk in open_source(source, split).chunks():
         encoded.extend(chunk.images)
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        found = list(pool.map(lambda p: _decode(p, size), encoded))
+    found = decode_squares(encoded, size)
     good = [x for x in found if isinstance(x, np.ndarray)]
     if not good:
         reason = next((x for x in found if isinstance(x, str)), "it is empty")
         raise UserInputError(f"none of the last {count} images in {source} can be read: {reason}")
     images = np.stack(good)
     return images, hashlib.sha256(images.tobytes()).hexdigest()
-
-
-def _read_cache(folder: Path) -> ImageDataset | None:
-    """The decoded images, or None if they are not there whole."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        with np.load(folder / "labels.npz", allow_pickle=False) as columns:
-            labels = {name: columns[f"column{i}"] for i, name in enumerate(meta["columns"])}
-            keys = columns["keys"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-    names = {k: tuple(v) for k, v in meta["label_names"].items()}
-    return ImageDataset(
-        images,
-        labels,
-        names,
-        tuple(meta["part_starts"]),
-        meta["identity"],
-        meta["skipped"],
-        keys,
-        notes=tuple(meta["notes"]),
-    )
-
-
-def _build_cache(source: Source, folder: Path, size: int, shown: str, progress: bool) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    building.mkdir()  # not tempfile's 0700: a cache may be shared
-    try:
-        meta, columns, names = _decode_all(source, building / "images.npy", size, shown, progress)
-        labels, values = encode_labels(columns, source.label_names)
-        with (building / "labels.npz").open("wb") as file:
-            arrays: dict[str, Any] = {f"column{i}": v for i, v in enumerate(labels.values())}
-            np.savez(file, keys=row_keys(names), **arrays)
-        digest = hashlib.sha256(meta.pop("digest").encode())
-        for name, column in sorted(labels.items()):
-            digest.update(name.encode() + column.tobytes())
-        meta |= {"columns": list(labels), "label_names": values, "identity": digest.hexdigest()}
-        meta["notes"] = _dropped(sorted(set(columns) - set(labels)))
-        (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        if folder.exists() and _read_cache(folder) is None:
-            shutil.rmtree(folder)
-        if not folder.exists():
-            building.rename(folder)
-    except OSError:
-        if _read_cache(folder) is None:  # else another process was faster, and its copy is as good
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _dropped(columns: list[str]) -> list[str]:
-    """What to say of columns that are no labels."""
-    shown = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
-    return [f"no labels in {shown}"] if columns else []
-
-
-def _decode_all(
-    source: Source, path: Path, size: int, shown: str, progress: bool
-) -> tuple[dict[str, Any], dict[str, list[Any]], list[str]]:
-    """Write all readable images to `path`; returns facts about them, their raw labels, and what
-    each row is known by.
-    """
-    columns: dict[str, list[Any]] = {}
-    known_by: list[str] = []
-    starts: dict[int, int] = {}
-    rows, first_broken, digest = 0, "", hashlib.sha256()
-    with (
-        path.open("wb") as file,
-        tqdm(total=source.total, desc="decoding", unit="image", disable=not progress) as bar,
-    ):
-        _write_header(file, source.total, size)
-        for part, seen, results, labels, names in _decoded(source, size):
-            starts.setdefault(part, rows)
-            good = {i: r for i, r in enumerate(results) if isinstance(r, np.ndarray)}
-            bad = (f"; row {seen + i}: {r}" for i, r in enumerate(results) if isinstance(r, str))
-            first_broken = first_broken or next(bad, "")
-            for name in labels:
-                columns.setdefault(name, [None] * rows)
-            for name, values in columns.items():
-                found = labels.get(name)
-                values.extend(found[i] if found else None for i in good)
-            known_by.extend(names[i] for i in good)
-            for image in good.values():
-                data = image.tobytes()
-                digest.update(data)
-                file.write(data)
-            rows += len(good)
-            bar.update(len(results))
-        if rows == 0:
-            raise UserInputError(
-                f"none of the {source.total} images in {shown} can be read{first_broken}"
-            )
-        file.seek(0)
-        _write_header(file, rows, size)
-    skipped = source.total - rows
-    if skipped:
-        warnings.warn(
-            f"{skipped} of {source.total} images in {shown} left out{first_broken}",
-            stacklevel=4,
-        )
-    meta = {"part_starts": list(starts.values()), "skipped": skipped, "digest": digest.hexdigest()}
-    return meta, columns, known_by
-
-
-def _decoded(
-    source: Source, size: int
-) -> Iterator[tuple[int, int, list[np.ndarray | str], dict[str, list[Any]], list[str]]]:
-    """(part, rows before, images or reasons, labels, names) a chunk: one chunk is in memory at
-    once.
-    """
-    seen = 0
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for chunk in source.chunks():
-            results = list(pool.map(lambda p: _decode(p, size), chunk.images))
-            yield chunk.part, seen, results, chunk.labels, chunk.names
-            seen += len(results)
-
-
-def _decode(encoded: bytes | Path | None, size: int) -> np.ndarray | str:
-    """One encoded image to uint8 (3, size, size), or the reason why it cannot be."""
-    if encoded is None:
-        return "empty"
-    try:
-        image = open_image(encoded if isinstance(encoded, Path) else io.BytesIO(encoded))
-    except HebmError as error:
-        return str(error)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    if side != size:
-        square = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def _write_header(file: BinaryIO, rows: int, size: int) -> None:
-    """The .npy header; NumPy leaves it room to grow, so its length does not depend on `rows`."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 3, size, size)}
-    np.lib.format.write_array_header_1_0(file, header)

@@ -1,24 +1,25 @@
 """The work behind the page's buttons: a recipe and a pipeline in, images out.
 
-    draw           images after each noise level, by `Pipeline.stream`
-    vary           the top groups of u_0 kept, the others drawn anew
+    draw           samples after each noise level, by `Pipeline.stream`
+    vary           the top groups of u_0 kept, the others sampled anew
     reconstruct    decode(u), u ~ q(u | x)
     edit           before, reconstructed, edited
-    average        decode(0), to look at before anything is drawn
+    average        decode(0), to look at before anything is sampled
 
-Images are drawn with the options and the batch size of the commands, so their files are those
+Samples are drawn with the options and the batch size of the commands, so their files are those
 that the commands write, to the byte.
 """
 
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hebm_sample.cli.run import model_facts, png_text, sampler_facts, within_memory
+from hebm_sample.cli.work import editing, sampling
+from hebm_sample.cli.work.model import within_memory
 from hebm_sample.demo.recipes import (
     Draw,
     Edit,
@@ -31,11 +32,12 @@ from hebm_sample.demo.recipes import (
     sample_options,
 )
 from hebm_sample.errors import UserInputError
+from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hebm_sample.cli.requests import SampleOptions
+    from hebm_sample.cli.requests.sample import SampleOptions
     from hebm_sample.latents import Latents
     from hebm_sample.pipeline.pipeline import Pipeline, Samples
 
@@ -55,7 +57,7 @@ __all__ = [
 
 MAX_IMAGES = 9
 MAX_UPLOAD_BYTES = 10 * 2**20
-MOST_SEEN = 4
+MOST_PREDICTIONS = 4
 MAX_UPLOAD_PIXELS = 2**25  # 33 megapixels: what cameras and telephones make
 
 
@@ -68,8 +70,8 @@ class DemoImage:
         caption: What stands under it.
         origin: How it came about; None for one that nothing can begin from.
         energies: -F_{i} of each group; empty where there are none.
-        seen: p of symbols given the image, as the model sees it: of "yes", or of the likeliest
-            values. Empty for an image on its way.
+        predictions: p of symbols given the image, by the model itself: of "yes", or of the
+            likeliest values. Empty for an image on its way.
         latents: u of this image alone; None where it has not been read.
         log_density: log p(u) of the prior, up to its constant; None for an image on its way, and
             where there is no prior.
@@ -79,7 +81,7 @@ class DemoImage:
     caption: str
     origin: Origin | None = None
     energies: tuple[float, ...] = ()
-    seen: tuple[tuple[str, float], ...] = ()
+    predictions: tuple[tuple[str, float], ...] = ()
     latents: "Latents | None" = None
     log_density: float | None = None
 
@@ -125,29 +127,30 @@ def draw(pipe: "Pipeline", step: Draw, watch: Watch) -> Iterator[list[DemoImage]
     """The images after each noise level; the last are finished."""
     options = _counted(step)
     watch.total = _steps(pipe, options, len(step.seeds))
-    text = _facts(pipe, options)
+    provenance = sampling.provenance_of(pipe, options)
     with within_memory(options.batch):
         states = pipe.stream(
             seeds=list(step.seeds),
             batch_size=options.batch,
             progress=watch,
             **options.settings,
-            **options.wishes,
+            **options.condition,
         )
         for samples in states:
-            yield _images(pipe, samples, step, text if samples.level == 0 else None)
+            said = None if samples.level else (options, provenance)
+            yield _images(pipe, samples, step, said)
 
 
 def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[DemoImage]:
-    """The source, and its variations. A source of several seeds is drawn again, alone."""
+    """The source, and its variations. A source of several seeds is sampled again, alone."""
     options = _counted(step)
-    again = step.drawn_source is not None and step.drawn_source != step.source.step
+    again = step.sampled_source is not None and step.sampled_source != step.source.step
     watch.total = _steps(pipe, options, len(step.seeds)) + again * _steps(pipe, options, 1)
-    given: dict[str, Any] = {**options.settings, **options.wishes, "progress": watch}
+    given: dict[str, Any] = {**options.settings, **options.condition, "progress": watch}
     with within_memory(options.batch):
-        if again and step.drawn_source is not None:
+        if again and step.sampled_source is not None:
             begin: Any = pipe(
-                seeds=list(step.drawn_source.seeds), batch_size=options.batch, **given
+                seeds=list(step.sampled_source.seeds), batch_size=options.batch, **given
             )
         else:
             begin = _begin(source)
@@ -159,8 +162,9 @@ def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[
             batch_size=options.batch,
             **given,
         )
-    facts = _facts(pipe, options) | {"sheet": "variations", "keep_top": step.keep}
-    return [source, *_images(pipe, samples, step, facts)]
+    facts = {"sheet": "variations", "keep_top": step.keep}
+    provenance = sampling.provenance_of(pipe, options).saying(**facts)
+    return [source, *_images(pipe, samples, step, (options, provenance))]
 
 
 def _begin(source: DemoImage) -> Any:
@@ -183,32 +187,39 @@ def _steps(pipe: "Pipeline", options: Any, count: int) -> int:
     return pipe.total_steps(num_images=count, batch_size=options.batch, steps=options.steps)
 
 
-def _facts(pipe: "Pipeline", options: "SampleOptions") -> dict[str, Any]:
-    """What `hebm-sample` writes into the PNG."""
-    facts = model_facts(pipe) | sampler_facts(pipe, options)
-    return facts | {"prior": options.prior} | options.facts
-
-
 def _images(
     pipe: "Pipeline",
     samples: "Samples",
     step: Draw | Vary | Edit,
-    facts: Mapping[str, Any] | None,
+    said: tuple[Any, Provenance] | None,
 ) -> list[DemoImage]:
-    """Samples as images; without facts they are on their way."""
+    """Samples as images; without options and provenance to
+    tell in their files they are on their way."""
     from hebm_sample.io.images import png_bytes
 
     energies = [()] * len(samples) if samples.energies is None else samples.energies.tolist()
-    seen = [()] * len(samples) if facts is None else _seen(pipe, samples.latents)
-    densities = _densities(pipe, samples.latents) if facts else [None] * len(samples)
+    count, u = len(samples), samples.latents
+    predictions = _predictions(pipe, u) if said else [()] * count
+    densities = _densities(pipe, u) if said else [None] * count
     found = []
     for i, (seed, image) in enumerate(zip(samples.seeds, samples.images, strict=True)):
         latents = tuple(group[i : i + 1] for group in samples.latents)
-        png = png_bytes(image, facts and png_text(facts, seed=seed))
+        png = png_bytes(image, said and _text(step, *said, i, seed))
         caption = {Draw: f"seed {seed}", Vary: f"variation {seed}", Edit: "edited"}[type(step)]
-        what = (tuple(energies[i]), seen[i], latents, densities[i])
+        what = (tuple(energies[i]), predictions[i], latents, densities[i])
         found.append(DemoImage(png, caption, Origin(step, i), *what))
     return found
+
+
+def _text(
+    step: Draw | Vary | Edit, options: Any, provenance: Provenance, index: int, seed: int
+) -> dict[str, str]:
+    """What the file says: as the command's, where there is one that makes it."""
+    if isinstance(step, Edit):
+        return editing.single_text(options, provenance, index)
+    if isinstance(step, Vary) and step.sampled_source is None:
+        return provenance.of_seeds(seed).text(single=True)
+    return sampling.single_text(options, provenance, seed)
 
 
 def _densities(pipe: "Pipeline", latents: "Latents") -> list[Any]:
@@ -218,7 +229,7 @@ def _densities(pipe: "Pipeline", latents: "Latents") -> list[Any]:
     return pipe.log_density(latents=latents).tolist()
 
 
-def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
+def _predictions(pipe: "Pipeline", latents: "Latents") -> list[Any]:
     """p(symbol | u) of each image, what is worth showing of it."""
     rows: list[tuple[tuple[str, float], ...]] = [()] * len(latents[0])
     if not pipe.symbols:
@@ -230,7 +241,7 @@ def _seen(pipe: "Pipeline", latents: "Latents") -> list[Any]:
             if set(values) == {"no", "yes"}:
                 rows[i] += ((name, dict(named)["yes"]),)
             else:
-                rows[i] += tuple(named[:MOST_SEEN])
+                rows[i] += tuple(named[:MOST_PREDICTIONS])
     return rows
 
 
@@ -286,10 +297,11 @@ def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> D
     latents = pipe.encode([source.image])
     groups = range(len(latents)) if pipe.prior is not None else ()
     energies = tuple(float(pipe.energy(latents=latents, groups=i)) for i in groups)
-    png = png_bytes(pipe.decode(latents)[0], png_text(model_facts(pipe), sheet="reconstruction"))
-    seen = _seen(pipe, latents)[0]
+    text = Provenance.of_decoded(pipe).saying(sheet="reconstruction").text()
+    png = png_bytes(pipe.decode(latents)[0], text)
+    predictions = _predictions(pipe, latents)[0]
     density = _densities(pipe, latents)[0]
-    return DemoImage(png, "reconstructed", Origin(step), energies, seen, latents, density)
+    return DemoImage(png, "reconstructed", Origin(step), energies, predictions, latents, density)
 
 
 def edit(pipe: "Pipeline", step: Edit, source: DemoImage, watch: Watch) -> list[DemoImage]:
@@ -304,13 +316,11 @@ def edit(pipe: "Pipeline", step: Edit, source: DemoImage, watch: Watch) -> list[
             batch_size=options.batch,
             progress=watch,
             **options.settings,
-            **options.wishes,
+            **options.condition,
         )
         between = _reconstruction(pipe, Reconstruct(step.model, step.source), source)
-    asked = {"symbols": options.symbols or None, "guidance": options.weights or None}
-    how = {"strength": options.strength, "method": options.method}
-    facts = model_facts(pipe) | sampler_facts(pipe, options) | asked | how
-    return [source, between, *_images(pipe, samples, step, facts)]
+    provenance = editing.provenance_of(pipe, options)
+    return [source, between, *_images(pipe, samples, step, (options, provenance))]
 
 
 def average(pipe: "Pipeline") -> DemoImage:

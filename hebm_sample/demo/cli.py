@@ -15,7 +15,9 @@ import click
 
 from hebm_sample import __version__
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.options import CONTEXT, dataset, device
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.io.extras import missing_extra
 
 __all__ = ["main"]
 
@@ -24,38 +26,27 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 @click.command(
     cls=OneLineErrors,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT,
 )
-@click.option(
-    "--dataset",
+@dataset(
+    "A model to offer: name, Hub repository id or folder. Repeatable.  [default: all that are "
+    "embedded]",
     "names",
     multiple=True,
-    metavar="MODEL",
-    help="A model to offer: name, Hub repository id or folder. Repeatable.  [default: all that "
-    "are embedded]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free from 7860]"
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device()
 @click.version_option(__version__, message="hebm-demo %(version)s")
 def main(names: tuple[str, ...], host: str, port: int | None, device: str) -> None:
-    """Serve a page to draw, vary and edit images in.
+    """Serve a page to sample, vary and edit images in.
 
     Only this machine can open it, unless --host says otherwise; there is no password.
     """
     if find_spec("gradio") is None:
-        raise EnvironmentFailure(
-            "the page needs gradio, which is not installed; "
-            "install the extra: pip install 'hebm-sample[demo]'"
-        )
+        raise missing_extra("gradio", "demo")
     with tempfile.TemporaryDirectory(prefix="hebm-demo-", ignore_cleanup_errors=True) as cache:
         # gradio reads these when it is imported, which is not before the next lines.
         os.environ["GRADIO_TEMP_DIR"] = cache

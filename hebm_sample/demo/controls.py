@@ -1,19 +1,18 @@
-"""The three tabs on the left: what to draw, how to vary it, what to edit."""
+"""The three tabs on the left: what to sample, how to vary it, what to edit."""
 
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import gradio as gr
 
-from hebm_sample.config import SamplerName
+from hebm_sample.config import EDIT_GUIDANCE, MAX_GUIDANCE, SamplerName
 from hebm_sample.demo import view
 from hebm_sample.demo.actions import MAX_IMAGES
 from hebm_sample.demo.studio import Offer, Studio
 
-__all__ = ["QUICK", "Controls", "Wish", "wish_values"]
+__all__ = ["QUICK", "Controls", "Target", "target_values"]
 
-MOST_GUIDANCE = 16
-MOST_PULL = 100
+MOST_WEIGHT = 16  # of the slider: what samples take
 # As many seeds as the box names, from a random one on.
 _DICE = """(text) => {
     const first = Math.floor(Math.random() * 1000000), range = text.split('-');
@@ -26,8 +25,8 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A variable: what it should be, and how much that weighs."""
+class Target:
+    """A variable of the condition: its value, and how much that weighs."""
 
     box: gr.Column
     value: gr.Dropdown
@@ -46,111 +45,119 @@ class Controls:
     def __init__(self, studio: Studio, first: str) -> None:
         self._studio, offer = studio, studio.offers[first]
         with gr.Tab("Draw", id="draw"):
-            self.seeds, _ = _seeds("hebm-seeds", "7", "Seeds", f"Up to {MAX_IMAGES}: 7 or 0-8")
-            self.draw = gr.Button("Draw", variant="primary", elem_id="hebm-draw")
-            self.wishes = self._wishes(offer, "draw", weighed=True)
-            with gr.Accordion("Advanced", open=False, elem_id="hebm-advanced"):
-                self.temperature = gr.Slider(
-                    0, 2, 1.0, step=0.05, label="Temperature", info="Below 1: calmer, more alike."
-                )
-                self.sampler = gr.Dropdown(
-                    [("the model's", ""), *get_args(SamplerName)],
-                    value="",
-                    label="Sampler",
-                    filterable=False,
-                )
-                self.steps = _steps("model", "hebm-steps")
+            self._sampling(offer)
         with gr.Tab("Vary", id="vary"):
-            gr.Markdown("Keeps the top layers of the chosen image and draws those below anew.")
-            self.keep = gr.Slider(
-                0,
-                offer.groups - 1,
-                offer.groups // 2,
-                step=1,
-                label="Layers kept, from the top",
-                info="Few: another image. Many: other details.",
-                elem_id="hebm-keep",
-            )
-            self.vary_seeds, _ = _seeds(
-                "hebm-vary-seeds", "1-8", "Seeds of the variations", "One variation a seed"
-            )
-            self.vary = gr.Button("Vary", variant="primary", elem_id="hebm-vary")
+            self._varying(offer)
         with gr.Tab("Edit", id="edit"):
-            gr.Markdown("Changes the chosen image: one that was drawn, or your own.")
-            self.file = gr.File(
-                label="Your own image",
-                file_types=[".png", ".jpg", ".jpeg", ".webp"],
-                type="filepath",
-                height=150,
-                elem_id="hebm-upload",
-            )
-            self.edit_wishes = self._wishes(offer, "edit", weighed=False)
-            self.strength = gr.Slider(
-                0.05,
-                1,
-                0.77,
-                step=0.01,
-                label="Strength",
-                info="How far up into the noise: less changes less.",
-                elem_id="hebm-strength",
-            )
-            self.guidance = gr.Slider(
-                0,
-                MOST_PULL,
-                32,
-                step=1,
-                label="Guidance",
-                info="How hard it is pulled to what is asked.",
-                elem_id="hebm-guidance",
-            )
-            with gr.Accordion("Advanced", open=False):
-                self.method = gr.Radio(
-                    [("keep what is not asked for", "flow"), ("draw it anew", "noise")],
-                    value="flow",
-                    label="Method",
-                )
-                self.edit_steps = _steps("method", "hebm-edit-steps")
-            with gr.Row():
-                self.reconstruct = gr.Button(
-                    "Reconstruct", elem_id="hebm-reconstruct", min_width=120
-                )
-                self.edit = gr.Button(
-                    "Edit", variant="primary", elem_id="hebm-edit", min_width=120
-                )
+            self._editing(offer)
 
-    def _wishes(self, offer: Offer, tab: str, weighed: bool) -> list[Wish]:
+    def _sampling(self, offer: Offer) -> None:
+        self.seeds, _ = _seeds("hebm-seeds", "7", "Seeds", f"Up to {MAX_IMAGES}: 7 or 0-8")
+        self.draw = gr.Button("Draw", variant="primary", elem_id="hebm-draw")
+        self.targets = self._targets(offer, "draw", weighed=True)
+        with gr.Accordion("Advanced", open=False, elem_id="hebm-advanced"):
+            self.temperature = gr.Slider(
+                0, 2, 1.0, step=0.05, label="Temperature", info="Below 1: calmer, more alike."
+            )
+            self.sampler = gr.Dropdown(
+                [("the model's", ""), *get_args(SamplerName)],
+                value="",
+                label="Sampler",
+                filterable=False,
+            )
+            self.steps = _steps("model", "hebm-steps")
+
+    def _varying(self, offer: Offer) -> None:
+        gr.Markdown("Keeps the top layers of the chosen image and samples those below anew.")
+        self.keep = gr.Slider(
+            0,
+            offer.groups - 1,
+            offer.groups // 2,
+            step=1,
+            label="Layers kept, from the top",
+            info="Few: another image. Many: other details.",
+            elem_id="hebm-keep",
+        )
+        self.vary_seeds, _ = _seeds(
+            "hebm-vary-seeds", "1-8", "Seeds of the variations", "One variation a seed"
+        )
+        self.vary = gr.Button("Vary", variant="primary", elem_id="hebm-vary")
+
+    def _editing(self, offer: Offer) -> None:
+        gr.Markdown("Changes the chosen image: a sample, or your own.")
+        self.file = gr.File(
+            label="Your own image",
+            file_types=[".png", ".jpg", ".jpeg", ".webp"],
+            type="filepath",
+            height=150,
+            elem_id="hebm-upload",
+        )
+        self.edit_targets = self._targets(offer, "edit", weighed=False)
+        self._how_to_edit()
+        with gr.Row():
+            self.reconstruct = gr.Button("Reconstruct", elem_id="hebm-reconstruct", min_width=120)
+            self.edit = gr.Button("Edit", variant="primary", elem_id="hebm-edit", min_width=120)
+
+    def _how_to_edit(self) -> None:
+        self.strength = gr.Slider(
+            0.05,
+            1,
+            0.77,
+            step=0.01,
+            label="Strength",
+            info="How far up into the noise: less changes less.",
+            elem_id="hebm-strength",
+        )
+        self.guidance = gr.Slider(
+            0,
+            MAX_GUIDANCE,
+            EDIT_GUIDANCE,
+            step=1,
+            label="Guidance",
+            info="How strongly the condition pulls.",
+            elem_id="hebm-guidance",
+        )
+        with gr.Accordion("Advanced", open=False):
+            self.method = gr.Radio(
+                [("keep the rest", "flow"), ("with new noise", "noise")],
+                value="flow",
+                label="Method",
+            )
+            self.edit_steps = _steps("method", "hebm-edit-steps")
+
+    def _targets(self, offer: Offer, tab: str, weighed: bool) -> list[Target]:
         """As many dropdowns as the model that has most needs; the others are hidden."""
         most = max(len(each.symbols) for each in self._studio.offers.values())
-        found = []
-        with gr.Row(elem_classes="hebm-wishes"):
-            for i in range(most):
-                with gr.Column(min_width=130, visible=i < len(offer.symbols)) as box:
-                    value = gr.Dropdown(
-                        **wish_values(offer, i),
-                        elem_id=f"hebm-{tab}-wish-{i}",
-                        filterable=False,
-                        min_width=100,
-                    )
-                    weight = None
-                    if weighed:
-                        weight = gr.Slider(
-                            0,
-                            MOST_GUIDANCE,
-                            2,
-                            step=0.5,
-                            label="Weight",
-                            visible=False,
-                            min_width=100,
-                            elem_id=f"hebm-weight-{i}",
-                        )
-                        value.change(
-                            lambda wish: gr.update(visible=bool(wish)), value, weight, **QUICK
-                        )
-                    found.append(Wish(box, value, weight))
-        return found
+        with gr.Row(elem_classes="hebm-condition"):
+            return [_target(offer, i, tab, weighed) for i in range(most)]
 
 
-def wish_values(offer: Offer, index: int) -> dict[str, Any]:
+def _target(offer: Offer, index: int, tab: str, weighed: bool) -> Target:
+    """The `index`-th variable's dropdown, and its weight."""
+    with gr.Column(min_width=130, visible=index < len(offer.symbols)) as box:
+        value = gr.Dropdown(
+            **target_values(offer, index),
+            elem_id=f"hebm-{tab}-target-{index}",
+            filterable=False,
+            min_width=100,
+        )
+        if not weighed:
+            return Target(box, value)
+        weight = gr.Slider(
+            0,
+            MOST_WEIGHT,
+            2,
+            step=0.5,
+            label="Weight",
+            visible=False,
+            min_width=100,
+            elem_id=f"hebm-weight-{index}",
+        )
+        value.change(lambda target: gr.update(visible=bool(target)), value, weight, **QUICK)
+    return Target(box, value, weight)
+
+
+def target_values(offer: Offer, index: int) -> dict[str, Any]:
     """Properties of the dropdown of a model's `index`-th variable."""
     if index >= len(offer.symbols):
         return {"choices": [("any", "")], "value": "", "label": "-"}

@@ -19,11 +19,11 @@ import gradio as gr
 from hebm_sample.demo import actions, view
 from hebm_sample.demo.actions import DemoImage, Stopped, Watch
 from hebm_sample.demo.recipes import (
-    Asked,
     Draw,
     Edit,
     Origin,
     Reconstruct,
+    Settings,
     Step,
     Vary,
     python_lines,
@@ -99,13 +99,13 @@ class Handlers:
         before stays.
         """
         stop = self._stops.get(str(request.session_hash)) or threading.Event()
-        watch = Watch(stop, lambda share: progress(share, desc="drawing"))
+        watch = Watch(stop, lambda share: progress(share, desc="sampling"))
         start, shown = time.perf_counter(), before
         try:
             if stop.is_set():
                 raise Stopped
             for shown in work(watch):
-                yield (view.status("drawing"), *self._show(shown), shown, gr.update())
+                yield (view.status("sampling"), *self._show(shown), shown, gr.update())
             text = f"done in {time.perf_counter() - start:.1f} s"
             yield (view.status(text), *self._show(shown), shown, gr.update(interactive=False))
         except Stopped:
@@ -146,25 +146,25 @@ class Handlers:
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Images of seeds."""
-        label, before, seeds, temperature, sampler, steps, *wishes = values
+        label, before, seeds, temperature, sampler, steps, *targets = values
 
         def work(watch: Watch) -> Iterator[Shown]:
             offer, pipe = self._of(label)
-            half = len(wishes) // 2
-            symbols, weights = _wishes(offer, wishes[:half]), wishes[half:]
+            half = len(targets) // 2
+            symbols, weights = _condition(offer, targets[:half]), targets[half:]
             guidance = {
                 name: float(weight)
                 for name, weight in zip(offer.symbols, weights, strict=False)
                 if name in symbols
             }
-            asked = Asked(
+            settings = Settings(
                 symbols,
                 guidance,
                 sampler or None,
                 None if steps in (None, 0) else int(steps),
                 None if temperature in (None, 1.0) else float(temperature),
             )
-            step = Draw(offer.name, asked, parse_seeds(seeds))
+            step = Draw(offer.name, settings, parse_seeds(seeds))
             for images in actions.draw(pipe, step, watch):
                 yield Shown(label, tuple(images))
 
@@ -179,7 +179,9 @@ class Handlers:
         def work(watch: Watch) -> Iterator[Shown]:
             offer, pipe = self._of(label)
             origin = before.origin(label)
-            step = Vary(offer.name, _asked_by(origin.step), parse_seeds(seeds), int(keep), origin)
+            step = Vary(
+                offer.name, _settings_of(origin.step), parse_seeds(seeds), int(keep), origin
+            )
             images = actions.vary(pipe, step, before.image, watch)
             yield Shown(label, tuple(images), 1)
 
@@ -202,17 +204,18 @@ class Handlers:
     def edit(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """The chosen image, with what was asked changed."""
-        label, before, strength, guidance, method, steps, *wishes = values
+        """The chosen image, led to a condition."""
+        label, before, strength, guidance, method, steps, *targets = values
 
         def work(watch: Watch) -> Iterator[Shown]:
             offer, pipe = self._of(label)
-            origin, symbols = before.origin(label), _wishes(offer, wishes)
+            origin, symbols = before.origin(label), _condition(offer, targets)
             if not symbols and method == "flow":
-                raise UserInputError("choose what should change; with nothing asked nothing does")
-            steps_asked = None if steps in (None, 0) else int(steps)
-            asked = Asked(symbols, dict.fromkeys(symbols, float(guidance)), None, steps_asked)
-            step = Edit(offer.name, asked, float(strength), method, origin)
+                raise UserInputError("choose a target; without a condition nothing changes")
+            own_steps = None if steps in (None, 0) else int(steps)
+            weights = dict.fromkeys(symbols, float(guidance))
+            settings = Settings(symbols, weights, None, own_steps)
+            step = Edit(offer.name, settings, float(strength), method, origin)
             images = actions.edit(pipe, step, before.image, watch)
             yield Shown(label, tuple(images), len(images) - 1)
 
@@ -241,15 +244,17 @@ class Handlers:
         return (*self._show(shown), shown)
 
 
-def _wishes(offer: Offer, values: Any) -> dict[str, str]:
-    """What is asked of each of the model's variables; the page may have more dropdowns."""
-    return {name: str(wish) for name, wish in zip(offer.symbols, values, strict=False) if wish}
+def _condition(offer: Offer, targets: Any) -> dict[str, str]:
+    """The target of each of the model's variables that has one; the page may have more
+    dropdowns.
+    """
+    return {name: str(value) for name, value in zip(offer.symbols, targets, strict=False) if value}
 
 
-def _asked_by(step: Step) -> Asked:
-    """What variations ask: what the image was drawn with; of an edit its wishes, at weight 1."""
+def _settings_of(step: Step) -> Settings:
+    """Of variations: those of a sample; of an edit its condition, at weight 1."""
     if isinstance(step, Draw | Vary):
-        return step.asked
+        return step.settings
     if isinstance(step, Edit):
-        return Asked(step.asked.symbols, {})
-    return Asked({}, {})
+        return Settings(step.settings.symbols, {})
+    return Settings({}, {})

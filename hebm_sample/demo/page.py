@@ -13,7 +13,7 @@ from gradio.themes import Base, Soft
 
 from hebm_sample.demo import view
 from hebm_sample.demo.actions import MAX_UPLOAD_BYTES
-from hebm_sample.demo.controls import QUICK, Controls, wish_values
+from hebm_sample.demo.controls import QUICK, Controls, target_values
 from hebm_sample.demo.handlers import Handlers, Shown
 from hebm_sample.demo.studio import Studio
 
@@ -132,43 +132,41 @@ def _connect_model(
     note: gr.HTML,
     stage: _Stage,
 ) -> None:
-    groups = (controls.wishes, controls.edit_wishes)
+    groups = (controls.targets, controls.edit_targets)
 
     def refresh(label: str) -> list[Any]:
         offer, updates = handlers.studio.offers[label], []
         for group in groups:
             for i in range(len(group)):
                 updates.append(gr.update(visible=i < len(offer.symbols)))
-                updates.append(gr.update(**wish_values(offer, i)))
+                updates.append(gr.update(**target_values(offer, i)))
         return updates
 
-    wishes = [part for group in groups for wish in group for part in (wish.box, wish.value)]
+    targets = [part for group in groups for each in group for part in (each.box, each.value)]
     parts = [*stage.parts, note, controls.keep]
     page.load(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
-    model.change(refresh, model, wishes, **QUICK)
+    model.change(refresh, model, targets, **QUICK)
     model.change(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
+
+
+def _jobs(handlers: Handlers, c: Controls) -> list[tuple[gr.Button, Any, list[Any]]]:
+    """Which button does what, and with which values."""
+    weights = [target.weight for target in c.targets if target.weight is not None]
+    sampling = [c.temperature, c.sampler, c.steps, *(t.value for t in c.targets), *weights]
+    editing = [c.strength, c.guidance, c.method, c.edit_steps]
+    return [
+        (c.draw, handlers.draw, [c.seeds, *sampling]),
+        (c.vary, handlers.vary, [c.keep, c.vary_seeds]),
+        (c.reconstruct, handlers.reconstruct, []),
+        (c.edit, handlers.edit, [*editing, *(t.value for t in c.edit_targets)]),
+    ]
 
 
 def _connect_work(
     handlers: Handlers, controls: Controls, model: gr.Dropdown, stage: _Stage
 ) -> None:
-    c, given = controls, [model, stage.shown]
-    weights = [wish.weight for wish in c.wishes if wish.weight is not None]
-    jobs: list[tuple[gr.Button, Any, list[Any]]] = [
-        (
-            c.draw,
-            handlers.draw,
-            [c.seeds, c.temperature, c.sampler, c.steps, *(w.value for w in c.wishes), *weights],
-        ),
-        (c.vary, handlers.vary, [c.keep, c.vary_seeds]),
-        (c.reconstruct, handlers.reconstruct, []),
-        (
-            c.edit,
-            handlers.edit,
-            [c.strength, c.guidance, c.method, c.edit_steps, *(w.value for w in c.edit_wishes)],
-        ),
-    ]
-    for button, work, values in jobs:
+    given = [model, stage.shown]
+    for button, work, values in _jobs(handlers, controls):
         armed = button.click(handlers.arm, None, stage.stop, js=_TO_STAGE, **QUICK)
         armed.then(
             work,
@@ -177,10 +175,10 @@ def _connect_work(
             show_progress_on=stage.status,
             **_WORK,
         )
-    c.file.upload(
+    controls.file.upload(
         handlers.upload,
-        [*given, c.file],
-        [*stage.parts, c.file],
+        [*given, controls.file],
+        [*stage.parts, controls.file],
         show_progress_on=stage.status,
         **_OPEN,
     )

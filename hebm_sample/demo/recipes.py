@@ -1,7 +1,7 @@
 """How an image came about, and the lines that make it again.
 
-A step is a call of the pipeline: what was asked, and for all but draws and uploads which image
-it began from. Its options are read by the command's own parser from the words that the page
+A step is a call of the pipeline: its settings, and for all but draws and uploads which image it
+began from. Its options are read by the command's own parser from the words that the page
 shows, and the Python lines are made from these options, so what the page does and what it shows
 cannot part.
 """
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 
 import click
 
-from hebm_sample.cli.requests import SampleOptions, SteeringOptions
+from hebm_sample.cli.requests.base import SteeringOptions
+from hebm_sample.cli.requests.sample import SampleOptions
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import format_seeds
 
 __all__ = [
-    "Asked",
+    "Settings",
     "Draw",
     "Edit",
     "ModelName",
@@ -63,12 +64,13 @@ class ModelName:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What images should show, and how they are sampled.
+class Settings:
+    """The condition, and how images are sampled.
 
     Arguments:
-        symbols: Variable to wish: `yes`, `~cat`, `cat,dog`.
-        guidance: One weight a variable that is asked; those left out have the command's default.
+        symbols: Variable to target: `yes`, `~cat`, `cat,dog`.
+        guidance: One weight a variable of the condition; those left out have the command's
+            default.
         sampler, steps, temperature: As of `LangevinConfig`; None is the model's own.
     """
 
@@ -82,9 +84,9 @@ class Asked:
     def words(self) -> list[str]:
         """Options of the commands."""
         words: list[str] = []
-        for name, wish in self.symbols.items():
-            attribute = name if wish == "yes" else f"{name}={wish}"
-            words += ["--class", wish] if name == "class" else ["--attr", attribute]
+        for name, target in self.symbols.items():
+            attribute = name if target == "yes" else f"{name}={target}"
+            words += ["--class", target] if name == "class" else ["--attr", attribute]
         weights = {
             name: f"{self.guidance[name]:g}" for name in self.symbols if name in self.guidance
         }
@@ -120,39 +122,39 @@ class Draw:
     """Images of seeds."""
 
     model: ModelName
-    asked: Asked
+    settings: Settings
     seeds: tuple[int, ...]
 
     def alone(self, index: int) -> "Draw":
         """The draw of one of its seeds only."""
-        return Draw(self.model, self.asked, (self.seeds[index],))
+        return Draw(self.model, self.settings, (self.seeds[index],))
 
 
 @dataclass(frozen=True)
 class Vary:
-    """Variations of an image that keep its top groups. Those of a drawn image ask what it
-    asked, and begin from its seed drawn alone, as `hebm-sample --from-seed` does.
+    """Variations of an image that keep its top groups. Those of a sample have its settings, and
+    begin from its seed sampled alone, as `hebm-sample --from-seed` does.
     """
 
     model: ModelName
-    asked: Asked
+    settings: Settings
     seeds: tuple[int, ...]
     keep: int
     source: Origin
 
     @property
-    def drawn_source(self) -> Draw | None:
-        """The source drawn alone; None if it was not drawn from a seed."""
+    def sampled_source(self) -> Draw | None:
+        """The source sampled alone; None if it was not sampled from a seed."""
         step = self.source.step
         return step.alone(self.source.index) if isinstance(step, Draw) else None
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An image with what was asked changed."""
+    """An image led to a condition."""
 
     model: ModelName
-    asked: Asked
+    settings: Settings
     strength: float
     method: str
     source: Origin
@@ -186,9 +188,11 @@ def sample_options(step: Draw | Vary) -> SampleOptions:
 def edit_options(step: Edit) -> Any:
     """As `hebm-edit edit` reads them; an `EditOptions`."""
     from hebm_sample.cli.edit import edit
-    from hebm_sample.cli.edit_requests import EditOptions
+    from hebm_sample.cli.requests.edit import EditOptions
 
-    return _parsed(EditOptions, edit, _edit_words(step, "image.png"))
+    # Of the name only: an image in the page lies in no folder.
+    name = _shell(step.source)[1].name
+    return _parsed(EditOptions, edit, _edit_words(step, name))
 
 
 def _parsed(kind: type[_O], command: click.Command, words: list[str]) -> _O:
@@ -202,15 +206,15 @@ def _parsed(kind: type[_O], command: click.Command, words: list[str]) -> _O:
 
 def _sample_words(step: Draw | Vary) -> list[str]:
     words = [*step.model.words, "--seeds", format_seeds(step.seeds)]
-    if isinstance(step, Vary) and step.drawn_source is not None:
-        (seed,) = step.drawn_source.seeds
+    if isinstance(step, Vary) and step.sampled_source is not None:
+        (seed,) = step.sampled_source.seeds
         words += ["--from-seed", str(seed), "--keep-top", str(step.keep)]
-    return words + step.asked.words
+    return words + step.settings.words
 
 
 def _edit_words(step: Edit, image: str) -> list[str]:
     strength = ["--strength", f"{step.strength:g}", "--method", step.method]
-    return [image, *step.model.words, *step.asked.words, *strength]
+    return [image, *step.model.words, *step.settings.words, *strength]
 
 
 # Python
@@ -252,13 +256,13 @@ def _python(step: Step) -> list[str]:
 
 
 def _python_vary(step: Vary) -> list[str]:
-    options, drawn = sample_options(step), step.drawn_source
-    source = _latents(step.source if drawn is None else Origin(drawn))
+    options, sampled = sample_options(step), step.sampled_source
+    source = _latents(step.source if sampled is None else Origin(sampled))
     first = (
         f"{source}, keep=slice(0, {step.keep}), "
         f"num_variations={len(step.seeds)}, seeds={_seeds(step.seeds)}"
     )
-    before = _python(step.source.step if drawn is None else drawn)
+    before = _python(step.source.step if sampled is None else sampled)
     return [*before, f"out = pipe.vary({_arguments(first, options)})"]
 
 
@@ -287,8 +291,8 @@ def _latents(origin: Origin) -> str:
 
 
 def _arguments(first: str, options: SteeringOptions) -> str:
-    """`first` and what was asked, as arguments of the pipeline's methods."""
-    given = {**options.wishes, **{k: v for k, v in options.settings.items() if v is not None}}
+    """`first`, condition and settings, as arguments of the pipeline's methods."""
+    given = {**options.condition, **{k: v for k, v in options.settings.items() if v is not None}}
     weights = given.get("guidance")
     if weights and len(set(weights.values())) == 1:
         given["guidance"] = next(iter(weights.values()))
@@ -303,7 +307,7 @@ def shell_lines(origin: Origin) -> str:
     step = origin.step
     if isinstance(step, Upload):
         return f"# {step.name} is your own image"
-    if isinstance(step, Draw):  # images that nothing follows go onto one sheet
+    if isinstance(step, Draw):  # images that nothing follows go onto one grid
         return _line("hebm-sample", _sample_words(step), "--out", "images.png")
     lines, _ = _shell(origin)
     return "\n".join(lines)
@@ -314,7 +318,7 @@ def _shell(origin: Origin) -> tuple[list[str], PurePosixPath]:
     step = origin.step
     if isinstance(step, Upload):
         return [], PurePosixPath(step.name)
-    if isinstance(step, Draw) or (isinstance(step, Vary) and step.drawn_source is not None):
+    if isinstance(step, Draw) or (isinstance(step, Vary) and step.sampled_source is not None):
         folder = "drawn" if isinstance(step, Draw) else "varied"
         line = _line("hebm-sample", _sample_words(step), "--outdir", folder)
         return [line], PurePosixPath(folder, f"seed{step.seeds[origin.index]:04d}.png")

@@ -16,8 +16,8 @@ __all__ = [
     "PICK",
     "energy_chart",
     "model_note",
+    "prediction_chart",
     "readable",
-    "seen_chart",
     "stage",
     "status",
 ]
@@ -40,7 +40,7 @@ element.addEventListener('click', (event) => {
 # On a telephone the charts are folded away, so that the controls are near the image.
 _FOLD = (
     '<input type="checkbox" id="hebm-more" class="hebm-fold">'
-    '<label for="hebm-more" class="hebm-fold">Energies, and what the model sees</label>'
+    '<label for="hebm-more" class="hebm-fold">Energies, and what the model predicts</label>'
 )
 
 
@@ -57,11 +57,11 @@ def status(text: str, error: bool = False) -> str:
 
 
 def model_note(offer: Offer) -> str:
-    """What there is to know about a model before it draws."""
-    side, asked = offer.config.generator.image_size, len(offer.symbols)
-    things = "nothing to ask for"
-    if asked:
-        things = f"{asked} thing{'s' if asked > 1 else ''} to ask for"
+    """What there is to know about a model before it samples."""
+    side, count = offer.config.generator.image_size, len(offer.symbols)
+    things = "no attributes to set"
+    if count:
+        things = f"{count} attribute{'s' if count > 1 else ''} to set"
     text = f"{side}×{side} pixels, {offer.groups} layers, {things}. Licence: {offer.licence}."
     return f'<p class="hebm-note">{escape(text)}</p>'
 
@@ -81,8 +81,8 @@ def stage(images: Sequence[DemoImage], chosen: int, resolutions: Sequence[int]) 
     if big.log_density is not None:
         text = f"Log density {big.log_density:.1f}, high for images like those it learned from"
         facts += f'<p class="hebm-note">{text}</p>'
-    if big.seen:
-        facts += seen_chart(big.seen)
+    if big.predictions:
+        facts += prediction_chart(big.predictions)
     thumbs = "".join(_thumb(p, i, i == chosen) for i, p in enumerate(images))
     strip = f'<div class="hebm-thumbs">{thumbs}</div>' if len(images) > 1 else ""
     return (
@@ -136,17 +136,17 @@ def energy_chart(energies: Sequence[float], resolutions: Sequence[int]) -> str:
     )
 
 
-def seen_chart(seen: Sequence[tuple[str, float]]) -> str:
+def prediction_chart(predictions: Sequence[tuple[str, float]]) -> str:
     """p of each symbol as a bar from 0 to 1."""
     rows = (
         f"<tr><th scope=row>{escape(readable(name))}</th>"
         f'<td class="hebm-track"><i class="hebm-low" style="left:0;width:{100 * p:.1f}%"></i></td>'
         f"<td>{p:.2f}</td></tr>"
-        for name, p in seen
+        for name, p in predictions
     )
     return (
-        '<table class="hebm-chart hebm-seen"><caption>What the model sees in it'
-        "<small>its own opinion, from 0 to 1</small></caption>"
+        '<table class="hebm-chart hebm-predictions"><caption>What the model predicts'
+        "<small>its own probabilities</small></caption>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -155,9 +155,9 @@ CSS = """
 .gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
 #hebm-images, #hebm-status, :is(#hebm-images, #hebm-status) > div { padding: 0 !important; }
 #hebm-line { align-items: center; }
-.hebm-wishes { display: grid !important; gap: 8px !important; align-items: start;
+.hebm-condition { display: grid !important; gap: 8px !important; align-items: start;
     grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.hebm-wishes > * { min-width: 0 !important; }
+.hebm-condition > * { min-width: 0 !important; }
 .hebm-seeds { align-items: flex-end !important; }
 .hebm-seeds button { height: 42px; margin-bottom: 10px; }
 .hebm-head h1 { font-size: 1.5rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
@@ -183,7 +183,7 @@ CSS = """
 .hebm-chart caption small { display: block; font-weight: 400;
     color: var(--body-text-color-subdued); }
 .hebm-chart th { text-align: left; font-weight: 500; width: 4.6em; white-space: nowrap; }
-.hebm-seen th { width: 7.6em; overflow: hidden; text-overflow: ellipsis; }
+.hebm-predictions th { width: 7.6em; overflow: hidden; text-overflow: ellipsis; }
 .hebm-chart th small { color: var(--body-text-color-subdued); font-weight: 400; }
 .hebm-chart, .hebm-chart :is(tr, td, th) { border: 0 !important; }
 .hebm-chart td, .hebm-chart th { padding: 3px 0 !important; }

@@ -5,24 +5,24 @@
     ddpm         a latent DDPM, `evaluation/latent_ddpm.py`
 
 `run_baselines` measures all of them with the same feature spaces, reference, seeds and number of
-images; the seconds per image that drawing u took; and over five disjoint sets of seeds by how
+images; the seconds per image that sampling u took; and over five disjoint sets of seeds by how
 much each is worse than the energy-based prior.
 """
 
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import Bench, Spaces
+from hebm_sample.evaluation.context import EvaluationContext, Spaces, clock, fingerprint
 from hebm_sample.evaluation.latent_ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
 from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
 from hebm_sample.io.files import sha256_of
@@ -31,78 +31,83 @@ from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap
 from hebm_sample.metrics.quality import measure_quality
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.schedule import release_levels
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 
-__all__ = ["joint_ebm", "run_baselines", "show_baselines"]
+__all__ = ["baseline_table", "joint_ebm", "run_baselines", "show_baselines"]
 
 JOINT_STEP = 0.1  # s of the joint EBM's chains, in training and sampling
 JOINT_CHAIN = 20
+JOINT_SAMPLING: dict[str, Any] = {
+    "sampler": "recovery",
+    "steps": JOINT_CHAIN,
+    "kernel": "plain",
+    "start": "u_next",
+    "denoise": False,
+    "step_scale": 1.0,
+}
 # Maximum likelihood needs a chain a step: many small steps learn more in the same time.
 JOINT_BATCH, JOINT_RATE, JOINT_AVERAGE = 16, 3e-4, 0.99
-# Steps and eta: ancestral sampling needs many, the deterministic one does with few.
+# Steps and eta: ancestral sampling needs many, the deterministic one does with few. All of them
+# leave N(0, I) as it is where the net is right for it.
 DDPM_SAMPLERS = ((10, 0.0), (48, 0.0), (48, 1.0), (100, 1.0))
 SEED_SETS = 5
 
 
 def joint_ebm(preset: Preset) -> Preset:
     """The preset without its diffusion: levels of T = 1, the release's parametrisation, chains of
-    20 steps from N(0, I) with s = 0.1, no symbols.
+    20 steps from N(0, I) with s = 0.1, no symbols. A latent space energy-based prior by maximum
+    likelihood (Pang et al., "Learning Latent Space Energy-Based Prior Model", arXiv 2006.08205),
+    in the latents of a hierarchical generator.
     """
-    prior = replace(
-        preset.prior,
-        levels=release_levels(1),
-        parametrization="release",
-        step_size_0=JOINT_STEP,
-        symbols=(),
-    )
-    sampling = replace(
-        preset.sampling,
-        sampler="recovery",
-        steps=JOINT_CHAIN,
-        kernel="plain",
-        start="u_next",
-        denoise=False,
-        step_scale=1.0,
-    )
-    settings = replace(
-        preset.prior_settings,
-        batch_size=min(JOINT_BATCH, preset.prior_settings.batch_size),
-        learning_rate=JOINT_RATE,
-        warmup_steps=20,
-        ema_decay=JOINT_AVERAGE,
-    )
     return replace(
         preset,
-        prior=prior,
-        sampling=sampling,
-        prior_settings=settings,
+        prior=replace(
+            preset.prior,
+            levels=release_levels(1),
+            parametrization="release",
+            step_size_0=JOINT_STEP,
+            symbols=(),
+        ),
+        sampling=replace(preset.sampling, **JOINT_SAMPLING),
+        prior_settings=_joint_settings(preset.prior_settings),
         objective="mle",
         chain_steps=JOINT_CHAIN,
         label_columns=(),
     )
 
 
-def _generator_of(name: str, other: Pipeline, bench: Bench) -> None:
+def _joint_settings(settings: TrainSettings) -> TrainSettings:
+    return replace(
+        settings,
+        batch_size=min(JOINT_BATCH, settings.batch_size),
+        learning_rate=JOINT_RATE,
+        warmup_steps=20,
+        ema_decay=JOINT_AVERAGE,
+    )
+
+
+def _generator_of(name: str, other: Pipeline, context: EvaluationContext) -> None:
     """`UserInputError` unless both models have one generator."""
-    if other.config.generator == bench.pipe.config.generator:
+    if other.config.generator == context.pipe.config.generator:
         pairs = zip(
             other.generator.state_dict().values(),
-            bench.pipe.generator.state_dict().values(),
+            context.pipe.generator.state_dict().values(),
             strict=True,
         )
         # Half precision on disk: a copy may be off by its rounding.
         if all(torch.allclose(a.cpu(), b.cpu(), rtol=2e-3, atol=1e-5) for a, b in pairs):
             return
     raise UserInputError(
-        f"baseline {name} has another generator than {bench.pipe.name}; "
+        f"baseline {name} has another generator than {context.pipe.name}; "
         "train it with --generator of this model"
     )
 
 
-class _Drawn(NamedTuple):
-    """A prior's latents, the seconds that drawing them took, its parameters, and the steps and
+class _Samples(NamedTuple):
+    """A prior's latents, the seconds that sampling them took, its parameters, and the steps and
     seconds of its training, as far as they are known.
     """
 
@@ -126,105 +131,143 @@ def _size(module: nn.Module | None) -> int | None:
     return None if module is None else sum(p.numel() for p in module.parameters())
 
 
-def _ddpm_draws(
-    bench: Bench, folder: Path, net: LatentDenoiser, steps: int, eta: float
+def _ddpm_samples(
+    context: EvaluationContext, folder: Path, net: LatentDenoiser, steps: int, eta: float
 ) -> tuple[Latents, float]:
-    """u of the bench's seeds and the seconds that they took, kept in its folder."""
-    shapes, device = bench.pipe.generator.latent_shapes, bench.pipe.device
+    """u of the context's seeds and the seconds that they took, kept in its folder."""
+    shapes, device = context.pipe.generator.latent_shapes, context.pipe.device
     net, digest = net.to(device), sha256_of(folder / DDPM_FILE)
 
     def make(start: int, stop: int) -> dict[str, Tensor]:
-        began, parts = time.perf_counter(), []
-        for i in range(start, stop, bench.batch_size):
-            noise = NoiseStreams(range(i, min(i + bench.batch_size, stop)), shapes, device=device)
+        seconds, parts = 0.0, []
+        for i in range(start, stop, context.batch_size):
+            began = clock(device)
+            noise = NoiseStreams(
+                range(i, min(i + context.batch_size, stop)), shapes, device=device
+            )
             u = sample_ddpm(net, noise, steps=steps, eta=eta, progress=bar.update)
+            seconds += clock(device) - began
             parts.append(tuple(g.cpu() for g in u))
-        seconds = torch.tensor([time.perf_counter() - began])
-        return {f"u{i}": g for i, g in enumerate(concatenate(parts))} | {"seconds": seconds}
+        return {f"u{i}": g for i, g in enumerate(concatenate(parts))} | {
+            "seconds": torch.tensor([seconds])
+        }
 
-    total = steps * -(-bench.num_images // bench.batch_size)
-    with tqdm(total=total, desc="latent DDPM", unit="step", disable=not bench.progress) as bar:
-        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", digest, steps, eta]
-        found = bench._kept(name, key, bench.num_images, make)
-    return bench._latents(found), float(found["seconds"].sum())
+    total = steps * -(-context.num_images // context.batch_size)
+    with tqdm(total=total, desc="latent DDPM", unit="step", disable=not context.progress) as bar:
+        name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", 2, digest, steps, eta]
+        found = context.cached(name, key, context.num_images, make)
+    return context.latents_of(found), float(found["seconds"].sum())
 
 
-def _draws(bench: Bench, folders: Mapping[str, Path | str]) -> dict[str, _Drawn]:
+def _samples_of(
+    context: EvaluationContext, folders: Mapping[str, Path | str]
+) -> dict[str, _Samples]:
     """Latents of every baseline, and what they took."""
-    found: dict[str, _Drawn] = {}
+    found: dict[str, _Samples] = {}
     for name, folder in folders.items():
         run = _training(Path(folder))
         if (Path(folder) / DDPM_FILE).is_file():
             net = load_ddpm(folder)
-            if net.shapes != bench.pipe.generator.latent_shapes:
+            if net.shapes != context.pipe.generator.latent_shapes:
                 raise UserInputError(f"baseline {name} is for latents of other shapes")
             for steps, eta in DDPM_SAMPLERS:
                 title = f"{name}, {steps} {'ancestral' if eta else 'deterministic'} steps"
-                found[title] = _Drawn(
-                    *_ddpm_draws(bench, Path(folder), net, steps, eta), _size(net), *run
+                found[title] = _Samples(
+                    *_ddpm_samples(context, Path(folder), net, steps, eta), _size(net), *run
                 )
             continue
-        other = Pipeline.from_pretrained(folder, device=bench.pipe.device)
-        _generator_of(name, other, bench)
-        own = replace(bench, pipe=other, sampling={}, _made={})
-        drawn = own.drawn("ebm")
+        other = Pipeline.from_pretrained(folder, device=context.pipe.device)
+        _generator_of(name, other, context)
+        own = context.of_model(other).samples("ebm")
         title = f"{name}, {other.config.sampling.steps} gradients"
-        found[title] = _Drawn(*drawn, _size(other.prior), *run)
+        found[title] = _Samples(*own, _size(other.prior), *run)
     return found
 
 
 def run_baselines(
-    bench: Bench, spaces: Spaces, folders: Mapping[str, Path | str]
+    context: EvaluationContext, spaces: Spaces, folders: Mapping[str, Path | str]
 ) -> dict[str, Any]:
     """Every prior's distances and seconds per image, in every space.
 
     Arguments:
         folders: Name to a folder of `train_ddpm`, or a model with the same generator.
     """
-    count = bench.num_images
-    gauss, ebm = bench.drawn("gaussian"), bench.drawn("ebm")
-    steps = bench.pipe.sampling_config(**bench.sampling).steps
+    steps = context.pipe.sampling_config(**context.sampling).steps
     own = f"energy-based prior, {steps} gradients"
-    features = {
-        "reconstructions": bench.features("reconstructions", spaces),
-        "N(0, I)": bench.features("gaussian", spaces),
-        own: bench.features("ebm", spaces),
+    samples = {
+        "N(0, I)": _Samples(*context.samples("gaussian"), 0),
+        own: _Samples(*context.samples("ebm"), _size(context.pipe.prior)),
+        **_samples_of(context, folders),
     }
-    drawn = {"N(0, I)": _Drawn(*gauss, 0), own: _Drawn(*ebm, _size(bench.pipe.prior))}
-    for name, draws in _draws(bench, folders).items():
-        drawn[name] = draws
-        features[name] = bench.features_of(f"baseline {name}", draws.u, spaces)
-    reference = bench.features("reference", spaces)
-    found: dict[str, Any] = {"count": count, "own": own, "spaces": {}}
-    for space in spaces:
-        rows: dict[str, dict[str, Any]] = {}
-        for name in features:
-            rows[name] = measure_quality(features[name][space], reference[space]).to_dict()
-            rows[name] |= _costs(drawn.get(name), count)
-        ends = rows["N(0, I)"]["frechet"], rows["reconstructions"]["frechet"]
-        for row in rows.values():
-            row["gap_closed"] = gap_closed(ends[0], row["frechet"], ends[1])
-        found["spaces"][space] = rows
-    found["seeds"] = _seed_spread(features, reference, cast("dict[str, Any]", spaces))
-    found["differences"] = {
-        space: _differences(spread, own) for space, spread in found["seeds"].items()
+    features = {"reconstructions": context.features("reconstructions", spaces)}
+    for name, found in samples.items():
+        kept_as = {"N(0, I)": "gaussian", own: "ebm"}.get(name)
+        if kept_as is not None:
+            features[name] = context.features(kept_as, spaces)
+        else:
+            features[name] = context.features_of(f"baseline {name}", found.u, spaces)
+    reference = context.features("reference", spaces)
+    decoding = _decoding_seconds(context)
+    by_space = {
+        space: _rows(samples, features, reference, space, context.num_images) for space in spaces
     }
-    return found
+    spread = _seed_spread(features, reference, spaces)
+    return {
+        "count": context.num_images,
+        "own": own,
+        "decoding_seconds_per_image": decoding,
+        "spaces": by_space,
+        "seeds": spread,
+        "differences": {space: _differences(found, own) for space, found in spread.items()},
+    }
 
 
-def _costs(drawn: _Drawn | None, count: int) -> dict[str, Any]:
+def _decoding_seconds(context: EvaluationContext) -> float:
+    """Per image, of the first batch; kept, so that a report says the same when it goes on."""
+    u = tuple(g[: context.batch_size] for g in context.samples("gaussian").u)
+
+    def make(_: int, __: int) -> dict[str, Tensor]:
+        began = clock(context.pipe.device)
+        for _batch in context.images(u):
+            pass
+        return {"seconds": torch.tensor([clock(context.pipe.device) - began])}
+
+    key = ["decoding", fingerprint(context.pipe), len(u[0])]
+    return float(context.cached("decoding", key, 1, make)["seconds"]) / len(u[0])
+
+
+def _rows(
+    samples: Mapping[str, _Samples],
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    reference: Mapping[str, np.ndarray],
+    space: str,
+    count: int,
+) -> dict[str, dict[str, Any]]:
+    """Quality, gap closed and costs by prior, in one space."""
+    rows: dict[str, dict[str, Any]] = {
+        name: measure_quality(found[space], reference[space]).to_dict()
+        | _costs(samples.get(name), count)
+        for name, found in features.items()
+    }
+    ends = rows["N(0, I)"]["frechet"], rows["reconstructions"]["frechet"]
+    for row in rows.values():
+        row["gap_closed"] = gap_closed(ends[0], row["frechet"], ends[1])
+    return rows
+
+
+def _costs(samples: _Samples | None, count: int) -> dict[str, Any]:
     """What a prior costs, an image and once."""
     return {
-        "seconds_per_image": None if drawn is None else drawn.seconds / count,
-        "parameters": None if drawn is None else drawn.parameters,
-        "training_steps": None if drawn is None else drawn.training_steps,
-        "training_seconds": None if drawn is None else drawn.training_seconds,
+        "seconds_per_image": None if samples is None else samples.seconds / count,
+        "parameters": None if samples is None else samples.parameters,
+        "training_steps": None if samples is None else samples.training_steps,
+        "training_seconds": None if samples is None else samples.training_seconds,
     }
 
 
 def _differences(spread: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
     """By how much each prior's FD is above our own's, over the sets of seeds: mean and standard
-    error. Both draw the same seeds against the same reference, so a set is a pair.
+    error. Both are sampled with the same seeds against the same reference, so a set is a pair.
     """
     found = {}
     for name, distances in spread.items():
@@ -263,19 +306,22 @@ def _seed_spread(
     return found
 
 
-def show_baselines(found: dict[str, Any]) -> list[Block]:
-    """The part's blocks."""
-    blocks: list[Block] = [
-        Heading("Baselines"),
-        Text(
-            f"The same generator, {found['count']} images and seeds, the same reference. "
-            "Seconds are those of drawing u; decoding comes to all alike. The last column is by "
-            "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
-            "sets of seeds, each a fifth of the images, ± the standard error of the five."
-        ),
-    ]
-    for space, rows in found["spaces"].items():
-        table = [
+def _decoding(found: Mapping[str, Any]) -> str:
+    seconds = found.get("decoding_seconds_per_image")  # reports of before have none
+    return "; decoding comes to all alike" + (
+        "" if seconds is None else f", {seconds:.4f} s per image"
+    )
+
+
+_HEADER = ("", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds per image")
+_HEADER += ("parameters", "seconds of training", "above ours")
+
+
+def baseline_table(rows: Mapping[str, Any], differences: Mapping[str, Any]) -> Table:
+    """A row a prior, of one space."""
+    return Table(
+        _HEADER,
+        [
             [
                 name,
                 with_error(row["frechet"], row["frechet_error"], 2),
@@ -286,13 +332,27 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
                 number(row["seconds_per_image"], 4),
                 _millions(row.get("parameters")),
                 number(row.get("training_seconds"), 0),
-                _above(found.get("differences", {}).get(space, {}).get(name)),
+                _above(differences.get(name)),
             ]
             for name, row in rows.items()
-        ]
-        header = ["", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds per image"]
-        header += ["parameters", "seconds of training", "above ours"]
-        blocks += [Text(f"In {space}:"), Table(header, table)]
+        ],
+    )
+
+
+def show_baselines(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    blocks: list[Block] = [
+        Heading("Baselines"),
+        Text(
+            f"The same generator, {found['count']} images and seeds, the same reference. "
+            "Seconds are those of sampling u alone" + _decoding(found) + ". The last column is by "
+            "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
+            "sets of seeds, each a fifth of the images, ± the standard error of the five."
+        ),
+    ]
+    for space, rows in found["spaces"].items():
+        differences = found.get("differences", {}).get(space, {})
+        blocks += [Text(f"In {space}:"), baseline_table(rows, differences)]
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Judges for the data at hand: which label columns, and one network a data set and recipe.
+"""Attribute classifiers for the data at hand: which columns, one network a data set and recipe.
 
 Value j of a variable of the model is label j of its column.
 """
@@ -15,21 +15,21 @@ from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.distances import cache_path
 from hebm_sample.metrics.attribute_classifier import (
-    JudgeNet,
+    AttributeClassifier,
     accuracies,
-    load_judge,
-    save_judge,
-    train_judge,
+    load_attribute_classifier,
+    save_attribute_classifier,
+    train_attribute_classifier,
 )
 from hebm_sample.pipeline.conditions import allowed_values, find_symbol
 from hebm_sample.presets.models import PRESETS
 
-__all__ = ["Wish", "find_judge", "label_columns", "parse_wish"]
+__all__ = ["TargetValues", "find_attribute_classifier", "label_columns", "parse_condition"]
 
-JUDGE_RECIPE = 1
-JUDGE_EPOCHS = 10
-JUDGE_BATCH = 128
-Wish = dict[str, str]  # variable to value
+CLASSIFIER_RECIPE = 1
+CLASSIFIER_EPOCHS = 10
+CLASSIFIER_BATCH = 128
+TargetValues = dict[str, str]  # variable to target value
 
 
 def _require_column(images: ImageDataset, column: str) -> None:
@@ -74,19 +74,19 @@ def label_columns(
     return found
 
 
-def parse_wish(text: str, symbols: Sequence[SymbolConfig], model: str) -> Wish:
+def parse_condition(text: str, symbols: Sequence[SymbolConfig], model: str) -> TargetValues:
     """`Male=no,Smiling` to variable and value; a name alone means yes. Raises `UserInputError`."""
-    wish: Wish = {}
+    target: TargetValues = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         symbol, value = find_symbol(symbols, name, model), value or "yes"
-        if name in wish or len(allowed_values(symbol, value)) != 1 or value.startswith("~"):
+        if name in target or len(allowed_values(symbol, value)) != 1 or value.startswith("~"):
             raise UserInputError(f"{text!r} is no set of values: write NAME=VALUE,NAME=VALUE")
-        wish[name] = value
-    return wish
+        target[name] = value
+    return target
 
 
-def find_judge(
+def find_attribute_classifier(
     training: ImageDataset,
     held_out: ImageDataset,
     columns: Sequence[str],
@@ -96,8 +96,8 @@ def find_judge(
     cache_dir: Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> tuple[JudgeNet, dict[str, Any]]:
-    """A judge of these columns and its report: from the cache, or trained and kept there.
+) -> tuple[AttributeClassifier, dict[str, Any]]:
+    """A classifier of these columns and its report: from the cache, or trained and kept there.
 
     Arguments:
         training, held_out: What it learns from, and what its accuracies are measured on.
@@ -113,19 +113,29 @@ def find_judge(
         _require_column(training, column)
         if not (training.labels[column] >= 0).any():
             raise UserInputError(f"label column {column!r} is unknown in every training row")
-    steps = steps or max(2, JUDGE_EPOCHS * len(training) // JUDGE_BATCH)
-    key = [JUDGE_RECIPE, steps, columns, training.identity]
+    steps = steps or max(2, CLASSIFIER_EPOCHS * len(training) // CLASSIFIER_BATCH)
+    key = [CLASSIFIER_RECIPE, steps, columns, training.identity]
     path = out or cache_path("judges", key, cache_dir)
     if out is None and path.is_file():
-        return load_judge(path, device=device)
+        return load_attribute_classifier(path, device=device)
     labels = {column: training.labels[column] for column in columns}
-    batch = min(JUDGE_BATCH, len(training))
-    judge, report = train_judge(
+    batch = min(CLASSIFIER_BATCH, len(training))
+    classifier, report = train_attribute_classifier(
         training.images, labels, steps=steps, batch_size=batch, device=device, progress=progress
     )
-    verdict = judge.judge(np.asarray(held_out.images))
+    predictions = classifier.predict(np.asarray(held_out.images))
     report |= {"data": training.identity, "held_out": held_out.identity}
-    report["columns"] = accuracies(verdict, held_out.labels)
+    report["columns"] = accuracies(predictions, held_out.labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_judge(judge, path, report)
-    return judge, report
+    save_attribute_classifier(classifier, path, report)
+    return classifier, report
+
+
+_RENAMED = {"find_judge": find_attribute_classifier, "parse_wish": parse_condition}
+
+
+def __getattr__(name: str) -> Any:
+    """Names that earlier pages showed."""
+    if name in _RENAMED:
+        return _RENAMED[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,20 @@
-"""A model's latents and images, made once and looked at by every part of a measurement.
+"""An evaluation context: a model's latents and images, made once for every part of a measurement.
 
     gaussian, ebm      u of seeds 0 ... n - 1 under N(0, I) and under the energy-based prior
     held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out images
 
-With a folder these are kept there as safetensors, 500 images per file, under a key of the model,
-the sampler and the data: a measurement that was interrupted goes on where it was, and a second one
-reads them. Images are decoded again each time, which costs little beside the chains.
+With a folder these are kept there as safetensors, 500 images per file, under a key of the
+package's version, the model, the sampler and the data: a measurement that was interrupted goes on
+where it was, and a second one reads them. Images are decoded again each time, which costs little
+beside the chains.
 """
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +25,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
@@ -33,7 +36,15 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.elbo import elbo
 
-__all__ = ["Bench", "Drawn", "Seen", "Spaces", "as_bytes", "fingerprint"]
+__all__ = [
+    "EvaluationContext",
+    "PriorSamples",
+    "EncodedImages",
+    "Spaces",
+    "as_bytes",
+    "clock",
+    "fingerprint",
+]
 
 FORMAT = 1
 IMAGES_A_FILE = 500
@@ -42,14 +53,14 @@ Spaces = dict[str, tuple[Any, dict[str, Any]]]
 Prior = Literal["gaussian", "ebm"]
 
 
-class Drawn(NamedTuple):
-    """Latents of seeds 0 ... n - 1, and the seconds that drawing them took."""
+class PriorSamples(NamedTuple):
+    """Latents of seeds 0 ... n - 1, and the seconds that sampling them took."""
 
     u: Latents
     seconds: float
 
 
-class Seen(NamedTuple):
+class EncodedImages(NamedTuple):
     """Held-out images: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL a group (N, L) in nats."""
 
     u: Latents
@@ -64,7 +75,9 @@ def as_bytes(images: Tensor) -> np.ndarray:
 
 def fingerprint(pipe: Pipeline, *, encoder: bool = False) -> str:
     """A hash of a model's config and weights."""
-    digest = hashlib.sha256(json.dumps(pipe.config.to_dict(), sort_keys=True).encode())
+    # Records of its training change nothing that a model makes.
+    config = {k: v for k, v in pipe.config.to_dict().items() if k != "training"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     modules = [pipe.generator, *([pipe.prior] if pipe.prior is not None else [])]
     for module in [*modules, *([pipe.encoder] if encoder else [])]:
         for name, tensor in module.state_dict().items():
@@ -72,8 +85,31 @@ def fingerprint(pipe: Pipeline, *, encoder: bool = False) -> str:
     return digest.hexdigest()[:32]
 
 
+def clock(device: torch.device) -> float:
+    """Seconds, when all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class _Watch:
+    """Counts gradients and keeps the time of the last one: what follows it is decoding."""
+
+    def __init__(
+        self, total: int, device: torch.device, progress: Callable[[int], object]
+    ) -> None:
+        self.left, self.device, self.progress = total, device, progress
+        self.ended = math.nan
+
+    def __call__(self, count: int) -> None:
+        self.left -= count
+        if self.left <= 0:
+            self.ended = clock(self.device)
+        self.progress(count)
+
+
 @dataclass
-class Bench:
+class EvaluationContext:
     """A model, the images to measure it on, and what has been made of both so far.
 
     Arguments:
@@ -82,7 +118,7 @@ class Bench:
         training: What it was trained on; None where a measurement does without.
         held_out: 2 n images that it was not: the first n are reconstructed, the others are the
             reference.
-        batch_size: ImageDataset at a time.
+        batch_size: Images at a time.
         folder: Where latents are kept; None keeps them in memory only.
         progress: Show bars.
         sampling: Fields of `LangevinConfig` in place of the model's own.
@@ -98,7 +134,11 @@ class Bench:
     sampling: dict[str, Any] = field(default_factory=dict)
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def drawn(self, prior: Prior) -> Drawn:
+    def of_model(self, pipe: Pipeline) -> "EvaluationContext":
+        """The same images and folder for another model, with that model's own sampler."""
+        return replace(self, pipe=pipe, sampling={}, _made={})
+
+    def samples(self, prior: Prior) -> PriorSamples:
         """Latents of seeds 0 ... n - 1 under a prior."""
         settings = self.sampling if prior == "ebm" else {}
         total = self.pipe.total_steps(
@@ -108,54 +148,66 @@ class Bench:
             prior=prior,
         )
         key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
+        key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
         bar = tqdm(
             total=total, desc="sampling", unit="grad", disable=not (self.progress and total)
         )
 
         def make(start: int, stop: int) -> dict[str, Tensor]:
-            began = time.perf_counter()
-            parts = [
-                self._drawn_batch(range(i, min(i + self.batch_size, stop)), prior, bar.update)
-                for i in range(start, stop, self.batch_size)
-            ]
-            seconds = torch.tensor([time.perf_counter() - began])
-            return _by_group(concatenate(parts)) | {"seconds": seconds}
+            starts = range(start, stop, self.batch_size)
+            batches = [range(i, min(i + self.batch_size, stop)) for i in starts]
+            parts = [self._sample_batch(seeds, prior, bar.update) for seeds in batches]
+            seconds = torch.tensor([sum(seconds for _, seconds in parts)])
+            return _by_group(concatenate([u for u, _ in parts])) | {"seconds": seconds}
 
         with bar:
-            found = self._kept(prior, key, self.num_images, make)
-        return Drawn(self._latents(found), float(found["seconds"].sum()))
+            found = self.cached(prior, key, self.num_images, make)
+        return PriorSamples(self.latents_of(found), float(found["seconds"].sum()))
 
-    def _drawn_batch(
+    def _sample_batch(
         self, seeds: range, prior: Prior, progress: Callable[[int], object]
-    ) -> Latents:
-        settings = self.sampling if prior == "ebm" else {}
+    ) -> tuple[Latents, float]:
+        """u of a batch and the seconds that it took; decoding, which comes to all priors alike, is
+        not timed.
+        """
+        device = self.pipe.device
+        began = clock(device)
+        if prior == "gaussian":
+            streams = NoiseStreams(seeds, self.pipe.generator.latent_shapes, device=device)
+            u = streams.normal(self.pipe.config.sampling.temperature)
+            seconds = clock(device) - began
+            return tuple(g.float().cpu() for g in u), seconds
+        watch = _Watch(self.pipe.sampling_config(**self.sampling).steps, device, progress)
         out = self.pipe(
             seeds=seeds,
             batch_size=self.batch_size,
             output_type="torch",
-            prior=prior,
-            progress=progress,
-            **settings,
+            progress=watch,
+            **self.sampling,
         )
-        return out.latents
+        return out.latents, watch.ended - began
 
-    def seen(self) -> Seen:
-        """What generator and encoder say of the held-out images."""
-        images = self._held_out()
-        key = ["seen", fingerprint(self.pipe, encoder=True), images.identity]
-        found = self._kept("held-out", key, len(images), self._look)
-        return Seen(self._latents(found), found["distortion"], found["kl"])
+    def encoded(self) -> EncodedImages:
+        """Latents, distortion and KL of the held-out images."""
+        images = self.held_out_images()
+        key = [
+            "seen",  # of files that are there already
+            fingerprint(self.pipe, encoder=True),
+            images.identity,
+        ]
+        found = self.cached("held-out", key, len(images), self._encode_held_out)
+        return EncodedImages(self.latents_of(found), found["distortion"], found["kl"])
 
-    def look_at(self, images: np.ndarray) -> Seen:
+    def encode_images(self, images: np.ndarray) -> EncodedImages:
         """The same of any images, uint8 (N, 3, S, S); not kept."""
-        found = self._looked(images, 0)
-        return Seen(self._latents(found), found["distortion"], found["kl"])
+        found = self._encode_rows(images, 0)
+        return EncodedImages(self.latents_of(found), found["distortion"], found["kl"])
 
-    def _look(self, start: int, stop: int) -> dict[str, Tensor]:
-        return self._looked(np.asarray(self._held_out().images[start:stop]), start)
+    def _encode_held_out(self, start: int, stop: int) -> dict[str, Tensor]:
+        return self._encode_rows(np.asarray(self.held_out_images().images[start:stop]), start)
 
     @torch.no_grad()
-    def _looked(self, images: np.ndarray, first_seed: int) -> dict[str, Tensor]:
+    def _encode_rows(self, images: np.ndarray, first_seed: int) -> dict[str, Tensor]:
         pipe, parts = self.pipe, []
         starts = range(0, len(images), self.batch_size)
         for i in tqdm(starts, desc="encoding", unit="batch", disable=not self.progress):
@@ -181,17 +233,17 @@ class Bench:
         """
         half = self.num_images
         if name in ("gaussian", "ebm"):
-            yield from self.images(self.drawn(name).u)  # pyright: ignore[reportArgumentType]
+            yield from self.images(self.samples(name).u)  # pyright: ignore[reportArgumentType]
             return
         if name == "reconstructions":
-            yield from self.images(tuple(g[:half] for g in self.seen().u))
+            yield from self.images(tuple(g[:half] for g in self.encoded().u))
             return
         if name == "training":
             if self.training is None:
                 raise UserInputError("this needs the training images; give them with --data")
             images = self.training.images
         else:
-            images = self._held_out().images
+            images = self.held_out_images().images
             images = images[:half] if name == "reconstructed" else images[half : 2 * half]
         for i in range(0, len(images), self.batch_size):
             yield np.asarray(images[i : i + self.batch_size])
@@ -220,15 +272,17 @@ class Bench:
                 self._made[name, space] = np.concatenate(found)
         return {s: self._made[name, s] for s in spaces}
 
-    def _held_out(self) -> ImageDataset:
+    def held_out_images(self) -> ImageDataset:
+        """The held-out images; `UserInputError` where there are none."""
         if self.held_out is None:
             raise UserInputError("this needs held-out images; give the data with --data")
         return self.held_out
 
-    def _latents(self, found: dict[str, Tensor]) -> Latents:
+    def latents_of(self, found: Mapping[str, Tensor]) -> Latents:
+        """The groups u0, u1, ... out of what `cached` gives."""
         return tuple(found[f"u{i}"] for i in range(len(self.pipe.generator.latent_shapes)))
 
-    def _kept(
+    def cached(
         self,
         name: str,
         key: list[Any],
@@ -237,16 +291,20 @@ class Bench:
     ) -> dict[str, Tensor]:
         """Rows 0 ... count - 1 of what `make(start, stop)` gives, from memory, the folder, or
         made.
+
+        Arguments:
+            name: Of the files, and in memory; one key has one name.
+            key: What the rows depend on, as plain JSON values.
         """
         if name not in self._made:
             parts = []
             for start in range(0, count, IMAGES_A_FILE):
                 stop = min(start + IMAGES_A_FILE, count)
-                parts.append(self._kept_file(name, [*key, start, stop], start, stop, make))
+                parts.append(self._cached_file(name, [*key, start, stop], start, stop, make))
             self._made[name] = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         return self._made[name]
 
-    def _kept_file(
+    def _cached_file(
         self,
         name: str,
         key: list[Any],
@@ -256,7 +314,8 @@ class Bench:
     ) -> dict[str, Tensor]:
         if self.folder is None:
             return make(start, stop)
-        digest = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()[:16]
+        known = [FORMAT, __version__, *key]
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{start:06}-{digest}.safetensors"
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,11 +1,13 @@
-"""Does the model draw what it is asked for? Measured with a judge that is independent of it.
+"""Do samples show what they are conditioned on? Measured with an independent attribute classifier.
 
-found(y, w) = share of samples, drawn with y asked at guidance w, in which the judge names y
-base(y)     = the same of samples of which nothing was asked, guidance 0
-ceiling     = the judge's accuracy on reconstructions of held-out images
+    conditional accuracy (y, w)  share of samples with condition y at guidance w for which the
+                                 classifier predicts y
+    unconditional rate (y)       the same of samples without a condition, guidance 0
+    reconstruction upper bound   the classifier's accuracy on reconstructions of held-out images
 
-All samples of a guidance are drawn in batches that mix what is asked; sample i of every value and
-guidance has seed i.
+All samples of a guidance are made in batches that mix conditions; sample i of every value and
+guidance has seed i. Guidance weighs log p(y | u) as in Dhariwal and Nichol, "Diffusion Models Beat
+GANs on Image Synthesis" (arXiv 2105.05233), with the model's own symbols in place of a classifier.
 """
 
 import time
@@ -20,9 +22,10 @@ from tqdm.auto import tqdm
 
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.classifiers import Wish
+from hebm_sample.evaluation.classifiers import TargetValues
+from hebm_sample.evaluation.context import as_bytes
 from hebm_sample.evaluation.control_results import (
-    Asked,
+    ConditionRates,
     Control,
     ControlPlan,
     Edit,
@@ -30,9 +33,8 @@ from hebm_sample.evaluation.control_results import (
     Share,
     Variable,
 )
-from hebm_sample.evaluation.distances import as_bytes
 from hebm_sample.io.seeds import derived_seed
-from hebm_sample.metrics.attribute_classifier import Verdict, accuracies
+from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
 from hebm_sample.pipeline.editing import ENCODE_STREAM
 from hebm_sample.pipeline.pipeline import Pipeline
 
@@ -40,11 +42,11 @@ __all__ = ["control"]
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """A model, its judge, and what all measurements share."""
+class ControlContext:
+    """A model, an attribute classifier, and what all measurements share."""
 
     pipe: Pipeline
-    judge: Any
+    classifier: Any
     columns: dict[str, str]
     training: ImageDataset
     held_out: ImageDataset
@@ -61,21 +63,25 @@ class _Bench:
                 bar.update(rows.stop - rows.start)
 
     def options(self) -> dict[str, Any]:
-        """Of every drawing call."""
+        """Of every sampling call."""
         return {"batch_size": self.batch_size, "output_type": "torch", **self.sampling}
 
-    def verdict(self, parts: list[Tensor]) -> Verdict:
-        """On images in [0, 1], as they would be saved."""
-        return self.judge.judge(as_bytes(torch.cat(parts) * 2 - 1))
+    def predictions(self, parts: list[Tensor]) -> Predictions:
+        """For images in [0, 1], as they would be saved."""
+        return self.classifier.predict(as_bytes(torch.cat(parts) * 2 - 1))
 
-    def drawn(self, seeds: Sequence[int], wishes: Sequence[Wish] | None, weight: float) -> Verdict:
-        """On samples of these seeds, with one wish a seed or none."""
+    def sampled(
+        self, seeds: Sequence[int], conditions: Sequence[TargetValues] | None, weight: float
+    ) -> Predictions:
+        """For samples of these seeds, with a condition each or none."""
         images = []
         for rows in self.batches(len(seeds), f"guidance {weight:g}"):
-            asked = {} if wishes is None else {"symbols": wishes[rows], "guidance": weight}
+            asked: dict[str, Any] = {}
+            if conditions is not None:
+                asked = {"symbols": conditions[rows], "guidance": weight}
             out = self.pipe(seeds=seeds[rows], **asked, **self.options())
             images.append(out.images)
-        return self.verdict(images)
+        return self.predictions(images)
 
     def reconstructed(self, images: np.ndarray) -> Tensor:
         """Of (N, 3, S, S) bytes, in [0, 1]: of the u that `edit` with seeds 0, 1, ... starts
@@ -94,125 +100,148 @@ class _Bench:
         """The label of a variable's value."""
         return self.pipe.symbols[name].index(value)
 
-    def names(self, verdict: Verdict, wish: Wish) -> np.ndarray:
-        """Where the judge names all that is asked, (N,)."""
+    def hits(self, predictions: Predictions, condition: TargetValues) -> np.ndarray:
+        """Where all target values are predicted, (N,)."""
         return np.all(
-            [verdict.values(self.columns[n]) == self.index(n, v) for n, v in wish.items()], axis=0
+            [
+                predictions.values(self.columns[n]) == self.index(n, v)
+                for n, v in condition.items()
+            ],
+            axis=0,
         )
 
-    def labelled(self, images: ImageDataset, wish: Wish) -> tuple[np.ndarray, np.ndarray]:
-        """Rows whose labels of all that is asked are known, (N,), and of which it holds."""
-        labels = {n: images.labels[self.columns[n]] for n in wish}
-        known = np.all([labels[n] >= 0 for n in wish], axis=0)
-        return known, np.all([labels[n] == self.index(n, v) for n, v in wish.items()], axis=0)
+    def labelled(
+        self, images: ImageDataset, condition: TargetValues
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows whose labels of all the variables are known, (N,), and of which it holds."""
+        labels = {n: images.labels[self.columns[n]] for n in condition}
+        known = np.all([labels[n] >= 0 for n in condition], axis=0)
+        holds = [labels[n] == self.index(n, v) for n, v in condition.items()]
+        return known, np.all(holds, axis=0)
 
 
 def _unit(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(images)).float() / 255
 
 
-def _wishes(bench: _Bench, names: Sequence[str]) -> list[Wish]:
+def _conditions(context: ControlContext, names: Sequence[str]) -> list[TargetValues]:
     """All values of a variable with many, and of one with two that which has fewer labels."""
-    wishes = []
+    conditions = []
     for name in names:
-        values = bench.pipe.symbols[name]
+        values = context.pipe.symbols[name]
         if len(values) == 2:
-            column = bench.training.labels[bench.columns[name]]
+            column = context.training.labels[context.columns[name]]
             fewer = int((column == 1).sum() <= (column == 0).sum())
             values = values[fewer : fewer + 1]
-        wishes += [{name: value} for value in values]
-    return wishes
+        conditions += [{name: value} for value in values]
+    return conditions
 
 
 def _samples(
-    bench: _Bench, wishes: list[Wish], plan: ControlPlan
+    context: ControlContext, conditions: list[TargetValues], plan: ControlPlan
 ) -> tuple[int, dict[str, list[np.ndarray]]]:
-    """How many samples nothing was asked of; and, by guidance, where the judge finds each wish."""
+    """How many samples are unconditional; and, by guidance, each condition's hits."""
     count = plan.num_images
-    names = [next(iter(w)) if len(w) == 1 else "" for w in wishes]
+    names = [next(iter(c)) if len(c) == 1 else "" for c in conditions]
     unconditional = count * max(names.count(n) for n in {*names} - {""})
-    verdict = bench.drawn(range(unconditional), None, 0.0)
-    found = {"0": [bench.names(verdict, wish) for wish in wishes]}
+    predictions = context.sampled(range(unconditional), None, 0.0)
+    found = {"0": [context.hits(predictions, c) for c in conditions]}
     for weight in sorted({*plan.guidance} - {0.0}):
-        every = [wish for wish in wishes for _ in range(count)]
-        verdict = bench.drawn(list(range(count)) * len(wishes), every, weight)
+        every = [c for c in conditions for _ in range(count)]
+        predictions = context.sampled(list(range(count)) * len(conditions), every, weight)
         found[f"{weight:g}"] = [
-            bench.names(verdict, wish)[i * count : (i + 1) * count]
-            for i, wish in enumerate(wishes)
+            context.hits(predictions, c)[i * count : (i + 1) * count]
+            for i, c in enumerate(conditions)
         ]
     return unconditional, found
 
 
-def _asked(
-    bench: _Bench,
-    wishes: list[Wish],
+def _rates(
+    context: ControlContext,
+    conditions: list[TargetValues],
     found: dict[str, list[np.ndarray]],
-    real: Verdict,
-    again: Verdict,
-) -> list[Asked]:
-    held_out, asked = bench.held_out, []
-    for i, wish in enumerate(wishes):
-        known, holds = bench.labelled(bench.training, wish)
-        _, here = bench.labelled(held_out, wish)
-        asked.append(
-            Asked(
-                wish,
+    real: Predictions,
+    again: Predictions,
+) -> list[ConditionRates]:
+    """One a condition; `real` and `again` are of held-out images and their reconstructions."""
+    rates = []
+    for i, condition in enumerate(conditions):
+        known, holds = context.labelled(context.training, condition)
+        _, here = context.labelled(context.held_out, condition)
+        rates.append(
+            ConditionRates(
+                condition,
                 Share.of(holds[known]),
-                {weight: Share.of(named[i]) for weight, named in found.items()},
-                Share.of(bench.names(real, wish)[here]),
-                Share.of(bench.names(again, wish)[here]),
+                {weight: Share.of(hits[i]) for weight, hits in found.items()},
+                Share.of(context.hits(real, condition)[here]),
+                Share.of(context.hits(again, condition)[here]),
             )
         )
-    return asked
+    return rates
 
 
-def _edit(bench: _Bench, dataset: ImageDataset, plan: ControlPlan) -> Edit:
-    """Change held-out images that lack all that is asked for."""
-    assert plan.edit is not None
-    wish = plan.edit
+# Edits and layers
+
+
+def _lacking(
+    context: ControlContext, dataset: ImageDataset, condition: TargetValues, most: int
+) -> np.ndarray:
+    """Images (N, 3, S, S) that by their labels lack all target values."""
     lacking = []
-    for name, value in wish.items():
-        known, holds = bench.labelled(dataset, {name: value})
+    for name, value in condition.items():
+        known, holds = context.labelled(dataset, {name: value})
         lacking.append(known & ~holds)
-    rows = np.flatnonzero(np.all(lacking, axis=0))[: plan.edit_images]
+    rows = np.flatnonzero(np.all(lacking, axis=0))[:most]
     if not len(rows):
-        raise UserInputError(f"no held-out image is labelled as lacking {wish}")
-    images = np.asarray(dataset.images[rows])
-    again, edited = bench.reconstructed(images), []
-    for part in bench.batches(len(images), "edits"):
-        out = bench.pipe.edit(
+        raise UserInputError(f"no held-out image is labelled as lacking {condition}")
+    return np.asarray(dataset.images[rows])
+
+
+def _edited(context: ControlContext, images: np.ndarray, plan: ControlPlan) -> Tensor:
+    """Edited images, (N, 3, S, S) in [0, 1]."""
+    edited = []
+    for part in context.batches(len(images), "edits"):
+        out = context.pipe.edit(
             _unit(images[part]),
-            wish,
+            plan.edit,
             strength=plan.strength,
             guidance=plan.edit_guidance,
             method=plan.edit_method,
             seeds=range(part.start, part.stop),
-            **bench.options(),
+            **context.options(),
         )
         edited.append(out.images)
-    shown = {"reconstruction": again, "edit": torch.cat(edited)}
-    verdicts = {how: bench.verdict([x]) for how, x in shown.items()}
-    without = ~bench.names(verdicts["reconstruction"], wish)
-    before = bench.judge.judge(images)
-    others = [c for n, c in bench.columns.items() if n not in wish]
+    return torch.cat(edited)
+
+
+def _edit(context: ControlContext, dataset: ImageDataset, plan: ControlPlan) -> Edit:
+    """Change held-out images that lack all target values."""
+    assert plan.edit is not None
+    images = _lacking(context, dataset, plan.edit, plan.edit_images)
+    shown = {"reconstruction": context.reconstructed(images)}
+    shown["edit"] = _edited(context, images, plan)
+    predictions = {how: context.predictions([x]) for how, x in shown.items()}
+    before = context.classifier.predict(images)
+    others = [c for n, c in context.columns.items() if n not in plan.edit]
     half = images.shape[2] // 2
     moved = {
         how: np.abs(as_bytes(x * 2 - 1).astype(np.float64) - images) for how, x in shown.items()
     }
+    without = ~context.hits(predictions["reconstruction"], plan.edit)
     return Edit(
-        symbols=wish,
+        condition=plan.edit,
         images=len(images),
         strength=plan.strength,
         guidance=plan.edit_guidance,
         method=plan.edit_method,
-        flipped=Share.of(bench.names(verdicts["edit"], wish)[without]),
-        others={how: _shift(before, v, others) for how, v in verdicts.items()},
+        flipped=Share.of(context.hits(predictions["edit"], plan.edit)[without]),
+        others={how: _shift(before, p, others) for how, p in predictions.items()},
         upper={how: float(x[:, :, :half].mean()) for how, x in moved.items()},
         whole={how: float(x.mean()) for how, x in moved.items()},
     )
 
 
-def _shift(before: Verdict, after: Verdict, columns: Sequence[str]) -> float:
+def _shift(before: Predictions, after: Predictions, columns: Sequence[str]) -> float:
     """Mean absolute change of probabilities over these columns; nan of none."""
     moved = [
         np.abs(after.probabilities[c] - before.probabilities[c]).mean(dtype=np.float64)
@@ -221,50 +250,64 @@ def _shift(before: Verdict, after: Verdict, columns: Sequence[str]) -> float:
     return float(np.mean(moved)) if moved else float("nan")
 
 
-def _layers(bench: _Bench, plan: ControlPlan) -> Layers:
-    """Variations that keep the top k groups, for every k, and how far they are from each other."""
+def _layers(context: ControlContext, plan: ControlPlan) -> Layers:
+    """Distances between variations that clamp the top k groups, for every k."""
     count, variations = plan.layer_images, plan.variations
-    own = bench.pipe(seeds=range(count), **bench.options())
+    own = context.pipe(seeds=range(count), **context.options())
     distances = []
-    cuts = range(len(bench.pipe.generator.latent_shapes))
-    for k in tqdm(cuts, desc="layers", unit="cut", disable=not bench.progress):
-        out = bench.pipe.vary(own, slice(0, k), variations, **bench.options())
-        features = torch.from_numpy(bench.verdict([out.images]).features).double()
+    cuts = range(len(context.pipe.generator.latent_shapes))
+    for k in tqdm(cuts, desc="layers", unit="cut", disable=not context.progress):
+        out = context.pipe.vary(own, slice(0, k), variations, **context.options())
+        features = torch.from_numpy(context.predictions([out.images]).features).double()
         rows = features.reshape(count, variations, -1)
         pairs = torch.cdist(rows, rows).sum() / (count * variations * (variations - 1))
         distances.append(float(pairs))
     return Layers(count, variations, distances)
 
 
+def _over_all(hits: Sequence[np.ndarray], weight: str) -> Share:
+    """Over the conditions of one variable, each with its hits (N,)."""
+    if len(hits) == 1:
+        return Share.of(hits[0])
+    if weight != "0":
+        return Share.clustered(np.stack(hits, axis=1))
+    size = len(hits[0]) // len(hits)
+    blocks = [row[i * size : (i + 1) * size] for i, row in enumerate(hits)]
+    return Share.of(np.concatenate(blocks))
+
+
 def _variables(
-    bench: _Bench, names: Sequence[str], asked: list[Asked], real: Verdict, again: Verdict
+    context: ControlContext,
+    rates: Mapping[str, list[ConditionRates]],
+    hits: Mapping[str, dict[str, list[np.ndarray]]],
+    right: Sequence[Mapping[str, Any]],
 ) -> dict[str, Variable]:
-    """What was asked of one variable at a time, with the judge's accuracies beside it."""
-    right = [accuracies(verdict, bench.held_out.labels) for verdict in (real, again)]
-    variables = {}
-    for name in names:
-        column, mine = bench.columns[name], [a for a in asked if name in a.symbols]
-        variables[name] = Variable(
-            column=column,
-            values=len(bench.pipe.symbols[name]),
-            asked=mine,
-            found={w: Share.pooled([a.found[w] for a in mine]) for w in mine[0].found},
-            real=right[0].get(column, {}),
-            reconstructed=right[1].get(column, {}),
+    """One variable at a time, with the classifier's accuracies on real images and on
+    reconstructions, `right`, beside it.
+    """
+    return {
+        name: Variable(
+            column=context.columns[name],
+            values=len(context.pipe.symbols[name]),
+            conditions=mine,
+            by_guidance={w: _over_all(found, w) for w, found in hits[name].items()},
+            real=right[0].get(context.columns[name], {}),
+            reconstructed=right[1].get(context.columns[name], {}),
         )
-    return variables
+        for name, mine in rates.items()
+    }
 
 
-def _check_judge(
-    judge: Any, columns: Mapping[str, str], names: Sequence[str], plan: ControlPlan
+def _check_classifier(
+    classifier: Any, columns: Mapping[str, str], names: Sequence[str], plan: ControlPlan
 ) -> None:
-    """`UserInputError` if something is asked for that the judge cannot see."""
-    combined = [name for wish in (*plan.combinations, plan.edit or {}) for name in wish]
+    """`UserInputError` if a condition is of a column that the classifier has not."""
+    combined = [name for condition in (*plan.combinations, plan.edit or {}) for name in condition]
     for name in (*names, *combined):
-        if columns.get(name) not in judge.columns:
+        if columns.get(name) not in classifier.columns:
             raise UserInputError(
-                f"{name!r} cannot be judged: the judge knows the columns "
-                f"{', '.join(sorted(judge.columns))}; name one with --label-column"
+                f"{name!r} cannot be measured: the attribute classifier has the columns "
+                f"{', '.join(sorted(classifier.columns))}; name one with --label-column"
             )
     if not names:
         raise UserInputError("no variable to ask for; give the names of some")
@@ -274,7 +317,7 @@ def control(
     pipe: Pipeline,
     training: ImageDataset,
     held_out: ImageDataset,
-    judge: Any,
+    classifier: Any,
     report: Mapping[str, Any],
     columns: Mapping[str, str],
     plan: ControlPlan,
@@ -284,58 +327,82 @@ def control(
     announce: Callable[[str], object] = lambda _: None,
     **sampling: Any,
 ) -> Control:
-    """Measure how well a model does what it is asked.
+    """Measure how well a model's samples and edits follow conditions.
 
     Arguments:
         pipe: A model with symbols.
         training: The rows it was trained on; their labels say which value is the rarer one.
         held_out: Rows it was not trained on.
-        judge: A `JudgeNet` of at least these columns, or what has its `judge` and `columns`.
-        report: What is known of the judge.
+        classifier: An `AttributeClassifier` of at least these columns, or what has its `predict`
+            and `columns`.
+        report: What is known of the classifier.
         columns: Variable to label column, as `label_columns` finds them.
         plan: What to measure.
-        batch_size: ImageDataset at a time.
+        batch_size: Images at a time.
         progress: Show bars.
         announce: Told what begins.
         sampling: Fields of `LangevinConfig` in place of the model's own.
 
     Raises:
-        UserInputError: A variable without labels is asked for, or the judge does not know its
-            column.
+        UserInputError: A variable without labels is asked for, or the classifier does not know
+            its column.
     """
     start = time.perf_counter()
     names = tuple(columns) if plan.attributes is None else plan.attributes
-    _check_judge(judge, columns, names, plan)
-    bench = _Bench(
+    _check_classifier(classifier, columns, names, plan)
+    context = ControlContext(
         pipe,
-        judge,
-        {name: column for name, column in columns.items() if column in judge.columns},
+        classifier,
+        {name: column for name, column in columns.items() if column in classifier.columns},
         training,
         held_out.rows(0, min(plan.held_out, len(held_out))),
         batch_size,
         progress,
         {k: v for k, v in sampling.items() if v is not None},
     )
-    announce("held-out images and reconstructions")
-    images = np.asarray(bench.held_out.images)
-    real, again = judge.judge(images), bench.verdict([bench.reconstructed(images)])
-    announce("samples of what is asked")
-    single = _wishes(bench, names)
-    wishes = single + list(plan.combinations)
-    unconditional, found = _samples(bench, wishes, plan)
-    asked = _asked(bench, wishes, found, real, again)
-    variables = _variables(bench, names, asked[: len(single)], real, again)
+    figures = _of_samples(context, names, plan, announce)
     announce("edits and layers")
     return Control(
         model=pipe.name,
         sampling=pipe.sampling_config(**sampling).to_dict(),
-        judge=dict(report),
+        classifier=dict(report),
         num_images=plan.num_images,
-        unconditional=unconditional,
-        held_out=len(bench.held_out),
-        variables=variables,
-        combinations=asked[len(single) :],
-        edit=_edit(bench, held_out, plan) if plan.edit else None,
-        layers=_layers(bench, plan) if plan.layer_images else None,
+        held_out=len(context.held_out),
+        edit=_edit(context, held_out, plan) if plan.edit else None,
+        layers=_layers(context, plan) if plan.layer_images else None,
+        **figures,
         seconds=time.perf_counter() - start,
     )
+
+
+def _of_samples(
+    context: ControlContext,
+    names: Sequence[str],
+    plan: ControlPlan,
+    announce: Callable[[str], object],
+) -> dict[str, Any]:
+    """Figures of samples: `unconditional`, `variables` and `combinations` of `Control`."""
+    announce("held-out images and reconstructions")
+    images = np.asarray(context.held_out.images)
+    real = context.classifier.predict(images)
+    again = context.predictions([context.reconstructed(images)])
+    announce("conditional samples")
+    single = _conditions(context, names)
+    conditions = single + list(plan.combinations)
+    unconditional, found = _samples(context, conditions, plan)
+    rates = _rates(context, conditions, found, real, again)
+    rows = {name: [i for i, c in enumerate(single) if name in c] for name in names}
+    hits = {
+        name: {weight: [x[i] for i in mine] for weight, x in found.items()}
+        for name, mine in rows.items()
+    }
+    return {
+        "unconditional": unconditional,
+        "variables": _variables(
+            context,
+            {name: [rates[i] for i in mine] for name, mine in rows.items()},
+            hits,
+            [accuracies(p, context.held_out.labels) for p in (real, again)],
+        ),
+        "combinations": rates[len(single) :],
+    }

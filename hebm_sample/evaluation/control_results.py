@@ -1,23 +1,25 @@
-"""What `evaluate --control` is to measure, and what it found, as text and as JSON.
+"""What `hebm-eval control` is to measure, and what it measured, as text and as JSON.
 
 share = hits / n,    standard error = sqrt(share (1 - share) / n)
+
+Over several values, whose samples share their seeds, the error is that of the seeds' means.
 """
 
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
 from hebm_sample import __version__
 from hebm_sample.config import require_integer, require_range
-from hebm_sample.evaluation.classifiers import Wish
+from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.pipeline.editing import EditMethod
 
-__all__ = ["Asked", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
+__all__ = ["ConditionRates", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
 
 MAX_GUIDANCE = 100.0
 
@@ -28,13 +30,13 @@ class ControlPlan:
 
     Arguments:
         num_images: Samples a value and guidance.
-        guidance: Weights; 0 stands for samples of which nothing was asked, and is always drawn.
+        guidance: Weights; 0 stands for unconditional samples, which are always drawn.
         attributes: Variables to ask for; None for all that have labels.
         combinations: Values to ask for together.
         edit: What to change in held-out images that lack it; None for no edits.
         edit_images: How many, at most.
         strength, edit_guidance, edit_method: Of `Pipeline.edit`.
-        held_out: Held-out images to judge and reconstruct, at most.
+        held_out: Held-out images to classify and reconstruct, at most.
         layer_images: Samples to vary layer by layer; 0 for none.
         variations: Of each and each cut.
     """
@@ -42,8 +44,8 @@ class ControlPlan:
     num_images: int = 100
     guidance: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     attributes: tuple[str, ...] | None = None
-    combinations: tuple[Wish, ...] = ()
-    edit: Wish | None = None
+    combinations: tuple[TargetValues, ...] = ()
+    edit: TargetValues | None = None
     edit_images: int = 200
     strength: float = 0.77
     edit_guidance: float = 32.0
@@ -63,7 +65,7 @@ class ControlPlan:
 
 @dataclass(frozen=True)
 class Share:
-    """Of `count` images the share that is so, and its binomial standard error; nan of none."""
+    """Of `count` images the share that is so, and its standard error; nan of none."""
 
     share: float
     error: float
@@ -71,7 +73,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: np.ndarray | Sequence[bool]) -> "Share":
-        """From one truth value an image."""
+        """From one truth value an image, all independent: the binomial error."""
         found = np.asarray(hits, dtype=bool)
         if not found.size:
             return cls(math.nan, math.nan, 0)
@@ -79,41 +81,44 @@ class Share:
         return cls(share, math.sqrt(share * (1 - share) / found.size), found.size)
 
     @classmethod
-    def pooled(cls, shares: "Sequence[Share]") -> "Share":
-        """Of several sets of images as one set."""
-        hits = sum(round(s.share * s.count) for s in shares if s.count)
-        count = sum(s.count for s in shares)
-        return cls.of(np.arange(count) < hits)
+    def clustered(cls, hits: np.ndarray) -> "Share":
+        """From truth values (N, K) whose rows are independent and whose columns are not, such as K
+        conditions of one seed: the error is that of the mean of the rows' means.
+        """
+        means = np.asarray(hits, dtype=np.float64).mean(axis=1)
+        spread = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        return cls(float(means.mean()), float(spread), hits.size)
 
     def __str__(self) -> str:
         return f"{self.share:.3f} ± {self.error:.3f}"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Values asked for together, and how often the judge names them all.
+class ConditionRates:
+    """Target values asked for together, and how often the classifier predicts them all.
 
     Arguments:
-        symbols: Variable to value.
+        condition: Variable to target value.
         labelled: Their share of the training rows whose labels tell.
-        found: By guidance, as text; "0" is of samples of which nothing was asked.
-        real, reconstructed: The same of held-out images that have those labels: the ceiling.
+        by_guidance: By guidance, as text: the conditional accuracy; "0" is the unconditional rate.
+        real, reconstructed: The same of held-out images that have those labels; the latter is the
+            reconstruction upper bound.
     """
 
-    symbols: dict[str, str]
+    condition: dict[str, str] = field(metadata={"key": "symbols"})  # its name in files
     labelled: Share
-    found: dict[str, Share]
+    by_guidance: dict[str, Share] = field(metadata={"key": "found"})  # its name in files
     real: Share
     reconstructed: Share
 
     @property
     def name(self) -> str:
         """As it is typed."""
-        return ",".join(f"{name}={value}" for name, value in self.symbols.items())
+        return ",".join(f"{name}={value}" for name, value in self.condition.items())
 
     def row(self) -> str:
         """A line of the table."""
-        shares = (self.labelled, *self.found.values(), self.real, self.reconstructed)
+        shares = (self.labelled, *self.by_guidance.values(), self.real, self.reconstructed)
         return f"  {self.name:36}" + "".join(f"{x!s:>16}" for x in shares)
 
 
@@ -129,60 +134,67 @@ class Variable:
     Arguments:
         column: Of the data, that has its labels.
         values: How many it can take.
-        asked: The values that were asked for, each alone.
-        found: Shares over all of them, by guidance.
-        real, reconstructed: The judge's accuracies on held-out images and on their
+        conditions: The values that were asked for, each alone.
+        by_guidance: Rates over all of them, by guidance. Unconditional samples are others for each
+            value: over the same ones the mean would be one over their number, whatever the model
+            does. With a condition values share their seeds, and the error knows that.
+        real, reconstructed: The classifier's accuracies on held-out images and on their
             reconstructions, as `metrics.attribute_classifier.accuracies` gives them; empty
             without labels.
     """
 
     column: str
     values: int
-    asked: list[Asked]
-    found: dict[str, Share]
+    conditions: list[ConditionRates] = field(metadata={"key": "asked"})  # its name in files
+    by_guidance: dict[str, Share] = field(metadata={"key": "found"})  # its name in files
     real: dict[str, Any]
     reconstructed: dict[str, Any]
 
     def lines(self, name: str) -> list[str]:
         """Part of the table."""
         lines = []
-        if len(self.asked) > 1:
+        if len(self.conditions) > 1:
             spaces = " " * 16
-            over_all = "".join(f"{share!s:>16}" for share in self.found.values())
-            lines = [a.row() for a in self.asked] + [f"  {'all':36}{spaces}{over_all}"]
+            over_all = "".join(f"{share!s:>16}" for share in self.by_guidance.values())
+            lines = [c.row() for c in self.conditions] + [f"  {'all':36}{spaces}{over_all}"]
         if self.real and self.reconstructed:
-            ceiling = self.reconstructed["accuracy"]
+            lines += self._accuracies(name)
+        return lines
+
+    def _accuracies(self, name: str) -> list[str]:
+        bound = self.reconstructed["accuracy"]
+        lines = [
+            f"  {name}: the classifier's accuracy {self.real['accuracy']:.3f} on "
+            f"{self.real['count']} real images, {bound:.3f} on their reconstructions "
+            f"(balanced {self.real['balanced_accuracy']:.3f}, "
+            f"{self.reconstructed['balanced_accuracy']:.3f})"
+        ]
+        if len(self.conditions) > 1 and bound > 0:
+            found = self.by_guidance.items()
+            ratios = ", ".join(f"{g}: {s.share / bound:.3f}" for g, s in found)
             lines.append(
-                f"  {name}: judge's accuracy {self.real['accuracy']:.3f} on "
-                f"{self.real['count']} real images, {ceiling:.3f} on their reconstructions "
-                f"(balanced {self.real['balanced_accuracy']:.3f}, "
-                f"{self.reconstructed['balanced_accuracy']:.3f})"
+                f"  {name}: share of the reconstruction upper bound, by guidance {ratios}"
             )
-            if len(self.asked) > 1 and ceiling > 0:
-                ratios = ", ".join(f"{g}: {s.share / ceiling:.3f}" for g, s in self.found.items())
-                lines.append(
-                    f"  {name}: found / accuracy on reconstructions, by guidance {ratios}"
-                )
         return lines
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Held-out images that lack what is asked for by their labels, edited.
+    """Held-out images that lack the target values by their labels, edited.
 
     Arguments:
-        symbols: What was asked for.
+        condition: Variable to target value.
         images: How many were edited.
         strength, guidance, method: Of `edit`.
-        flipped: Of those in whose reconstruction the judge does not find it, the share in whose
-            edited version it does.
-        others: Mean absolute change of the judge's probabilities for all other columns, against
+        flipped: Of those for whose reconstruction the classifier does not predict the target
+            values, the share for whose edited version it does.
+        others: Mean absolute change of the predicted probabilities of all other columns, against
             the image itself, of "reconstruction" and "edit".
         upper, whole: Mean absolute change of the pixels, on 0 to 255, in the upper half and in the
             whole, likewise.
     """
 
-    symbols: dict[str, str]
+    condition: dict[str, str] = field(metadata={"key": "symbols"})  # its name in files
     images: int
     strength: float
     guidance: float
@@ -194,16 +206,17 @@ class Edit:
 
     def lines(self) -> list[str]:
         """Part of the table."""
-        asked = ",".join(f"{k}={v}" for k, v in self.symbols.items())
+        target = ",".join(f"{k}={v}" for k, v in self.condition.items())
         rows = {
-            "other scores": (self.others, 4),
+            "other probabilities": (self.others, 4),
             "upper half's pixels": (self.upper, 2),
             "all pixels": (self.whole, 2),
         }
         return [
-            f"Edit {asked} on {self.images} held-out images without it, strength "
+            f"Edit {target} on {self.images} held-out images without it, strength "
             f"{self.strength:g}, guidance {self.guidance:g}, by {self.method}:",
-            f"  flipped {self.flipped} of {self.flipped.count} not called so when reconstructed",
+            f"  flipped {self.flipped} of {self.flipped.count} not predicted so when "
+            "reconstructed",
             f"  {'mean absolute change of':38}{'reconstruction':>16}{'edit':>16}",
             *(
                 f"  {name:38}{x['reconstruction']:16.{digits}f}{x['edit']:16.{digits}f}"
@@ -214,7 +227,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Layers:
-    """Mean distance in the judge's features between variations that keep the top k groups.
+    """Mean distance in the classifier's features between variations that clamp the top k groups.
 
     Arguments:
         images: That were varied.
@@ -231,7 +244,7 @@ class Layers:
         found = ", ".join(f"{k}: {d:.3f}" for k, d in enumerate(self.distances))
         return (
             f"Layers: mean feature distance of {self.variations} variations of {self.images} "
-            f"images, by groups kept {found}"
+            f"images, by groups clamped {found}"
         )
 
 
@@ -242,10 +255,11 @@ class Control:
     Arguments:
         model: The model's name.
         sampling: Its sampler's settings in this measurement.
-        judge: What is known of the judge: recipe, data, accuracies on held-out images.
+        classifier: What is known of the attribute classifier: recipe, data, accuracies on
+            held-out images.
         num_images: Samples a value and guidance.
-        unconditional: Samples of which nothing was asked.
-        held_out: Held-out images that were judged and reconstructed.
+        unconditional: Samples without a condition.
+        held_out: Held-out images that were classified and reconstructed.
         variables: By name.
         combinations: Values of several variables together.
         edit, layers: None if not measured.
@@ -254,12 +268,12 @@ class Control:
 
     model: str
     sampling: dict[str, Any]
-    judge: dict[str, Any]
+    classifier: dict[str, Any] = field(metadata={"key": "judge"})  # its name in files
     num_images: int
     unconditional: int
     held_out: int
     variables: dict[str, Variable]
-    combinations: list[Asked]
+    combinations: list[ConditionRates]
     edit: Edit | None
     layers: Layers | None
     seconds: float
@@ -267,40 +281,48 @@ class Control:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for a figure that is not a number."""
-        return _finite(asdict(self))
+        return _plain(self)
 
     def table(self) -> str:
         """The figures as text."""
-        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
-        columns = self.judge.get("columns", {})
-        tested = [f"{name} {x['accuracy']:.3f} of {x['count']}" for name, x in columns.items()]
-        several = {k: v for k, v in self.variables.items() if len(v.asked) > 1}
-        lines = [
-            f"{self.model}: {how}, {self.num_images} samples a value and guidance, "
-            f"{self.unconditional} of which nothing was asked (guidance 0), {self.seconds:.0f} s",
-            *textwrap.wrap("Judge's accuracy on held-out images: " + ", ".join(tested), 120),
-            "Shares in which the judge names what was asked, ± one standard error:",
-        ]
-        guidance = list(next(iter(self.variables.values())).found) if self.variables else []
+        lines = self._title()
+        several = {k: v for k, v in self.variables.items() if len(v.conditions) > 1}
+        single = {k: v for k, v in self.variables.items() if k not in several}
+        guidance = list(next(iter(self.variables.values())).by_guidance) if self.variables else []
         for name, variable in several.items():
             lines += [_header(name, guidance), *variable.lines(name)]
-        single = {k: v for k, v in self.variables.items() if k not in several}
         if single:
             lines.append(_header("rarer value", guidance))
-            lines += [v.asked[0].row() for v in single.values()]
+            lines += [v.conditions[0].row() for v in single.values()]
             lines += [line for name, v in single.items() for line in v.lines(name)]
         if self.combinations:
-            guidance = list(self.combinations[0].found)
+            guidance = list(self.combinations[0].by_guidance)
             lines += [_header("together", guidance), *(c.row() for c in self.combinations)]
         lines += self.edit.lines() if self.edit is not None else []
         lines += [self.layers.line()] if self.layers is not None else []
         return "\n".join(lines)
 
+    def _title(self) -> list[str]:
+        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
+        columns = self.classifier.get("columns", {})
+        tested = [f"{name} {x['accuracy']:.3f} of {x['count']}" for name, x in columns.items()]
+        accuracy = "The attribute classifier's accuracy on held-out images: " + ", ".join(tested)
+        return [
+            f"{self.model}: {how}, {self.num_images} samples a value and guidance, "
+            f"{self.unconditional} unconditional (guidance 0), {self.seconds:.0f} s",
+            *textwrap.wrap(accuracy, 120),
+            "Shares for which the classifier predicts the target values, ± one standard error:",
+        ]
 
-def _finite(value: Any) -> Any:
-    """JSON has no nan."""
+
+def _plain(value: Any) -> Any:
+    """Result objects as dictionaries under the keys of result files; JSON has no nan."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.metadata.get("key", f.name): _plain(getattr(value, f.name)) for f in fields(value)
+        }
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

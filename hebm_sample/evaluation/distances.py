@@ -6,27 +6,27 @@ Fréchet distances to one half of the held-out images; reconstructions come from
 so nothing is compared with itself, and all four sets have the same size. Held-out images are the
 last rows of the data, or another split of it where training used all rows. Distances are taken in
 the features of a small classifier trained here on the training rows' labels, and in principal
-components of the pixels beside it; without labels in the components only. Bits a dimension are the
-ELBO under the generator's own N(0, I).
+components of the pixels beside it; without labels in the components only. Bits per dimension are
+the ELBO under the generator's own N(0, I).
 """
 
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hebm_sample import __version__
-from hebm_sample.data.dataset import ImageDataset, load_images
-from hebm_sample.data.summary import held_out_rule
+from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import Bench, as_bytes
+from hebm_sample.evaluation.context import EvaluationContext, as_bytes
+from hebm_sample.evaluation.held_out import held_out_by, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.io.files import cache_home
 from hebm_sample.latents import Latents
 from hebm_sample.metrics import (
     GapMeasurement,
@@ -38,7 +38,6 @@ from hebm_sample.metrics import (
 )
 from hebm_sample.metrics.quality import Quality, measure_quality
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.presets.models import PRESETS
 
 __all__ = [
     "DEFAULT_FEATURE_STEPS",
@@ -48,15 +47,14 @@ __all__ = [
     "cache_path",
     "evaluate",
     "feature_spaces",
-    "make_bench",
+    "make_context",
+    "make_context_without_data",
     "held_out_by",
     "measure",
     "open_held_out",
 ]
 
 FEATURE_RECIPE = 1
-HASH = "hash"
-TEST_SPLIT = "test"
 DEFAULT_FEATURE_STEPS = 1200
 DEFAULT_IMAGES = 2000
 PCA_ROWS = 8000
@@ -73,8 +71,8 @@ class Evaluation:
         held_out: Held-out images: reference and reconstructed halves together.
         bits: ELBO under N(0, I) in bits per dimension, on all held-out images.
         distortion_bits: Its first part, -log p(x | h_{L+1}).
-        kl: KL a group in nats.
-        u_square: Mean square of the sampler's u a group; q(u)'s is beside it.
+        kl: KL per group in nats.
+        u_square: Mean square of the sampler's u per group; q(u)'s is beside it.
         gaps: Distances and gap closed by name of the feature space; the first is the headline.
         feature_reports: What is known of each space, such as its classifier's accuracy.
         seconds: The whole measurement.
@@ -135,74 +133,13 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def _validation(model: str | None, validation: int | str | None) -> Any:
-    """ "hash", or how many rows at the end are held out."""
-    if validation is None and (preset := PRESETS.get(model or "")) is not None:
-        validation = preset.prior_settings.validation
-    return HASH if validation is None else validation
-
-
-def held_out_by(
-    model: str | None, validation: int | Literal["hash"] | None, split: str | None
-) -> str:
-    """How `open_held_out` chooses rows, in words."""
-    rows = _validation(model, validation)
-    if split is None and rows != 0:
-        return held_out_rule(None if rows == HASH else rows)
-    return f"the split {split or TEST_SPLIT!r}"
-
-
-def open_held_out(
-    source: str | Path,
-    *,
-    size: int,
-    model: str | None = None,
-    validation: int | Literal["hash"] | None = None,
-    split: str | None = None,
-    cache_dir: Path | None = None,
-    progress: bool = True,
-) -> tuple[ImageDataset, ImageDataset]:
-    """The rows that a model was trained on, and those that it was not.
-
-    Arguments:
-        source: As for `load_images`.
-        size: Side of the images.
-        model: A preset of that name says which rows were kept apart.
-        validation: In the preset's place: "hash", or how many at the end; 0 means none, and the
-            split `test` is held out. "hash" if neither says.
-        split: Of the source, that is held out; then no rows at the end are.
-        cache_dir: Of `load_images`.
-        progress: Show a bar while decoding.
-
-    Raises:
-        UserInputError: There are no such rows or split, or the split is the training rows.
-    """
-    if split is not None and validation:
-        raise UserInputError(
-            f"{validation} validation rows and the split {split!r} were both given; "
-            "leave one of them out"
-        )
-    rows = _validation(model, validation)
-    options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
-    training = load_images(source, **options)
-    if split is None and rows != 0:
-        return training.split(None if rows == HASH else rows)
-    held_out = load_images(source, split=split or TEST_SPLIT, **options)
-    if held_out.identity == training.identity:
-        raise UserInputError(
-            f"the split {split or TEST_SPLIT!r} of {source} is what the model is trained on; "
-            "name another with --split, or keep rows apart with --validation"
-        )
-    return training, held_out
-
-
 def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Path:
     """Where a trained network is kept: a safetensors file named by its key's hash, in a folder of
     `cache_dir`, $HEBM_CACHE or ~/.cache/hebm_sample.
     """
-    home = cache_dir or Path(os.environ.get("HEBM_CACHE") or Path.home() / ".cache/hebm_sample")
+    home = cache_home(cache_dir)
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return home.expanduser() / folder / f"{name}.safetensors"
+    return home / folder / f"{name}.safetensors"
 
 
 def feature_spaces(
@@ -252,7 +189,7 @@ def feature_spaces(
     return spaces
 
 
-def make_bench(
+def make_context(
     pipe: Pipeline,
     training: ImageDataset,
     held_out: ImageDataset,
@@ -262,7 +199,7 @@ def make_bench(
     folder: Path | None = None,
     progress: bool = True,
     **sampling: Any,
-) -> Bench:
+) -> EvaluationContext:
     """A model with an energy-based prior and the first 2 n held-out images.
 
     Raises:
@@ -283,7 +220,7 @@ def make_bench(
             f"images it can be 10 to {len(held_out) // 2}"
         )
     pipe.sampling_config(**sampling)
-    return Bench(
+    return EvaluationContext(
         pipe,
         num_images,
         training,
@@ -295,51 +232,74 @@ def make_bench(
     )
 
 
+def make_context_without_data(
+    pipe: Pipeline,
+    *,
+    num_images: int = DEFAULT_IMAGES,
+    batch_size: int = 50,
+    folder: Path | None = None,
+    progress: bool = True,
+    **sampling: Any,
+) -> EvaluationContext:
+    """A model alone, for what needs no images; `UserInputError` for a setting that the sampler
+    has not.
+    """
+    pipe.sampling_config(**sampling)
+    return EvaluationContext(
+        pipe,
+        num_images,
+        batch_size=batch_size,
+        folder=folder,
+        progress=progress,
+        sampling={k: v for k, v in sampling.items() if v is not None},
+    )
+
+
 def _mean_squares(u: Latents) -> list[float]:
     return [float(g.double().square().mean()) for g in u]
 
 
-def _held_out_figures(bench: Bench) -> dict[str, Any]:
+def _held_out_figures(context: EvaluationContext) -> dict[str, Any]:
     """ELBO and KL over all held-out images, and q(u)'s mean square."""
-    seen, shape = bench.seen(), tuple(bench.held_out.images.shape[1:])  # pyright: ignore
-    total = (seen.distortion + seen.kl.sum(1)).mean()
+    encoded, shape = context.encoded(), tuple(context.held_out_images().images.shape[1:])
+    total = (encoded.distortion + encoded.kl.sum(1)).mean()
     return {
         "bits": float(bits_per_dimension(total, shape)),
-        "distortion_bits": float(bits_per_dimension(seen.distortion.mean(), shape)),
-        "kl": seen.kl.mean(0).tolist(),
-        "u_square_posterior": _mean_squares(seen.u),
+        "distortion_bits": float(bits_per_dimension(encoded.distortion.mean(), shape)),
+        "kl": encoded.kl.mean(0).tolist(),
+        "u_square_posterior": _mean_squares(encoded.u),
     }
 
 
 def measure(
-    bench: Bench,
+    context: EvaluationContext,
     spaces: dict[str, tuple[Any, dict[str, Any]]],
     *,
     announce: Callable[[str], object] = lambda _: None,
 ) -> Evaluation:
-    """What `evaluate` measures, on a bench and in feature spaces that are there already."""
+    """What `evaluate` measures, in a context and in feature spaces that are there already."""
     start = time.perf_counter()
     announce("held-out images and reconstructions")
-    figures = _held_out_figures(bench)
+    figures = _held_out_figures(context)
     announce("samples of N(0, I) and of the energy-based prior")
-    drawn = bench.drawn("ebm")
+    samples = context.samples("ebm")
     names = ("gaussian", "ebm", "reconstructions", "reference")
-    found = {name: bench.features(name, spaces) for name in names}
-    groups = min(20, bench.num_images // 2)
+    found = {name: context.features(name, spaces) for name in names}
+    groups = min(20, context.num_images // 2)
     gaps = {s: measure_gap(*(found[n][s] for n in names), num_groups=groups) for s in spaces}
     quality = {
         s: {n: measure_quality(found[n][s], found["reference"][s]) for n in names[:-1]}
         for s in spaces
     }
     return Evaluation(
-        model=bench.pipe.name,
-        sampling=bench.pipe.sampling_config(**bench.sampling).to_dict(),
-        held_out=2 * bench.num_images,
-        u_square=_mean_squares(drawn.u),
+        model=context.pipe.name,
+        sampling=context.pipe.sampling_config(**context.sampling).to_dict(),
+        held_out=2 * context.num_images,
+        u_square=_mean_squares(samples.u),
         gaps=gaps,
         feature_reports={name: report for name, (_, report) in spaces.items()},
         seconds=time.perf_counter() - start,
-        sampling_seconds=drawn.seconds,
+        sampling_seconds=samples.seconds,
         quality=quality,
         **figures,
     )
@@ -367,7 +327,7 @@ def evaluate(
         num_images: In each of the four sets; at most half of the held-out ones.
         feature_steps: Optimiser steps of the classifier whose features are used; None takes the
             package's own where it has one for this model and these data, or else 1,200.
-        batch_size: ImageDataset at a time.
+        batch_size: Images at a time.
         cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
         progress: Show bars.
         announce: Told what begins.
@@ -376,7 +336,7 @@ def evaluate(
     Raises:
         UserInputError: Too few held-out images, or a model without a prior.
     """
-    bench = make_bench(
+    context = make_context(
         pipe,
         training,
         held_out,
@@ -389,4 +349,4 @@ def evaluate(
     spaces = feature_spaces(
         training, steps=feature_steps, model=pipe.name, cache_dir=cache_dir, progress=progress
     )
-    return measure(bench, spaces, announce=announce)
+    return measure(context, spaces, announce=announce)

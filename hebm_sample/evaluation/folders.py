@@ -1,4 +1,4 @@
-"""Two folders of images, measured against each other: `hebm-train evaluate --compare A B`.
+"""Two folders of images, measured against each other: `hebm-eval compare A B`.
 
 B is the reference: precision is A's. Spaces are those of the classifiers that come with the
 package, principal components fitted to B, and Inception's if asked for. Images are cropped to
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset, load_images
 from hebm_sample.data.sources import open_source
 from hebm_sample.errors import HebmError, UserInputError
@@ -44,6 +45,7 @@ class FolderComparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
+            "version": __version__,
             "folders": list(self.folders),
             "counts": list(self.counts),
             "size": self.size,

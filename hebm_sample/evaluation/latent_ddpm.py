@@ -9,13 +9,20 @@ repeated), a stack of residual cells works there, and each group's part is broug
 is the one that gives about as many parameters as the energies have; data, optimiser, steps,
 average and checkpoints are the prior's.
 
-Sampling steps down levels even in log SNR, from s to r < s:
+Sampling steps down the flow's levels (`sampling/probability_flow.py`), even in log SNR, from s to
+r < s. With s = sin(theta), a(s) = cos(theta), n = eps_hat - s u, the net's departure from N(0, I),
+rho = a(s) / a(r) and c^2 = eta^2 (1 - rho^2),
 
-    u_hat = (u - s eps_hat) / a(s)
-    u <- a(r) u_hat + sqrt(r^2 - c^2) eps_hat + c eps,   c = eta (r / s) sqrt(1 - a(s)^2 / a(r)^2)
+    u <- sqrt(1 - c^2) u - ((1 - eta^2) sin(theta_s - theta_r) / a(s)
+                            + eta^2 (1 - rho^2) / (rho s)) n + c eps
 
-eta = 1 is ancestral sampling (DDPM, Ho et al. 2020), eta = 0 is deterministic (DDIM, Song et al.
-2021); the last step is u_hat.
+eta = 1 is ancestral sampling with the variance that is right for N(0, I) (the first choice of Ho
+et al., "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, section 3.2). eta = 0 is
+deterministic; it differs from the step of Song et al., "Denoising Diffusion Implicit Models"
+(arXiv 2010.02502), as the flow's does: theirs is exact for a point mass and shrinks N(0, I). So
+all steps leave N(0, I) as it is where n = 0, like the energies' samplers. The last step, to r = 0,
+is deterministic. A diffusion model of a generator's latents is Rombach et al., "High-Resolution
+Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
 """
 
 import json
@@ -38,8 +45,8 @@ from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.prior.network import LevelEmbedding
-from hebm_sample.prior.schedule import log_snr_levels
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.energy import Images, PriorObjective, stratified
@@ -59,7 +66,7 @@ __all__ = [
 DDPM_FILE = "ddpm.safetensors"
 GRID = 8
 FORMAT_VERSION = 1
-HIGHEST = 0.999  # s where sampling starts
+HIGHEST = 0.99  # s where sampling starts, as the flow's
 Shapes = Sequence[tuple[int, int, int]]
 
 
@@ -172,10 +179,10 @@ def matching_width(shapes: Shapes, parameters: int, cells: int = 6) -> int:
 
 
 class DenoisingObjective(nn.Module):
-    """The module's loss, on fresh draws of u_0 ~ q(u | x).
+    """The module's loss, on fresh samples u_0 ~ q(u | x).
 
     Arguments:
-        frozen: The prior's objective, for its posterior draws; none of it learns here.
+        frozen: The prior's objective, for its posterior samples; none of it learns here.
         net: What learns.
         sigma_max: Largest s.
     """
@@ -196,7 +203,7 @@ class DenoisingObjective(nn.Module):
         Arguments:
             images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.
             fraction, labels: Unused here.
-            stream: Of all draws.
+            stream: Of all noise.
         """
         u_0 = self.frozen.posterior_draw(images, stream)
         batch, device = len(u_0[0]), u_0[0].device
@@ -212,6 +219,17 @@ class DenoisingObjective(nn.Module):
         return loss, {"gaussian": gaussian, "drop": gaussian - loss.detach()}
 
 
+def _coefficients(s: float, r: float, eta: float) -> tuple[float, float]:
+    """Of n and of the fresh noise in a step from s down to r; the module's formula."""
+    a = math.sqrt(1 - s * s)
+    turn = math.sin(math.asin(s) - math.asin(r)) / a
+    if eta == 0 or r == 0:
+        return turn, 0.0
+    rho = a / math.sqrt(1 - r * r)
+    ancestral = (1 - rho * rho) / (rho * s)
+    return (1 - eta**2) * turn + eta**2 * ancestral, eta * math.sqrt(1 - rho * rho)
+
+
 @torch.no_grad()
 def sample_ddpm(
     net: LatentDenoiser,
@@ -221,23 +239,19 @@ def sample_ddpm(
     eta: float = 1.0,
     progress: Callable[[int], object] | None = None,
 ) -> Latents:
-    """u of the streams' seeds, by `steps` evaluations of the net."""
+    """u of the streams' seeds, by `steps` evaluations of the net; (N, C_i, H_i, W_i) a group."""
     require_integer("steps", steps, 1, 100_000)
     require_range("eta", eta, 0.0, 1.0)
-    levels = (
-        log_snr_levels(steps, net.sigma_min, HIGHEST)[:-1] if steps > 1 else (HIGHEST,)
-    )  # rising; the last there is pure noise
+    path = flow_levels(steps, net.sigma_min, HIGHEST)
     u = noise.normal()
-    for k in reversed(range(steps)):
-        s, r = levels[k], levels[k - 1] if k > 0 else 0.0
-        a, b = math.sqrt(1 - s * s), math.sqrt(1 - r * r)
+    for s, r in zip(path, path[1:], strict=False):
+        slope, spread = _coefficients(s, r, eta)
         sigma = torch.full((len(u[0]),), s, device=u[0].device)
-        eps = net(u, sigma)
-        c = eta * (r / s) * math.sqrt(max(1 - (a / b) ** 2, 0.0))
-        kept = math.sqrt(max(r * r - c * c, 0.0))
-        fresh = noise.normal() if c > 0 else eps
-        rows = zip(u, eps, fresh, strict=True)
-        u = tuple(b * (g - s * e) / a + kept * e + c * n for g, e, n in rows)
+        away = tuple(e - s * g for e, g in zip(net(u, sigma), u, strict=True))
+        kept = math.sqrt(1 - spread**2)
+        u = tuple(kept * g - slope * n for g, n in zip(u, away, strict=True))
+        if spread:
+            u = tuple(g + spread * e for g, e in zip(u, noise.normal(), strict=True))
         if progress is not None:
             progress(1)
     return u
@@ -286,27 +300,19 @@ def train_ddpm(
     """
     accelerator = accelerator or make_accelerator()
     settings, device = preset.prior_settings, accelerator.device
-    if model.prior is None or model.config.prior is None:
-        raise UserInputError(f"{model.name} has no energy-based prior to match in size")
     training, _ = images.split(settings.validation)
-    model.to(device)
-    shapes = model.generator.latent_shapes
-    width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))
-    torch.manual_seed(settings.seed)
-    net = LatentDenoiser(shapes, width, sigma_min=preset.prior.sigma_min).to(device)
-    frozen = PriorObjective(model.generator, model.encoder, model.prior)
-    objective = DenoisingObjective(frozen, net, preset.prior.sigma_max)
+    objective = _objective(preset, model.to(device), device)
+    net = objective.net
     make_run_folder(Path(folder))
 
     def preview(learner: nn.Module) -> Tensor:
-        noise = NoiseStreams(range(16), shapes, device=device)
+        noise = NoiseStreams(range(16), net.shapes, device=device)
         u = sample_ddpm(learner, noise, steps=20)  # pyright: ignore[reportArgumentType]
         return model.decode(u, output_type="torch") * 2 - 1
 
-    identity = f"{training.identity} ddpm {width}"
-    task = Task("ddpm", objective, net, model.config, preview, identity)
+    identity = f"{training.identity} ddpm {net.width}"
     result = train(
-        task,
+        Task("ddpm", objective, net, model.config, preview, identity),
         training,
         settings,
         folder,
@@ -317,3 +323,15 @@ def train_ddpm(
     if accelerator.is_main_process:
         save_ddpm(result.learner, Path(folder) / DDPM_FILE)  # pyright: ignore[reportArgumentType]
     return result
+
+
+def _objective(preset: Preset, model: Pipeline, device: torch.device) -> DenoisingObjective:
+    """A new net of about as many parameters as the energies, and its loss."""
+    if model.prior is None or model.config.prior is None:
+        raise UserInputError(f"{model.name} has no energy-based prior to match in size")
+    shapes = model.generator.latent_shapes
+    width = matching_width(shapes, sum(p.numel() for p in model.prior.parameters()))
+    torch.manual_seed(preset.prior_settings.seed)
+    net = LatentDenoiser(shapes, width, sigma_min=preset.prior.sigma_min).to(device)
+    frozen = PriorObjective(model.generator, model.encoder, model.prior)
+    return DenoisingObjective(frozen, net, preset.prior.sigma_max)

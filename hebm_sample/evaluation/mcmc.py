@@ -1,7 +1,7 @@
 r"""Does the sampler's Langevin chain do what it is meant to?
 
-- *Displacement*: |u_after - u_before| a step, over what free diffusion with the same step would
-  move, sqrt(s D).
+- *Displacement*: |u_after - u_before| a step, over what free diffusion with the same step and
+  temperature tau would move, sqrt(sum_d s_d tau_d^2): sqrt(s D) for one step and tau = 1.
 - *Traces*: log p along the chain. A chain that is long enough ends on a plateau, the same one
   from wherever it started: `split_r_hat` is 1 there.
 - *Acceptance*: were each step a Metropolis proposal, how often would it be accepted?
@@ -15,6 +15,11 @@ r"""Does the sampler's Langevin chain do what it is meant to?
   it is a strict check.
 - *Effective step*: s times the mean acceptance, the step that a chain with the correction would
   really take. It has a maximum in s; beyond it a longer step buys nothing but bias.
+
+The correction is that of the Metropolis-adjusted Langevin algorithm (Roberts and Tweedie,
+"Exponential convergence of Langevin distributions and their discrete approximations", 1996). Split
+R hat is that of Gelman et al., "Bayesian Data Analysis"; Vehtari et al., "Rank-normalization,
+folding, and localization: An improved R-hat" (arXiv 1903.08008) say what it misses.
 """
 
 import math
@@ -34,8 +39,10 @@ from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.langevin import LogDensity, noise_scale, score
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import sample_prior
-from hebm_sample.sampling.step_size import Transition, transition
+from hebm_sample.sampling.state import LevelState
+from hebm_sample.sampling.step_size import Transition, step_sizes, transition
 
 __all__ = [
     "LevelDiagnostics",
@@ -48,8 +55,8 @@ __all__ = [
 ]
 
 # Purposes of streams of their own: what made a state, such as the posterior's or the sampler's
-# draws of the same seeds, must not come back in the noise that it is measured with.
-ACCEPTANCE, TRACES = 1_001, 2_001
+# noise of the same seeds, must not come back in the noise that it is measured with.
+ACCEPTANCE, TRACES, TRACE_STARTS, DIFFUSION = 1_001, 2_001, 3_001, 4_001
 
 
 def acceptance(
@@ -102,16 +109,19 @@ def split_r_hat(traces: Tensor) -> float:
 class LevelDiagnostics:
     """What the sampler's own chain did at one noise level; means over images.
 
+    Of the flow, which takes no Langevin steps, the lists are empty, there is no step size (nan),
+    and levels are those of its own path, as many as the sampler has steps.
+
     Arguments:
-        level: t.
+        level: t, counted down to 0.
         cum_sigma: Of the level.
         step_size: s of its first step; its mean over coordinates where they have their own.
         step_sizes: s of each step, likewise.
         unit: B_t, or the release's s_t, likewise.
         steps: Langevin steps; the lists have one number per step.
-        log_density: Before each step, a dimension of u.
+        log_density: Before each step, per dimension of u.
         gradient_norm: Likewise, over sqrt(D).
-        displacement: Over sqrt(s D).
+        displacement: Over the free diffusion's; nan where that does not move.
         energy: -F at the end of the level, its mean and standard deviation over images.
     """
 
@@ -154,6 +164,20 @@ class _Chain:
             marginal=marginal,
         )
 
+    def free_displacement(self, own: Transition, count: int) -> Tensor:
+        """sqrt(sum_d s_d tau_d^2) of each of `count` steps, (count,), on the CPU."""
+        heat = self.config.temperature
+        groups = (
+            heat if isinstance(heat, tuple) else (heat,) * len(self.pipe.generator.latent_shapes)
+        )
+        sizes = [math.prod(shape) for shape in self.pipe.generator.latent_shapes]
+        tau = torch.repeat_interleave(
+            torch.tensor(groups, dtype=torch.float64), torch.tensor(sizes)
+        )
+        steps = step_sizes(own.step_size, count, own.decay)
+        rows = [(torch.as_tensor(s).double().cpu() * tau.square()).sum().sqrt() for s in steps]
+        return torch.stack(rows) if rows else torch.zeros(0, dtype=torch.float64)
+
     def noise(self, seeds: Sequence[int], purpose: int = 0) -> NoiseStreams:
         """Streams of these seeds; those of another purpose have nothing to do with them."""
         shapes = self.pipe.generator.latent_shapes
@@ -167,12 +191,10 @@ def diagnose_levels(
     config: LangevinConfig | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[LevelDiagnostics], dict[int, Latents]]:
-    """Run the sampler as it is and look at its chains; also the latents after each level.
-
-    Levels that the sampler visits without Langevin steps (the flow's) have empty lists.
-    """
+    """Run the sampler as it is and measure its chains; also the latents after each level."""
     chain = _Chain(pipe, config)
     config, found, latents = chain.config, [], {}
+    high = min(0.99, chain.prior.sigma_max)
     states = sample_prior(
         chain.energy,
         chain.schedule,
@@ -180,33 +202,63 @@ def diagnose_levels(
         config,
         parametrization=chain.prior.parametrization,
         step_size_0=chain.prior.step_size_0,
-        sigma_high=min(0.99, chain.prior.sigma_max),
+        sigma_high=high,
         posterior_variance=pipe.posterior_variance() if config.precondition else None,
         progress=cast("Callable[[int], None] | None", progress),
     )
-    width = math.sqrt(chain.dimensions)
+    # The state of a level of the flow shows u where the level's gradient was taken, at path[-2 -
+    # level]; where the path ends, it is the result.
+    high = min(high, chain.schedule.levels[-1])
+    low = chain.schedule.levels[0]
+    path = flow_levels(config.steps, low, high, denoise=config.denoise)
     for state in states:
-        t = min(state.level, chain.schedule.num_levels - 1)
-        own = chain.at(t, marginal=False)
-        info, energy = state.info, -state.terms.sum(1)
-        sizes = own.mean_steps(len(info.log_density))
-        free = width * torch.tensor(sizes).clamp(min=1e-30).sqrt()
         latents[state.level] = state.u
-        found.append(
-            LevelDiagnostics(
-                state.level,
-                float(chain.schedule.cum_sigma[t]),
-                float(torch.as_tensor(own.step_size).mean()),
-                sizes,
-                float(torch.as_tensor(own.unit).mean()),
-                len(info.log_density),
-                (info.log_density.mean(1) / chain.dimensions).tolist(),
-                (info.gradient_norm.mean(1) / width).tolist(),
-                (info.displacement.mean(1).cpu() / free).tolist(),
-                (float(energy.mean()), float(energy.std())),
-            )
-        )
+        if config.sampler == "flow":
+            found.append(_of_flow(state, path[-2 - state.level]))
+        else:
+            found.append(_of_chain(chain, state))
     return found, latents
+
+
+def _energy(state: LevelState) -> tuple[float, float]:
+    energy = -state.terms.sum(1)
+    return float(energy.mean()), float(energy.std())
+
+
+def _of_flow(state: LevelState, cum_sigma: float) -> LevelDiagnostics:
+    """A level of the flow's path: its energy, and nothing of Langevin steps."""
+    nothing: list[float] = []
+    return LevelDiagnostics(
+        state.level,
+        cum_sigma,
+        math.nan,
+        nothing,
+        math.nan,
+        0,
+        nothing,
+        nothing,
+        nothing,
+        _energy(state),
+    )
+
+
+def _of_chain(chain: _Chain, state: LevelState) -> LevelDiagnostics:
+    """What the chain did at the level that ended in `state`."""
+    t, info = state.level, state.info
+    own, count, width = chain.at(t, marginal=False), len(info.log_density), chain.dimensions**0.5
+    moved = info.displacement.mean(1).cpu() / chain.free_displacement(own, count)
+    return LevelDiagnostics(
+        t,
+        float(chain.schedule.cum_sigma[t]),
+        float(torch.as_tensor(own.step_size).mean()),
+        own.mean_steps(count),
+        float(torch.as_tensor(own.unit).mean()),
+        count,
+        (info.log_density.mean(1) / chain.dimensions).tolist(),
+        (info.gradient_norm.mean(1) / width).tolist(),
+        torch.where(moved.isfinite(), moved, math.nan).tolist(),
+        _energy(state),
+    )
 
 
 @dataclass(frozen=True)
@@ -280,7 +332,7 @@ def traces_from(
         steps: K, at least 8.
 
     Returns:
-        `traces`: name to the mean of log p a dimension before each step; `r_hat`: of log p over
+        `traces`: name to the mean of log p per dimension before each step; `r_hat`: of log p over
         the second halves of all chains of all starts together.
     """
     if steps < 8:

@@ -16,9 +16,10 @@
                                  out-of-distribution detection with likelihood-based generative
                                  models", arXiv 1909.11480)
 
-All are large for what is strange. AUROC = P(score of another image > score of a held-out one).
-A likelihood is known to prefer smooth images of any kind; the compression column says how much
-of a figure that explains.
+All are large for out-of-distribution images. AUROC = P(score of another image > score of a
+held-out one). A likelihood is known to prefer smooth images of any kind (Nalisnick et al., "Do
+Deep Generative Models Know What They Don't Know?", arXiv 1810.09136); the compression column says
+how much of a figure that explains.
 """
 
 import io
@@ -30,9 +31,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from hebm_sample.config import LangevinConfig, require_integer
+from hebm_sample.config import LangevinConfig, PriorConfig, require_integer
 from hebm_sample.errors import UserInputError
-from hebm_sample.latents import Latents, check_latents
+from hebm_sample.io.seeds import derived_seed
+from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.metrics.statistics import Figure, auroc
 from hebm_sample.metrics.typicality import Calibration
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -54,11 +56,11 @@ __all__ = [
 
 NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
 BLUR_SHARE = 1 / 16  # radius, of the side
-CHAIN_SEEDS = 40_000  # of the chains' noise, away from those that images were encoded with
+CHAINS = 5_001  # the purpose of the chains' streams: images were encoded with other noise
 
 
 def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:
-    """The same images, uint8 (N, 3, S, S), spoilt: noise, blur, one colour, inverted."""
+    """The same images, uint8 (N, 3, S, S), corrupted: noise, blur, one colour, inverted."""
     rng = np.random.default_rng(seed)
     noisy = images + NOISE_LEVEL * rng.standard_normal(images.shape, dtype=np.float32)
     radius = max(1.0, images.shape[-1] * BLUR_SHARE)
@@ -129,8 +131,27 @@ def chain_latents(
     prior = pipe.config.prior
     if pipe.prior is None or prior is None:
         raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
-    config, schedule = config or pipe.config.sampling, DiffusionSchedule(prior.levels)
+    config = config or pipe.config.sampling
     count, shapes = check_latents(u, pipe.generator.latent_shapes), pipe.generator.latent_shapes
+    parts: list[Latents] = []
+    for i in range(0, count, batch_size):
+        rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
+        seeds = [derived_seed(i + k, CHAINS) for k in range(len(rows[0]))]
+        noise = NoiseStreams(seeds, shapes, device=pipe.device)
+        parts.append(_lowest_chain(pipe, prior, rows, config, noise, progress))
+    return concatenate(parts)
+
+
+def _lowest_chain(
+    pipe: Pipeline,
+    prior: PriorConfig,
+    rows: Latents,
+    config: LangevinConfig,
+    noise: NoiseStreams,
+    progress: Callable[[int], object] | None,
+) -> Latents:
+    """u_0 of the chains that start at these rows, on the CPU."""
+    schedule = DiffusionSchedule(prior.levels)
     chain = transition(
         schedule,
         0,
@@ -138,29 +159,18 @@ def chain_latents(
         parametrization=prior.parametrization,
         step_size_0=prior.step_size_0,
     )
-
-    def tally() -> None:
-        if progress is not None:
-            progress(1)
-
-    parts: list[Latents] = []
-    for i in range(0, count, batch_size):
-        rows = tuple(g[i : i + batch_size].to(pipe.device, torch.float32) for g in u)
-        seeds = range(CHAIN_SEEDS + i, CHAIN_SEEDS + i + len(rows[0]))
-        noise = NoiseStreams(seeds, shapes, device=pipe.device)
-        above = schedule.diffuse(rows, 1, noise.normal()) if chain.conditional else rows
-        moved, _ = run_chain(
-            rows,
-            chain.density(pipe.energy_terms, above),
-            noise.normal,
-            num_steps=max(1, config.steps // schedule.num_levels),
-            step_size=chain.step_size,
-            kernel=config.kernel,
-            reference_variance=chain.reference_variance,
-            tally=tally,
-        )
-        parts.append(tuple(g.cpu() for g in moved))
-    return tuple(torch.cat(group) for group in zip(*parts, strict=True))
+    above = schedule.diffuse(rows, 1, noise.normal()) if chain.conditional else rows
+    moved, _ = run_chain(
+        rows,
+        chain.density(pipe.energy_terms, above),
+        noise.normal,
+        num_steps=max(1, config.steps // schedule.num_levels),
+        step_size=chain.step_size,
+        kernel=config.kernel,
+        reference_variance=chain.reference_variance,
+        tally=None if progress is None else lambda: progress(1),  # pyright: ignore
+    )
+    return tuple(g.cpu() for g in moved)
 
 
 def scores(
@@ -171,7 +181,7 @@ def scores(
     measured: Measured | None = None,
     calibration: Calibration | None = None,
 ) -> dict[str, np.ndarray]:
-    """The module's table: name to (N,), large for what is strange.
+    """The module's table: name to (N,), large for out-of-distribution images.
 
     Arguments:
         energies: (N, L), as `top_group_energies` gives them.

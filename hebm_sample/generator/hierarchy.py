@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hebm_sample.config import GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.config import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.generator.blocks import Upsample, cells, narrow_start
 from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
 from hebm_sample.generator.protocol import Choose, Generator, TopDown
@@ -22,6 +22,7 @@ __all__ = [
     "HierarchicalGenerator",
     "ImageDecoder",
     "TopDown",
+    "sharp_decoder",
     "soft_bound",
 ]
 
@@ -72,10 +73,18 @@ class ImageDecoder(nn.Module):
         return F.pixel_shuffle(self.head(F.silu(self.stages(features))), self.head_upsample)
 
 
+def sharp_decoder(config: GeneratorConfig) -> ImageDecoder:
+    """An untrained image decoder with the stages of `config.sharp_decoder`."""
+    stages, width = config.sharp_decoder, config.scales[-1].width
+    assert stages is not None
+    return ImageDecoder(width, stages, config.head_upsample, config.image_channels)
+
+
 class HierarchicalGenerator(Generator):
     """The generator of one `GeneratorConfig`.
 
-    `transform` is T, `inverse` its inverse on z, `decode` the image decoder's mean.
+    `transform` is T, `inverse` its inverse on z, `decode` the image decoder's mean. `sharp`, if
+    there is one, is a second image decoder that images are shown with.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -100,13 +109,15 @@ class HierarchicalGenerator(Generator):
             config.scales[-1].width, config.decoder, config.head_upsample, config.image_channels
         )
         self.likelihood = DiscretizedLogistic(config.image_channels)
+        self.sharp = None if config.sharp_decoder is None else sharp_decoder(config)
 
     def grow_from(self, smaller: Generator) -> None:
         """Take over T and the shared stages of the image decoder of a generator that this one's
         config grows from, and freeze T; the rest stays as initialised.
         """
         assert self.config.grows_from(smaller.config)
-        new = ("decoder.head.", "likelihood.")  # another image, so another head and scale
+        # Another image, so another head and scale; a sharp decoder is made from what is trained.
+        new = ("decoder.head.", "likelihood.", "sharp.")
         known = {k: v for k, v in smaller.state_dict().items() if not k.startswith(new)}
         self.load_state_dict(known, strict=False)
         self.requires_grad_(False)
@@ -125,7 +136,7 @@ class HierarchicalGenerator(Generator):
             hs.append(h)
             if i == len(self.groups) - 1 and not features:
                 break
-            h = group(h, z)
+            h = self.through(group, h, z)
             if i in self._upsample_after:
                 h = self.upsamples[self._upsample_after[i]](h)
         return TopDown(tuple(zs), tuple(us), tuple(hs), h)
@@ -133,3 +144,15 @@ class HierarchicalGenerator(Generator):
     def output(self, features: Tensor) -> LogisticOutput:
         """p(x | h_{L+1}), a logistic distribution around the image decoder's mean."""
         return LogisticOutput(self.decoder(features), self.likelihood)
+
+    @property
+    def decoders(self) -> tuple[DecoderName, ...]:
+        """As `Generator.decoders`."""
+        return ("likelihood",) if self.sharp is None else ("sharp", "likelihood")
+
+    def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
+        """The image of h_{L+1}, as `Generator.render`; by the sharp decoder where there is one."""
+        chosen = self.chosen_decoder(decoder)
+        if self.sharp is None or chosen == "likelihood":
+            return self.decode(features)
+        return self.sharp(features)

@@ -8,11 +8,14 @@ A kind writes `descend`, `output` and the encoder's methods; the rest follows.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from hebm_sample.config import DecoderName
+from hebm_sample.errors import UserInputError
 from hebm_sample.latents import Latents, Shapes, check_latents
 
 __all__ = [
@@ -63,9 +66,15 @@ class ImageDistribution(Protocol):
 
 
 class Generator(nn.Module):
-    """A hierarchy z_i = mu_i(h_i) + sigma_i(h_i) u_i and an image decoder below it."""
+    """A hierarchy z_i = mu_i(h_i) + sigma_i(h_i) u_i and an image decoder below it.
+
+    Attributes:
+        checkpointing: Keep only what passes between groups for gradients, and compute the rest
+            again: less memory, one forward pass more.
+    """
 
     config: Any
+    checkpointing: bool = False
 
     @property
     def latent_shapes(self) -> Shapes:
@@ -82,6 +91,14 @@ class Generator(nn.Module):
                 result is the last group's own state h_L.
         """
         raise NotImplementedError
+
+    def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """`block(*inputs)`, for `descend` to call its blocks by."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        # Nothing in T is random, so there is no random state to keep.
+        found = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return cast("Tensor", found)
 
     def output(self, features: Tensor) -> ImageDistribution:
         """p(x | h_{L+1}) of features (B, W, H, W)."""
@@ -110,6 +127,36 @@ class Generator(nn.Module):
     def decode(self, features: Tensor) -> Tensor:
         """The mean image of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
         return self.output(features).mean
+
+    @property
+    def decoders(self) -> tuple[DecoderName, ...]:
+        """The image decoders that there are, the one that shows images first."""
+        return ("likelihood",)
+
+    def chosen_decoder(self, decoder: DecoderName | None = None) -> DecoderName:
+        """The decoder itself, or if None the one that shows images.
+
+        Raises:
+            UserInputError: A decoder that the generator has not.
+        """
+        if decoder is not None and decoder not in self.decoders:
+            raise UserInputError(
+                f"decoder is {decoder!r}; this model has {', '.join(map(repr, self.decoders))}"
+            )
+        return decoder or self.decoders[0]
+
+    def render(self, features: Tensor, decoder: DecoderName | None = None) -> Tensor:
+        """The image of h_{L+1} that is shown: (B, 3, S, S), about [-1, 1].
+
+        Arguments:
+            decoder: "likelihood", whose images are `decode`'s, or "sharp"; the first of `decoders`
+                if None.
+
+        Raises:
+            UserInputError: A decoder that the generator has not.
+        """
+        self.chosen_decoder(decoder)
+        return self.decode(features)
 
     def forward(self, u: Latents) -> Tensor:
         """Mean images (B, 3, S, S) of u."""

@@ -15,6 +15,11 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(["| figure | value |", "| --- | --- |", *rows])
 
 
+def _training(config: ModelConfig) -> str:
+    """A line per run that is known."""
+    return "".join(f"- Trained: {record}.\n" for record in config.training)
+
+
 def model_card(
     config: ModelConfig, *, licence: str, figures: Mapping[str, Any], notes: str = ""
 ) -> str:
@@ -47,7 +52,7 @@ A hierarchical latent-variable generator with a diffusion-learned energy-based p
 - Noise levels of the prior (cum_sigma): {levels}.
 - Symbols: {symbols}.
 - Sampler: {config.sampling.sampler}, {config.sampling.steps} gradients.
-- Licence of these weights: {licence}.
+{_training(config)}- Licence of these weights: {licence}.
 
 ## Figures
 

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.generator.kinds import new_encoder, new_generator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.manifest import CALIBRATION_NAME
-from hebm_sample.hub.resolve import ResolvedModel, resolve
+from hebm_sample.hub.resolve import ResolvedModel, locate
 from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
-from hebm_sample.io.files import parse_json, read_capped
+from hebm_sample.io.files import parse_json
 from hebm_sample.prior.joint import JointEnergy
 
 if TYPE_CHECKING:
@@ -50,12 +51,21 @@ def read_config(resolved: ResolvedModel) -> ModelConfig:
     """The model's `config.json`, checked; `WeightsError` names the file and what is wrong with
     it.
     """
-    path = resolved.path("config.json")
+    data, where = _small(resolved, "config.json", MAX_CONFIG_BYTES)
     try:
-        return ModelConfig.from_dict(parse_json(read_capped(path, MAX_CONFIG_BYTES)))
+        return ModelConfig.from_dict(parse_json(data))
     except (UserInputError, ValueError, RecursionError) as error:
         fault = _shortened(str(error))
-        raise WeightsError(f"{path} is not a description of a model: {fault}") from error
+        raise WeightsError(f"{where} is not a description of a model: {fault}") from error
+
+
+def _small(resolved: ResolvedModel, filename: str, limit: int) -> tuple[bytes, str]:
+    """(a file's bytes, its path in words), `limit` bytes at most."""
+    where = str(resolved.place(filename))
+    row = resolved.row.files.get(filename)
+    if row is not None and row.size > limit:
+        raise WeightsError(f"{where} has more than {limit} bytes, the most that is read")
+    return resolved.read(filename), where
 
 
 def _shortened(fault: str) -> str:
@@ -73,11 +83,11 @@ def load_calibration(resolved: ResolvedModel) -> "Calibration | None":
 
     if CALIBRATION_NAME not in resolved.row.files:
         return None
-    path = resolved.path(CALIBRATION_NAME)
+    data, where = _small(resolved, CALIBRATION_NAME, MAX_CALIBRATION_BYTES)
     try:
-        return Calibration.from_dict(parse_json(read_capped(path, MAX_CALIBRATION_BYTES)))
+        return Calibration.from_dict(parse_json(data))
     except (UserInputError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: {_shortened(str(error))}") from error
+        raise WeightsError(f"{where}: {_shortened(str(error))}") from error
 
 
 def new_prior(config: ModelConfig) -> JointEnergy:
@@ -96,8 +106,11 @@ def build_model(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> LoadedModel:
-    """Find, check and load generator and prior. Arguments and errors as `resolve`'s."""
-    resolved = resolve(
+    """Find, check and load generator and prior. Arguments and errors as `resolve`'s.
+
+    Each file is read once, and what is loaded are the bytes that were checked.
+    """
+    resolved = locate(
         name,
         resolution=resolution,
         revision=revision,
@@ -106,20 +119,28 @@ def build_model(
         token=token,
     )
     config = read_config(resolved)
+    if CALIBRATION_NAME in resolved.row.files:
+        resolved.path(CALIBRATION_NAME)
     parts = ("generator", "prior") if config.prior is not None else ("generator",)
     _check_rooms(resolved, config, *parts)
     with _own_random_state():
         generator = new_generator(config.generator)
         prior = new_prior(config) if config.prior is not None else None
-    load_weights(generator, resolved.path("generator.safetensors"))
+    _fill(generator, resolved, "generator.safetensors")
     if prior is not None:
-        load_weights(prior, resolved.path("prior.safetensors"))
+        _fill(prior, resolved, "prior.safetensors")
     return LoadedModel(resolved, config, generator, prior)
 
 
 def _check_rooms(resolved: ResolvedModel, config: ModelConfig, *parts: str) -> None:
     for name in (f"{part}.safetensors" for part in parts):
-        check_room(config, resolved.path(name), resolved.row.files[name].size)
+        if name not in resolved.row.files:
+            resolved.path(name)  # raises, with the files that it has
+        check_room(config, resolved.place(name), resolved.row.files[name].size)
+
+
+def _fill(module: nn.Module, resolved: ResolvedModel, filename: str) -> None:
+    load_weights(module, resolved.place(filename), data=resolved.read(filename))
 
 
 @contextmanager
@@ -141,5 +162,5 @@ def load_encoder(resolved: ResolvedModel, config: ModelConfig) -> ImageEncoder:
     _check_rooms(resolved, config, "encoder")
     with _own_random_state():
         encoder = new_encoder(config.generator)
-    load_weights(encoder, resolved.path("encoder.safetensors"))
+    _fill(encoder, resolved, "encoder.safetensors")
     return encoder

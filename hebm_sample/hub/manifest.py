@@ -23,9 +23,9 @@ from typing import Any
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.io.files import (
     MAX_FILE_BYTES,
+    measured,
     parse_json,
     read_capped,
-    sha256_of,
     short,
     write_atomically,
 )
@@ -311,7 +311,7 @@ def write_row(
     model_folder = Path(model_folder)
     try:
         paths = [model_folder / file for file in KNOWN_FILES if (model_folder / file).is_file()]
-        files = {path.name: FileRow(path.stat().st_size, sha256_of(path)) for path in paths}
+        files = {path.name: FileRow(*measured(path, MAX_FILE_BYTES + 1)) for path in paths}
     except OSError as error:
         raise EnvironmentFailure(
             f"cannot read {model_folder}: {error.strerror or error}"

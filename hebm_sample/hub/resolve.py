@@ -2,15 +2,17 @@
 
 Order: a local folder (checked against its own manifest row); a name of the package's manifest,
 first as the embedded copy, then from the Hub's cache, then from the Hub at the pinned commit; an
-`owner/name` repository (checked against the row it carries). A file is opened only after its size
-and sha256 were compared: the Hub client returns a corrupted body without a word. Only the names in
-`manifest.KNOWN_FILES` are ever opened, so a pickle lying beside them is never read.
+`owner/name` repository (checked against the row it carries). A file is used only after its size
+and sha256 were compared: the Hub client returns a corrupted body without a word. What is used are
+the bytes that were compared (`ResolvedModel.read`), so that a file that is changed in between is
+not. Only the names in `manifest.KNOWN_FILES` are ever opened, so a pickle lying beside them is
+never read.
 """
 
 import functools
+import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
 from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, ModelRow, read_row
-from hebm_sample.io.files import sha256_of, short
+from hebm_sample.io.files import is_run_folder, read_regular, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
 
@@ -34,7 +36,7 @@ class ResolvedModel:
     """A model's folder, and the row that its files must match.
 
     Arguments:
-        folder: Where the files lie. Take them with `path`, which checks them.
+        folder: Where the files lie. Take them with `read`, which checks them.
         row: Names, sizes and digests.
         source: Where it was found.
         revision: The commit, for a model from the Hub.
@@ -55,11 +57,34 @@ class ResolvedModel:
     def path(self, filename: str) -> Path:
         """The path of one model file; size and sha256 are checked when it is first asked for.
 
+        Whoever opens it may find other bytes than were checked: what is loaded comes from `read`.
+
         Raises:
             UserInputError: This is no file that a model consists of.
             WeightsError: The model has no such file, or it is missing or corrupt.
             HubError: It was corrupt and could not be downloaded again.
         """
+        if filename not in self._verified:
+            self.read(filename)
+        return self.place(filename)
+
+    def read(self, filename: str) -> bytes:
+        """The bytes of one model file, read once: those whose size and sha256 agree with the row.
+
+        Raises as `path`.
+        """
+        self._check_listed(filename)
+        data, fault = self._read(filename)
+        if fault is not None and self.refetch is not None:
+            self.refetch(filename, fault)
+            data, again = self._read(filename)
+            fault = again and f"{again}, also after asking the Hub for it again"
+        if fault is not None:
+            raise WeightsError(f"{fault}; {self.remedy}")
+        self._verified.add(filename)
+        return data
+
+    def _check_listed(self, filename: str) -> None:
         if filename not in KNOWN_FILES:
             raise UserInputError(
                 f"{short(filename)} is no model file; a model has {', '.join(KNOWN_FILES)}"
@@ -69,50 +94,42 @@ class ResolvedModel:
                 f"the model {self.row.name} in {self.folder} was published without {filename}; "
                 f"it has {', '.join(sorted(self.row.files))}"
             )
-        if filename not in self._verified:
-            self._verify(filename)
-            self._verified.add(filename)
-        return self._place(filename)
 
     @property
     def filenames(self) -> tuple[str, ...]:
         """The files that this model consists of."""
         return tuple(name for name in KNOWN_FILES if name in self.row.files)
 
-    def _place(self, filename: str) -> Path:
+    def place(self, filename: str) -> Path:
+        """Where one model file lies; nothing is checked."""
         return self.shared.get(filename, self.folder) / filename
-
-    def _verify(self, filename: str) -> None:
-        fault = self.fault(filename)
-        if fault is not None and self.refetch is not None:
-            self.refetch(filename, fault)
-            again = self.fault(filename)
-            fault = again and f"{again}, also after asking the Hub for it again"
-        if fault is not None:
-            raise WeightsError(f"{fault}; {self.remedy}")
 
     def fault(self, filename: str) -> str | None:
         """What is wrong with a listed file as it lies on the disk, in words; None if nothing is.
 
         Nothing is repaired.
         """
-        path, row = self._place(filename), self.row.files[filename]
+        return self._read(filename)[1]
+
+    def _read(self, filename: str) -> tuple[bytes, str | None]:
+        """(bytes, what is wrong with them)."""
+        path, row = self.place(filename), self.row.files[filename]
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return f"{path} is no regular file"
-            if status.st_size != row.size:
-                return (
-                    f"{path} is corrupt: it has {status.st_size} bytes and should have {row.size}"
-                )
-            digest = sha256_of(path, row.size)
+            data = read_regular(path, row.size + 1)
+            size = path.stat().st_size
         except FileNotFoundError:
-            return f"{path} is missing"
+            return b"", f"{path} is missing"
         except OSError as error:
-            return f"{path} cannot be read ({error.strerror or error})"
+            return b"", f"{path} cannot be read ({error.strerror or error})"
+        if data is None:
+            return b"", f"{path} is no regular file"
+        if len(data) != row.size:
+            size = max(size, len(data)) if len(data) > row.size else len(data)
+            return b"", f"{path} is corrupt: it has {size} bytes and should have {row.size}"
+        digest = hashlib.sha256(data).hexdigest()
         if digest != row.sha256:
-            return f"{path} is corrupt: its sha256 is {digest} and should be {row.sha256}"
-        return None
+            return b"", f"{path} is corrupt: its sha256 is {digest} and should be {row.sha256}"
+        return data, None
 
 
 def resolve(
@@ -218,8 +235,20 @@ def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> b
 def _from_folder(folder: Path, name: str, revision: str | None) -> ResolvedModel:
     if revision is not None:
         raise UserInputError(f"{short(name)} is a folder and has no revisions; leave it out")
+    if is_run_folder(folder) and not (folder / MANIFEST_NAME).exists():
+        folder = _model_of_run(folder)
     remedy = "copy or export the model again"
     return ResolvedModel(folder, read_row(folder), "folder", remedy=remedy)
+
+
+def _model_of_run(run: Path) -> Path:
+    """The model that a training run ended with."""
+    if not (run / "model" / MANIFEST_NAME).exists():
+        raise UserInputError(
+            f"{short(str(run))} is a training run that has not ended; go on with --resume, or "
+            f"make a model of its newest checkpoint: hebm-train export --run {run} --out DIR"
+        )
+    return run / "model"
 
 
 def _shared_files(manifest: Manifest, row: ModelRow) -> dict[str, Path]:

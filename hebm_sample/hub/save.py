@@ -1,14 +1,18 @@
 """From modules to a model folder, laid out as a Hub repository."""
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch.nn import Module
 
 from hebm_sample.config import ModelConfig, NvaeConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
@@ -20,10 +24,10 @@ from hebm_sample.hub.manifest import (
     ModelRow,
     read_row,
     write_manifest,
-    write_row,
 )
-from hebm_sample.hub.weights import save_weights
-from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.hub.weights import weights_bytes
+from hebm_sample.io.files import sync_folder, write_atomically
+from hebm_sample.io.lock import exclusive
 
 if TYPE_CHECKING:
     from hebm_sample.metrics.typicality import Calibration
@@ -37,8 +41,9 @@ __all__ = [
 ]
 
 _PARTS = ("generator", "prior", "encoder")
+CARD_NAME = "README.md"
 _FILES = (
-    *("config.json", "README.md", "weights_manifest.json", CALIBRATION_NAME),
+    *("config.json", CARD_NAME, MANIFEST_NAME, CALIBRATION_NAME),
     *(f"{part}.safetensors" for part in _PARTS),
 )
 
@@ -64,7 +69,7 @@ def check_model_folder(folder: Path, overwrite: bool = False) -> None:
             f"{folder} already holds {', '.join(there)}; choose another folder, or replace the "
             "model there with --overwrite (overwrite=True)"
         )
-    if "weights_manifest.json" not in there and not _is_config(folder / "config.json"):
+    if MANIFEST_NAME not in there and not _is_config(folder / "config.json"):
         raise UserInputError(
             f"{folder} holds {', '.join(there)} and no model of hebm_sample; choose another folder"
         )
@@ -82,9 +87,9 @@ def _is_config(path: Path) -> bool:
 def write_model_folder(
     folder: Path,
     config: ModelConfig,
-    generator: nn.Module,
-    prior: nn.Module | None,
-    encoder: nn.Module | None,
+    generator: Module,
+    prior: Module | None,
+    encoder: Module | None,
     *,
     dtype: torch.dtype = torch.float16,
     licence: str = UNSTATED_LICENCE,
@@ -93,55 +98,115 @@ def write_model_folder(
     calibration: "Calibration | None" = None,
     overwrite: bool = False,
 ) -> ModelRow:
-    """Write config, weights, card and, last, the manifest row; returns the row.
+    """Write config, weights, card and manifest row; returns the row.
 
-    The row is written last, so a folder that was interrupted half-way is refused by
-    `from_pretrained`.
+    All of it is written beside its place first, and the row is that of the bytes that were
+    written. A model that was there stays whole until then; if the power fails while the files
+    change places, the folder has no row and is refused. Of several writers the last one's model
+    is there, and no mixture.
 
     Arguments:
-        card: An existing card's path, or its text; a plain one is written if None.
+        card: An existing card's path, or its text; a plain one is written if None. What cannot be
+            read is refused before anything is written.
         calibration: Of the scores of its images; None for none.
         overwrite: Replace a model that is there.
 
     Raises:
         UserInputError: The folder cannot be made there, or holds such files already: a model's
             without `overwrite`, or others, which are never touched.
-        EnvironmentFailure: The disk is full or read-only.
+        EnvironmentFailure: The disk is full or read-only, or the card cannot be read.
     """
     licence = licence_of(config, licence)
     if folder.exists() and not folder.is_dir():
         raise UserInputError(f"{folder} is a file; name a folder for the model")
-    text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
     check_model_folder(folder, overwrite)
+    figures = dict(figures or {})
+    contents: dict[str, bytes | Module | None] = {
+        "config.json": (json.dumps(config.to_dict(), indent=2) + "\n").encode(),
+        "generator.safetensors": generator,
+        "prior.safetensors": prior,
+        "encoder.safetensors": encoder,
+        CALIBRATION_NAME: None if calibration is None else _json(calibration),
+        CARD_NAME: _text(card, config, licence, figures),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "weights_manifest.json").unlink(missing_ok=True)
+        with _staging_for(folder) as staging:
+            files = {
+                name: _write(staging / name, content, dtype)
+                for name, content in contents.items()
+                if content is not None
+            }
+            files.pop(CARD_NAME)
+            size = config.generator.image_size
+            row = ModelRow(config.name, size, licence, files, figures=figures)
+            write_manifest(staging / MANIFEST_NAME, [row])
+            _install(staging, folder, overwrite)
     except OSError as error:
         raise EnvironmentFailure(
-            f"the folder {folder} cannot be written: {error.strerror}"
+            f"the folder {folder} cannot be written: {error.strerror or error}"
         ) from error
-    write_atomically(
-        folder / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode()
-    )
-    parts = {"generator": generator, "prior": prior, "encoder": encoder}
-    for name, module in parts.items():
-        if module is not None:
-            save_weights(module, folder / f"{name}.safetensors", dtype)
-        else:  # of an older model, which the row would take for this one's
-            (folder / f"{name}.safetensors").unlink(missing_ok=True)
-    if calibration is not None:
-        write_atomically(folder / CALIBRATION_NAME, _json(calibration))
-    else:
-        (folder / CALIBRATION_NAME).unlink(missing_ok=True)
-    text = text or model_card(config, licence=licence, figures=figures or {})
-    write_atomically(folder / "README.md", text.encode())
-    return write_row(
-        folder,
-        name=config.name,
-        resolution=config.generator.image_size,
-        licence=licence,
-        figures=figures,
-    )
+    return row
+
+
+def _text(
+    card: Path | str | None, config: ModelConfig, licence: str, figures: Mapping[str, Any]
+) -> bytes:
+    """A card as it stands, whatever its encoding; a plain one for None."""
+    if not isinstance(card, Path):
+        return (card or model_card(config, licence=licence, figures=figures)).encode()
+    try:
+        return card.read_bytes()
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"the model's card {card} cannot be read ({error.strerror or error}), so nothing was "
+            "written; remove it, or mend it"
+        ) from error
+
+
+def _write(path: Path, content: bytes | Module, dtype: torch.dtype) -> FileRow:
+    """Write a file; the row of the bytes that were written."""
+    if isinstance(content, Module):
+        content = weights_bytes(content, dtype, path.name)
+    write_atomically(path, content)
+    return FileRow(len(content), hashlib.sha256(content).hexdigest())
+
+
+@contextlib.contextmanager
+def _staging_for(folder: Path) -> Generator[Path]:
+    """A new folder on the disk of `folder`: in it where it exists, else beside it."""
+    name = f"hebm-{uuid.uuid4().hex}.tmp"
+    staging = folder / f".{name}" if folder.is_dir() else folder.parent / f".{folder.name}.{name}"
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _install(staging: Path, folder: Path, overwrite: bool) -> None:
+    """Give a whole model its place: by one rename where there is no folder yet, else file by file,
+    alone, with the row taken away first and set last.
+    """
+    if staging.parent != folder:
+        try:
+            os.rename(staging, folder)
+        except OSError:
+            if not folder.is_dir():  # else somebody else was faster
+                raise
+        else:
+            sync_folder(folder.parent)
+            return
+    with exclusive(folder):
+        check_model_folder(folder, overwrite)
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        sync_folder(folder)
+        for name in (*(name for name in _FILES if name != MANIFEST_NAME), MANIFEST_NAME):
+            if (staging / name).exists():
+                os.replace(staging / name, folder / name)
+            else:  # of an older model, which the row would take for this one's
+                (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
 
 
 def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
@@ -152,11 +217,17 @@ def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
         WeightsError: The folder has no manifest.
         EnvironmentFailure: It cannot be written.
     """
-    row, path = read_row(folder), folder / CALIBRATION_NAME
-    write_atomically(path, _json(calibration))
-    file = FileRow(path.stat().st_size, sha256_of(path))
-    row = replace(row, files={**row.files, CALIBRATION_NAME: file})
-    write_manifest(folder / MANIFEST_NAME, [row])
+    data = _json(calibration)
+    read_row(folder)  # there must be one
+    with exclusive(folder):
+        row = read_row(folder)
+        # Without the file at first: the folder is a whole model at every moment.
+        files = {name: file for name, file in row.files.items() if name != CALIBRATION_NAME}
+        write_manifest(folder / MANIFEST_NAME, [replace(row, files=files)])
+        write_atomically(folder / CALIBRATION_NAME, data)
+        file = FileRow(len(data), hashlib.sha256(data).hexdigest())
+        row = replace(row, files={**files, CALIBRATION_NAME: file})
+        write_manifest(folder / MANIFEST_NAME, [row])
     return row
 
 

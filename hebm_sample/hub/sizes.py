@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig, ScaleConfig
+from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig, ScaleConfig, StageConfig
 from hebm_sample.errors import WeightsError
 from hebm_sample.generator.kinds import new_encoder, new_generator
 from hebm_sample.prior.release_network import ReleaseNet
@@ -38,12 +38,18 @@ def _group(scale: ScaleConfig) -> int:
 
 
 def _generator(config: GeneratorConfig) -> int:
-    scales, stages = config.scales, (config.scales[-1], *config.decoder)
+    scales = config.scales
     total = 2 * scales[0].width * scales[0].resolution ** 2
     total += sum(scale.groups * _group(scale) for scale in scales)
     total += sum(_layer(a.width, b.width) for a, b in zip(scales, scales[1:], strict=False))
-    total += sum(_layer(a.width, b.width) for a, b in zip(stages, stages[1:], strict=False))
-    total += sum(_cells(stage.width, stage.cells) for stage in config.decoder)
+    decoders = (config.decoder, config.sharp_decoder)
+    return total + sum(_decoder(config, stages) for stages in decoders if stages is not None)
+
+
+def _decoder(config: GeneratorConfig, decoder: tuple[StageConfig, ...]) -> int:
+    stages = (config.scales[-1], *decoder)
+    total = sum(_layer(a.width, b.width) for a, b in zip(stages, stages[1:], strict=False))
+    total += sum(_cells(stage.width, stage.cells) for stage in decoder)
     return total + _layer(stages[-1].width, config.image_channels * config.head_upsample**2, 3)
 
 

@@ -6,6 +6,7 @@ shape must agree, every tensor must be F16, BF16 or F32 and finite, no key may a
 it is known before the module changes, so that a failed load leaves the module as it was.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from hebm_sample.errors import WeightsError
 from hebm_sample.io.files import MAX_FILE_BYTES, parse_json, read_capped, short, write_atomically
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["content_digest", "load_weights", "save_weights", "weights_bytes"]
 
 # A header takes about 100 bytes a tensor; safetensors itself would parse 100 MB for over a second.
 MAX_HEADER_BYTES = 8_000_000
@@ -30,6 +31,7 @@ def load_weights(
     module: nn.Module,
     path: str | os.PathLike[str],
     *,
+    data: bytes | None = None,
     dtype: torch.dtype | None = torch.float32,
     prefix: str = "",
 ) -> None:
@@ -40,6 +42,7 @@ def load_weights(
     Arguments:
         module: Its persistent parameters and buffers are filled; others are its builder's affair.
         path: The file.
+        data: What is in it, where that has been read and verified: it is not read again.
         dtype: What the tensors become in memory; None keeps the module's own types.
         prefix: Only the file's keys that begin so are looked at, less the prefix.
 
@@ -47,7 +50,8 @@ def load_weights(
         WeightsError: The file is missing, malformed or does not fit; the module is unchanged.
     """
     path = Path(path)
-    found = _read_tensors(path)
+    # Not a memory map: a file that is truncated meanwhile would kill the process.
+    found = _parsed(path, read_capped(path, MAX_FILE_BYTES) if data is None else data)
     found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
     wanted = module.state_dict()
     _check_fit(path, found, wanted)
@@ -71,6 +75,15 @@ def save_weights(
         EnvironmentFailure: The disk is full or read-only; an older file is kept.
     """
     path = Path(path)
+    write_atomically(path, weights_bytes(module, dtype, str(path)))
+
+
+def weights_bytes(module: nn.Module, dtype: torch.dtype, name: str) -> bytes:
+    """What `save_weights` writes.
+
+    Arguments:
+        name: Of the file, for errors.
+    """
     if dtype not in FLOATS:
         raise WeightsError(
             f"dtype is {dtype}; weights are stored as {_names(map(_plain, FLOATS))}"
@@ -79,7 +92,7 @@ def save_weights(
     other = [key for key, value in tensors.items() if value.dtype not in FLOATS]
     if other:
         raise WeightsError(
-            f"{path} is not written: {_names(other)} is not float16, bfloat16 or float32; "
+            f"{name} is not written: {_names(other)} is not float16, bfloat16 or float32; "
             "make such buffers non-persistent"
         )
     # A copy each: safetensors refuses tensors that share memory or are not contiguous.
@@ -87,13 +100,32 @@ def save_weights(
         key: value.detach().to("cpu", dtype, copy=True).contiguous()
         for key, value in sorted(tensors.items())
     }
-    _check_finite(f"{path} is not written as {_plain(dtype)}", tensors)
-    write_atomically(path, to_safetensors(tensors))
+    _check_finite(f"{name} is not written as {_plain(dtype)}", tensors)
+    return to_safetensors(tensors)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    # Not a memory map: a file that is truncated meanwhile would kill the process.
-    data = read_capped(path, MAX_FILE_BYTES)
+def content_digest(*modules: nn.Module) -> str:
+    """The sha256 of all persistent tensors of some modules: names, types, shapes and every bit.
+
+    It is the same on every device and in every memory layout, and changes with any weight.
+
+    >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> b.load_state_dict(a.state_dict())
+    <All keys matched successfully>
+    >>> content_digest(a) == content_digest(b), content_digest(a, b) == content_digest(a)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(b"module\n")
+        for key, value in sorted(module.state_dict().items()):
+            tensor = value.detach().cpu().contiguous()
+            digest.update(f"{key!a} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         _check_header(data)
         tensors = parse_safetensors(data)

@@ -1,4 +1,4 @@
-"""Animations: sheets one after another as GIF or WebP, which repeat for ever.
+"""Animations: grids one after another as GIF or WebP, which repeat for ever.
 
 A frame is shown for seconds / (number of frames - 1), the last for HOLD seconds, so that the
 result can be looked at. WebP is small and near to the pixels; GIF has 256 colours a frame and is
@@ -7,7 +7,6 @@ the endings from here.
 """
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +17,29 @@ from hebm_sample.errors import UserInputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ANIMATED", "HOLD", "MAX_SECONDS", "SECONDS", "frame_times", "save_animation"]
+__all__ = [
+    "ANIMATED",
+    "HOLD",
+    "MAX_SECONDS",
+    "SECONDS",
+    "STILLS",
+    "frame_times",
+    "or_list",
+    "save_animation",
+]
 
 ANIMATED = (".gif", ".webp")
+# Of single images. Here, for the commands read the endings without Pillow.
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 SECONDS, MAX_SECONDS, HOLD = 2.5, 600.0, 1.5
 # Browsers show frames that are shorter as if they were five times as long.
 _SHORTEST = 20
-_EXIF_DESCRIPTION = 0x010E
 _WEBP_SIDE = 16383
+
+
+def or_list(words: Sequence[str]) -> str:
+    """`.png, .gif or .webp`."""
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
 def frame_times(count: int, seconds: float = SECONDS) -> list[int]:
@@ -52,7 +66,7 @@ def save_animation(
         seconds: How long it runs before the last frame is held.
         text: Facts, as JSON in GIF's comment or in the description of WebP's EXIF.
     """
-    from hebm_sample.io.images import replace_file
+    from hebm_sample.io.images import exif_of, note_of, replace_file
 
     ending = Path(path).suffix.lower()
     if not frames or ending not in ANIMATED:
@@ -61,16 +75,14 @@ def save_animation(
             f"in {' or '.join(ANIMATED)}"
         )
     first, *rest = frames
-    note = json.dumps(text) if text else ""
+    note = note_of(text)
     settings: dict[str, Any]
     if ending == ".gif":
         settings = {"format": "GIF", "comment": note.encode()} if note else {"format": "GIF"}
     else:
         _check_webp(first)
-        exif = first.getexif()
-        if note:
-            exif[_EXIF_DESCRIPTION] = note
-        settings = {"format": "WEBP", "quality": 90, "method": 4, "exif": exif.tobytes()}
+        exif = exif_of(first, note)
+        settings = {"format": "WEBP", "quality": 90, "method": 4, "exif": exif}
     encoded = io.BytesIO()
     times = frame_times(len(frames), seconds)
     first.save(encoded, save_all=True, append_images=rest, duration=times, loop=0, **settings)

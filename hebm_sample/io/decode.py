@@ -160,10 +160,11 @@ def _decode(source: Source, name: str) -> Image.Image:
 
 def _halve_transparency(image: Image.Image) -> None:
     """The transparent colour of 16 bits as the 8 that its pixels are reduced to."""
-    colour = image.info.get("transparency")
+    colour: Any = image.info.get("transparency")
     tile = cast("list[Any]", getattr(image, "tile", []))
     if isinstance(colour, tuple) and any("16" in str(part[-1]) for part in tile):
-        image.info["transparency"] = tuple(int(v) >> 8 for v in colour)
+        values = cast("tuple[int, ...]", colour)
+        image.info["transparency"] = tuple(int(v) >> 8 for v in values)
 
 
 def _without_texts(source: Source) -> IO[bytes] | None:

@@ -7,18 +7,23 @@ import os
 import stat
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hebm_sample.errors import EnvironmentFailure, WeightsError
 
 __all__ = [
     "MAX_FILE_BYTES",
+    "cache_home",
     "is_run_folder",
     "mark_run_folder",
+    "measured",
     "parse_json",
     "read_capped",
+    "read_regular",
     "sha256_of",
     "short",
+    "sync_file",
+    "sync_folder",
     "write_atomically",
 ]
 
@@ -35,6 +40,19 @@ def short(value: object) -> str:
     return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
+def read_regular(path: Path, limit: int) -> bytes | None:
+    """At most `limit` bytes of a regular file, through one descriptor; None if it is no such file.
+
+    Raises `OSError` where it is missing or unreadable.
+    """
+    # What a pipe or a device of that name gives never ends; opening one can wait for ever.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return None
+    with open(os.open(path, flags), "rb") as file:
+        return file.read(limit) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+
+
 def read_capped(path: Path, limit: int) -> bytes:
     """The whole of a regular file.
 
@@ -42,28 +60,33 @@ def read_capped(path: Path, limit: int) -> bytes:
         WeightsError: It is missing, unreadable, no regular file, or has more than `limit` bytes.
     """
     try:
-        # A pipe or a device of that name would never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise WeightsError(f"{path} is no regular file; put the model's own file there")
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
+        data = read_regular(path, limit + 1)
     except FileNotFoundError as error:
         raise WeightsError(f"there is no {path}; the model is incomplete") from error
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    if data is None:
+        raise WeightsError(f"{path} is no regular file; put the model's own file there")
     if len(data) > limit:
         raise WeightsError(f"{path} has more than {limit} bytes, the most that is read")
     return data
 
 
-def sha256_of(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> str:
-    """The sha256 of the first `limit` bytes of a file, in lower-case hexadecimal."""
+def measured(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> tuple[int, str]:
+    """(number, sha256 in lower-case hexadecimal) of the first `limit` bytes of a file, in one
+    pass.
+    """
     digest, left = hashlib.sha256(), limit
     with open(path, "rb") as file:
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
-    return digest.hexdigest()
+    return limit - left, digest.hexdigest()
+
+
+def sha256_of(path: str | os.PathLike[str], limit: int = MAX_FILE_BYTES) -> str:
+    """The sha256 of the first `limit` bytes of a file, in lower-case hexadecimal."""
+    return measured(path, limit)[1]
 
 
 def parse_json(data: bytes) -> Any:
@@ -104,8 +127,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         try:
             with open(descriptor, "wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -113,17 +135,39 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise EnvironmentFailure(f"cannot write {path}: {error.strerror or error}") from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is; Windows cannot open one, and needs not.
+def sync_file(file: IO[bytes]) -> None:
+    """Bring what was written to an open file onto the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as a rename is only then."""
+    # Windows cannot open a folder, and needs not.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def cache_home(folder: Path | None = None) -> Path:
+    """Where what can be made again is kept: `folder`, or $HEBM_CACHE, or ~/.cache/hebm_sample.
+
+    Raises:
+        EnvironmentFailure: There is no home folder.
+    """
+    try:
+        chosen = folder or os.environ.get("HEBM_CACHE")
+        return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "hebm_sample"
+    except RuntimeError as error:
+        raise EnvironmentFailure(
+            "there is no home folder to keep decoded images in; set HEBM_CACHE to a folder"
+        ) from error
 
 
 def mark_run_folder(folder: Path) -> None:

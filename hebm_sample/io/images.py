@@ -4,25 +4,28 @@ Inside the package an image is a float tensor with x in [-1, 1], outside it is 8
 
     byte = round((x + 1) * 255 / 2)            x = byte * 2 / 255 - 1
 
-Reading is the business of `decode.py`. Writing: PNG through a temporary file and a rename, so that
-a reader, a full disk or Ctrl-C never meets half an image.
+Reading is the business of `decode.py`. Writing: through a temporary file and a rename, so that a
+reader, a full disk or Ctrl-C never meets half an image.
 """
 
 import contextlib
 import errno
 import io
+import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.animation import STILLS, or_list
 from hebm_sample.io.decode import MAX_PIXELS, WHITE, Source, open_image, to_rgb, upright
 
 if TYPE_CHECKING:
@@ -32,13 +35,18 @@ __all__ = [
     "MAX_PIXELS",
     "check_folder",
     "check_writable",
+    "enlarged",
+    "exif_of",
     "grid",
     "grid_size",
+    "note_of",
     "open_image",
     "png_bytes",
     "prepare",
     "prepare_masks",
+    "read_text",
     "replace_file",
+    "save_image",
     "save_png",
     "to_pil",
     "to_rgb",
@@ -50,12 +58,14 @@ __all__ = [
 ImageLike: TypeAlias = Image.Image | Source
 
 _GUTTER = 2
+_EXIF_DESCRIPTION = 0x010E
+MAX_JPEG_EXIF = 60_000
 
 
 # Float images and bytes
 
 
-def to_uint8(images: "Tensor") -> np.ndarray:
+def to_uint8(images: "Tensor") -> npt.NDArray[np.uint8]:
     """Bytes (B, H, W, 3) of float images (B, 3, H, W) in [-1, 1]; values outside are clamped.
 
     Grey images (B, 1, H, W) are repeated to three channels. Raises `UserInputError` for another
@@ -67,9 +77,7 @@ def to_uint8(images: "Tensor") -> np.ndarray:
     if not np.isfinite(x).all():
         raise UserInputError("images hold values that are not finite, so they have no bytes")
     x = np.rint((x.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)  # (B, C, H, W)
-    return np.ascontiguousarray(
-        np.broadcast_to(x, (len(x), 3, *x.shape[2:])).transpose(0, 2, 3, 1)
-    )
+    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(x, (len(x), 3, *x.shape[2:])), 1, -1))
 
 
 def to_pil(images: "Tensor") -> list[Image.Image]:
@@ -94,7 +102,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
+    pixels = torch.as_tensor(np.array(image, dtype=np.float32))  # (size, size, 3)
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
@@ -186,7 +194,7 @@ def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     square = mask.crop((left, top, left + side, top + side))
     # Nearest: a pixel is known or not.
     square = square.resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(square) >= 128)[None]
+    return torch.as_tensor(np.array(square) >= 128)[None]
 
 
 # Grids
@@ -215,11 +223,11 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     if len(sizes) > 1:
         raise UserInputError(f"the images have different sizes {sizes}; a grid needs one size")
     width, height = sizes[0]
-    sheet = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
+    canvas = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
     for i, image in enumerate(images):
         row, column = divmod(i, across)
-        sheet.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
-    return sheet
+        canvas.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
+    return canvas
 
 
 # Writing
@@ -238,12 +246,11 @@ def _check_target(path: Path) -> Path:
         target = Path(os.path.realpath(path))
         mode = target.stat().st_mode
     except FileNotFoundError:
-        folder = Path(os.path.realpath(path)).parent
+        target = Path(os.path.realpath(path))
+        folder = _nearest_folder(target.parent)
         if not folder.is_dir():
-            raise UserInputError(
-                f"cannot write {path}: the folder {folder} does not exist; create it first"
-            ) from None
-        return Path(os.path.realpath(path))
+            raise UserInputError(f"cannot write {path}: {folder} is not a folder") from None
+        return target
     except (NotADirectoryError, ValueError) as error:
         raise UserInputError(f"cannot write {path}: it is not a possible path ({error})") from None
     except OSError as error:
@@ -258,8 +265,15 @@ def _check_target(path: Path) -> Path:
     return target
 
 
+def _nearest_folder(folder: Path) -> Path:
+    """The folder itself or, where it has still to be made, what there is of its path."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 @contextlib.contextmanager
-def _temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+def _temporary(folder: Path) -> Generator[tuple[Path, IO[bytes]], None, None]:
     """A new file in `folder`, removed on the way out unless it was renamed."""
     # open() rather than tempfile: the mode then follows the umask instead of being 0600.
     name = folder / f".hebm-{secrets.token_hex(8)}.tmp"
@@ -271,10 +285,10 @@ def _temporary(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise now what `save_png(..., path)` would raise later: before sampling, not after it."""
+    """Raise now what `save_image(..., path)` would raise later: before sampling, not after it."""
     target = _check_target(Path(path))
     try:
-        with _temporary(target.parent):
+        with _temporary(_nearest_folder(target.parent)):
             pass
     except OSError as error:
         raise _write_failure(Path(path), error) from error
@@ -282,9 +296,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 def check_folder(path: str | os.PathLike[str]) -> None:
     """Raise unless files can be written to the folder `path`, which need not exist yet."""
-    folder = Path(os.path.abspath(path))
-    while not os.path.lexists(folder) and folder != folder.parent:
-        folder = folder.parent
+    folder = _nearest_folder(Path(os.path.abspath(path)))
     if not folder.is_dir():
         raise UserInputError(f"cannot write to the folder {path}: {folder} is not a folder")
     check_writable(folder / "image.png")
@@ -307,14 +319,84 @@ def save_png(
     replace_file(path, png_bytes(image, text))
 
 
-def replace_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write a file whole or not at all; its mode follows the umask.
+def save_image(
+    image: Image.Image, path: str | os.PathLike[str], text: Mapping[str, str] | None = None
+) -> None:
+    """Write a still atomically in the format that its ending names; failures as of
+    `replace_file`.
 
-    Raises `UserInputError` if the folder does not exist or `path` is no place for a file, and
-    `EnvironmentFailure` if the system refuses (permission, full disk, read-only disk).
+    Arguments:
+        image: RGB. PNG and WebP keep its pixels, JPEG nearly, GIF has 256 colours.
+        path: Ends in one of `STILLS`.
+        text: Facts: a PNG's text chunks; in the other formats one note in JSON (`note_of`).
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in STILLS:
+        raise UserInputError(f"an image goes to {str(path)!r}; end it in {or_list(STILLS)}")
+    if ending == ".png":
+        save_png(image, path, text)
+        return
+    encoded = io.BytesIO()
+    image.save(encoded, **_settings(image, ending, note_of(text)))
+    replace_file(path, encoded.getbuffer())
+
+
+def _settings(image: Image.Image, ending: str, note: str) -> dict[str, Any]:
+    """How Pillow is to encode a still."""
+    if ending == ".gif":
+        return {"format": "GIF", "comment": note.encode()} if note else {"format": "GIF"}
+    exif = exif_of(image, note)
+    if ending == ".webp":
+        return {"format": "WEBP", "lossless": True, "exif": exif}
+    # A JPEG's segment holds no more; its pixels matter more than its note.
+    exif = exif if len(exif) < MAX_JPEG_EXIF else b""
+    return {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
+
+
+def note_of(text: Mapping[str, str] | None) -> str:
+    """Facts in JSON, for formats that hold one text only; empty without any."""
+    return json.dumps(text) if text else ""
+
+
+def exif_of(image: Image.Image, note: str) -> bytes:
+    """EXIF whose description is `note`."""
+    exif = image.getexif()
+    if note:
+        exif[_EXIF_DESCRIPTION] = note
+    return exif.tobytes()
+
+
+def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The facts that `save_image` or `save_animation` wrote into a file; empty for a file that is
+    missing, no image or without them.
+    """
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP", "GIF"]) as image:
+            note: Any = image.info.get("comment") or image.getexif().get(_EXIF_DESCRIPTION)
+            found: Any = image.info if image.format == "PNG" else json.loads(note or "{}")
+    except Exception:  # whatever a decoder raises: a file that is not ours
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    pairs = cast("dict[object, object]", found).items()
+    return {k: v for k, v in pairs if isinstance(k, str) and isinstance(v, str)}
+
+
+def enlarged(image: Image.Image, scale: int) -> Image.Image:
+    """Each pixel as a square of `scale` x `scale`: small images to look at."""
+    size = (image.width * scale, image.height * scale)
+    return image if scale == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write a file whole or not at all; its mode follows the umask. Missing folders are made.
+
+    Raises `UserInputError` if `path` is no place for a file, and `EnvironmentFailure` if the
+    system refuses (permission, full disk, read-only disk).
     """
     target = _check_target(Path(path))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(target.parent) as (name, file):
             file.write(data)
             file.flush()

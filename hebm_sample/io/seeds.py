@@ -14,7 +14,7 @@ from hebm_sample.errors import UserInputError
 
 __all__ = ["MAX_SEED", "MAX_SEEDS", "derived_seed", "format_seeds", "parse_seeds"]
 
-MAX_SEEDS = 10_000
+MAX_SEEDS = 100_000
 # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
 
@@ -90,7 +90,7 @@ def format_seeds(seeds: Sequence[int]) -> str:
     """
     # Within a run of consecutive numbers, value minus position is constant.
     runs = itertools.groupby(enumerate(seeds), key=lambda pair: pair[1] - pair[0])
-    parts = []
+    parts: list[str] = []
     for _, run in runs:
         values = [value for _, value in run]
         parts.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")

@@ -1,19 +1,19 @@
 """How good are the images, do they show what was asked, and what do the latents say?
 
-Distances, their errors and the spaces to take them in; judges; memorisation; the prior hole;
-strange images; the chains.
+Distances, their errors and the spaces to take them in; attribute classifiers; memorisation; the
+prior hole.
 """
 
 import importlib
 from typing import Any
 
 from hebm_sample.metrics.attribute_classifier import (
-    JudgeNet,
-    Verdict,
+    AttributeClassifier,
+    Predictions,
     accuracies,
-    load_judge,
-    save_judge,
-    train_judge,
+    load_attribute_classifier,
+    save_attribute_classifier,
+    train_attribute_classifier,
 )
 from hebm_sample.metrics.classifiers import train_feature_net
 from hebm_sample.metrics.features import (
@@ -36,7 +36,7 @@ from hebm_sample.metrics.inception import InceptionFeatures
 from hebm_sample.metrics.kernel import gaussian_kernel, kernel_distance, mmd_squared
 from hebm_sample.metrics.memorisation import Memorisation, measure_memorisation
 from hebm_sample.metrics.neighbours import Neighbourhoods, nearest, neighbourhoods
-from hebm_sample.metrics.prior_hole import Hole, measure_hole, two_sample_accuracy
+from hebm_sample.metrics.prior_hole import PriorHole, measure_prior_hole, two_sample_accuracy
 from hebm_sample.metrics.quality import Quality, measure_quality, measure_to_reference
 from hebm_sample.metrics.statistics import Figure, auroc
 
@@ -45,14 +45,14 @@ __all__ = [
     "FeatureStatistics",
     "Figure",
     "GapMeasurement",
-    "Hole",
+    "PriorHole",
     "InceptionFeatures",
-    "JudgeNet",
+    "AttributeClassifier",
     "Memorisation",
     "Neighbourhoods",
     "PcaFeatures",
     "Quality",
-    "Verdict",
+    "Predictions",
     "accuracies",
     "auroc",
     "extract",
@@ -63,9 +63,9 @@ __all__ = [
     "jackknife_standard_error",
     "kernel_distance",
     "load_extractor",
-    "load_judge",
+    "load_attribute_classifier",
     "measure_gap",
-    "measure_hole",
+    "measure_prior_hole",
     "measure_memorisation",
     "measure_quality",
     "measure_to_reference",
@@ -73,9 +73,9 @@ __all__ = [
     "nearest",
     "neighbourhoods",
     "save_extractor",
-    "save_judge",
+    "save_attribute_classifier",
     "train_feature_net",
-    "train_judge",
+    "train_attribute_classifier",
     "two_sample_accuracy",
 ]
 
@@ -93,7 +93,21 @@ _MOVED = {
 }
 
 
+# Names of before.
+_RENAMED = {
+    "Hole": "PriorHole",
+    "JudgeNet": "AttributeClassifier",
+    "Verdict": "Predictions",
+    "load_judge": "load_attribute_classifier",
+    "measure_hole": "measure_prior_hole",
+    "save_judge": "save_attribute_classifier",
+    "train_judge": "train_attribute_classifier",
+}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return globals()[_RENAMED[name]]
     if name in _MOVED:
         return getattr(importlib.import_module(f"hebm_sample.{_MOVED[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,9 @@
-"""Judges: classifiers that say what is in an image, independent of the model that drew it.
+"""Attribute classifiers: what is in an image, independent of the model that made it.
 
-A judge sees the pixels and labels of the training rows and nothing of the model; architecture,
-seed and recipe are its own too. Its loss is the smoothed cross-entropy of the known labels y_v of
-each column v with K_v values, s = 0.1,
-
-    -sum_j ((1 - s) [j = y_v] + s / K_v) log softmax(logits_v)_j
-
-averaged over all known ones; -1 means unknown. What it says of an image is the mean of the
+A classifier is trained on pixels and labels of the training rows and on nothing of the model;
+architecture, seed and recipe are its own too. Its loss is the smoothed cross-entropy of
+`metrics/classifiers.py` with s = 0.1 (Szegedy et al., "Rethinking the Inception Architecture for
+Computer Vision", arXiv 1512.00567, section 7). Its prediction for an image is the mean of the
 softmax over the image and its mirror image.
 """
 
@@ -20,34 +17,39 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from hebm_sample.errors import TrainingDivergedError, UserInputError, WeightsError
+from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.metrics.classifiers import (
     UNKNOWN,
-    augmented,
+    ClassifierRecipe,
+    column_accuracy,
+    fit_classifier,
     label_matrix,
-    masked_cross_entropy,
-    row_stream,
 )
 from hebm_sample.metrics.features import FORMAT_VERSION, batches, save_extractor
 
-__all__ = ["JudgeNet", "Verdict", "accuracies", "load_judge", "save_judge", "train_judge"]
+__all__ = [
+    "AttributeClassifier",
+    "Predictions",
+    "accuracies",
+    "load_attribute_classifier",
+    "save_attribute_classifier",
+    "train_attribute_classifier",
+]
 
 INNER_SIZE = 32  # larger images are folded into channels, so that all cost alike
 SMOOTHING = 0.1
 WEIGHT_DECAY = 0.05
-CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 
 
-class Verdict(NamedTuple):
-    """What a judge says of N images: p(value) by column, (N, K_v), and features (N, D)."""
+class Predictions(NamedTuple):
+    """Of N images: p(value) by column, (N, K_v), and features (N, D)."""
 
     probabilities: dict[str, np.ndarray]
     features: np.ndarray
 
     def values(self, column: str) -> np.ndarray:
-        """The values it names, (N,)."""
+        """The most probable values, (N,)."""
         return self.probabilities[column].argmax(axis=1)
 
 
@@ -59,7 +61,7 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-class JudgeNet(nn.Module):
+class AttributeClassifier(nn.Module):
     """A small residual network: a stem, then stages that begin with max-pooling.
 
     Nothing but the stem works at full resolution, which is where a processor spends its time.
@@ -70,7 +72,7 @@ class JudgeNet(nn.Module):
         widths: Channels of the stem and of each stage; the last is D.
     """
 
-    kind = "judge"
+    kind = "judge"  # in files, and so for good
 
     def __init__(
         self,
@@ -80,7 +82,9 @@ class JudgeNet(nn.Module):
     ) -> None:
         super().__init__()
         if size < 16 or size % 16:
-            raise UserInputError(f"judges see images of 16, 32, 48, ... pixels, not {size}")
+            raise UserInputError(
+                f"attribute classifiers take images of 16, 32, 48, ... pixels, not {size}"
+            )
         self.columns, self.size, self.widths = dict(columns), size, tuple(widths)
         self.fold = nn.PixelUnshuffle(max(1, size // INNER_SIZE))
         self.stem = _convolution(3 * self.fold.downscale_factor**2, self.widths[0])
@@ -91,14 +95,14 @@ class JudgeNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def settings(self) -> dict[str, Any]:
-        """Plain values from which `JudgeNet(**settings)` is rebuilt."""
+        """Plain values from which `AttributeClassifier(**settings)` is rebuilt."""
         return {"columns": self.columns, "size": self.size, "widths": list(self.widths)}
 
     def features(self, images: Tensor) -> Tensor:
         """Maxima of the last maps, (B, D), from float images (B, 3, S, S) in [-1, 1]."""
         if images.shape[-2:] != (self.size, self.size):
             raise UserInputError(
-                f"the judge sees images of {self.size}x{self.size}; "
+                f"the attribute classifier takes images of {self.size}x{self.size}; "
                 f"these have {images.shape[-2]}x{images.shape[-1]}"
             )
         h = self.stem(self.fold(images).contiguous(memory_format=torch.channels_last))
@@ -117,8 +121,8 @@ class JudgeNet(nn.Module):
         return dict(zip(self.columns, parts, strict=True))
 
     @torch.no_grad()
-    def judge(self, images: np.ndarray | Tensor, batch_size: int = 250) -> Verdict:
-        """Look at images and their mirror images, with the statistics of training.
+    def predict(self, images: np.ndarray | Tensor, batch_size: int = 250) -> Predictions:
+        """Predictions for images, averaged with those for their mirror images.
 
         Arguments:
             images: (N, 3, S, S), uint8 or float in [-1, 1], N at least 1.
@@ -133,84 +137,31 @@ class JudgeNet(nn.Module):
             features.append((both[0] + both[1]) / 2)
         self.train(was_training)
         if not found:
-            raise UserInputError("there are no images to judge")
+            raise UserInputError("there are no images to classify")
         columns = [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
-        return Verdict(
+        return Predictions(
             dict(zip(self.columns, columns, strict=True)), torch.cat(features).cpu().numpy()
         )
 
 
 def accuracies(
-    verdict: Verdict, labels: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, float | int | list[float | None]]]:
-    """How often a judge is right, by column with any known label.
+    predictions: Predictions, labels: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """How often a classifier is right, by column with any known label.
 
     Returns:
-        accuracy; balanced_accuracy (mean recall of the values that occur); majority, the
-        commonest value's share; count of known labels; recalls, one a value, None where it does
-        not occur.
+        What `column_accuracy` gives; recalls are one a value, None where it does not occur.
     """
-    report: dict[str, dict[str, float | int | list[float | None]]] = {}
-    for name, p in verdict.probabilities.items():
-        known = labels[name] != UNKNOWN
-        truth, right = labels[name][known], (verdict.values(name) == labels[name])[known]
-        if not len(truth):
-            continue
-        values = range(max(p.shape[1], int(truth.max()) + 1))
-        recalls = [
-            float(right[truth == value].mean()) if (truth == value).any() else None
-            for value in values
-        ]
-        report[name] = {
-            "accuracy": float(right.mean()),
-            "balanced_accuracy": float(np.mean([r for r in recalls if r is not None])),
-            "majority": float(np.bincount(truth).max() / len(truth)),
-            "count": len(truth),
-            "recalls": recalls,
-        }
+    report: dict[str, dict[str, Any]] = {}
+    for name, p in predictions.probabilities.items():
+        found = column_accuracy(predictions.values(name), labels[name])
+        if found is not None:
+            missing = p.shape[1] - len(found["recalls"])
+            report[name] = found | {"recalls": found["recalls"] + [None] * missing}
     return report
 
 
-def _fit(
-    net: JudgeNet,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    rng: np.random.Generator,
-    progress: bool,
-) -> None:
-    device = net.head.weight.device
-    optimiser = torch.optim.AdamW(
-        net.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, total_steps=steps, pct_start=0.2, cycle_momentum=False
-    )
-    stream = row_stream(np.flatnonzero((labels != UNKNOWN).any(axis=1)), batch_size, rng)
-    net.train()
-    bar = tqdm(range(1, steps + 1), desc="judge", unit="step", disable=not progress)
-    for step in bar:
-        rows = next(stream)
-        pixels = augmented(images[rows], rng).to(device)
-        target = torch.from_numpy(labels[rows]).to(device)
-        loss = masked_cross_entropy(net.split(net(pixels)).values(), target, SMOOTHING)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % CHECK_EVERY == 0 or step == steps:
-            if not torch.isfinite(loss):
-                raise TrainingDivergedError(
-                    f"the judge's loss is {loss.item()} at step {step}; lower learning_rate"
-                )
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    net.eval()
-
-
-def train_judge(
+def train_attribute_classifier(
     images: np.ndarray,
     labels: Mapping[str, np.ndarray],
     *,
@@ -220,8 +171,8 @@ def train_judge(
     seed: int = 7,
     progress: bool = True,
     device: str | torch.device = "cpu",
-) -> tuple[JudgeNet, dict[str, Any]]:
-    """Train a judge of these label columns.
+) -> tuple[AttributeClassifier, dict[str, Any]]:
+    """Train a classifier of these label columns.
 
     Arguments:
         images: Training images, uint8 (N, 3, S, S).
@@ -235,7 +186,7 @@ def train_judge(
         device: Where to train.
 
     Returns:
-        The judge in evaluation mode, and its recipe and counts as plain values.
+        The classifier in evaluation mode, and its recipe and counts as plain values.
 
     Raises:
         UserInputError: No usable label, fewer of them than a batch needs, or a malformed input.
@@ -245,54 +196,70 @@ def train_judge(
         raise UserInputError(
             f"images are {images.dtype} {images.shape}; they must be uint8 (N, 3, S, S)"
         )
-    if steps < 2 or batch_size < 2:
-        raise UserInputError(
-            f"steps is {steps} and batch_size {batch_size}; each must be at least 2"
-        )
+    recipe = ClassifierRecipe(
+        steps,
+        batch_size,
+        learning_rate,
+        warm_up=0.2,
+        betas=(0.9, 0.99),
+        weight_decay=WEIGHT_DECAY,
+        smoothing=SMOOTHING,
+    )
     columns, matrix = label_matrix(labels, len(images))
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):  # leaves the caller's stream alone
         torch.manual_seed(seed)
-        net = JudgeNet(columns, images.shape[-1]).to(device)
-    recipe = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    _fit(net, images, matrix, rng=rng, progress=progress, **recipe)
+        net = AttributeClassifier(columns, images.shape[-1]).to(device)
+    labelled = np.flatnonzero((matrix != UNKNOWN).any(axis=1))
+    title = "attribute classifier"
+    fit_classifier(net, images, matrix, labelled, recipe, rng, title=title, progress=progress)
+    shown = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     report = {
-        "recipe": {**recipe, "seed": seed, "settings": net.settings()},
+        "recipe": {**shown, "seed": seed, "settings": net.settings()},
         "images": len(images),
-        "labelled": int((matrix != UNKNOWN).any(axis=1).sum()),
+        "labelled": len(labelled),
     }
     return net, report
 
 
-def save_judge(judge: JudgeNet, path: str | Path, report: Mapping[str, Any]) -> None:
+def save_attribute_classifier(
+    classifier: AttributeClassifier, path: str | Path, report: Mapping[str, Any]
+) -> None:
     """Write weights and report to one safetensors file, all or nothing.
 
     Raises `EnvironmentFailure` if it cannot be written.
     """
-    save_extractor(judge, path, report)  # pyright: ignore[reportArgumentType]
+    save_extractor(classifier, path, report)  # pyright: ignore[reportArgumentType]
 
 
-def load_judge(
+def load_attribute_classifier(
     path: str | Path, *, device: str | torch.device = "cpu"
-) -> tuple[JudgeNet, dict[str, Any]]:
-    """What `save_judge` wrote: the judge in evaluation mode, and its report.
+) -> tuple[AttributeClassifier, dict[str, Any]]:
+    """What `save_attribute_classifier` wrote: the classifier in evaluation mode, and its report.
 
     Raises:
         UserInputError: There is no such file.
         WeightsError: The file is corrupt, of another kind, or its tensors do not fit its settings.
     """
     if not Path(path).is_file():
-        raise UserInputError(f"there is no judge {path}; train one with hebm-train judge")
+        raise UserInputError(
+            f"there is no attribute classifier {path}; train one with hebm-train classifier"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if (header["kind"], header["format_version"]) != (JudgeNet.kind, str(FORMAT_VERSION)):
+        if (header["kind"], header["format_version"]) != (
+            AttributeClassifier.kind,
+            str(FORMAT_VERSION),
+        ):
             raise ValueError(f"kind {header['kind']}, format {header['format_version']}")
-        judge = JudgeNet(**json.loads(header["settings"]))
-        judge.load_state_dict(tensors)
+        classifier = AttributeClassifier(**json.loads(header["settings"]))
+        classifier.load_state_dict(tensors)
         report = json.loads(header["metadata"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path} is no usable judge ({reason}); train it again") from error
-    return judge.to(device).eval(), report
+        raise WeightsError(
+            f"{path} is no usable attribute classifier ({reason}); train it again"
+        ) from error
+    return classifier.to(device).eval(), report

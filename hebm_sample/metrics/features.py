@@ -1,17 +1,16 @@
 """Feature spaces for Fréchet distances that need no download.
 
 `FeatureNet` is a small convolutional classifier of all label columns at once; its features are the
-averages of its last maps. `classifier.py` trains it on the same data as the generator.
+averages of its last maps. `classifiers.py` trains it on the same data as the generator.
 `PcaFeatures` needs neither labels nor training: the leading principal components of downsampled
 pixels. Distances in the two spaces differ in unit and meaning, and neither is FID: say `name`
 beside a figure.
 
-Images are uint8 or float in [-1, 1], (B, 3, H, W), of any size. A `FeatureNet` sees those
-larger than its `input_size` averaged down to it; compare features of images of one size only.
+Images are uint8 or float in [-1, 1], (B, 3, H, W), of any size. Those larger than a
+`FeatureNet`'s `input_size` are averaged down to it; compare features of images of one size only.
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -24,7 +23,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.io.files import write_atomically
 
 __all__ = [
     "Extractor",
@@ -175,7 +175,7 @@ class PcaFeatures(nn.Module):
     def fit(self, images: np.ndarray | Tensor, *, batch_size: int = 256) -> "PcaFeatures":
         """Fit to images (N, 3, H, W) with N > D; returns self.
 
-        Deterministic: no draws, and each component's largest entry is positive.
+        Deterministic: nothing is random, and each component's largest entry is positive.
         """
         if len(images) <= self.dim:
             raise UserInputError(
@@ -249,10 +249,9 @@ def save_extractor(
 ) -> None:
     """Write weights and JSON metadata (such as the training report) to one safetensors file.
 
-    All or nothing: a temporary file is renamed. Raises `EnvironmentFailure` if it cannot be
+    All or nothing. Raises `EnvironmentFailure` if it cannot be
     written.
     """
-    path = Path(path)
     header = {
         "format_version": str(FORMAT_VERSION),
         "kind": extractor.kind,
@@ -260,16 +259,7 @@ def save_extractor(
         "metadata": json.dumps(dict(metadata or {}), sort_keys=True),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in extractor.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(serialise(tensors, header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise EnvironmentFailure(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(Path(path), serialise(tensors, header))
 
 
 def load_extractor(

@@ -1,6 +1,7 @@
-"""Fréchet distance between two sets of images, and the share of the hole that a prior closes.
+"""Fréchet distance between two sets of images, and the share of the gap that a prior closes.
 
-Each set is summed up by the mean and covariance of its features:
+Each set is summed up by the mean and covariance of its features (Heusel et al., "GANs Trained by a
+Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", arXiv 1706.08500):
 
     FD(a, b) = |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})
 
@@ -101,7 +102,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def gap_closed(fd_gauss: float, fd_model: float, fd_recon: float) -> float:
-    """Share of the hole that the model's prior closes; nan if FD_gauss <= FD_recon.
+    """Share of the gap that the model's prior closes; nan if FD_gauss <= FD_recon.
 
     >>> gap_closed(20.0, 8.0, 4.0)
     0.75

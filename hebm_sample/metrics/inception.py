@@ -1,6 +1,6 @@
-"""Inception features, as FID and KID are published in: through torch-fidelity.
+"""Inception features, as FID (arXiv 1706.08500) and KID (1801.01401) are published in.
 
-The network and its weights are torch-fidelity's: the TensorFlow graph of 2015 ported to PyTorch,
+Network and weights come through torch-fidelity: the TensorFlow graph of 2015 ported to PyTorch,
 which resizes the bytes of an image to 299x299 as that graph did. The weights are downloaded on
 first use. `protocol` says everything that a published figure depends on; images are the bytes
 that a user would save.

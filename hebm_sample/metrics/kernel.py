@@ -5,7 +5,8 @@
 estimated without bias (pairs of one image with itself are left out), so that it scatters around
 0, and may fall below it, where both sets have one law.
 
-    KID       k(x, y) = (x . y / D + 1)^3     of features, Binkowski et al. 2018
+    KID       k(x, y) = (x . y / D + 1)^3     of features (Bińkowski et al., "Demystifying MMD
+                                              GANs", arXiv 1801.01401)
     Gaussian  k(x, y) = exp(-|x - y|^2 / (2 h^2)),  h the median distance of the pooled sets
 
 KID is usually printed as the mean over random subsets of 1,000 images. Its expectation does not

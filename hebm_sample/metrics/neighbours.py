@@ -1,7 +1,9 @@
 """Nearest neighbours in a feature space, and what they say of two sets.
 
 With B_k(x) the ball around x that reaches its k-th nearest neighbour in x's own set
-(Kynkäänniemi et al. 2019; Naeem et al. 2020):
+(Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", arXiv
+1904.06991; Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", arXiv
+2002.09797):
 
     precision  share of the samples that lie in some B_k(real)            1: all look real
     recall     share of the real ones that lie in some B_k(sample)        1: all are reached

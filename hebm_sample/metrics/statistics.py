@@ -2,8 +2,9 @@
 
     AUROC = P(high > low) + P(high = low) / 2
 
-is 0.5 where both have one law. Its standard error is DeLong's: with the placements v_i = share of
-`low` below high_i and w_j = share of `high` above low_j, ties counted half,
+is 0.5 where both have one law. Its standard error is that of DeLong et al., "Comparing the Areas
+under Two or More Correlated Receiver Operating Characteristic Curves" (1988): with the placements
+v_i = share of `low` below high_i and w_j = share of `high` above low_j, ties counted half,
 
     SE^2 = var(v) / n_high + var(w) / n_low
 """

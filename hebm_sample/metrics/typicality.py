@@ -8,7 +8,7 @@ multiple of the identity (Ledoit and Wolf, "A well-conditioned estimator for lar
 covariance matrices", 2004). They are fitted on one half of the held-out images, the distances d_i
 are those of the other half, which fitted nothing: then p is a conformal p-value, uniform for
 another image of the same kind whatever the statistics are (Bates et al., "Testing for Outliers
-with Conformal p-values", arXiv 2104.08279). Only in-distribution images are seen.
+with Conformal p-values", arXiv 2104.08279). It takes in-distribution images only.
 
 A Mahalanobis distance of a network's own features is the detector of Lee et al., "A Simple Unified
 Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks" (arXiv 1807.03888);

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hebm_sample.config import SymbolConfig, require_range
+from hebm_sample.config import MAX_GUIDANCE, SymbolConfig, require_range
 from hebm_sample.errors import UserInputError
 from hebm_sample.prior.symbols import Condition, SymbolTable, open_condition
 
@@ -25,7 +25,6 @@ TargetValue = str | bool | Sequence[str]
 Symbols = Mapping[str, TargetValue] | Sequence[Mapping[str, TargetValue]]
 Guidance = float | Mapping[str, float]
 
-MAX_GUIDANCE = 100.0
 MOST_SHOWN = 24
 
 

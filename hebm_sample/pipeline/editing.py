@@ -68,7 +68,7 @@ def edit(
             what the others say.
         seeds: One per image; 0 ... N-1 if None.
         mode: "sample" or "mean" of q(u | x).
-        options: `progress` and fields of `LangevinConfig`.
+        options: `decoder`, `progress` and fields of `LangevinConfig`.
     """
     require_range("strength", strength, 0.0, 1.0)
     require_choice("method", method, EditMethod)
@@ -85,7 +85,7 @@ def edit(
     constraint = LatentConstraint(u, clamped, level)
     require_choice("output_type", output_type, OutputType)
     found = sampler.best(replace(request, constraint=constraint, inverted=inverted))
-    return sampler.samples(found, chosen, output_type)
+    return sampler.samples(found, request, output_type)
 
 
 def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def inpaint(
         strength: Level to start from, as for `edit`. The masked region begins as a smooth
             filling from what is known around it; less than 1 keeps some of its colours.
         seeds: One per image; 0 ... N-1 if None.
-        options: `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS` unless said.
+        options: `decoder`, `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS`
+            unless said.
     """
     require_range("strength", strength, 0.0, 1.0)
     require_range("weight", weight, 0.0, 1e3)
@@ -91,7 +92,7 @@ def inpaint(
     constraint = LatentConstraint(u, (), start, cells)
     found = sampler.best(replace(request, constraint=constraint, likelihood=known))
     pasted = torch.where(unknown, found.images, x)
-    return sampler.samples(replace(found, images=pasted), chosen, output_type)
+    return sampler.samples(replace(found, images=pasted), request, output_type)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebm_sample.config import require_choice, require_integer
+from hebm_sample.config import DecoderName, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
@@ -66,7 +66,7 @@ def vary(
         seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
             for samples the V that follow their largest seed: new noise.
         symbols, guidance: As of a call: one mapping, or one each of the N * V images.
-        options: `progress` and fields of `LangevinConfig`.
+        options: `decoder`, `progress` and fields of `LangevinConfig`.
 
     Returns:
         N * V images, those of the first source first.
@@ -85,7 +85,7 @@ def vary(
     rows = torch.arange(count, device="cpu").repeat_interleave(num_variations)
     constraint = LatentConstraint(tuple(g[rows] for g in u), clamped)
     found = sampler.best(replace(request, constraint=constraint))
-    samples = sampler.samples(found, request.seeds, output_type)
+    samples = sampler.samples(found, request, output_type)
     return replace(samples, columns=num_variations)
 
 
@@ -145,6 +145,7 @@ def layers(
         torch.cat([r.energies for r in rows if r.energies is not None]),
         tuple(s for r in rows for s in r.seeds),
         columns=columns,
+        decoder=own.decoder,
     )
 
 
@@ -155,6 +156,7 @@ def mix(
     fine: Samples | Latents | ImagesLike,
     cut: int,
     *,
+    decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
 ) -> Any:
@@ -163,14 +165,17 @@ def mix(
     Arguments:
         coarse, fine: Samples, latents or images, as many in both, or one in one of them.
         cut: 0 is `fine` itself, L is `coarse`.
+        decoder: As of `decode`.
 
     Returns:
         Images as `decode` gives them.
     """
     count = len(model.generator.latent_shapes)
     require_integer("cut", cut, 0, count)
+    decoder = model.generator.chosen_decoder(decoder)
     a, b = _paired(model, coarse, fine)
-    return model.decode((*a[:cut], *b[cut:]), output_type=output_type, batch_size=batch_size)
+    u = (*a[:cut], *b[cut:])
+    return model.decode(u, output_type=output_type, batch_size=batch_size, decoder=decoder)
 
 
 def _paired(model: Model, a: Any, b: Any) -> tuple[Latents, Latents]:
@@ -193,6 +198,7 @@ def interpolate(
     b: Samples | Latents | ImagesLike,
     num_images: int = 9,
     *,
+    decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
 ) -> Any:
@@ -204,18 +210,20 @@ def interpolate(
     Arguments:
         a, b: Samples, latents or images, one or as many in both.
         num_images: A pair, at least 2.
+        decoder: As of `decode`.
 
     Returns:
         Images as `decode` gives them, those of the first pair first.
     """
     require_integer("num_images", num_images, 2, MAX_SEEDS)
+    decoder = model.generator.chosen_decoder(decoder)
     u, v = _paired(model, a, b)
     path = [i / (num_images - 1) for i in range(num_images)]
     between = tuple(
         torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
         for g, h in zip(u, v, strict=True)
     )
-    return model.decode(between, output_type=output_type, batch_size=batch_size)
+    return model.decode(between, output_type=output_type, batch_size=batch_size, decoder=decoder)
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -10,17 +10,19 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import ModelConfig, require_choice, require_integer
+from hebm_sample.config import DecoderName, ModelConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_calibration, load_encoder
-from hebm_sample.hub.save import write_model_folder
+from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
@@ -67,6 +69,7 @@ def pretrained(
         "device": chosen,
         "revision": model.resolved.revision,
         "card": card if card.is_file() else None,
+        "row": model.resolved.row,
         "calibration": lambda: load_calibration(model.resolved),
     }
 
@@ -89,12 +92,13 @@ class Model:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         card: Path | None = None,
+        row: ModelRow | None = None,
         calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
         self.config, self.revision = config, revision
         self.prior = prior
         self._generator, self._encoder = generator, encoder
-        self._card, self._calibration = card, calibration
+        self._card, self._row, self._calibration = card, row, calibration
         self._posterior_variance: Latents | None = None
         self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
@@ -113,6 +117,14 @@ class Model:
     @generator.setter
     def generator(self, generator: Generator) -> None:
         self._generator, self._posterior_variance = generator, None
+
+    @property
+    def weights_hash(self) -> str:
+        """The sha256 of every weight of generator and energies, whatever they were loaded from:
+        with it and the settings a seed is an image.
+        """
+        parts = [self.generator] if self.prior is None else [self.generator, self.prior]
+        return content_digest(*cast("list[nn.Module]", parts))
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -233,33 +245,45 @@ class Model:
     # Images and latents
 
     @torch.no_grad()
-    def mean_images(self, u: Latents) -> Tensor:
-        """Mean images (N, 3, S, S) on the CPU, a few at a time: at 256x256 the decoder's maps, and
-        no chain, are what memory is needed for.
+    def images(self, u: Latents, decoder: DecoderName | None = None) -> Tensor:
+        """Images (N, 3, S, S) on the CPU, a few at a time: at 256x256 the decoder's maps, and no
+        chain, are what memory is needed for. `decoder` as of `decode`.
         """
         most = MOST_PIXELS[self.device.type == "cpu"]
         count = max(1, most // self.config.generator.image_size**2)
         with torch.inference_mode(False), self.precision():
             parts = [
-                self.generator(tuple(g[i : i + count] for g in u)).float().cpu()
+                self._shown(tuple(g[i : i + count] for g in u), decoder).float().cpu()
                 for i in range(0, len(u[0]), count)
             ]
         return torch.cat(parts)
 
+    def _shown(self, u: Latents, decoder: DecoderName | None) -> Tensor:
+        return self.generator.render(self.generator.transform(u).features, decoder)
+
     def decode(
-        self, latents: Latents, *, output_type: OutputType = "pil", batch_size: int = 16
+        self,
+        latents: Latents,
+        *,
+        decoder: DecoderName | None = None,
+        output_type: OutputType = "pil",
+        batch_size: int = 16,
     ) -> Any:
-        """Mean images of u: N PIL images, or arrays as in `Samples`.
+        """Images of u: N PIL images, or arrays as in `Samples`.
 
         Arguments:
             latents: (N, C_i, H_i, W_i) a group; raises `UserInputError` for other shapes, and for
                 values whose images are not finite.
+            decoder: "sharp", or "likelihood" for the mean of p(x | u), which bits and scores are
+                of; raises `UserInputError` for one that the model has not. If None, "sharp" where
+                there is one.
         """
+        self.generator.chosen_decoder(decoder)
         require_choice("output_type", output_type, OutputType)
         require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
-            self.mean_images(tuple(g[i : i + batch_size].to(self.device) for g in latents))
+            self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents), decoder)
             for i in range(0, count, batch_size)
         ]
         images = torch.cat(parts)
@@ -327,6 +351,7 @@ class Model:
         self,
         images: ImagesLike,
         *,
+        decoder: DecoderName | None = None,
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
@@ -335,8 +360,9 @@ class Model:
 
         Arguments as for `encode` and `decode`.
         """
+        chosen = self.generator.chosen_decoder(decoder)
         u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, output_type=output_type, batch_size=batch_size)
+        return self.decode(u, decoder=chosen, output_type=output_type, batch_size=batch_size)
 
     def latents_from(
         self,
@@ -393,7 +419,7 @@ class Model:
         overwrite: bool = False,
     ) -> None:
         """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
-        precision.
+        precision. Licence, figures and card are those of the model that was loaded.
 
         Arguments:
             overwrite: Replace the files of a model that is there.
@@ -411,6 +437,8 @@ class Model:
             self.prior,
             encoder,
             dtype=dtype,
+            licence=UNSTATED_LICENCE if self._row is None else self._row.licence,
+            figures=None if self._row is None else self._row.figures,
             card=self._card,
             calibration=self.calibration,
             overwrite=overwrite,

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hebm_sample.config import require_integer
+from hebm_sample.config import DecoderName, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
 from hebm_sample.io.images import grid, png_bytes, save_png, to_pil
@@ -41,6 +41,7 @@ class Samples:
         seeds: The seed of each image.
         level: Noise level just done; 0 for a finished image.
         columns: Of the grid that the images belong on; None if they are in no order.
+        decoder: What decoded u, "sharp" or "likelihood"; None where nobody says.
 
     >>> grey = Image.new("RGB", (8, 8), "grey")
     >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
@@ -56,6 +57,7 @@ class Samples:
     seeds: tuple[int, ...]
     level: int = 0
     columns: int | None = None
+    decoder: DecoderName | None = None
 
     def __len__(self) -> int:
         """N."""

@@ -21,6 +21,7 @@ import torch
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.generator.protocol import Generator, ImageEncoder
+from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.pipeline import editing, inpainting, request, scores
 from hebm_sample.pipeline import layers as of_layers
 from hebm_sample.pipeline.editing import EditMethod
@@ -78,6 +79,7 @@ class Pipeline:
         dtype: As for `from_pretrained`.
         revision: Commit on the Hub; None for embedded and local models.
         card: The model card that `save_pretrained` copies.
+        row: Its manifest's row, of which `save_pretrained` keeps licence and figures.
         calibration: What its scores are on held-out images, or a function that loads it.
 
     Attributes:
@@ -112,6 +114,7 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         revision: str | None = None,
         card: Path | None = None,
+        row: ModelRow | None = None,
         calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
         self.model = Model(
@@ -123,6 +126,7 @@ class Pipeline:
             dtype=dtype,
             revision=revision,
             card=card,
+            row=row,
             calibration=calibration,
         )
         self.sampler = Sampler(self.model)
@@ -238,6 +242,13 @@ class Pipeline:
     def name(self) -> str:
         """The model's name."""
         return self.model.name
+
+    @property
+    def weights_hash(self) -> str:
+        """The sha256 of every weight of generator and energies, whatever they were loaded from:
+        with it and the settings a seed is an image.
+        """
+        return self.model.weights_hash
 
     @property
     def symbols(self) -> dict[str, tuple[str, ...]]:

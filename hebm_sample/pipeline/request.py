@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hebm_sample.config import LangevinConfig, require_choice, require_integer
+from hebm_sample.config import DecoderName, LangevinConfig, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
@@ -66,6 +66,7 @@ class Request:
         likelihood: Of a measurement, added to F.
         progress: Called with the number of gradients just evaluated.
         only_last: Decode the result only.
+        decoder: What decodes: "sharp" or "likelihood".
         batch_size: Most images at a time.
     """
 
@@ -78,6 +79,7 @@ class Request:
     likelihood: Likelihood | None = None
     progress: Progress | None = None
     only_last: bool = True
+    decoder: DecoderName = "likelihood"
     batch_size: int = 16
 
     def rows(self, start: int, stop: int) -> "Request":
@@ -136,13 +138,14 @@ def read_request(
     batch_size: int = 16,
     progress: Progress | None = None,
     only_last: bool = True,
+    decoder: DecoderName | None = None,
     **settings: Any,
 ) -> Request:
     """A call's arguments, checked; they are those of `Sampler.__call__`.
 
     Raises:
         UserInputError: A setting out of range, an unknown one, settings that do not go with the
-            Gaussian prior, or symbols that the model has not.
+            Gaussian prior, or symbols or a decoder that the model has not.
     """
     require_choice("prior", prior, Prior)
     require_integer("batch_size", batch_size, 1, MAX_SEEDS)
@@ -162,6 +165,7 @@ def read_request(
         _condition(model, symbols, guidance, len(chosen)),
         progress=progress,
         only_last=only_last,
+        decoder=model.generator.chosen_decoder(decoder),
         batch_size=batch_size,
     )
 

@@ -1,7 +1,7 @@
 """Sampling a model: seeds, batches and conditions in, `Samples` out.
 
 u ~ p(u) ∝ exp(F(T(u))) N(u; 0, I)    by the model's sampler, F as in `prior.symbols`
-image = mean of p(x | h_{L+1}(u))
+image = mean of p(x | h_{L+1}(u)), or the sharp decoder's of h_{L+1}(u)
 
 "Learning Latent Space Hierarchical EBM Diffusion Models" (arXiv 2405.13910), whose prior is an
 energy-based one as in "Learning Latent Space Energy-Based Prior Model" (arXiv 2006.08205).
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebm_sample.config import require_choice, require_integer
+from hebm_sample.config import DecoderName, require_choice, require_integer
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents, Scalar
@@ -98,6 +98,7 @@ class Sampler:
         best_of: int = 1,
         rank_by: Ranking = "density",
         prior: Prior = "ebm",
+        decoder: DecoderName | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
         progress: Progress | None = None,
@@ -121,6 +122,8 @@ class Sampler:
                 condition in F, the density that the sampler's lowest level has; or "energy", the
                 lowest -F, its ratio to N(0, I), which does not mind unlikely u.
             prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
+            decoder: What shows u: "sharp", the default of models that have it, or "likelihood",
+                the mean of p(x | u). u, energies and scores are the same.
             batch_size: Most images at a time.
             output_type: "pil", "numpy" or "torch"; see `Samples`.
             progress: Called with the number of gradients just evaluated.
@@ -128,8 +131,8 @@ class Sampler:
                 model's own.
 
         Raises:
-            UserInputError: A setting out of range, an unknown one, or symbols that the model has
-                not.
+            UserInputError: A setting out of range, an unknown one, or symbols or a decoder that
+                the model has not.
             NonFiniteSampleError: A chain left the finite numbers.
         """
         require_choice("output_type", output_type, OutputType)
@@ -146,12 +149,13 @@ class Sampler:
             symbols=symbols,
             guidance=guidance,
             prior=prior,
+            decoder=decoder,
             batch_size=batch_size,
             progress=progress,
             **settings,
         )
         best = self.best(request, best_of, rank_by)
-        return self.samples(best, request.seeds, output_type)
+        return self.samples(best, request, output_type)
 
     def stream(
         self,
@@ -173,7 +177,7 @@ class Sampler:
         # Built eagerly: what is wrong with the request is said now, not when the first image is
         # needed.
         states = self.run(request)
-        return (self.samples(state, request.seeds, output_type) for state in states)
+        return (self.samples(state, request, output_type) for state in states)
 
     def trajectory(
         self,
@@ -209,14 +213,13 @@ class Sampler:
         walks = [self._batch(batch, energy) for batch in request.batches()]
         return (join_batches(states) for states in zip(*walks, strict=True))
 
-    def samples(
-        self, state: DecodedState, seeds: tuple[int, ...], output_type: OutputType
-    ) -> Samples:
-        """A state as it is given to the user."""
+    def samples(self, state: DecodedState, request: Request, output_type: OutputType) -> Samples:
+        """A state of a request as it is given to the user."""
         groups = len(self.model.generator.latent_shapes)
         energies = None if state.terms is None else -state.terms[:, :groups]
         images = to_output(state.images, output_type)
-        return Samples(images, state.u, energies, seeds, state.level)
+        seeds, decoder = request.seeds, request.decoder
+        return Samples(images, state.u, energies, seeds, state.level, decoder=decoder)
 
     def chain_energy(self) -> ChainEnergy:
         """`Model.energy_terms` for chains, of the networks as they are now.
@@ -309,7 +312,7 @@ class Sampler:
         for level, u, terms in states:
             if request.only_last and level > 0:
                 continue
-            images = self.model.mean_images(u)
+            images = self.model.images(u, request.decoder)
             finite = torch.isfinite(images).flatten(1).all(1)
             if terms is not None:
                 terms = terms.detach().float().cpu()

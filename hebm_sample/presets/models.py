@@ -16,7 +16,7 @@ from hebm_sample.config import (
 )
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.paper import PAPER_PRESETS
-from hebm_sample.presets.preset import FACE_SYMBOLS, Preset
+from hebm_sample.presets.preset import DECODER_SETTINGS, FACE_SYMBOLS, DecoderPlan, Preset
 from hebm_sample.presets.settings import TrainSettings
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
@@ -69,6 +69,17 @@ _FACES_PRIOR_SETTINGS = TrainSettings(
     steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
 )
 
+# Of priors that are trained to their end: 1.5 million images, best weights by held-out gain.
+_LONG_PRIOR_SETTINGS = TrainSettings(
+    steps=23_500,
+    batch_size=64,
+    learning_rate=8e-4,
+    warmup_steps=200,
+    sample_every=900.0,
+    evaluate_every=500,
+    ema_length=0.1,
+)
+
 # 250 nats in all: what finer details cost a prior more than they show, an image decoder makes up.
 _FACES_KL_WEIGHT = (8.0, 14.0, 24.0)
 # Published figures are of these rows: the last of the faces' data.
@@ -88,8 +99,20 @@ def _published(preset: Preset) -> Preset:
         preset,
         generator_settings=replace(preset.generator_settings, validation=_HELD_OUT_FACES),
         prior_settings=replace(preset.prior_settings, validation=_HELD_OUT_FACES),
+        decoder_settings=replace(preset.decoder_settings, validation=_HELD_OUT_FACES),
     )
 
+
+# Sharp decoders: more cells than the likelihood's, which cost little beside a chain.
+_SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
+_SHARP_256 = DecoderPlan(
+    stages=(
+        StageConfig(resolution=32, width=64, cells=6),
+        StageConfig(resolution=64, width=64, cells=3),
+        StageConfig(resolution=128, width=32, cells=3),
+    ),
+    square=8,  # 128 pixels
+)
 
 # Of the image decoder alone, from a trained model of 64x64 images.
 _GROWING_SETTINGS = TrainSettings(steps=2000, batch_size=16, learning_rate=2e-3)
@@ -150,7 +173,43 @@ _IMAGES_256 = replace(
 )
 # The fastest that is as good as chains of 50 steps a level (docs/performance.md).
 _FACES_SAMPLING = LangevinConfig(steps=16, start="ancestral", step_scale=1.0, momentum=0.8)
-_WITH_SYMBOLS = replace(_FACES_PRIOR, symbols=FACE_SYMBOLS)
+_WITH_SYMBOLS = replace(_FACES_PRIOR, width=128, symbols=FACE_SYMBOLS)
+# What both data sets of 64x64 faces have.
+_FACES_PRESET = _published(
+    replace(
+        _IMAGES_64,
+        kl_weight=_FACES_KL_WEIGHT,
+        generator_settings=_FACES_GENERATOR_SETTINGS,
+        prior=_WITH_SYMBOLS,
+        prior_settings=_LONG_PRIOR_SETTINGS,
+        sampling=_FACES_SAMPLING,
+        decoder=_SHARP_64,
+    )
+)
+_TINY_PRESET = Preset(
+    name="tiny",
+    note="16x16 toy with 3 groups, seconds per run: for tests and first steps",
+    generator=_TINY,
+    prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
+    sampling=LangevinConfig(steps=12),
+    generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
+    prior_settings=TrainSettings(
+        steps=30,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_steps=5,
+        log_every=10,
+    ),
+    decoder=DecoderPlan(samples=16),
+    decoder_settings=replace(
+        DECODER_SETTINGS,
+        steps=30,
+        batch_size=8,
+        warmup_steps=5,
+        log_every=10,
+        evaluate_every=10,
+    ),
+)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -159,27 +218,21 @@ PRESETS: dict[str, Preset] = {
             _published(_IMAGES_256),
             name="celebahq",
             note="256x256 faces, grown from a model of celebahq-64",
+            grown_from="celebahq-64",
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
+            decoder=_SHARP_256,
         ),
         replace(
-            _published(_IMAGES_64),
+            _FACES_PRESET,
             name="celebahq-64",
             model="celebahq",
             note="64x64 faces with ten attributes; the generator of images64, at a lower rate",
-            kl_weight=_FACES_KL_WEIGHT,
-            generator_settings=_FACES_GENERATOR_SETTINGS,
-            prior=_WITH_SYMBOLS,
-            sampling=_FACES_SAMPLING,
         ),
         replace(
-            _published(_IMAGES_64),
+            _FACES_PRESET,
             name="celeba64",
             note="64x64 CelebA frames with ten attributes; the generator of images64",
-            kl_weight=_FACES_KL_WEIGHT,
-            generator_settings=_FACES_GENERATOR_SETTINGS,
-            prior=_WITH_SYMBOLS,
-            sampling=_FACES_SAMPLING,
         ),
         Preset(
             name="cifar10",
@@ -205,6 +258,7 @@ PRESETS: dict[str, Preset] = {
                 sample_every=900.0,
                 validation=0,
             ),
+            decoder_settings=replace(DECODER_SETTINGS, validation=0),
         ),
         _IMAGES_64,
         _IMAGES_256,
@@ -221,21 +275,14 @@ PRESETS: dict[str, Preset] = {
             prior_settings=replace(
                 _FACES_PRIOR_SETTINGS, steps=3000, weight_decay=0.02, zoom=0.75, validation=500
             ),
+            decoder_settings=replace(DECODER_SETTINGS, zoom=0.75, validation=500),
         ),
-        Preset(
-            name="tiny",
-            note="16x16 toy with 3 groups, seconds per run: for tests and first steps",
-            generator=_TINY,
-            prior=PriorConfig(levels=(0.1, 0.6, 0.96, 1.0), width=16, cells=1),
-            sampling=LangevinConfig(steps=12),
-            generator_settings=TrainSettings(steps=60, batch_size=8, warmup_steps=5, log_every=10),
-            prior_settings=TrainSettings(
-                steps=30,
-                batch_size=8,
-                learning_rate=1e-3,
-                warmup_steps=5,
-                log_every=10,
-            ),
+        _TINY_PRESET,
+        replace(
+            _TINY_PRESET,
+            name="tiny-energies",
+            note="small energies on any generator, an imported NVAE too, seconds per run",
+            prior_settings=replace(_TINY_PRESET.prior_settings, steps=20),
         ),
         *PAPER_PRESETS,
     )

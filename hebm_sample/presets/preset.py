@@ -3,10 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hebm_sample.config import GeneratorConfig, LangevinConfig, PriorConfig, SymbolConfig
+from hebm_sample.config import (
+    ConfigBase,
+    GeneratorConfig,
+    LangevinConfig,
+    PriorConfig,
+    StageConfig,
+    SymbolConfig,
+    require_integer,
+    require_range,
+)
 from hebm_sample.presets.settings import TrainSettings
 
-__all__ = ["FACE_ATTRIBUTES", "FACE_SYMBOLS", "Preset"]
+__all__ = ["DECODER_SETTINGS", "FACE_ATTRIBUTES", "FACE_SYMBOLS", "DecoderPlan", "Preset"]
 
 FACE_ATTRIBUTES = (
     "Bangs",
@@ -24,6 +33,49 @@ FACE_SYMBOLS = tuple(SymbolConfig(name, ("no", "yes")) for name in FACE_ATTRIBUT
 
 
 @dataclass(frozen=True)
+class DecoderPlan(ConfigBase):
+    """How the sharp image decoder is made and trained (`training/decoder.py`).
+
+    Arguments:
+        stages: Of the decoder; those of the generator's own if None, whose weights it starts from
+            in either case, where they fit.
+        square: Positions of h_{L+1} on a side that a step sees, at a random place; None for all.
+        samples: Latents of the energy-based prior that half of the decoded images are made of;
+            0, or a model without a prior, trains on reconstructions alone.
+        pixels, features, adversarial: Weights of the decoder's losses.
+        penalty: Of R1 in the discriminator's loss.
+    """
+
+    stages: tuple[StageConfig, ...] | None = None
+    square: int | None = None
+    samples: int = 4000
+    pixels: float = 4.0
+    features: float = 0.25
+    adversarial: float = 0.1
+    penalty: float = 0.003
+
+    def __post_init__(self) -> None:
+        if self.square is not None:
+            require_integer("square", self.square, 1, 1024)
+        require_integer("samples", self.samples, 0, 10**6)
+        for name in ("pixels", "features", "adversarial", "penalty"):
+            require_range(name, getattr(self, name), 0.0, 1e6)
+
+
+# Adam without momentum, as discriminators like it.
+DECODER_SETTINGS = TrainSettings(
+    steps=6250,
+    batch_size=32,
+    learning_rate=3e-4,
+    betas=(0.0, 0.99),
+    weight_decay=0.0,
+    ema_length=0.1,
+    gradient_clip=10.0,
+    evaluate_every=250,
+)
+
+
+@dataclass(frozen=True)
 class Preset:
     """A model to train.
 
@@ -38,6 +90,9 @@ class Preset:
         symbol_weight: Of the labels' cross-entropy in the prior's loss.
         condition_share: Of the examples, those that score matching sees with labels set.
         model: The model's name in its `config.json`, where it is not the preset's.
+        decoder: The sharp image decoder.
+        decoder_settings: Of the run that trains it.
+        grown_from: The preset of smaller images whose model the generator grows from.
     """
 
     name: str
@@ -54,6 +109,9 @@ class Preset:
     symbol_weight: float = 0.002
     condition_share: float = 0.5
     model: str = ""
+    decoder: DecoderPlan = DecoderPlan()
+    decoder_settings: TrainSettings = DECODER_SETTINGS
+    grown_from: str = ""
 
     @property
     def model_name(self) -> str:

@@ -1,8 +1,9 @@
 """How long and how fast to learn: one frozen dataclass for every kind of training run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from hebm_sample.config import ConfigBase, require, require_integer, require_range
+from hebm_sample.config import ConfigBase, require, require_choice, require_integer, require_range
 
 __all__ = ["TrainSettings", "parse_duration", "parse_validation"]
 
@@ -15,6 +16,11 @@ class TrainSettings(ConfigBase):
         steps: Optimiser steps in all; None with `time_budget`.
         time_budget: Seconds, turned into steps once, at the start, and stored; None with `steps`.
         batch_size: Images a step and process.
+        accumulate: Micro-batches that a process computes its batch in, one after another, with
+            the gradients averaged: less memory. A divisor of `batch_size`.
+        dtype: Of convolutions and matrix products, "float32" or "bfloat16"; weights are float32.
+        activation_checkpointing: Keep only the states between T's groups for gradients, and
+            compute the rest again: less memory, more time, the same numbers.
         learning_rate: Peak of a cosine schedule that ends at a hundredth of it.
         warmup_steps: Steps of linear warm-up.
         weight_decay: AdamW's.
@@ -45,6 +51,9 @@ class TrainSettings(ConfigBase):
     steps: int | None = None
     time_budget: float | None = None
     batch_size: int = 32
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    activation_checkpointing: bool = False
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-4
@@ -69,8 +78,14 @@ class TrainSettings(ConfigBase):
             require_integer("steps", self.steps, 1, 10**9)
         if self.time_budget is not None:
             require_range("time_budget", self.time_budget, 1.0, 1e8)
-        for name in ("batch_size", "max_skipped", "log_every"):
+        for name in ("batch_size", "accumulate", "max_skipped", "log_every"):
             require_integer(name, getattr(self, name), 1, 10**6)
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"accumulate is {self.accumulate}, which does not divide batch_size = "
+            f"{self.batch_size}; give micro-batches of equal sizes",
+        )
+        require_choice("dtype", self.dtype, Literal["float32", "bfloat16"])
         require_integer("warmup_steps", self.warmup_steps, 0, 10**9)
         if self.validation is not None:
             require_integer("validation", self.validation, 0, 10**9)

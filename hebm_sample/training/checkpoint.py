@@ -29,8 +29,10 @@ from torch.optim import Optimizer
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 
 __all__ = [
+    "check_identity",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_part",
     "read_state",
     "save_checkpoint",
 ]
@@ -107,6 +109,31 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return _read_header(Path(path))["state"]
 
 
+def check_identity(
+    run_dir: Path, found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]
+) -> None:
+    """`UserInputError` where a checkpoint is not of the run that would go on from it.
+
+    Arguments:
+        found: The identity in the checkpoint's state.
+        wanted: The run's own.
+        defaults: Of the settings that must agree: what a checkpoint from before one of them had.
+    """
+    wanted, defaults = json.loads(json.dumps([wanted, defaults]))
+    old, new = (
+        {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
+        for identity in (found, wanted)
+    )
+    differing = sorted(k for k in wanted if k != "settings" and found.get(k) != wanted[k])
+    if which := ", ".join(sorted(name for name in defaults if old[name] != new[name])):
+        differing = sorted([*differing, f"settings ({which})"])
+    if differing:
+        raise UserInputError(
+            f"the checkpoint in {run_dir} was made with other {', '.join(differing)}; "
+            "resume with the same options, or start in another folder"
+        )
+
+
 def load_checkpoint(
     path: str | Path, *, modules: Mapping[str, nn.Module], optimizer: Optimizer | None
 ) -> dict[str, Any]:
@@ -135,6 +162,19 @@ def load_checkpoint(
     for name, module in modules.items():
         module.load_state_dict(tensors[name], strict=True)
     return header["state"]
+
+
+def load_part(path: str | Path, name: str, prefix: str, module: nn.Module) -> None:
+    """Restore `module` from those tensors of the saved module `name` that begin with `prefix`.
+
+    Raises:
+        WeightsError: They do not fit, or the files are damaged.
+    """
+    path = Path(path)
+    tensors = _read_tensors(path, name, _read_header(path))
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    _check_fit(f"{path}, {name}", module.state_dict(), own)
+    module.load_state_dict(own, strict=True)
 
 
 # Writing

@@ -13,7 +13,7 @@ Large images are trained on random squares of h, with a margin that is computed 
 lies beyond it hardly reaches the square.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +22,17 @@ from torch.nn import functional as F
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.latents import Latents
+from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.adversary import Discriminator, feature_distance, gradient_penalty
 from hebm_sample.training.elbo import standard_normal
-from hebm_sample.training.optim import Part
+from hebm_sample.training.optim import Part, Rows, Stream
 
-__all__ = ["DecoderLosses", "DecoderObjective", "SharpDecoder", "sharpness"]
+__all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
 
 DISCRIMINATOR_RATE = 2.0  # its learning rate over the decoder's
 ALONE, RAMP = 0.01, 0.02  # shares of the run: the discriminator alone, and its weight's rise
 PENALIZED = 4  # one image in so many has its gradient penalised
 MARGIN = 2  # positions of h around a square
-
-
-class DecoderLosses(NamedTuple):
-    """Weights of the losses: a, b, c and gamma of `training/adversary.py`."""
-
-    pixels: float = 4.0
-    features: float = 0.25
-    adversarial: float = 0.1
-    penalty: float = 0.003
 
 
 class SharpDecoder(nn.Module):
@@ -64,6 +56,14 @@ class SharpDecoder(nn.Module):
         ]
 
 
+def _integers(high: int, count: int, device: torch.device, stream: Stream) -> Tensor:
+    """`count` numbers below `high`, those of the stream's own rows."""
+    if not isinstance(stream, Rows):
+        return torch.randint(high, (count,), device=device, generator=stream)
+    whole = torch.randint(high, (stream.total,), device=device, generator=stream.generator)
+    return whole[stream.first : stream.first + count]
+
+
 def sharpness(images: Tensor) -> Tensor:
     """Mean absolute Laplacian of images (B, C, S, S): how much there is of edges and texture."""
     kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -77,10 +77,9 @@ class DecoderObjective(nn.Module):
     Arguments:
         generator, encoder: Frozen; T and q(u | x).
         learner: What learns.
-        pool: Latents of samples of the prior, (N, C_i, H_i, W_i) a group; None trains on
+        plan: Weights of the losses (a, b, c and gamma of `training/adversary.py`), and the square.
+        pool: Latents of samples of the prior, (N, C_i, H_i, W_i) per group; None trains on
             reconstructions alone.
-        losses: Their weights.
-        square: Positions of h that a step sees on a side; None for all.
     """
 
     def __init__(
@@ -88,47 +87,43 @@ class DecoderObjective(nn.Module):
         generator: HierarchicalGenerator,
         encoder: Encoder,
         learner: SharpDecoder,
+        plan: DecoderPlan,
         pool: Latents | None = None,
-        losses: DecoderLosses | None = None,
-        square: int | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator.requires_grad_(False)
         self.encoder = encoder.requires_grad_(False)
         self.learner = learner.requires_grad_(True)  # it may be a part of the generator
-        self.pool, self.losses = pool, losses or DecoderLosses()
-        self.square = square
+        self.plan, self.pool = plan, pool
 
     @torch.no_grad()
-    def states(
-        self, images: Tensor, stream: torch.Generator | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def states(self, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor | None]:
         """h_{L+1} of reconstructions (B, W, H, H), and of as many samples if there is a pool."""
         noise = standard_normal(self.generator.latent_shapes, len(images), images.device, stream)
         own = encode(self.generator, self.encoder, images, noise).top.features
         if self.pool is None:
             return own, None
         count = len(self.pool[0])
-        rows = torch.randint(count, (len(images),), device=images.device, generator=stream)
+        rows = _integers(count, len(images), images.device, stream)
         drawn = tuple(g[rows.to(g.device)].to(images.device).float() for g in self.pool)
         return own, self.generator.transform(drawn).features
 
-    def decoded(
-        self, h: Tensor, images: Tensor, stream: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def decoded(self, h: Tensor, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
         """What the decoder makes of h, and `images`, both cut to one random square."""
         side = h.shape[-1]
-        if self.square is None or self.square >= side:
+        square = self.plan.square
+        if square is None or square >= side:
             return self.learner.decoder(h), images
-        room = side - self.square + 1
-        where = torch.randint(room, (2,), device=h.device, generator=stream).tolist()
+        room = side - square + 1
+        own = stream.generator if isinstance(stream, Rows) else stream
+        where = torch.randint(room, (2,), device=h.device, generator=own).tolist()
         scale, windows, kept = images.shape[-1] // side, [], []
         for start in where:
-            low, high = max(0, start - MARGIN), min(side, start + self.square + MARGIN)
+            low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)
             windows.append(slice(low, high))
-            kept.append(slice((start - low) * scale, (start - low + self.square) * scale))
+            kept.append(slice((start - low) * scale, (start - low + square) * scale))
         y = self.learner.decoder(h[..., windows[0], windows[1]])[..., kept[0], kept[1]]
-        cut = [slice(s * scale, (s + self.square) * scale) for s in where]
+        cut = [slice(s * scale, (s + square) * scale) for s in where]
         return y, images[..., cut[0], cut[1]]
 
     def differentiate(
@@ -172,20 +167,20 @@ class DecoderObjective(nn.Module):
             "logit_fake": logits.detach().mean(),
             "penalty": penalty.detach(),
         }
-        loss = loss + 0.5 * self.losses.penalty * penalty
+        loss = loss + 0.5 * self.plan.penalty * penalty
         return loss, tuple(m.detach() for m in real.maps), stats
 
     def improved(
         self, x: Tensor, fakes: list[Tensor], real: tuple[Tensor, ...], weight: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The decoder's loss, and statistics."""
-        critic, losses = self.learner.discriminator, self.losses
+        critic, plan = self.learner.discriminator, self.plan
         found = [critic(y) for y in fakes]
         pixels = (fakes[0] - x).abs().mean()
         features = feature_distance(found[0].maps, real)
         fooled = torch.stack([F.softplus(-v.logits).mean() for v in found]).mean()
-        loss = losses.pixels * pixels + weight * (
-            losses.features * features + losses.adversarial * fooled
+        loss = plan.pixels * pixels + weight * (
+            plan.features * features + plan.adversarial * fooled
         )
         stats = {"pixels": pixels.detach(), "features": features.detach()}
         return loss, stats | {"adversarial": fooled.detach()}

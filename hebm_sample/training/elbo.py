@@ -27,6 +27,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.generator.protocol import Generator, ImageEncoder, Posterior
 from hebm_sample.latents import Latents
+from hebm_sample.training.optim import Stream, draw
 
 __all__ = [
     "Elbo",
@@ -55,10 +56,10 @@ def standard_normal(
     shapes: tuple[tuple[int, int, int], ...],
     batch: int,
     device: torch.device,
-    stream: torch.Generator | None = None,
+    stream: Stream = None,
 ) -> Latents:
     """u ~ N(0, I) from a stream, torch's global one if None."""
-    return tuple(torch.randn(batch, *s, device=device, generator=stream) for s in shapes)
+    return tuple(draw(torch.randn, (batch, *s), stream, device) for s in shapes)
 
 
 def balance(kl: Tensor, config: GeneratorConfig) -> Tensor:
@@ -110,6 +111,8 @@ class GeneratorObjective(nn.Module):
             already.
     """
 
+    divisible = True
+
     def __init__(
         self,
         generator: HierarchicalGenerator,
@@ -126,7 +129,7 @@ class GeneratorObjective(nn.Module):
         images: Tensor,
         fraction: float,
         labels: Tensor | None = None,
-        stream: torch.Generator | None = None,
+        stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Loss in bits per dimension; bits, reconstruction bits, KL per group in nats.
 

@@ -24,6 +24,7 @@ The release writes (f(u^-) - f(u^+)) / s_t for F, because its nets put out f = s
 by D, the dimensions of u, keeps gradients at the size that the gradient clip is made for.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ from hebm_sample.latents import Latents, flatten
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
-from hebm_sample.prior.symbols import Condition
+from hebm_sample.prior.symbols import Condition, GroupOutputs
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.step_size import transition
 from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.optim import Rows, Stream, draw
 
 __all__ = ["Images", "MleObjective", "PriorObjective", "ScoreObjective", "stratified"]
 
@@ -53,13 +55,31 @@ def _first(images: Images) -> Tensor:
     return images if isinstance(images, Tensor) else next(iter(images.values()))
 
 
-def stratified(count: int, device: torch.device, stream: torch.Generator | None = None) -> Tensor:
+def stratified(count: int, device: torch.device, stream: Stream = None) -> Tensor:
     """(B,) numbers, each uniform in (0, 1), one in every B-th of it: less noise over the levels of
     a batch.
     """
-    within = torch.rand(count, device=device, generator=stream)
-    slots = torch.arange(count, device=device) + within
-    return slots / count
+    within = draw(torch.rand, (count,), stream, device)
+    rows = stream if isinstance(stream, Rows) else None
+    slots = _places(count, rows, device) + within
+    return slots / (rows.total if rows else count)
+
+
+def _places(count: int, rows: Rows | None, device: torch.device) -> Tensor:
+    """Where in its whole batch each row is, (count,)."""
+    first = rows.first if rows else 0
+    return torch.arange(first, first + count, device=device)
+
+
+def _in_bands(values: Tensor, bands: int, stream: Stream) -> Tensor:
+    """Means (bands,) of values (B,) over equal parts of the whole batch; 0 where a part has no
+    row here, so that the mean over all divisions of a batch is the batch's.
+    """
+    if not isinstance(stream, Rows):
+        return torch.stack([part.mean() for part in values.chunk(bands)])
+    band = _places(len(values), stream, values.device) * bands // stream.total
+    inside = band[None] == torch.arange(bands, device=values.device)[:, None]
+    return bands * (inside * values).mean(1)
 
 
 class PriorObjective(nn.Module):
@@ -69,6 +89,8 @@ class PriorObjective(nn.Module):
     Arguments:
         symbol_weight: Of the labels' cross-entropy.
     """
+
+    divisible = True  # every draw is `draw`'s, so that a batch can be divided
 
     def __init__(
         self,
@@ -89,6 +111,8 @@ class PriorObjective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Terms that sum to F at u and level, (B, L), or (B, L + 1) with symbols; and g (B, V)."""
         outputs = self.energy.outputs(self.generator.transform(u, features=False), level)
+        if outputs.base.dtype == torch.bfloat16 or outputs.logits.dtype == torch.bfloat16:
+            outputs = GroupOutputs(outputs.base.float(), outputs.logits.float())
         return self.energy.join(outputs, condition), outputs.logits.sum(1)
 
     def terms(self, u: Latents, level: Tensor) -> Tensor:
@@ -104,7 +128,7 @@ class PriorObjective(nn.Module):
         return self.symbol_weight * entropy, stats
 
     @torch.no_grad()
-    def posterior_draw(self, images: Images, stream: torch.Generator | None = None) -> Latents:
+    def posterior_draw(self, images: Images, stream: Stream = None) -> Latents:
         """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `ImageEncoder.features`."""
         like = _first(images)
         noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
@@ -131,12 +155,13 @@ class ScoreObjective(PriorObjective):
         super().__init__(generator, encoder, energy, symbol_weight=symbol_weight)
         self.condition_share = condition_share
 
-    def reveal(self, labels: Tensor, stream: torch.Generator | None = None) -> Condition:
+    def reveal(self, labels: Tensor, stream: Stream = None) -> Condition:
         """Set some of the labels (B, variables) of some examples, with weight 1."""
-        batch, how = len(labels), {"device": labels.device, "generator": stream}
-        share = torch.rand(batch, 1, **how)
-        seen = torch.rand(batch, 1, **how) < self.condition_share
-        shown = (labels >= 0) & seen & (torch.rand(labels.shape, **how) < share)
+        batch, device = len(labels), labels.device
+        share = draw(torch.rand, (batch, 1), stream, device)
+        seen = draw(torch.rand, (batch, 1), stream, device) < self.condition_share
+        own = draw(torch.rand, labels.shape, stream, device)
+        shown = (labels >= 0) & seen & (own < share)
         allowed = [
             F.one_hot(y.clamp(min=0), size).bool() | ~known[:, None]
             for y, known, size in zip(labels.T, shown.T, self.energy.table.sizes, strict=True)
@@ -166,7 +191,7 @@ class ScoreObjective(PriorObjective):
         images: Images,
         fraction: float,
         labels: Tensor | None = None,
-        stream: torch.Generator | None = None,
+        stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
         bands of noise.
@@ -197,7 +222,7 @@ class ScoreObjective(PriorObjective):
                 "drop": (drop * unset).sum() / unset.sum().clamp(min=1),
                 # The levels are stratified, so equal parts of the batch are equal bands of log
                 # cum_sigma.
-                "drop_by_noise": torch.stack([part.mean() for part in drop.chunk(4)]),
+                "drop_by_noise": _in_bands(drop, 4, stream),
             }
         loss = square.mean()
         if labels is not None:
@@ -258,7 +283,7 @@ class MleObjective(PriorObjective):
         images: Images,
         fraction: float,
         labels: Tensor | None = None,
-        stream: torch.Generator | None = None,
+        stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """mean[F(u^-) - F(u^+)], with the energies of both, and how far the chains moved, a
         dimension.
@@ -272,7 +297,7 @@ class MleObjective(PriorObjective):
         u_0 = self.posterior_draw(images, stream)
         batch, device = len(u_0[0]), u_0[0].device
         shapes = self.generator.latent_shapes
-        t = torch.randint(self.schedule.num_levels, (batch,), device=device, generator=stream)
+        t = draw(partial(torch.randint, self.schedule.num_levels), (batch,), stream, device)
         positive = self.schedule.diffuse(u_0, t, standard_normal(shapes, batch, device, stream))
         noise = standard_normal(shapes, batch, device, stream)
         a = self.schedule.gather(self.schedule.a, t + 1)
@@ -301,7 +326,7 @@ class MleObjective(PriorObjective):
         return loss, stats
 
     def negative(
-        self, u_next: Latents, t: Tensor, stream: torch.Generator | None = None
+        self, u_next: Latents, t: Tensor, stream: Stream = None
     ) -> tuple[Latents, Tensor]:
         """u_t^- after K Langevin steps from u_{t+1}, and the root mean square it moved, (B,)."""
         config = self.energy.config

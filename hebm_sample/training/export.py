@@ -14,7 +14,7 @@ from torch import nn
 from hebm_sample.config import GeneratorConfig, ModelConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
-from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.hierarchy import HierarchicalGenerator, sharp_decoder
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import ModelRow
@@ -25,9 +25,16 @@ from hebm_sample.hub.save import (
     write_model_folder,
 )
 from hebm_sample.pipeline.pipeline import Pipeline
-from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, read_state
+from hebm_sample.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_part,
+    read_state,
+)
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.optim import averaged
+from hebm_sample.training.record import record_of
+from hebm_sample.training.train_decoder import sharpened
 from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run"]
@@ -46,8 +53,10 @@ def load_run(run: str | Path) -> Pipeline:
         raise UserInputError(
             f"{run} holds no whole checkpoint; give the --out folder of a training run"
         )
-    identity = read_state(checkpoint)["identity"]
+    state = read_state(latest_checkpoint(run) or checkpoint)
+    identity = state["identity"]
     config = ModelConfig.from_dict(identity["config"])
+    config = replace(config, training=(*config.training, record_of(state)))
     if identity["kind"] == "generator":
         described = config.generator
         assert isinstance(described, GeneratorConfig), "runs train no imported generator"
@@ -55,9 +64,19 @@ def load_run(run: str | Path) -> Pipeline:
         _load_average(checkpoint, learner)
         return Pipeline(config, learner.generator, None, learner.encoder)
     base = Pipeline.from_pretrained(run / "generator", device="cpu")
+    if identity["kind"] == "decoder":
+        return _with_decoder(base, config, checkpoint)
     energy = new_prior(config)
     _load_average(checkpoint, energy)
     return Pipeline(config, base.generator, energy, base.encoder)
+
+
+def _with_decoder(base: Pipeline, config: ModelConfig, checkpoint: Path) -> Pipeline:
+    described = config.generator
+    assert isinstance(described, GeneratorConfig), "only such a generator's decoder is trained"
+    decoder = sharp_decoder(described)
+    load_part(checkpoint, "ema", "module.decoder.", decoder)
+    return sharpened(base, config, decoder)
 
 
 def _chosen(run: Path) -> Path | None:

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.io.extras import missing_extra
 
-__all__ = ["LOG_NAME", "RunLog", "read_log"]
+__all__ = ["LOG_NAME", "Means", "RunLog", "read_log"]
 
 LOG_NAME = "log.jsonl"
 
@@ -98,6 +100,26 @@ class RunLog:
         self.close()
 
 
+class Means:
+    """Of statistics since the last log line, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.count = 0
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        """Add a step's."""
+        for name, value in stats.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+        self.count += 1
+
+    def take(self) -> dict[str, Any]:
+        """The means as Python numbers and lists; what follows is counted anew."""
+        means = {k: (v / self.count).tolist() for k, v in self.sums.items()} if self.count else {}
+        self.sums, self.count = {}, 0
+        return means
+
+
 def read_log(run_dir: str | Path) -> list[dict[str, Any]]:
     """The records of a run, in the order written; a line cut short by a kill is left out."""
     path = Path(run_dir) / LOG_NAME
@@ -153,8 +175,6 @@ def _summary_writer(folder: Path, resume_step: int | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise EnvironmentFailure(
-            'this needs tensorboard, which is not installed: pip install "hebm-sample[train]"'
-        ) from error
+        raise missing_extra("tensorboard", "train") from error
     # purge_step makes TensorBoard drop what an interrupted run had logged from that step on.
     return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)

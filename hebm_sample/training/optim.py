@@ -4,17 +4,22 @@ step alone.
     theta <- AdamW(clip(mean over parts of grad)),    ema <- d ema + (1 - d) theta
 
 A batch may be cut into parts that are computed at the same time, each in a thread of its own: on a
-CPU that is faster than to share each operation out among all cores. A part is what a process's
-batch is where several processes share the work: it has rows and noise of its own, and gradients
-are averaged.
+CPU that is faster than to share each operation out among all cores. A part has rows and noise of
+its own, and gradients are averaged. Its randomness is a function of (seed, step, part): a resumed
+run draws what the uninterrupted one would.
 
-A part's randomness is a function of (seed, step, rank): a resumed run draws what the uninterrupted
-one would.
+A part may be divided further, over processes and into micro-batches that are computed one after
+another ("gradient accumulation"). Each divided row keeps the numbers that it has in the whole:
+
+    draw(randn, (b, ...), Rows(stream, first, B)) = randn(B, ...)[first : first + b]
+
+so that W processes with k micro-batches each learn what one process does, up to rounding.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,8 +32,11 @@ from hebm_sample.presets.settings import TrainSettings
 __all__ = [
     "NanGuard",
     "Part",
+    "Rows",
+    "Stream",
     "Threads",
     "averaged",
+    "draw",
     "learning_rate",
     "make_optimizer",
     "power_exponent",
@@ -41,6 +49,38 @@ _A = TypeVar("_A")
 _B = TypeVar("_B")
 
 
+class Rows(NamedTuple):
+    """Of a stream that a larger batch draws from, what is drawn for some of its rows.
+
+    Arguments:
+        generator: The stream.
+        first: The first of the rows.
+        total: Rows of the larger batch.
+    """
+
+    generator: torch.Generator
+    first: int
+    total: int
+
+
+Stream = torch.Generator | Rows | None
+"""What an objective draws from; torch's global stream if None."""
+
+
+def draw(
+    how: Callable[..., Tensor], shape: Sequence[int], stream: Stream, device: torch.device
+) -> Tensor:
+    """Random numbers of `shape` (B, ...), whose rows are a batch's.
+
+    Arguments:
+        how: `torch.randn` or another that takes a shape, `generator` and `device`.
+    """
+    if not isinstance(stream, Rows):
+        return how(tuple(shape), device=device, generator=stream)
+    whole = how((stream.total, *shape[1:]), device=device, generator=stream.generator)
+    return whole[stream.first : stream.first + shape[0]].clone()  # a view would keep the whole
+
+
 class Part(NamedTuple):
     """What one call of the objective sees: images (B, 3, S, S), or whatever it takes in their
     place; labels (B, variables) where it asks for them; and the stream that it draws from, torch's
@@ -49,7 +89,28 @@ class Part(NamedTuple):
 
     images: Any
     labels: Tensor | None = None
-    stream: torch.Generator | None = None
+    stream: Any = None
+
+    def divided(self, count: int) -> Iterator["Part"]:
+        """Micro-batches of equal sizes.
+
+        `Rows` of a stream are those of each; from another stream they draw in turn.
+        """
+        if count == 1:
+            yield self
+            return
+        maps = self.images if isinstance(self.images, dict) else {"": self.images}
+        size = len(next(iter(maps.values()))) // count
+        for first in range(0, count * size, size):
+            rows = slice(first, first + size)
+            images = {key: value[rows] for key, value in maps.items()}
+            labels = None if self.labels is None else self.labels[rows]
+            stream = self.stream
+            if isinstance(stream, Rows):
+                again = torch.Generator(stream.generator.device)
+                again.set_state(stream.generator.get_state())
+                stream = Rows(again, stream.first + first, stream.total)
+            yield Part(images.get("", images), labels, stream)
 
 
 class Threads:
@@ -185,6 +246,8 @@ def train_step(
     *,
     threads: Threads | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    accumulate: int = 1,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[bool, dict[str, Any]]:
     """Forward, backward, clip, update unless a gradient is not finite.
 
@@ -195,21 +258,16 @@ def train_step(
         parts: Of the batch, of equal sizes.
         threads: To call them in; one after another if None.
         reduce: A gradient (P,) to its mean over all processes, where several share the work.
+        accumulate: Micro-batches of each part.
+        context: What the objective is called in, such as autocast.
 
     Returns:
         Whether the update was made, and the objective's statistics with `loss` and
         `gradient_norm`.
     """
 
-    own = getattr(objective, "differentiate", None)
-
-    def differentiate(part: Part) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        if own is not None:
-            return own(part, fraction, parameters)
-        loss, stats = objective(part.images, fraction, part.labels, part.stream)
-        # Not `backward`: it would go on to the noisy latents, which are leaves as well.
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        return grads, {"loss": loss.detach(), **stats}
+    def differentiate(part: Part) -> tuple[Sequence[Tensor], dict[str, Any]]:
+        return _accumulated(objective, part.divided(accumulate), fraction, parameters, context)
 
     found = (threads or Threads()).call(differentiate, parts)
     _set_gradients(parameters, [grads for grads, _ in found], reduce)
@@ -219,6 +277,44 @@ def train_step(
     if finite:
         optimizer.step()
     return finite, {"gradient_norm": norm.detach(), **_mean([stats for _, stats in found])}
+
+
+def _accumulated(
+    objective: Any,
+    parts: Iterable[Part],
+    fraction: float,
+    parameters: Sequence[Tensor],
+    context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[Sequence[Tensor], dict[str, Any]]:
+    """The mean over micro-batches, of which one is in memory at a time."""
+    sums: list[Tensor] = []
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        grads, stats = _differentiated(objective, part, fraction, parameters, context)
+        found.append(stats)
+        sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else list(grads)
+        del grads
+    if len(found) > 1:
+        sums = [total / len(found) for total in sums]
+    return sums, _mean(found)
+
+
+def _differentiated(
+    objective: Any,
+    part: Part,
+    fraction: float,
+    parameters: Sequence[Tensor],
+    context: Callable[[], AbstractContextManager[Any]],
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Gradients and statistics of one call of the objective."""
+    own = getattr(objective, "differentiate", None)
+    with context():
+        if own is not None:
+            return own(part, fraction, parameters)
+        loss, stats = objective(part.images, fraction, part.labels, part.stream)
+    # Not `backward`: it would go on to the noisy latents, which are leaves as well.
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return grads, {"loss": loss.detach(), **stats}
 
 
 def _set_gradients(

@@ -25,16 +25,17 @@ from hebm_sample.config import (
     require_range,
 )
 from hebm_sample.errors import UserInputError
-from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.elbo import group_weights
 
 __all__ = ["changed", "changed_settings"]
 
-Kind = Literal["generator", "prior"]
+Kind = Literal["generator", "prior", "decoder"]
 _PARTS: dict[str, type[ConfigBase]] = {
     "generator": GeneratorConfig,
     "prior": PriorConfig,
+    "decoder": DecoderPlan,
     "sampling": LangevinConfig,
     "settings": TrainSettings,
 }
@@ -42,6 +43,7 @@ _PARTS: dict[str, type[ConfigBase]] = {
 _READ: dict[Kind, tuple[str, ...]] = {
     "generator": ("generator", "sampling", "settings"),
     "prior": ("prior", "sampling", "settings"),
+    "decoder": ("decoder", "settings"),
 }
 
 
@@ -66,6 +68,7 @@ class _Plain(ConfigBase):
 _PLAIN: dict[Kind, tuple[str, ...]] = {
     "generator": ("kl_weight",),
     "prior": ("chain_steps", "symbol_weight", "condition_share"),
+    "decoder": (),
 }
 
 

@@ -3,8 +3,6 @@ loads.
 """
 
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,7 +10,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import GeneratorConfig, LangevinConfig, ModelConfig, require_choice
+from hebm_sample.config import (
+    GeneratorConfig,
+    LangevinConfig,
+    ModelConfig,
+    require_choice,
+)
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
@@ -30,45 +33,27 @@ from hebm_sample.training.elbo import (
 )
 from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
+from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.label_columns import label_columns
 from hebm_sample.training.lock import locked
+from hebm_sample.training.record import same_rows
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Objective", "train_generator", "train_prior"]
+__all__ = [
+    "Objective",
+    "channels_last",
+    "fingerprint",
+    "train_generator",
+    "train_prior",
+]
 
 PREVIEW = 16
-HELDOUT_BATCH = 50
 Objective = Literal["score", "mle"]
 
 
-def _channels_last(module: nn.Module) -> None:
+def channels_last(module: nn.Module) -> None:
     """Put convolutions into channels-last memory, in which CPUs and GPUs run them fastest."""
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _heldout(
-    objective: Callable[..., tuple[Tensor, dict[str, Any]]],
-    images: ImageDataset,
-    count: int,
-    device: torch.device,
-    names: dict[str, str],
-) -> dict[str, float]:
-    """Means of an objective's loss and statistics over held-out images, with fixed noise.
-
-    Arguments:
-        names: Of the statistics, to what they are logged as.
-    """
-    sums = dict.fromkeys(["heldout_loss", *names.values()], 0.0)
-    count = min(count, len(images))
-    with torch.no_grad():
-        for start in range(0, count, HELDOUT_BATCH):
-            rows = torch.arange(start, min(start + HELDOUT_BATCH, count))
-            stream = torch.Generator(device).manual_seed(start)
-            loss, stats = objective(images.batch(rows).to(device), 1.0, None, stream)
-            sums["heldout_loss"] += float(loss) * len(rows) / count
-            for name, logged in names.items():
-                sums[logged] += float(stats[name]) * len(rows) / count
-    return sums
 
 
 def _generator_task(
@@ -85,7 +70,7 @@ def _generator_task(
     described = config.generator
     assert isinstance(described, GeneratorConfig), "an imported generator is not trained further"
     objective = GeneratorObjective(HierarchicalGenerator(described), Encoder(described), kl_weight)
-    _channels_last(objective.to(device))
+    channels_last(objective.to(device))
 
     @torch.no_grad()
     def preview(learner: nn.Module) -> Tensor:
@@ -101,7 +86,7 @@ def _generator_task(
 
     def evaluate(learner: nn.Module) -> dict[str, float]:
         assert isinstance(learner, GeneratorObjective)
-        return _heldout(learner, validation, heldout, device, {"bits": "heldout_bits"})
+        return heldout_figures(learner, validation, heldout, device, {"bits": "heldout_bits"})
 
     measured = evaluate if len(validation) else None
     return Task("generator", objective, objective, config, preview, identity, evaluate=measured)
@@ -142,7 +127,7 @@ def train_generator(
     )
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
-        task.init = _fingerprint(init.generator)
+        task.init = fingerprint(init.generator)
         if _start_from(init, task.learner, preset):
             grown_from = init
             config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
@@ -157,6 +142,8 @@ def train_generator(
     )
     if accelerator.is_main_process:
         learner = cast("GeneratorObjective", result.learner)
+        before = init.config.training if init is not None else ()
+        config = replace(config, training=(*before, result.record))
         # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
         encoder = grown_from.encoder if grown_from else learner.encoder
         prior = grown_from.prior if grown_from else None
@@ -260,118 +247,141 @@ def train_prior(
         resume: Go on from the folder's newest whole checkpoint.
         init: A model whose energies to start from: a warm start for "mle".
         accelerator: accelerate's engine; made if None.
+
+    Raises:
+        UserInputError: The generator was trained on other rows of these data, among others.
     """
-    with ExitStack() as lock:
-        return _train_prior(
-            lock,
-            preset,
-            model,
-            images,
-            Path(folder),
-            objective,
-            resume,
-            init,
-            accelerator,
-            show_progress,
-        )
-
-
-def _train_prior(
-    lock: ExitStack,
-    preset: Preset,
-    model: Pipeline,
-    images: ImageDataset,
-    folder: Path,
-    objective: Objective,
-    resume: bool,
-    init: Pipeline | None,
-    accelerator: Any,
-    show_progress: bool,
-) -> RunResult:
-    """`train_prior`; `lock` is given that of the folder, which its caller releases."""
     require_choice("objective", objective, Objective)
-    accelerator = accelerator or make_accelerator()
-    settings, device = preset.prior_settings, accelerator.device
-    training, validation = images.split(settings.validation)
-    generator, encoder = model.generator.to(device), model.encoder.to(device)
-    config = replace(
-        model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
-    )
-    torch.manual_seed(settings.seed)
-    energy = new_prior(config)
-    if init is not None:
-        _warm_start(energy, init, preset)
-    _channels_last(energy.to(device))
-    learned = _prior_objective(objective, generator, encoder, energy, preset)
+    folder, accelerator = Path(folder), accelerator or make_accelerator()
+    run = _PriorRun(preset, model, objective, init, accelerator)
+    training, validation = images.split(preset.prior_settings.validation)
+    same_rows(model.name, model.config.training, training)
+    main = accelerator.is_main_process
     make_run_folder(folder)
-    lock.enter_context(locked(folder, accelerator.is_main_process))
-    # Without a checkpoint, what lies there is an abandoned start's, maybe with another generator.
-    if accelerator.is_main_process and latest_checkpoint(folder) is None:
-        Pipeline(replace(config, prior=None), generator, None, encoder).save_pretrained(
-            folder / "generator", overwrite=True
+    with locked(folder, main):
+        # Without a checkpoint, what lies there is an abandoned start's, maybe of another model.
+        started = latest_checkpoint(folder) is not None
+        if main and not started:
+            run.base.save_pretrained(folder / "generator", overwrite=True)
+        prepare = None
+        if run.encodes_once and resume == started:  # else the loop refuses it
+            prepare = _encoded(run, training, folder, show_progress)
+        result = train(
+            run.task(training, validation, prepare),
+            training,
+            preset.prior_settings,
+            folder,
+            resume=resume,
+            accelerator=accelerator,
+            show_progress=show_progress,
         )
-
-    def preview(learner: nn.Module) -> Tensor:
-        pipe = Pipeline(config, generator, cast("JointEnergy", learner), device=device)
-        return pipe(PREVIEW, output_type="torch").images * 2 - 1
-
-    chain = f" K={preset.chain_steps}" if objective == "mle" else ""
-    identity = f"{training.identity} {objective}{chain} {_fingerprint(generator)}"
-    columns = label_columns(preset, training)
-    if columns:
-        identity += f" {columns} {preset.symbol_weight} {preset.condition_share}"
-
-    def evaluate(learner: nn.Module) -> dict[str, float]:
-        judged = ScoreObjective(generator, encoder, cast("JointEnergy", learner))
-        return _heldout(judged, validation, settings.heldout, device, {"drop": "heldout_gain"})
-
-    prepare = None
-    started = latest_checkpoint(folder) is not None
-    if settings.encode_once and settings.zoom == 1 and resume == started:  # else it is refused
-        prepare = _encoded(generator, encoder, training, Path(folder), accelerator, show_progress)
-    # Maximum likelihood's loss tells energies apart from their own chains only.
-    measured = evaluate if len(validation) and objective == "score" else None
-    start = _fingerprint(init.prior) if init is not None and init.prior is not None else ""
-    task = Task(
-        "prior", learned, energy, config, preview, identity, columns, prepare, measured, start
-    )
-    result = train(
-        task,
-        training,
-        settings,
-        folder,
-        resume=resume,
-        accelerator=accelerator,
-        show_progress=show_progress,
-    )
-    if accelerator.is_main_process:
-        prior = cast("JointEnergy", result.learner)
-        trained = Pipeline(config, generator, prior, encoder)
-        trained.save_pretrained(folder / "model", overwrite=True)
-        remove_encoded(Path(folder))
+        if main:
+            run.finished(result).save_pretrained(folder / "model", overwrite=True)
+            remove_encoded(folder)
     return result
 
 
+class _PriorRun:
+    """The energies of one generator, and what trains them."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        model: Pipeline,
+        objective: Objective,
+        init: Pipeline | None,
+        accelerator: Any,
+    ) -> None:
+        self.preset, self.kind, self.accelerator = preset, objective, accelerator
+        self.device, settings = accelerator.device, preset.prior_settings
+        self.generator, self.encoder = (
+            model.generator.to(self.device),
+            model.encoder.to(self.device),
+        )
+        self.config = replace(
+            model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
+        )
+        self.encodes_once = settings.encode_once and settings.zoom == 1
+        torch.manual_seed(settings.seed)
+        self.energy = new_prior(self.config)
+        self.start = ""
+        if init is not None:
+            _warm_start(self.energy, init, preset)
+            self.start = fingerprint(init.prior) if init.prior is not None else ""
+        channels_last(self.energy.to(self.device))
+        self.objective = _prior_objective(
+            objective, self.generator, self.encoder, self.energy, preset
+        )
+
+    @property
+    def base(self) -> Pipeline:
+        """The generator without energies."""
+        return Pipeline(replace(self.config, prior=None), self.generator, None, self.encoder)
+
+    def finished(self, result: RunResult) -> Pipeline:
+        """The model with the energies that were learned."""
+        config = replace(self.config, training=(*self.config.training, result.record))
+        return Pipeline(config, self.generator, cast("JointEnergy", result.learner), self.encoder)
+
+    def identity(self, training: ImageDataset, columns: tuple[str, ...]) -> str:
+        """Of what must agree on resuming besides config and settings."""
+        preset = self.preset
+        chain = f" K={preset.chain_steps}" if self.kind == "mle" else ""
+        found = f"{training.identity} {self.kind}{chain} {fingerprint(self.generator)}"
+        if columns:
+            found += f" {columns} {preset.symbol_weight} {preset.condition_share}"
+        return found
+
+    def preview(self, learner: nn.Module) -> Tensor:
+        """Samples of the energies."""
+        prior = cast("JointEnergy", learner)
+        pipe = Pipeline(self.config, self.generator, prior, device=self.device)
+        return pipe(PREVIEW, output_type="torch").images * 2 - 1
+
+    def task(
+        self, training: ImageDataset, validation: ImageDataset, prepare: EncodedImages | None
+    ) -> Task:
+        """What the loop is given."""
+
+        def evaluate(learner: nn.Module) -> dict[str, float]:
+            objective = ScoreObjective(self.generator, self.encoder, cast("JointEnergy", learner))
+            count = self.preset.prior_settings.heldout
+            names = {"drop": "heldout_gain"}
+            return heldout_figures(objective, validation, count, self.device, names)
+
+        columns = label_columns(self.preset, training)
+        # Maximum likelihood's loss tells energies apart from their own chains only.
+        measured = len(validation) > 0 and self.kind == "score"
+        return Task(
+            "prior",
+            self.objective,
+            self.energy,
+            self.config,
+            self.preview,
+            self.identity(training, columns),
+            columns,
+            prepare,
+            evaluate if measured else None,
+            self.start,
+        )
+
+
 def _encoded(
-    generator: Generator,
-    encoder: ImageEncoder,
-    images: ImageDataset,
-    folder: Path,
-    accelerator: Any,
-    show_progress: bool,
+    run: _PriorRun, images: ImageDataset, folder: Path, show_progress: bool
 ) -> EncodedImages | None:
     """The encoder's maps of the training images; None where the disk has no room for them. The
     first process makes them, the others wait.
     """
-    main, found = accelerator.is_main_process, None
+    accelerator, found = run.accelerator, None
+    main = accelerator.is_main_process
     for turn in (True, False):
         if main is turn:
             found = encode_images(
-                encoder,
+                run.encoder,
                 images,
                 folder,
                 accelerator.device,
-                key=_fingerprint(generator) + _fingerprint(encoder),
+                key=fingerprint(run.generator) + fingerprint(run.encoder),
                 build=main,
                 progress=show_progress and main,
             )
@@ -398,7 +408,7 @@ def sampling_for(preset: Preset) -> LangevinConfig:
     )
 
 
-def _fingerprint(module: nn.Module) -> str:
+def fingerprint(module: nn.Module) -> str:
     """A short digest of a module's weights, to notice that a resumed run has another generator."""
     total = sum(float(p.double().abs().sum()) for p in module.parameters())
     return f"{total:.10e}"

@@ -17,13 +17,15 @@ from tiny import symbolic_pipeline
 
 from hebm_sample.demo import actions, recipes, view
 from hebm_sample.demo.actions import DemoImage, Stopped, Watch
-from hebm_sample.demo.recipes import Asked, Draw, Edit, ModelName, Reconstruct, Vary
+from hebm_sample.demo.recipes import Draw, Edit, ModelName, Reconstruct, Settings, Vary
 from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.pipeline.pipeline import Pipeline
 
-NOTHING = Asked({}, {})
-ASKED = Asked({"class": "~a", "Smiling": "yes"}, {"class": 1.0, "Smiling": 2.5}, temperature=0.85)
+NOTHING = Settings({}, {})
+STEERED = Settings(
+    {"class": "~a", "Smiling": "yes"}, {"class": 1.0, "Smiling": 2.5}, temperature=0.85
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def photo(tmp_path, monkeypatch) -> Path:
     return path
 
 
-def drawn(pipe, step) -> list[DemoImage]:
+def sampled(pipe, step) -> list[DemoImage]:
     *_, last = actions.draw(pipe, step, Watch())
     return last
 
@@ -61,22 +63,22 @@ def pixels(image) -> bytes:
 # The lines
 
 
-def test_lines_of_drawn_images(pipe, name, tmp_path, monkeypatch) -> None:
+def test_lines_of_samples(pipe, name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = drawn(pipe, Draw(name, ASKED, (7, 3)))
+    found = sampled(pipe, Draw(name, STEERED, (7, 3)))
     made = run_python(recipes.python_lines(found[1].origin))
     assert [pixels(p) for p in found] == [pixels(p) for p in made["out"].images]
-    sheet = Path("images.png").read_bytes()
+    grid = Path("images.png").read_bytes()
     Path("images.png").unlink()
     run_shell(recipes.shell_lines(found[1].origin))
-    with Image.open(io.BytesIO(sheet)) as a, Image.open("images.png") as b:
+    with Image.open(io.BytesIO(grid)) as a, Image.open("images.png") as b:
         assert a.tobytes() == b.tobytes()
 
 
 def test_lines_of_variations_of_one_of_several(pipe, name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    source = drawn(pipe, Draw(name, ASKED, (7, 3)))[1]
-    step = Vary(name, ASKED, (0, 1), 2, source.origin)
+    source = sampled(pipe, Draw(name, STEERED, (7, 3)))[1]
+    step = Vary(name, STEERED, (0, 1), 2, source.origin)
     watch = Watch()
     before, *found = actions.vary(pipe, step, source, watch)
     assert before is source and watch.done == watch.total
@@ -87,7 +89,7 @@ def test_lines_of_variations_of_one_of_several(pipe, name, tmp_path, monkeypatch
 
 
 def test_variations_keep_the_top_layers(pipe, name) -> None:
-    (source,) = drawn(pipe, Draw(name, NOTHING, (7,)))
+    (source,) = sampled(pipe, Draw(name, NOTHING, (7,)))
     _, *found = actions.vary(pipe, Vary(name, NOTHING, (1, 2), 2, source.origin), source, Watch())
     for image in found:
         same = [a.equal(b) for a, b in zip(image.latents, source.latents, strict=True)]
@@ -95,12 +97,14 @@ def test_variations_keep_the_top_layers(pipe, name) -> None:
     assert pixels(found[0]) != pixels(found[1])
 
 
-def test_lines_of_edits_of_edits_of_a_drawn_image(pipe, name, tmp_path, monkeypatch) -> None:
+def test_lines_of_edits_of_edits_of_a_sample(pipe, name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    image = drawn(pipe, Draw(name, NOTHING, (7, 3)))[1]
+    image = sampled(pipe, Draw(name, NOTHING, (7, 3)))[1]
     sources = [image]
-    for method, wish in (("flow", "yes"), ("noise", "no")):
-        step = Edit(name, Asked({"Smiling": wish}, {"Smiling": 8.0}), 0.6, method, image.origin)
+    for method, target in (("flow", "yes"), ("noise", "no")):
+        step = Edit(
+            name, Settings({"Smiling": target}, {"Smiling": 8.0}), 0.6, method, image.origin
+        )
         before, _, image = actions.edit(pipe, step, image, Watch())
         assert before is sources[-1] and pixels(before) != pixels(image)
         sources.append(image)
@@ -114,7 +118,9 @@ def test_lines_of_edits_of_edits_of_a_drawn_image(pipe, name, tmp_path, monkeypa
 def test_lines_of_an_edited_upload(pipe, name, photo) -> None:
     source = actions.upload(pipe, photo)
     assert source.image.size == (16, 16)
-    step = Edit(name, Asked({"class": "b"}, {"class": 32.0}, steps=8), 0.77, "flow", source.origin)
+    step = Edit(
+        name, Settings({"class": "b"}, {"class": 32.0}, steps=8), 0.77, "flow", source.origin
+    )
     _, between, found = actions.edit(pipe, step, source, Watch())
     made = run_python(recipes.python_lines(found.origin))
     assert pixels(made["out"].images[0]) == pixels(found)
@@ -137,11 +143,11 @@ def test_lines_of_what_no_command_does(pipe, name, photo) -> None:
 
 
 def test_words_with_two_settings_are_read_as_meant(name) -> None:
-    asked = Asked({"Smiling": "no"}, {"Smiling": 3.0}, "annealed", 12, 0.5)
-    options = recipes.sample_options(Draw(ModelName(name.dataset, 16, "cpu"), asked, (1, 2, 9)))
+    settings = Settings({"Smiling": "no"}, {"Smiling": 3.0}, "annealed", 12, 0.5)
+    options = recipes.sample_options(Draw(ModelName(name.dataset, 16, "cpu"), settings, (1, 2, 9)))
     assert options.symbols == {"Smiling": "no"} and options.weights == {"Smiling": 3.0}
     assert options.settings == {"sampler": "annealed", "steps": 12, "temperature": 0.5}
-    assert options.asked_seeds == (1, 2, 9)
+    assert options.chosen_seeds == (1, 2, 9)
     assert (options.resolution, options.device) == (16, "cpu")
 
 
@@ -159,7 +165,7 @@ def test_a_draw_streams_a_level_at_a_time(pipe, name) -> None:
 
 @pytest.mark.parametrize("what", ["draw", "vary", "edit"])
 def test_stop_ends_a_chain_at_its_next_gradient(pipe, name, what) -> None:
-    (source,) = drawn(pipe, Draw(name, NOTHING, (7,)))
+    (source,) = sampled(pipe, Draw(name, NOTHING, (7,)))
     stop = threading.Event()
     watch = Watch(stop, lambda share: stop.set())
     with pytest.raises(Stopped):
@@ -168,8 +174,8 @@ def test_stop_ends_a_chain_at_its_next_gradient(pipe, name, what) -> None:
         elif what == "vary":
             actions.vary(pipe, Vary(name, NOTHING, (0,), 1, source.origin), source, watch)
         else:
-            asked = Asked({"Smiling": "yes"}, {"Smiling": 8.0})
-            actions.edit(pipe, Edit(name, asked, 0.6, "flow", source.origin), source, watch)
+            settings = Settings({"Smiling": "yes"}, {"Smiling": 8.0})
+            actions.edit(pipe, Edit(name, settings, 0.6, "flow", source.origin), source, watch)
     assert 0 < watch.done < watch.total
 
 
@@ -217,29 +223,29 @@ def test_names_of_uploads(given, kept) -> None:
     assert recipes.safe_name(given) == kept
 
 
-def test_what_is_asked_wrongly_is_one_line(pipe, name) -> None:
+def test_what_is_given_wrongly_is_one_line(pipe, name) -> None:
     for step in (
         Draw(name, NOTHING, tuple(range(actions.MAX_IMAGES + 1))),
-        Draw(name, Asked({"Smiling": "perhaps"}, {}), (1,)),
-        Draw(name, Asked({"Smiling": "yes"}, {"Smiling": 1e9}), (1,)),
-        Draw(name, Asked({}, {}, steps=-1), (1,)),
+        Draw(name, Settings({"Smiling": "perhaps"}, {}), (1,)),
+        Draw(name, Settings({"Smiling": "yes"}, {"Smiling": 1e9}), (1,)),
+        Draw(name, Settings({}, {}, steps=-1), (1,)),
     ):
         with pytest.raises(UserInputError):
-            drawn(pipe, step)
+            sampled(pipe, step)
 
 
 # What is shown
 
 
 def test_the_stage_shows_every_image_and_a_bar_a_layer(pipe, name) -> None:
-    found = drawn(pipe, Draw(name, NOTHING, (7, 3)))
+    found = sampled(pipe, Draw(name, NOTHING, (7, 3)))
     html = view.stage(found, 1, (4, 4, 8))
     assert html.count("data-pick=") == 2
     density = pipe.log_density(latents=found[1].latents).item()
     assert f"Log density {density:.1f}," in html
-    energies, seen = html.split("hebm-seen")
+    energies, predictions = html.split("hebm-predictions")
     assert energies.count("<tr>") == len(found[1].energies) == 3
-    assert seen.count("<tr>") == 4  # three classes, and Smiling
+    assert predictions.count("<tr>") == 4  # three classes, and Smiling
     assert 'download="toy-seed0003.png"' in html
 
 
@@ -284,7 +290,7 @@ def test_without_gradio_there_is_one_line(monkeypatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     done = CliRunner().invoke(command.main, [])
     assert done.exit_code == 1 and done.stderr.count("\n") == 1
-    assert "pip install 'hebm-sample[demo]'" in done.stderr
+    assert "this needs gradio" in done.stderr and "[demo]" in done.stderr
 
 
 def test_a_model_that_is_not_there_is_named(monkeypatch) -> None:
@@ -303,4 +309,4 @@ def test_a_lack_of_memory_is_told_in_the_page(pipe, name, monkeypatch) -> None:
 
     monkeypatch.setattr(pipe, "stream", stream)
     with pytest.raises(EnvironmentFailure, match="too little memory"):
-        drawn(pipe, Draw(name, NOTHING, (7,)))
+        sampled(pipe, Draw(name, NOTHING, (7,)))

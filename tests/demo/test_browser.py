@@ -98,8 +98,8 @@ def test_a_seed_is_its_image_and_can_be_saved(page, pipe) -> None:
 
 def test_class_attribute_and_weight_reach_the_pipeline(page, pipe, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page.choose("#hebm-draw-wish-0", "not a")
-    page.choose("#hebm-draw-wish-1", "yes")
+    page.choose("#hebm-draw-target-0", "not a")
+    page.choose("#hebm-draw-target-1", "yes")
     page.write("#hebm-weight-1 input[type=number]", "4")
     found = draw(page, "3,8")
     asked = {"class": "~a", "Smiling": "yes"}
@@ -124,7 +124,7 @@ def test_an_image_is_varied(page, pipe) -> None:
 def test_an_upload_is_edited(page, pipe, photo) -> None:
     page.tab("Edit")
     assert page.give(photo).startswith("your image")
-    page.choose("#hebm-edit-wish-1", "yes")
+    page.choose("#hebm-edit-target-1", "yes")
     page.write("#hebm-strength input[type=number]", "0.6")
     assert page.do("#hebm-edit").startswith("done")
     own = pipe.edit([photo], {"Smiling": "yes"}, strength=0.6, guidance=32.0)
@@ -136,7 +136,7 @@ def test_an_upload_is_edited(page, pipe, photo) -> None:
 def test_a_drawn_image_is_edited(page, pipe) -> None:
     draw(page, "5")
     page.click("#hebm-to-edit")
-    page.choose("#hebm-edit-wish-0", "c")
+    page.choose("#hebm-edit-target-0", "c")
     assert page.do("#hebm-edit").startswith("done")
     own = pipe.edit(pipe(seeds=[5]).images, {"class": "c"})
     assert pixels(page.images[-1]) == own.images[0].tobytes()
@@ -178,7 +178,7 @@ def test_a_class_of_an_embedded_model(page) -> None:
         lambda: "10 " in page.find(".hebm-note").text or "32×32" in page.find(".hebm-note").text
     )
     page.until(lambda: page.status == "ready")
-    page.choose("#hebm-draw-wish-0", "horse")
+    page.choose("#hebm-draw-target-0", "horse")
     page.click("#hebm-advanced button")
     page.write("#hebm-steps input[type=number]", "12")
     (found,) = draw(page, "7")

@@ -12,13 +12,14 @@ import pytest
 import torch
 from nvae_files import NAMES, TEMPERATURE, expected, noise, write_checkpoint
 
+from hebm_sample import Pipeline
 from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.nvae.encoder import Shift
 from hebm_sample.generator.nvae.output import MixtureOutput, NormalOutput, quantised
-from hebm_sample.training.nvae_checkpoint import load_nvae
-from hebm_sample.training.nvae_weights import causal_mask
+from hebm_sample.training.imports.nvae_checkpoint import load_nvae
+from hebm_sample.training.imports.nvae_weights import causal_mask
 
 ONE, THREE, NORMAL = NAMES
 
@@ -51,6 +52,27 @@ def close(found, wanted, *, relative=1e-6):
 def test_the_output_distribution_is_nvaes(models, name):
     found, _, _, output = posterior(models[name], name)
     close(output.logits[:, :, ::8, ::8], found["logits"], relative=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_keeps_bits_and_images_within_what_the_docs_say(models, name, tmp_path):
+    """Models that come of a run on an NVAE are stored so: `docs/training.md`."""
+    model = models[name]
+    config = ModelConfig(name, model.config)
+    whole = Pipeline(config, model.generator, None, model.encoder, device="cpu")
+    whole.save_pretrained(tmp_path / "half")
+    half = Pipeline.from_pretrained(tmp_path / "half", device="cpu")
+    found, images, _, _ = posterior(model, name)
+    with torch.no_grad():
+        drawn = encode(half.generator, half.encoder, images, noise(found, "posterior"))
+        log_p = half.generator.output(drawn.top.features).log_prob(images)
+    nats = half.encoder.kl(drawn).sum(1) - log_p
+    kl = sum(found[f"kl.{i}"] for i in range(len(model.config.latent_shapes)))
+    scale = images[0].numel() * math.log(2)
+    assert float((nats - kl + found["log_likelihood"]).abs().max()) / scale < 1e-4
+    u = tuple(TEMPERATURE * e for e in noise(found, "prior"))
+    pair = [pipe.decode(u, output_type="torch") for pipe in (whole, half)]
+    assert 0 < float((pair[0] - pair[1]).abs().max()) < 0.1 / 255
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,10 +1,12 @@
 """A folder that was written can be loaded, whole; one that was not written to its end cannot.
 
-Half precision on disk, the manifest row last, nothing left over from an older model: otherwise a
-folder loads and is not the model that its card describes.
+Half precision on disk, whole models put in their place, nothing left over from an older one:
+otherwise a folder loads and is not the model that its card describes.
 """
 
+import contextlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -13,13 +15,16 @@ from tiny import tiny_config, tiny_modules
 
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
-from hebm_sample.hub import save
+from hebm_sample.hub import manifest, save
+from hebm_sample.hub import resolve as resolving
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import build_model, load_encoder, read_config
 from hebm_sample.hub.manifest import MODEL_FILES, read_row, write_row
 from hebm_sample.hub.resolve import resolve
 from hebm_sample.hub.save import write_model_folder
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import sha256_of
+from hebm_sample.pipeline.pipeline import Pipeline
 
 CONFIG = tiny_config()
 BARE = replace(CONFIG, prior=None)
@@ -99,17 +104,125 @@ def test_writing_over_an_older_model_leaves_nothing_of_it(folder):
     assert not (folder / "prior.safetensors").exists()
 
 
-def test_an_interrupted_writer_leaves_a_folder_that_is_refused(folder, monkeypatch):
-    def fail(module, path, dtype):
-        if path.name == "prior.safetensors":
-            raise EnvironmentFailure("the disk is full")
-        path.write_bytes(b"new")
+def test_a_writer_that_fails_leaves_the_older_model(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    monkeypatch.setattr(save, "save_weights", fail)
-    with pytest.raises(EnvironmentFailure, match="the disk is full"):
-        write(folder, overwrite=True)
-    with pytest.raises(WeightsError, match=r"weights_manifest\.json"):
+    def fail(module, dtype, name):
+        if name == "prior.safetensors":
+            raise EnvironmentFailure("the disk is full")
+        return b"new"
+
+    monkeypatch.setattr(save, "weights_bytes", fail)
+    for place in (folder, folder.parent / "new"):
+        with pytest.raises(EnvironmentFailure, match="the disk is full"):
+            write(place, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    build_model(folder)
+
+
+def test_saving_over_itself_keeps_card_licence_and_figures(tmp_path):
+    figures = {"fid": 12.5}
+    write(tmp_path / "m", licence="CC0-1.0", figures=figures, card="Café\n")
+    (tmp_path / "m" / "README.md").write_bytes("Caf\xe9\n".encode("latin-1"))
+    pipe = Pipeline.from_pretrained(tmp_path / "m", device="cpu")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    pipe.save_pretrained(tmp_path / "m", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    row = manifest.read_row(tmp_path / "m")
+    assert (row.licence, row.figures) == ("CC0-1.0", figures)
+    # A card that cannot be read is found out before anything is changed.
+    (tmp_path / "m" / "README.md").unlink()
+    (tmp_path / "m" / "README.md").mkdir()
+    with pytest.raises(EnvironmentFailure, match="nothing was written"):
+        pipe.save_pretrained(tmp_path / "m", overwrite=True)
+    build_model(tmp_path / "m")
+
+
+def test_what_is_loaded_is_what_was_hashed(folder, tmp_path, monkeypatch):
+    """Every file is replaced as soon as it was read: nothing of the replacement is loaded."""
+    other = tiny_modules(seed=7)
+    write_model_folder(tmp_path / "other", CONFIG, other[0], other[2], other[1])
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    read, swapped = resolving.read_regular, []
+
+    def read_then_swap(path, limit):
+        data = read(path, limit)
+        if path.parent == folder and path.name != manifest.MANIFEST_NAME:
+            path.write_bytes((tmp_path / "other" / path.name).read_bytes())
+            swapped.append(path.name)
+        return data
+
+    monkeypatch.setattr(resolving, "read_regular", read_then_swap)
+    loaded = build_model(folder)
+    encoder = load_encoder(loaded.resolved, loaded.config)
+    assert sorted(swapped) == sorted(set(kept) - {"README.md", manifest.MANIFEST_NAME})
+    wanted = [save.weights_bytes(m, torch.float16, "") for m in tiny_modules()]
+    found = [
+        save.weights_bytes(m, torch.float16, "") for m in (loaded.generator, encoder, loaded.prior)
+    ]
+    assert found == wanted
+    with pytest.raises(WeightsError, match="corrupt"):
         build_model(folder)
+
+
+def test_content_digest_sees_every_bit():
+    generator, encoder, prior = tiny_modules()
+    digests = {content_digest(generator), content_digest(encoder), content_digest(prior)}
+    digests |= {content_digest(generator, prior), content_digest(prior, generator)}
+    with torch.no_grad():
+        before = content_digest(generator)
+        assert content_digest(generator.to(memory_format=torch.channels_last)) == before
+        generator.constant.neg_()
+        digests.add(content_digest(generator))
+        generator.constant.neg_()
+        assert content_digest(generator) == before
+    assert len(digests) == 6
+
+
+def _writers(folder, rounds, parts):
+    """A process that writes its model over and over."""
+    from hebm_sample.errors import HebmError
+
+    for _ in range(rounds):
+        try:
+            write_model_folder(folder, CONFIG, *parts, overwrite=True)
+        except HebmError as error:  # pragma: no cover
+            print(error)
+            os._exit(3)
+    os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_writers_of_one_folder_never_mix(tmp_path, rounds, monkeypatch):
+    """Whatever a reader finds meanwhile is one of the two models, or is refused."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append([torch.nn.Linear(2, 2) for _ in range(3)])
+        write_model_folder(tmp_path / str(seed), CONFIG, *models[-1])
+    whole = [manifest.read_row(tmp_path / str(seed)).files for seed in (1, 2)]
+    children = []
+    for parts in models:
+        if (pid := os.fork()) == 0:
+            _writers(tmp_path / "m", rounds, parts)
+        children.append(pid)
+    seen = set()
+    while children:
+        pid, status = os.waitpid(children[0], os.WNOHANG)
+        if pid:
+            children.pop(0)
+            assert status == 0
+        with contextlib.suppress(WeightsError, UserInputError):
+            found = resolve(tmp_path / "m")
+            found.path("encoder.safetensors")
+            seen.add(whole.index(found.row.files))
+    last = resolve(tmp_path / "m")
+    last.path("encoder.safetensors")
+    assert last.row.files in whole and seen <= {0, 1}
+    assert [p.name for p in (tmp_path / "m").iterdir() if p.name.startswith(".")] == []
 
 
 def test_weights_that_do_not_fit_half_precision_are_refused(tmp_path):

@@ -23,7 +23,7 @@ from hebm_sample.evaluation.mcmc import (
     traces_from,
 )
 from hebm_sample.evaluation.ood import (
-    CHAIN_SEEDS,
+    CHAINS,
     chain_latents,
     corruptions,
     png_bytes,
@@ -32,13 +32,15 @@ from hebm_sample.evaluation.ood import (
     top_group_energies,
 )
 from hebm_sample.io.extras import import_extra
+from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import flatten
-from hebm_sample.metrics.prior_hole import correlated_pairs, measure_hole
+from hebm_sample.metrics.prior_hole import better_of, correlated_pairs, measure_prior_hole
 from hebm_sample.metrics.typicality import fit_calibration, uniformity
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling import chain as chain_module
 from hebm_sample.sampling import langevin as langevin_module
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.probability_flow import flow_levels
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +48,14 @@ def pipe():
     return tiny_pipeline()
 
 
-class TestHole:
+class TestPriorHole:
     @pytest.fixture(autouse=True)
     def _extra(self):
         pytest.importorskip("sklearn")
 
     def test_one_law_cannot_be_told_apart(self):
         rng = np.random.default_rng(0)
-        found = measure_hole(rng.normal(size=(600, 12)), rng.normal(size=(600, 12)))
+        found = measure_prior_hole(rng.normal(size=(600, 12)), rng.normal(size=(600, 12)))
         for figure in (found.quadratic, found.trees):
             assert abs(figure.value - 0.5) < 4 * figure.error
         assert found.kl_bound < 0.1 and abs(found.mmd.value) < 5 * found.mmd.error
@@ -64,13 +66,30 @@ class TestHole:
         p = rng.normal(size=(1500, 6))
         q = p.copy()[::-1] + 0
         q[:, 1] = 0.9 * q[:, 0] + math.sqrt(1 - 0.81) * rng.normal(size=1500)
-        found = measure_hole(q, p)
-        assert found.quadratic.value > 0.6 and found.accuracy >= found.quadratic
+        found = measure_prior_hole(q, p)
+        assert found.quadratic.value > 0.6
+        assert abs(found.accuracy.value - found.quadratic.value) < 3 * found.quadratic.error
         divergence = -0.5 * math.log(1 - 0.81)
         assert 0.3 * divergence < found.kl_bound < divergence + 0.1
         assert found.mmd.value > 3 * found.mmd.error
         assert found.to_dict()["accuracy"] == found.accuracy.value
         assert correlated_pairs(q)[0] == (0, 1)
+
+    def test_choosing_the_better_classifier_adds_nothing(self):
+        """Of two that guess, the better on the very rows of the measurement looks like more."""
+        rng, found, best = np.random.default_rng(3), [], []
+        for _ in range(2000):
+            guesses = [tuple(rng.random((2, 48)) < 0.5) for _ in range(2)]
+            found.append(better_of(*guesses))
+            best.append(max((a.mean() + b.mean()) / 2 for a, b in guesses))
+        spread = np.std([f.value for f in found])
+        assert np.mean([f.value for f in found]) == pytest.approx(0.5, abs=4 * spread / 44)
+        assert np.mean([f.error for f in found]) == pytest.approx(spread, rel=0.1)
+        assert np.mean(best) > 0.52
+
+    def test_the_better_of_two_is_chosen_where_one_is_better(self):
+        right, wrong = np.ones(40, dtype=bool), np.zeros(40, dtype=bool)
+        assert better_of((wrong, right), (right, right)) == (1.0, 0.0)
 
     def test_pairs_share_no_column(self):
         rng = np.random.default_rng(2)
@@ -81,13 +100,11 @@ class TestHole:
 
     def test_too_few_rows(self):
         with pytest.raises(UserInputError, match="29 and 40 rows.*needs 30"):
-            measure_hole(np.zeros((29, 2)), np.zeros((40, 2)))
+            measure_prior_hole(np.zeros((29, 2)), np.zeros((40, 2)))
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(
-        EnvironmentFailure, match=r'no_such, which.*pip install "hebm-sample\[eval'
-    ):
+    with pytest.raises(EnvironmentFailure, match=r"no_such, which.*pip install .*\[eval"):
         import_extra("no_such.part", "eval")
 
 
@@ -115,7 +132,7 @@ class TestOod:
         assert sum(done) == 3 * steps  # batches, and the lowest of three levels' share
         schedule = DiffusionSchedule(pipe.config.prior.levels)
         noise = NoiseStreams(
-            range(CHAIN_SEEDS, CHAIN_SEEDS + 48), pipe.generator.latent_shapes
+            [derived_seed(i, CHAINS) for i in range(48)], pipe.generator.latent_shapes
         ).normal()
         mean = float(schedule.a[1]) * flatten(schedule.diffuse(u, 1, noise))
         sigma, (low, high) = float(schedule.sigma[1]), pipe.config.prior.levels[:2]
@@ -298,6 +315,44 @@ class TestDiagnostics:
         reported = [s for level in found for s in level.step_sizes]
         assert reported == pytest.approx(used) and len(used) > 6
         assert [d.step_size for d in found] == pytest.approx([d.step_sizes[0] for d in found])
+
+    @pytest.mark.parametrize("denoise", [True, False])
+    def test_levels_of_the_flow_are_those_of_its_path(self, pipe, denoise):
+        config = pipe.sampling_config(sampler="flow", steps=9, denoise=denoise)
+        found, latents = diagnose_levels(pipe, [3, 4], config)
+        low, high = pipe.config.prior.levels[0], min(0.99, pipe.config.prior.sigma_max)
+        path = flow_levels(9, low, high, denoise=denoise)
+        assert [d.level for d in found] == list(latents) == list(range(8, -1, -1))
+        assert [d.cum_sigma for d in found] == pytest.approx(path[:-1])
+        for d in found:
+            assert d.steps == 0 and math.isnan(d.step_size)
+            assert d.step_sizes == d.log_density == d.gradient_norm == d.displacement == []
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"temperature": 0.5},
+            {"temperature": (0.3, 1.0, 2.0)},
+            {"step_decay": 0.2},
+            {"precondition": True},
+        ],
+        ids=str,
+    )
+    def test_displacement_is_over_that_of_free_diffusion(self, settings):
+        """With F = 0 and short steps nothing but the noise moves u: the ratio is 1."""
+        pipe = tiny_pipeline()
+        with torch.no_grad():
+            for p in pipe.prior.parameters():
+                p.zero_()
+        config = pipe.sampling_config(steps=12, step_scale=1e-3, denoise=False, **settings)
+        found, _ = diagnose_levels(pipe, range(20), config)
+        every = [x for d in found for x in d.displacement]
+        assert len(every) > 6 and every == pytest.approx([1.0] * len(every), abs=0.06)
+
+    def test_displacement_without_noise_is_none(self, pipe):
+        config = pipe.sampling_config(steps=12, temperature=0.0, denoise=False)
+        found, _ = diagnose_levels(pipe, [3, 4], config)
+        assert all(math.isnan(x) for d in found for x in d.displacement)
 
     def test_a_state_is_measured_with_noise_that_did_not_make_it(self, pipe, monkeypatch):
         """Else acceptance is that of steps which go back to where the state came from."""

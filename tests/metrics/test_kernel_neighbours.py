@@ -15,7 +15,7 @@ from hebm_sample.metrics.kernel import (
     mmd_squared,
     polynomial_kernel,
 )
-from hebm_sample.metrics.memorisation import measure_memorisation
+from hebm_sample.metrics.memorisation import measure_memorisation, nearness_test
 from hebm_sample.metrics.neighbours import nearest, neighbourhoods
 from hebm_sample.metrics.statistics import auroc, mean_figure
 
@@ -178,6 +178,27 @@ class TestMemorisation:
         assert not found.no_shorter and found.tail.value >= copied / 500
         assert sorted(found.neighbours[:copied]) == list(range(copied))
         assert found.to_dict()["tail_expected"] == 0.01
+
+    def test_the_level_is_what_it_says(self):
+        """1 of 20 of fresh samples alarm, in simulation; twice as many did with two tests."""
+        alarms = []
+        for i in range(3000):
+            d = np.random.default_rng(i).chisquare(4, size=90)
+            alarms.append(nearness_test(d[:40], d[40:], permutations=199) <= 0.05)
+        assert np.mean(alarms) == pytest.approx(0.05, abs=0.01)
+
+    def test_the_level_holds_with_the_distances_themselves(self):
+        found = [
+            measure_memorisation(*(cloud(3 * i + k, 60, 3) for k in range(3))).p_value
+            for i in range(300)
+        ]
+        assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=4 * 0.0126)
+        assert np.mean(found) == pytest.approx(0.5, abs=4 / math.sqrt(12 * 300))
+
+    def test_ties_share_their_scores(self):
+        d = np.zeros(30)
+        assert nearness_test(d, np.zeros(20)) == 1.0
+        assert nearness_test(d, np.ones(20)) == 1 / 1000
 
     def test_no_images(self):
         with pytest.raises(UserInputError, match="at least 2 images"):

@@ -1,4 +1,4 @@
-"""The control tables are shares of what a judge names, counted on the right images.
+"""The control tables are shares of what a classifier predicts, counted on the right images.
 
 A painter stands in for the model: it writes what it is asked for into the pixels, wholly at
 guidance 2 and for even seeds only at guidance 1; an oracle reads it back. So every share is known
@@ -18,11 +18,15 @@ from tiny import symbolic_config, symbolic_pipeline, tiny_latents, tiny_modules
 from hebm_sample import Pipeline
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation import classifiers as judging
-from hebm_sample.evaluation.classifiers import find_judge, label_columns, parse_wish
-from hebm_sample.evaluation.control import _Bench, control
+from hebm_sample.evaluation import classifiers as module
+from hebm_sample.evaluation.classifiers import (
+    find_attribute_classifier,
+    label_columns,
+    parse_condition,
+)
+from hebm_sample.evaluation.control import ControlContext, _over_all, control
 from hebm_sample.evaluation.control_results import ControlPlan, Share
-from hebm_sample.metrics.attribute_classifier import JudgeNet, Verdict
+from hebm_sample.metrics.attribute_classifier import AttributeClassifier, Predictions
 from hebm_sample.pipeline.outputs import Samples
 
 STEP = 40  # levels between values
@@ -45,11 +49,11 @@ def shown(classes, smiles) -> torch.Tensor:
 class Oracle:
     columns = {"label": 3, "Smiling": 2}
 
-    def judge(self, images):
+    def predict(self, images):
         found = {}
         for i, (name, count) in enumerate(self.columns.items()):
             found[name] = np.eye(count)[np.rint(images[:, i, 0, 0] / STEP).astype(int)]
-        return Verdict(found, images[:, 0, 0].astype(float))
+        return Predictions(found, images[:, 0, 0].astype(float))
 
 
 class Painter(Pipeline):
@@ -103,22 +107,22 @@ def table_of(count: int = 24, identity: str = "rows"):
     return ImageDataset(paint(classes, smiles), labels, {}, (0,), identity)
 
 
-def measured(plan=PLAN, pipe=None, judge=None, columns=COLUMNS, **options):
+def measured(plan=PLAN, pipe=None, classifier=None, columns=COLUMNS, **options):
     options = {"batch_size": 5, "progress": False} | options
     data = table_of(), table_of(30, "held out")
-    return control(pipe or Painter(), *data, judge or Oracle(), {}, columns, plan, **options)
+    return control(pipe or Painter(), *data, classifier or Oracle(), {}, columns, plan, **options)
 
 
 @pytest.fixture(scope="module")
 def result():
-    wish = {"class": "b", "Smiling": "yes"}
-    plan = replace(PLAN, combinations=(wish,), edit={"Smiling": "yes"}, layer_images=2)
+    condition = {"class": "b", "Smiling": "yes"}
+    plan = replace(PLAN, combinations=(condition,), edit={"Smiling": "yes"}, layer_images=2)
     return measured(plan)
 
 
 def test_shares_of_each_value_by_hand(result):
-    found = [a.found for a in result.variables["class"].asked]
-    assert [a.symbols for a in result.variables["class"].asked] == [
+    found = [a.by_guidance for a in result.variables["class"].conditions]
+    assert [a.condition for a in result.variables["class"].conditions] == [
         {"class": value} for value in "abc"
     ]
     for shares in found:  # of seeds 0 ... 5 the even ones obey, and one of the odd ones happens to
@@ -126,23 +130,28 @@ def test_shares_of_each_value_by_hand(result):
         assert shares["1"] == Share.of([True] * 4 + [False] * 2)
         assert (shares["2"].share, shares["2"].count) == (1.0, 6)
     assert result.unconditional == 18
-    assert result.variables["class"].found["1"] == Share.of([True] * 12 + [False] * 6)
-    assert result.variables["class"].found["0"].share == pytest.approx(1 / 3)
+    # Seeds that obey and those that do not, each with all classes: of a seed's three samples all
+    # show what was asked for, or one of them does.
+    over_all = result.variables["class"].by_guidance
+    assert over_all["1"] == Share.clustered(np.array([[1, 1, 1], [1, 0, 0]] * 3))
+    assert over_all["1"].share == pytest.approx(12 / 18) and over_all["1"].count == 18
+    # Without a condition class j is counted on seeds 6 j ... 6 j + 5, of which two show it.
+    assert over_all["0"] == Share.of([True] * 6 + [False] * 12)
 
 
 def test_of_two_values_the_rarer_one_is_asked(result):
-    (asked,) = result.variables["Smiling"].asked
-    assert asked.symbols == {"Smiling": "yes"}
+    (asked,) = result.variables["Smiling"].conditions
+    assert asked.condition == {"Smiling": "yes"}
     labels = table_of().labels["Smiling"]
     assert asked.labelled == Share.of(labels[labels >= 0] == 1)
-    assert asked.found["0"] == Share.of([s % 4 == 0 for s in range(18)])
-    assert asked.found["1"].share == pytest.approx(3 / 6)
+    assert asked.by_guidance["0"] == Share.of([s % 4 == 0 for s in range(18)])
+    assert asked.by_guidance["1"].share == pytest.approx(3 / 6)
     common = table_of()
     labels = {"Smiling": 1 - np.abs(common.labels["Smiling"]), "label": common.labels["label"]}
     swapped = replace(common, labels=labels)
     plan = replace(PLAN, attributes=("Smiling",))
     other = control(Painter(), swapped, common, Oracle(), {}, COLUMNS, plan, progress=False)
-    assert other.variables["Smiling"].asked[0].symbols == {"Smiling": "no"}
+    assert other.variables["Smiling"].conditions[0].condition == {"Smiling": "no"}
     assert list(other.variables) == ["Smiling"] and other.unconditional == 6
 
 
@@ -150,19 +159,19 @@ def test_an_oracle_is_right_about_images_and_reconstructions(result):
     for variable in result.variables.values():
         for report in (variable.real, variable.reconstructed):
             assert report["accuracy"] == report["balanced_accuracy"] == 1.0
-        for asked in variable.asked:
+        for asked in variable.conditions:
             assert asked.real.share == asked.reconstructed.share == 1.0
     assert result.variables["class"].real["count"] == 30
     assert result.variables["Smiling"].real["count"] == 23  # the others are unknown
-    assert result.variables["Smiling"].asked[0].real.count == 5
+    assert result.variables["Smiling"].conditions[0].real.count == 5
 
 
 def test_values_together(result):
     (together,) = result.combinations
     assert together.name == "class=b,Smiling=yes"
-    assert together.found["0"] == Share.of([s in (4, 16) for s in range(18)])
-    assert together.found["1"].share == pytest.approx(3 / 6)
-    assert together.found["2"].share == 1.0
+    assert together.by_guidance["0"] == Share.of([s in (4, 16) for s in range(18)])
+    assert together.by_guidance["1"].share == pytest.approx(3 / 6)
+    assert together.by_guidance["2"].share == 1.0
     assert together.real.count == 2  # rows 10 and 25
 
 
@@ -189,8 +198,8 @@ def test_layers_are_mean_distances_of_pairs(result):
 def test_the_batches_mix_what_is_asked_and_change_nothing(result):
     pipe = Painter()
     other = measured(PLAN, pipe, batch_size=7, steps=3, sampler=None)
-    assert {name: v.asked[0].found for name, v in other.variables.items()} == {
-        name: v.asked[0].found for name, v in result.variables.items()
+    assert {name: v.conditions[0].by_guidance for name, v in other.variables.items()} == {
+        name: v.conditions[0].by_guidance for name, v in result.variables.items()
     }
     drawn = [(count, guidance) for count, guidance, _ in pipe.calls]
     assert drawn == [(7, 1.0), (7, 1.0), (4, 1.0)] + [(7, w) for w in (1.0, 1.0, 1.0)] + [
@@ -207,7 +216,33 @@ def test_shares_and_their_errors():
     assert str(share) == "0.750 ± 0.217"
     nothing = Share.of([])
     assert math.isnan(nothing.share) and nothing.count == 0
-    assert Share.pooled([share, nothing, Share.of([False] * 4)]) == Share.of([1] * 3 + [0] * 5)
+
+
+def test_over_all_values_errors_are_the_spread_of_repeats():
+    """Of ten classes that one sample cannot show twice, over independent seeds for each: else all
+    of them come to 0.1 exactly, whatever the model does.
+    """
+    rng, found = np.random.default_rng(0), []
+    law = rng.dirichlet(np.full(10, 0.5))
+    for _ in range(400):
+        shown = rng.choice(10, size=300, p=law)
+        found.append(_over_all([shown == j for j in range(10)], "0"))
+    spread = np.std([x.share for x in found])
+    assert spread > 0.01
+    assert np.mean([x.share for x in found]) == pytest.approx(0.1, abs=4 * spread / 20)
+    assert np.mean([x.error for x in found]) == pytest.approx(spread, rel=0.2)
+
+
+def test_values_that_share_their_seeds_have_an_error_that_knows_it():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(400):
+        easy = rng.random((60, 1)) < 0.5  # seeds that obey every condition
+        hits = easy | (rng.random((60, 4)) < 0.2)
+        found.append(_over_all(list(hits.T), "2"))
+    spread = np.std([x.share for x in found])
+    assert np.mean([x.error for x in found]) == pytest.approx(spread, rel=0.15)
+    binomial = Share.of(np.arange(240) < 144).error
+    assert spread > 1.4 * binomial
 
 
 def test_table_and_json_hold_the_figures(result):
@@ -217,7 +252,9 @@ def test_table_and_json_hold_the_figures(result):
     table = result.table()
     for word in ("guidance 2", "class=b,Smiling=yes", "0.667 ± 0.192", "flipped 0.500 ± 0.118"):
         assert word in table
-    assert "class: found / accuracy on reconstructions, by guidance 0: 0.333, 1: 0.667" in table
+    assert (
+        "class: share of the reconstruction upper bound, by guidance 0: 0.333, 1: 0.667" in table
+    )
     assert all(len(line) < 200 for line in table.splitlines())
     nothing = replace(result, edit=None, layers=None, combinations=[])
     assert "Edit" not in nothing.table() and nothing.to_dict()["edit"] is None
@@ -230,16 +267,16 @@ def test_an_undefined_share_is_null_in_json(result):
     json.dumps(plain, allow_nan=False)
 
 
-def test_what_the_judge_cannot_see_is_refused():
-    judge = Oracle()
-    judge.columns = {"label": 3}
-    with pytest.raises(UserInputError, match="'Smiling' cannot be judged: .* label"):
-        measured(judge=judge)
+def test_columns_that_the_classifier_has_not_are_refused():
+    classifier = Oracle()
+    classifier.columns = {"label": 3}
+    with pytest.raises(UserInputError, match="'Smiling' cannot be measured: .* label"):
+        measured(classifier=classifier)
     only = replace(PLAN, attributes=("class",))
-    assert list(measured(only, judge=judge).variables) == ["class"]
+    assert list(measured(only, classifier=classifier).variables) == ["class"]
     for changes in ({"edit": {"Smiling": "yes"}}, {"combinations": ({"Smiling": "yes"},)}):
-        with pytest.raises(UserInputError, match="'Smiling' cannot be judged"):
-            measured(replace(only, **changes), judge=judge)
+        with pytest.raises(UserInputError, match="'Smiling' cannot be measured"):
+            measured(replace(only, **changes), classifier=classifier)
 
 
 @pytest.mark.parametrize(
@@ -279,43 +316,50 @@ def test_columns_by_preset_by_name_and_by_hand():
         label_columns(symbols, replace(data, labels={}), "faces")
 
 
-def test_wishes_in_words():
+def test_conditions_in_words():
     symbols = symbolic_config().prior.symbols
-    assert parse_wish("class=b, Smiling", symbols, "m") == {"class": "b", "Smiling": "yes"}
+    assert parse_condition("class=b, Smiling", symbols, "m") == {"class": "b", "Smiling": "yes"}
     for text in ("class=~b", "Smiling,Smiling=no"):
         with pytest.raises(UserInputError, match="is no set of values"):
-            parse_wish(text, symbols, "m")
+            parse_condition(text, symbols, "m")
     for text in ("class=d", "class", "Smile=yes", ""):
         with pytest.raises(UserInputError, match="has no (value|symbol)"):
-            parse_wish(text, symbols, "m")
+            parse_condition(text, symbols, "m")
 
 
-def test_a_judge_is_trained_once_a_recipe(tmp_path, monkeypatch):
+def test_a_classifier_is_trained_once_a_recipe(tmp_path, monkeypatch):
     data = table_of(), table_of(30, "held out")
     options = {"steps": 2, "cache_dir": tmp_path, "progress": False}
-    judge, report = find_judge(*data, ["label", "Smiling"], **options)
-    assert isinstance(judge, JudgeNet) and set(judge.columns) == {"label", "Smiling"}
+    classifier, report = find_attribute_classifier(*data, ["label", "Smiling"], **options)
+    assert isinstance(classifier, AttributeClassifier) and set(classifier.columns) == {
+        "label",
+        "Smiling",
+    }
     assert (report["data"], report["held_out"]) == ("rows", "held out")
     assert report["columns"]["Smiling"]["count"] == 23
-    monkeypatch.setattr(judging, "train_judge", lambda *a, **k: pytest.fail("again"))
-    again, read = find_judge(*data, ["Smiling", "label"], **options)
+    monkeypatch.setattr(module, "train_attribute_classifier", lambda *a, **k: pytest.fail("again"))
+    again, read = find_attribute_classifier(*data, ["Smiling", "label"], **options)
     assert read == json.loads(json.dumps(report))
     images = data[1].images
-    np.testing.assert_array_equal(again.judge(images).features, judge.judge(images).features)
-    for changes in ({"steps": 3}, {"out": tmp_path / "judge"}):
+    np.testing.assert_array_equal(
+        again.predict(images).features, classifier.predict(images).features
+    )
+    for changes in ({"steps": 3}, {"out": tmp_path / "classifier"}):
         with pytest.raises(pytest.fail.Exception, match="again"):
-            find_judge(*data, ["label", "Smiling"], **options | changes)
+            find_attribute_classifier(*data, ["label", "Smiling"], **options | changes)
     with pytest.raises(UserInputError, match="no label column 'kind'"):
-        find_judge(*data, ["kind"], **options)
+        find_attribute_classifier(*data, ["kind"], **options)
     unknown = replace(data[0], labels={"label": np.full(24, -1)})
     with pytest.raises(UserInputError, match="'label' is unknown in every training row"):
-        find_judge(unknown, data[1], ["label"], **options)
+        find_attribute_classifier(unknown, data[1], ["label"], **options)
 
 
-def test_of_a_real_pipeline_and_judge(tmp_path):
+def test_of_a_real_pipeline_and_classifier(tmp_path):
     """The same seeds give the same figures, in any batches up to rounding."""
     pipe, data = symbolic_pipeline(steps=4), (table_of(), table_of(30, "held out"))
-    found = find_judge(*data, list(COLUMNS.values()), steps=4, cache_dir=tmp_path, progress=False)
+    found = find_attribute_classifier(
+        *data, list(COLUMNS.values()), steps=4, cache_dir=tmp_path, progress=False
+    )
     plan = replace(
         PLAN, num_images=3, guidance=(2.0,), edit={"Smiling": "yes"}, layer_images=1, variations=2
     )
@@ -333,8 +377,8 @@ def test_of_a_real_pipeline_and_judge(tmp_path):
 
 def test_reconstructions_are_of_the_latents_that_edits_start_from():
     pipe, data = symbolic_pipeline(steps=4), table_of()
-    bench = _Bench(pipe, Oracle(), COLUMNS, data, data, 2, False)
+    context = ControlContext(pipe, Oracle(), COLUMNS, data, data, 2, False)
     images = torch.from_numpy(data.images[:5].copy()).float() / 255
     top, bottom = (pipe.edit(images, groups=[free]).latents for free in (2, 0))
     expected = pipe.decode((top[0], top[1], bottom[2]), output_type="torch")
-    torch.testing.assert_close(bench.reconstructed(data.images[:5]), expected)
+    torch.testing.assert_close(context.reconstructed(data.images[:5]), expected)

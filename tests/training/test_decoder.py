@@ -10,6 +10,7 @@ from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules
 from torch import nn
 from torch.nn import functional as F
 
+from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.adversary import (
     Discriminator,
@@ -21,7 +22,6 @@ from hebm_sample.training.decoder import (
     ALONE,
     MARGIN,
     RAMP,
-    DecoderLosses,
     DecoderObjective,
     SharpDecoder,
     sharpness,
@@ -32,12 +32,12 @@ CONFIG = tiny_config()
 IMAGES = tiny_images(CONFIG, 8)
 
 
-def objective(pool=True, **options):
+def objective(pool=True, **plan):
     generator, encoder, _ = tiny_modules()
     torch.manual_seed(0)
     learner = SharpDecoder(generator.decoder, CONFIG.generator.image_size)
     latents = tiny_latents(CONFIG, 12, seed=4) if pool else None
-    return DecoderObjective(generator, encoder, learner, latents, **options)
+    return DecoderObjective(generator, encoder, learner, DecoderPlan(**plan), latents)
 
 
 def part(seed=0):
@@ -87,7 +87,7 @@ def test_each_network_has_the_gradient_of_its_own_loss():
     built = objective()
     found, _ = gradients(built)
     own, drawn = built.states(IMAGES, part().stream)
-    learner, losses = built.learner, built.losses
+    learner, losses = built.learner, built.plan
     fakes = [learner.decoder(own), learner.decoder(drawn)]
     real = learner.discriminator(IMAGES)
     verdicts = [learner.discriminator(y) for y in fakes]
@@ -112,7 +112,7 @@ def test_each_network_has_the_gradient_of_its_own_loss():
 
 
 def test_the_discriminator_begins_alone_and_its_weight_rises():
-    built = objective(losses=DecoderLosses(adversarial=100.0))
+    built = objective(adversarial=100.0)
     early, _ = gradients(built, 0.0)
     assert all(g.abs().max() == 0 for n, g in early.items() if n.startswith("decoder"))
     assert any(g.abs().max() > 0 for n, g in early.items() if n.startswith("discriminator"))

@@ -19,9 +19,9 @@ from hebm_sample.config import StageConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.presets.models import find_preset
-from hebm_sample.training.dry_run import Costs, Estimate, dry_run
+from hebm_sample.training.costs.dry_run import Costs, Estimate, dry_run
+from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.energy import MleObjective
-from hebm_sample.training.flops import Meter
 
 CPU = torch.device("cpu")
 

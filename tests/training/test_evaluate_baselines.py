@@ -13,7 +13,7 @@ from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.cli.baseline import baseline
+from hebm_sample.cli.evaluation.baseline import baseline
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation import baselines
@@ -23,10 +23,11 @@ from hebm_sample.evaluation.baselines import (
     run_baselines,
     show_baselines,
 )
-from hebm_sample.evaluation.distances import feature_spaces, make_bench
+from hebm_sample.evaluation.distances import feature_spaces, make_context
 from hebm_sample.evaluation.latent_ddpm import (
     HIGHEST,
     LatentDenoiser,
+    _coefficients,
     load_ddpm,
     matching_width,
     sample_ddpm,
@@ -35,7 +36,6 @@ from hebm_sample.evaluation.latent_ddpm import (
 )
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.latents import flatten
-from hebm_sample.prior.schedule import log_snr_levels
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.train import train_prior
 
@@ -80,19 +80,21 @@ class TestDenoiser:
 
 
 class TestSampler:
-    def test_deterministic_steps_turn_by_angles(self):
-        """For N(0, 1) a DDIM step from s to r multiplies by cos(asin s - asin r)."""
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("steps", [1, 4, 48])
+    def test_every_step_leaves_the_standard_normal(self, steps, eta):
+        """An untrained net is right for N(0, I); shrinking would make the baseline lose."""
         net = LatentDenoiser(SHAPES, 16, 1, sigma_min=0.1)
-        u = sample_ddpm(net, streams(2), steps=9, eta=0.0)
-        levels = [0.0, *log_snr_levels(9, 0.1, HIGHEST)[:-1]]
-        angles = np.arcsin(levels)
-        factor = math.prod(np.cos(np.diff(angles)))
-        torch.testing.assert_close(flatten(u), flatten(streams(2).normal()) * factor)
+        u = flatten(sample_ddpm(net, streams(40), steps=steps, eta=eta))
+        assert u.square().mean().item() == pytest.approx(1, abs=4 * math.sqrt(2 / u.numel()))
+        if eta == 0:  # and the deterministic ones every single u
+            torch.testing.assert_close(u, flatten(streams(40).normal()))
 
-    def test_ancestral_steps_keep_the_variance_of_a_known_target(self):
-        """For data N(0, v) the exact eps is s u / (a^2 v + s^2): many steps must end at v."""
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("variance", [0.25, 2.0])
+    def test_many_steps_end_at_the_variance_of_a_known_target(self, eta, variance):
+        """For data N(0, v) the exact eps is s u / (a^2 v + s^2)."""
         net = LatentDenoiser(((1, 8, 8),), 16, 1, sigma_min=0.02)
-        variance = 0.25
 
         def exact(u, sigma):
             s = sigma[:, None, None, None]
@@ -100,10 +102,25 @@ class TestSampler:
 
         net.forward = exact
         counted = []
-        u = sample_ddpm(net, streams(100, net.shapes), steps=200, eta=1.0, progress=counted.append)
+        u = sample_ddpm(net, streams(100, net.shapes), steps=200, eta=eta, progress=counted.append)
         assert sum(counted) == 200
         error = variance * math.sqrt(2 / 6400)
-        assert flatten(u).var().item() == pytest.approx(variance, abs=4 * error + 0.01)
+        # The start at s = 0.99 takes N(0, 1) for N(0, s^2 + v (1 - s^2)), the flow remembers it.
+        start = 1 / (HIGHEST**2 + variance * (1 - HIGHEST**2)) if eta == 0 else 1.0
+        assert flatten(u).var().item() == pytest.approx(
+            variance * start, abs=4 * error + 0.02 * variance
+        )
+
+    def test_ancestral_steps_have_the_law_of_the_reverse_chain(self):
+        """For N(0, I) a step down is u <- rho u + sqrt(1 - rho^2) eps, rho = a(s) / a(r)."""
+        slope, spread = _coefficients(0.8, 0.3, 1.0)
+        rho = math.sqrt((1 - 0.8**2) / (1 - 0.3**2))
+        assert spread == pytest.approx(math.sqrt(1 - rho**2))
+        # The posterior mean of u_r of a point mass x: (a(r) (1 - rho^2) x + rho r^2 u) / s^2.
+        x, u = 0.7, -0.4
+        eps = (u - 0.6 * x) / 0.8
+        mean = (math.sqrt(0.91) * (1 - rho**2) * x + rho * 0.09 * u) / 0.64
+        assert rho * u - slope * (eps - 0.8 * u) == pytest.approx(mean)
 
     def test_seeds_are_images(self):
         net = LatentDenoiser(SHAPES, 16, 1)
@@ -145,10 +162,10 @@ def test_a_joint_model_has_no_diffusion(trained):
 def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     pipe = tiny_pipeline()
     options = {"num_images": 20, "batch_size": 20, "progress": False, "steps": 6}
-    bench = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
+    context = make_context(pipe, *sets.split(40), folder=tmp_path, **options)
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     folders = {"latent DDPM": trained / "ddpm", "T = 1": trained / "joint/model"}
-    found = run_baselines(bench, spaces, folders)
+    found = run_baselines(context, spaces, folders)
     (rows,) = found["spaces"].values()
     assert list(rows) == [
         "reconstructions",
@@ -178,7 +195,7 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
     assert differences.keys() == rows.keys() - {"reconstructions", list(rows)[2]}
     assert "latent DDPM, 10 deterministic" in to_markdown(show_baselines(found))
     monkeypatch.setattr(baselines, "sample_ddpm", lambda *_, **__: pytest.fail("drawn again"))
-    again = make_bench(pipe, *sets.split(40), folder=tmp_path, **options)
+    again = make_context(pipe, *sets.split(40), folder=tmp_path, **options)
     assert run_baselines(again, spaces, folders) == found  # seconds too
 
 
@@ -186,12 +203,12 @@ def test_all_are_measured_alike(trained, sets, tmp_path, monkeypatch):
 def test_another_generator_is_refused(trained, sets, tmp_path):
     generator, encoder, prior = tiny_modules(seed=5)
     Pipeline(tiny_config(), generator, prior, encoder).save_pretrained(tmp_path / "other")
-    bench = make_bench(
+    context = make_context(
         tiny_pipeline(), *sets.split(40), num_images=20, batch_size=20, progress=False, steps=6
     )
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     with pytest.raises(UserInputError, match="other has another generator"):
-        run_baselines(bench, spaces, {"other": tmp_path / "other"})
+        run_baselines(context, spaces, {"other": tmp_path / "other"})
 
 
 def test_the_command(sets, tmp_path, monkeypatch):

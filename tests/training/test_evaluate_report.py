@@ -14,12 +14,13 @@ from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_images
 
-from hebm_sample.cli.evaluate_report import _folders
+from hebm_sample.cli.evaluation.report import _folders
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import Bench, fingerprint
-from hebm_sample.evaluation.distances import make_bench
+from hebm_sample.evaluation import context as context_module
+from hebm_sample.evaluation.context import EvaluationContext, fingerprint
+from hebm_sample.evaluation.distances import make_context
 from hebm_sample.evaluation.folders import compare_folders
 from hebm_sample.evaluation.reference import build_set, write_set
 from hebm_sample.evaluation.report import latents as report_latents
@@ -71,9 +72,9 @@ def plan(**options) -> ReportPlan:
 @pytest.fixture(scope="module")
 def written(home, pipe, sets):
     out = home / "out"
-    bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+    context = make_context(pipe, *sets, folder=out / "draws", **SHORT)
     others = {"negatives": (255 - np.asarray(sets[1].images[:20]), "n")}
-    return out, write_report(bench, plan(others=others), out)
+    return out, write_report(context, plan(others=others), out)
 
 
 class TestPage:
@@ -116,18 +117,30 @@ class TestPage:
     def test_a_second_call_measures_nothing(self, home, pipe, sets, written, monkeypatch):
         out, found = written
         monkeypatch.setattr(report_module._Report, "run", lambda *_: pytest.fail("measured again"))
-        bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+        context = make_context(pipe, *sets, folder=out / "draws", **SHORT)
         others = {"negatives": (255 - np.asarray(sets[1].images[:20]), "n")}
         said = []
-        again = write_report(bench, plan(others=others), out, announce=said.append)
+        again = write_report(context, plan(others=others), out, announce=said.append)
         assert json.dumps(again) == json.dumps(found)
         assert said == [f"{part}: kept from before" for part in found]
 
+    def test_another_version_measures_again(self, pipe, sets, written, monkeypatch):
+        out, found = written
+        assert {part["version"] for part in found.values()} == {report_module.__version__}
+        context = make_context(pipe, *sets, folder=out / "draws", **SHORT)
+        before = report_module._Report(context, plan(), out, lambda _: None).key("hole")
+        files = {path.name for path in (out / "draws").iterdir()}
+        for module in (report_module, context_module):
+            monkeypatch.setattr(module, "__version__", "99.0")
+        assert report_module._Report(context, plan(), out, lambda _: None).key("hole") != before
+        make_context(pipe, *sets, folder=out / "draws", **SHORT).samples("gaussian")
+        assert len({path.name for path in (out / "draws").iterdir()} - files) == 1
+
     def test_other_settings_are_measured_anew(self, pipe, sets, written):
         out, _ = written
-        bench = make_bench(pipe, *sets, folder=out / "draws", **SHORT | {"steps": 7})
-        report = report_module._Report(bench, plan(), out, lambda _: None)
-        same = make_bench(pipe, *sets, folder=out / "draws", **SHORT)
+        context = make_context(pipe, *sets, folder=out / "draws", **SHORT | {"steps": 7})
+        report = report_module._Report(context, plan(), out, lambda _: None)
+        same = make_context(pipe, *sets, folder=out / "draws", **SHORT)
         before = report_module._Report(same, plan(), out, lambda _: None)
         assert report.key("hole") != before.key("hole")
         assert before.key("ood") != report_module._Report(
@@ -172,29 +185,51 @@ def test_the_combination_is_advised_where_it_is_best():
 COMPRESSED = {"compression": 0.5, "likelihood less compression": 0.5}
 
 
-class TestBench:
+class TestContext:
     def test_latents_are_kept_and_are_the_pipelines(self, home, pipe, sets, monkeypatch):
         folder = home / "kept"
-        first = make_bench(pipe, *sets, folder=folder, **SHORT)
-        u = first.drawn("ebm").u
+        first = make_context(pipe, *sets, folder=folder, **SHORT)
+        u = first.samples("ebm").u
         drawn = pipe(seeds=range(60), steps=6, batch_size=30, output_type="torch")
         for a, b in zip(u, drawn.latents, strict=True):
             assert (a == b).all()
         images = np.concatenate(list(first.stream("ebm")))
         expected = (drawn.images * 255).round().numpy().astype(np.uint8)
         assert np.abs(images.astype(int) - expected).max() <= 1
-        monkeypatch.setattr(Bench, "_drawn_batch", lambda *_: pytest.fail("drawn again"))
-        again = make_bench(pipe, *sets, folder=folder, **SHORT).drawn("ebm")
+        monkeypatch.setattr(
+            EvaluationContext, "_sample_batch", lambda *_: pytest.fail("drawn again")
+        )
+        again = make_context(pipe, *sets, folder=folder, **SHORT).samples("ebm")
         assert all((a == b).all() for a, b in zip(again.u, u, strict=True))
-        assert again.seconds == first.drawn("ebm").seconds > 0
+        assert again.seconds == first.samples("ebm").seconds > 0
+
+    def test_seconds_are_of_u_alone_for_every_prior(self, home, pipe, sets, monkeypatch):
+        """A clock that gradients and decoding move on, and nothing else."""
+        now, decode = [0.0], type(pipe.model).images
+        monkeypatch.setattr(context_module.time, "perf_counter", lambda: now[0])
+
+        def decoded(self, u, *decoder):
+            now[0] += 1000.0
+            return decode(self, u, *decoder)
+
+        monkeypatch.setattr(type(pipe.model), "images", decoded)
+        context = make_context(pipe, *sets, **SHORT)
+        move = context_module.clock
+        monkeypatch.setattr(
+            context_module.tqdm, "update", lambda bar, n=1: now.__setitem__(0, now[0] + n)
+        )
+        assert context.samples("gaussian").seconds == 0
+        # Two batches of six gradients; the time of the last one is taken before it is told.
+        assert context.samples("ebm").seconds == 2 * (6 - 1)
+        assert move(pipe.device) >= 2000
 
     def test_a_damaged_file_is_made_anew(self, home, pipe, sets):
         folder = home / "damaged"
-        bench = make_bench(pipe, *sets, folder=folder, **SHORT)
-        u = bench.drawn("gaussian").u
+        context = make_context(pipe, *sets, folder=folder, **SHORT)
+        u = context.samples("gaussian").u
         (path,) = folder.iterdir()
         path.write_bytes(path.read_bytes()[:100])
-        again = make_bench(pipe, *sets, folder=folder, **SHORT).drawn("gaussian").u
+        again = make_context(pipe, *sets, folder=folder, **SHORT).samples("gaussian").u
         assert all((a == b).all() for a, b in zip(again, u, strict=True))
 
     def test_a_fingerprint_is_of_the_weights(self, pipe):
@@ -204,23 +239,30 @@ class TestBench:
         assert fingerprint(other) != fingerprint(pipe)
 
 
+def test_levels_without_steps_or_noise_have_a_dash():
+    level = {"level": 1, "cum_sigma": 0.5, "energy": [1.0, None]}
+    rows = [level | {"steps": n, "displacement": x} for n, x in ((0, []), (2, [None, None]))]
+    found = {"levels": rows, "steps": [], "sampling": {"step_scale": 1.0}}
+    assert [row[3] for row in report_latents.diagnostics_table(found).rows] == ["–", "–"]
+
+
 class TestWithoutData:
     @pytest.fixture
-    def bench(self, pipe):
-        return Bench(pipe, 60, batch_size=30, progress=False, sampling={"steps": 6})
+    def context(self, pipe):
+        return EvaluationContext(pipe, 60, batch_size=30, progress=False, sampling={"steps": 6})
 
-    def test_nothing_known(self, bench, tmp_path, monkeypatch):
+    def test_nothing_known(self, context, tmp_path, monkeypatch):
         nothing = {"images": 2, "acceptance_from": "", "sampling": {"step_scale": 1.0}}
         nothing |= {"levels": [], "steps": []}
         monkeypatch.setattr(report_latents, "run_diagnostics", lambda *_, **__: nothing)
-        found = write_report(bench, plan(), tmp_path)
+        found = write_report(context, plan(), tmp_path)
         assert list(found) == ["diagnostics"]
         page = (tmp_path / "index.md").read_text()
         assert "gap: the package has no evaluation set" in page and "hole: needs the data" in page
         with pytest.raises(UserInputError, match="hole cannot be measured.*--data"):
-            write_report(bench, plan(parts=("hole",)), tmp_path)
+            write_report(context, plan(parts=("hole",)), tmp_path)
 
-    def test_with_an_evaluation_set(self, bench, sets, tmp_path, monkeypatch):
+    def test_with_an_evaluation_set(self, context, sets, tmp_path, monkeypatch):
         net = FeatureNet({"a": 2}, widths=(8, 8)).eval()
         recipe = {"classifier": {"mean_accuracy": 0.7}, "training": "", "rows": [60, 120]}
         write_set(build_set("tiny", net, np.asarray(sets[1].images[60:]), recipe), tmp_path)
@@ -228,9 +270,9 @@ class TestWithoutData:
 
         known = find_set("tiny", 16, tmp_path)
         monkeypatch.setattr(report_module, "find_set", lambda *_: known)
-        found = write_report(bench, plan(parts=("gap",)), tmp_path / "out")["gap"]
+        found = write_report(context, plan(parts=("gap",)), tmp_path / "out")["gap"]
         space = {net.name: (known.net, {})}
-        full = make_bench(bench.pipe, *sets, **SHORT)
+        full = make_context(context.pipe, *sets, **SHORT)
         from hebm_sample.evaluation.distances import measure
 
         with_data = measure(full, space).gaps[net.name]
@@ -239,12 +281,12 @@ class TestWithoutData:
         assert quality["gaussian"]["frechet"] == pytest.approx(with_data.fd_gauss, rel=1e-6)
         assert "gap closed, bits and KL need --data" in (tmp_path / "out/index.md").read_text()
         known.recipe["reconstructions"] = {
-            "model": fingerprint(bench.pipe, encoder=True),
+            "model": fingerprint(context.pipe, encoder=True),
             "num_images": 60,
             "frechet": with_data.fd_recon,
             "frechet_error": with_data.fd_recon_error,
         }
-        found = shipped_gap(bench)
+        found = shipped_gap(context)
         if with_data.fd_gauss > with_data.fd_recon:
             assert found["gap_closed"]["value"] == pytest.approx(with_data.gap_closed, rel=1e-4)
             assert found["gap_closed"]["error"] > 0
@@ -267,12 +309,14 @@ class TestCommand:
         [
             ((), "a MODEL, or two folders"),
             (("x", "--compare", "a", "b"), "and not both"),
-            (("x", "--parts", "gap"), "--parts go with --report only"),
-            (("x", "--size", 32), "--size go with --compare only"),
-            (("x", "--inception"), "--report or --compare"),
-            (("x", "--control"), "--control need --data"),
+            (("x", "--parts", "gap"), "--parts"),
+            (("x", "--size", 32), "--size"),
+            (("x", "--inception"), "--inception"),
+            (("x", "--control"), "Missing option '--data'"),
             (("x", "--data", "y", "--report", "z", "--control"), "leave --control out"),
-            (("--compare", "a", "b", "-n", 3), "--num-images do not go with --compare"),
+            (("--compare", "a", "b", "-n", 3), "-n"),
+            (("x", "--feature-steps", 3), "--feature-steps need --data"),
+            (("x", "--report", "z", "--ood", "a=b"), "--ood need --data"),
             (("--compare", "no-such", "b"), "there is no folder no-such"),
             (("x", "--report", "no-such/out"), "folder no-such does not exist"),
         ],

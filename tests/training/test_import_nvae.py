@@ -23,9 +23,9 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.hub.save import NVAE_LICENCE
 from hebm_sample.hub.sizes import least_bytes
-from hebm_sample.training import nvae_checkpoint
 from hebm_sample.training.export import export
-from hebm_sample.training.nvae_checkpoint import import_nvae, load_nvae
+from hebm_sample.training.imports import nvae_checkpoint
+from hebm_sample.training.imports.nvae_checkpoint import import_nvae, load_nvae
 from hebm_sample.training.train import train_prior
 
 ONE, THREE, NORMAL = NAMES

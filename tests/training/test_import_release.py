@@ -16,8 +16,8 @@ from hebm_sample import Pipeline
 from hebm_sample.config import ModelConfig, PriorConfig
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
-from hebm_sample.training.nvae_checkpoint import import_nvae, load_nvae
-from hebm_sample.training.release_checkpoint import load_energies
+from hebm_sample.training.imports.nvae_checkpoint import import_nvae, load_nvae
+from hebm_sample.training.imports.release_checkpoint import load_energies
 
 ONE, THREE, NORMAL = NAMES
 WIDTH = 4

@@ -24,7 +24,7 @@ from hebm_sample import Pipeline
 from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.training import encoded
-from hebm_sample.training import trainer as loop
+from hebm_sample.training import run as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.encoded import encode_images, remove_encoded
@@ -249,16 +249,16 @@ class TestEncodedImages:
         assert not torch.equal(found(rows, ~flips)[4], maps[4])
         assert torch.equal(found(rows, None)[4][1], maps[4][1])
 
-    def test_they_are_made_once_and_again_for_another_key(self, stills, model, tmp_path):
+    def test_they_are_made_once_and_again_for_another_key(self, images, model, tmp_path):
         device, made = torch.device("cpu"), []
         encoder = copy.deepcopy(model.encoder)
         features = encoder.features
         encoder.features = lambda images: [made.append(len(images)), features(images)][1]
         for key, expected in (("a", 2), ("a", 2), ("b", 4)):
-            encode_images(encoder, stills, tmp_path, device, key=key, progress=False)
+            encode_images(encoder, images, tmp_path, device, key=key, progress=False)
             assert len(made) == expected
         (tmp_path / "encoded.bin").unlink()
-        assert encode_images(encoder, stills, tmp_path, device, key="b", build=False) is None
+        assert encode_images(encoder, images, tmp_path, device, key="b", build=False) is None
         remove_encoded(tmp_path)
         assert list(tmp_path.iterdir()) == []
 
@@ -500,7 +500,7 @@ class TestNanGuard:
 
 def test_accelerate_missing_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(EnvironmentFailure, match=r'pip install "hebm-sample\[train\]"') as caught:
+    with pytest.raises(EnvironmentFailure, match=r"pip install .*\[train\]") as caught:
         make_accelerator()
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
 

@@ -133,7 +133,7 @@ def test_every_group_is_charged_its_own_weight(fraction):
 
 @pytest.mark.parametrize("weights", [(), (1.0,), (1.0,) * 4])
 def test_kl_weights_of_another_number_are_refused(weights):
-    with pytest.raises(UserInputError, match="2 scales and 3 groups: give one number, one a"):
+    with pytest.raises(UserInputError, match="2 scales and 3 groups: give one number, one per"):
         group_weights(CONFIG.generator, weights)
 
 

@@ -18,6 +18,8 @@ from toy import draw_images
 
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.resolve import resolve
+from hebm_sample.io.files import mark_run_folder
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.lock import locked
 from hebm_sample.training.trainer import make_accelerator
@@ -46,6 +48,15 @@ def refused(result, code, *words):
         assert word in result.stderr
 
 
+def test_a_runs_folder_is_the_model_it_ended_with(home, tmp_path):
+    found = resolve(home / "generator")
+    assert found.row == resolve(home / "generator" / "model").row
+    (tmp_path / "cut").mkdir()
+    mark_run_folder(tmp_path / "cut")
+    with pytest.raises(UserInputError, match="has not ended; go on .* hebm-train export --run"):
+        resolve(tmp_path / "cut")
+
+
 class TestResume:
     def test_another_length_is_refused(self, home):
         out = ("--out", home / "generator", "--resume")
@@ -72,15 +83,15 @@ class TestResume:
         refused(plain, 2, "started from no model, without --init")
 
     def test_runs_of_before_said_nothing_of_their_start(self, home, tmp_path, monkeypatch):
-        import hebm_sample.training.trainer as trainer
+        import hebm_sample.training.run as started
 
-        save = trainer.save_checkpoint
+        save = started.save_checkpoint
 
         def of_before(*args, state, **more):
             state = {k: v for k, v in state.items() if k not in ("init", "time_budget")}
             return save(*args, state=state, **more)
 
-        monkeypatch.setattr(trainer, "save_checkpoint", of_before)
+        monkeypatch.setattr(started, "save_checkpoint", of_before)
         out = ("--out", tmp_path / "run", "--max-steps", 2)
         assert invoke(home, *out).exit_code == 0
         assert "init" not in read_state(latest_checkpoint(tmp_path / "run"))
@@ -97,9 +108,12 @@ class TestDevice:
         refused(result, 1, "this torch sees no CUDA GPU")
         assert not (tmp_path / "run").exists()
 
-    def test_gradient_accumulation_is_refused(self, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
-        with pytest.raises(UserInputError, match="accumulate gradients over 4 steps"):
+    def test_half_precision_that_would_need_loss_scaling_is_refused(self, monkeypatch):
+        class Told:
+            mixed_precision = "fp16"
+
+        monkeypatch.setattr("accelerate.Accelerator", lambda **_: Told)
+        with pytest.raises(UserInputError, match="mixed precision 'fp16'.*to no or bf16"):
             make_accelerator("cpu")
 
 

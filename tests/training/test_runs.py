@@ -122,7 +122,7 @@ def test_an_abandoned_starts_generator_is_not_taken_for_ones_own(images, options
 
 
 class TestExport:
-    def test_of_an_unfinished_run_is_its_average(self, stills, options, tmp_path, monkeypatch):
+    def test_of_an_unfinished_run_is_its_average(self, images, options, tmp_path, monkeypatch):
         forward, calls = GeneratorObjective.forward, []
 
         def interrupted(self, images, fraction, *rest):
@@ -133,7 +133,7 @@ class TestExport:
 
         monkeypatch.setattr(GeneratorObjective, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_generator(short_preset(), stills, tmp_path / "cut", **options)
+            train_generator(short_preset(), images, tmp_path / "cut", **options)
         assert not (tmp_path / "cut/model").exists()
         export(tmp_path / "cut", tmp_path / "exported", dtype=torch.float32)
         generator = load(tmp_path / "exported").generator

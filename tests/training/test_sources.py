@@ -117,7 +117,7 @@ class TestLmdb:
         (tmp_path / "set").mkdir()
         (tmp_path / "set/data.mdb").write_bytes(b"")
         monkeypatch.setitem(sys.modules, "lmdb", None)
-        with pytest.raises(EnvironmentFailure, match=r'lmdb.* pip install "hebm-sample\[train\]"'):
+        with pytest.raises(EnvironmentFailure, match=r"lmdb.* pip install .*\[train\]"):
             load(tmp_path / "set", tmp_path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hebm_sample.evaluation.context import Bench, Spaces, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import measure
 from hebm_sample.evaluation.reference import EvaluationSet
 from hebm_sample.evaluation.report.page import (
@@ -28,6 +28,9 @@ from hebm_sample.metrics.memorisation import measure_memorisation
 from hebm_sample.metrics.quality import measure_to_reference
 
 __all__ = [
+    "group_table",
+    "memorisation_table",
+    "quality_table",
     "run_gap",
     "run_memorisation",
     "run_shipped_gap",
@@ -36,7 +39,7 @@ __all__ = [
     "show_memorisation",
 ]
 
-SHEET_PAIRS = 16
+GRID_PAIRS = 16
 SETS = {
     "reconstructions": "reconstructions",
     "gaussian": "N(0, I)",
@@ -48,35 +51,37 @@ MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 # Distances
 
 
-def run_gap(bench: Bench, spaces: Spaces, announce: Callable[[str], object]) -> dict[str, Any]:
+def run_gap(
+    context: EvaluationContext, spaces: Spaces, announce: Callable[[str], object]
+) -> dict[str, Any]:
     """What `evaluate` measures."""
-    return measure(bench, spaces, announce=announce).to_dict()
+    return measure(context, spaces, announce=announce).to_dict()
 
 
-def run_shipped_gap(bench: Bench, known: EvaluationSet) -> dict[str, Any]:
+def run_shipped_gap(context: EvaluationContext, known: EvaluationSet) -> dict[str, Any]:
     """What can be said without the data: both priors against the package's reference."""
     space = known.space
     spaces: Spaces = {space: (known.net, known.recipe["classifier"])}
     quality = {
         name: measure_to_reference(
-            bench.features(name, spaces)[space], known.statistics, known.features
+            context.features(name, spaces)[space], known.statistics, known.features
         ).to_dict()
         for name in ("gaussian", "ebm")
     }
-    drawn = bench.drawn("ebm")
-    recon = known.reconstructions(fingerprint(bench.pipe, encoder=True), bench.num_images)
+    samples = context.samples("ebm")
+    recon = known.reconstructions(fingerprint(context.pipe, encoder=True), context.num_images)
     closed = None if recon is None else _closed(quality["gaussian"], quality["ebm"], recon)
     return {
         "known_reconstructions": recon,
         "gap_closed": closed,
-        "model": bench.pipe.name,
-        "sampling": bench.pipe.sampling_config(**bench.sampling).to_dict(),
+        "model": context.pipe.name,
+        "sampling": context.pipe.sampling_config(**context.sampling).to_dict(),
         "quality": {space: quality},
         "feature_reports": {space: known.recipe["classifier"]},
         "reference": {k: known.recipe[k] for k in ("rows", "held_out") if k in known.recipe}
         | {"count": known.statistics.count, "features": len(known.features)},
-        "sampling_seconds": drawn.seconds,
-        "u_square": [float(g.double().square().mean()) for g in drawn.u],
+        "sampling_seconds": samples.seconds,
+        "u_square": [float(g.double().square().mean()) for g in samples.u],
     }
 
 
@@ -93,57 +98,71 @@ def _closed(
     return {"value": gap_closed(g, e, r), "error": error}
 
 
-def _quality_row(title: str, found: Mapping[str, Any]) -> list[str]:
+def quality_table(sets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row a set of images, in one space."""
     digits = {"frechet": 2, "kernel": 4}
-    return [
-        title,
-        *(with_error(found.get(m), found.get(f"{m}_error"), digits.get(m, 3)) for m in MEASURES),
+    rows = [
+        [
+            title,
+            *(
+                with_error(found.get(m), found.get(f"{m}_error"), digits.get(m, 3))
+                for m in MEASURES
+            ),
+        ]
+        for title, found in ((title, sets[n]) for n, title in SETS.items() if n in sets)
     ]
+    return Table(["", "Fréchet", "KID", *MEASURES[2:]], rows)
+
+
+def group_table(found: Mapping[str, Any]) -> Table:
+    """KL and mean squares by group of latents."""
+    return Table(
+        ["", *(f"group {i}" for i in range(len(found["kl"])))],
+        [
+            ["KL, nats", *(number(v, 1) for v in found["kl"])],
+            ["mean square of q(u)", *(number(v) for v in found["u_square_posterior"])],
+            ["mean square of samples", *(number(v) for v in found["u_square"])],
+        ],
+    )
+
+
+def _about_space(space: str, found: Mapping[str, Any]) -> str:
+    """What the figures of one space are of."""
+    sampler = f"{found['sampling']['sampler']}, {found['sampling']['steps']} gradients"
+    count = next(iter(found["quality"][space].values()))
+    text = (
+        f"In {space}, {count['num_images']} images per set against "
+        f"{count['num_reference']} held-out ones; {sampler}. "
+    )
+    report = found["feature_reports"].get(space, {})
+    if "mean_accuracy" in report:
+        text += f"The classifier's held-out accuracy is {report['mean_accuracy']:.3f}. "
+    if "implementation" in report:
+        text += "; ".join(f"{k}: {v}" for k, v in report.items()) + ". "
+    gap = found.get("gaps", {}).get(space)
+    if gap is not None:
+        text += f"Gap closed: {with_error(gap['gap_closed'], gap['gap_closed_error'])}."
+    return text
 
 
 def show_gap(found: dict[str, Any]) -> list[Block]:
     """The part's blocks, with and without the data."""
-    sampler = f"{found['sampling']['sampler']}, {found['sampling']['steps']} gradients"
     blocks: list[Block] = [Heading("Distances")]
     for space, sets in found["quality"].items():
-        count = next(iter(sets.values()))
-        text = (
-            f"In {space}, {count['num_images']} images per set against "
-            f"{count['num_reference']} held-out ones; {sampler}. "
-        )
-        report = found["feature_reports"].get(space, {})
-        if "mean_accuracy" in report:
-            text += f"The classifier's held-out accuracy is {report['mean_accuracy']:.3f}. "
-        if "implementation" in report:
-            text += "; ".join(f"{k}: {v}" for k, v in report.items()) + ". "
-        gap = found.get("gaps", {}).get(space)
-        if gap is not None:
-            closed = with_error(gap["gap_closed"], gap["gap_closed_error"])
-            text += f"Gap closed: {closed}."
-        rows = [_quality_row(title, sets[n]) for n, title in SETS.items() if n in sets]
-        header = ["", "Fréchet", "KID", *(m for m in MEASURES[2:])]
-        blocks += [Text(text), Table(header, rows)]
+        blocks += [Text(_about_space(space, found)), quality_table(sets)]
     if "gaps" not in found:
-        blocks.append(
-            Text(
-                "Measured without the data: the reference are statistics that come with the "
-                f"package, and KID and the neighbours use {found['reference']['features']} of its "
-                "images. Errors of Fréchet distances count the samples only. " + _without(found)
-            )
+        text = (
+            "Measured without the data: the reference are statistics that come with the "
+            f"package, and KID and the neighbours use {found['reference']['features']} of its "
+            "images. Errors of Fréchet distances count the samples only. "
         )
-        return blocks
-    header = ["", *(f"group {i}" for i in range(len(found["kl"])))]
-    rows = [
-        ["KL, nats", *(number(v, 1) for v in found["kl"])],
-        ["mean square of q(u)", *(number(v) for v in found["u_square_posterior"])],
-        ["mean square of samples", *(number(v) for v in found["u_square"])],
-    ]
+        return [*blocks, Text(text + _without(found))]
     bits = (
-        f"Bits a dimension on held-out images (Gaussian-prior ELBO): {found['bits']:.3f}, of "
+        f"Bits per dimension on held-out images (Gaussian-prior ELBO): {found['bits']:.3f}, of "
         f"which distortion {found['distortion_bits']:.3f}. Sampling took "
         f"{found['sampling_seconds']:.0f} s."
     )
-    return [*blocks, Table(header, rows), Text(bits)]
+    return [*blocks, group_table(found), Text(bits)]
 
 
 def _without(found: Mapping[str, Any]) -> str:
@@ -166,34 +185,41 @@ def show_control(found: dict[str, Any]) -> list[Block]:
 # Memorisation
 
 
-def run_memorisation(bench: Bench, spaces: Spaces, out: Path) -> dict[str, Any]:
-    """Distances to the nearest training image, in the first feature space, and a sheet."""
+def run_memorisation(context: EvaluationContext, spaces: Spaces, out: Path) -> dict[str, Any]:
+    """Distances to the nearest training image, in the first feature space, and a grid of
+    the nearest pairs.
+    """
     space = next(iter(spaces))
     first = {space: spaces[space]}
     sets = {
-        name: bench.features(name, first)[space]
+        name: context.features(name, first)[space]
         for name in ("ebm", "reference", "training", "reconstructions")
     }
     found = measure_memorisation(
         sets["ebm"], sets["reference"], sets["training"], reconstructions=sets["reconstructions"]
     )
     histograms(out / "figures/memorisation.png", {"nearest training image": found.distances})
-    rows = found.closest[:SHEET_PAIRS]
-    u = tuple(g[rows] for g in bench.drawn("ebm").u)
-    drawn = np.concatenate(list(bench.images(u)))
-    assert bench.training is not None
-    pairs = zip(drawn, found.neighbours[:SHEET_PAIRS], strict=True)
-    sheet = [x for a, i in pairs for x in (a, np.asarray(bench.training.images[i]))]
-    images = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in sheet]
+    rows = found.closest[:GRID_PAIRS]
+    u = tuple(g[rows] for g in context.samples("ebm").u)
+    samples = np.concatenate(list(context.images(u)))
+    assert context.training is not None
+    pairs = zip(samples, found.neighbours[:GRID_PAIRS], strict=True)
+    shown = [x for a, i in pairs for x in (a, np.asarray(context.training.images[i]))]
+    images = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in shown]
     save_png(grid(images, columns=8), out / "nearest.png")
     return {"features": space, **found.to_dict()}
 
 
-def show_memorisation(found: dict[str, Any]) -> list[Block]:
-    """The part's blocks."""
+def memorisation_table(found: Mapping[str, Any]) -> Table:
+    """Quantiles of the distances by set."""
     levels = [f"{100 * q:g}%" for q in found["quantile_levels"]]
     rows = [[n.replace("_", "-"), *map(number, q)] for n, q in found["quantiles"].items()]
-    verdict = (
+    return Table(["", *levels], rows)
+
+
+def show_memorisation(found: dict[str, Any]) -> list[Block]:
+    """The part's blocks."""
+    conclusion = (
         "Samples are no nearer to training images than held-out images are."
         if found["no_shorter"]
         else "Samples are nearer to training images than held-out images are: look at the "
@@ -202,6 +228,8 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
     shorter = with_error(found["shorter"], found["shorter_error"])
     tail = with_error(found["tail"], found["tail_error"])
     blurred = found["shorter_than"]["reconstructions"]
+    if (p := found.get("p_value")) is not None:  # reports of before have none
+        conclusion += f" One test of all distances, p = {p:.3f}; 0.05 is the limit."
     return [
         Heading("Memorisation"),
         Text(
@@ -210,8 +238,8 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
             f"{shorter}, than a reconstruction {with_error(blurred['value'], blurred['error'])}; "
             f"share of samples nearer than the held-out images' 1% quantile: {tail}."
         ),
-        Table(["", *levels], rows),
-        Text(verdict),
+        memorisation_table(found),
+        Text(conclusion),
         ReportImage("figures/memorisation.png", "Distances to the nearest training image"),
         ReportImage("nearest.png", "The nearest pairs: sample, training image, sample, ..."),
     ]

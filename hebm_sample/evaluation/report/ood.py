@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from hebm_sample.evaluation.calibration import calibrate, measure_images
-from hebm_sample.evaluation.context import Bench, Seen
+from hebm_sample.evaluation.context import EncodedImages, EvaluationContext
 from hebm_sample.evaluation.ood import (
     chain_latents,
     corruptions,
@@ -21,77 +21,95 @@ from hebm_sample.evaluation.report.page import Block, Heading, ReportImage, Tabl
 from hebm_sample.evaluation.report.plots import histograms, lines
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, uniformity
 
-__all__ = ["run_ood", "show_ood"]
+__all__ = ["Measured", "measure_ood", "ood_table", "run_ood", "show_ood"]
 
 
-def run_ood(
-    bench: Bench, others: Mapping[str, np.ndarray], out: Path, *, images: int
-) -> dict[str, Any]:
-    """AUROC of every score between held-out images and others, and corruptions of them.
+class Measured(NamedTuple):
+    """Figures as plain values, and the scores themselves: of held-out images, and by other set."""
+
+    figures: dict[str, Any]
+    own: dict[str, np.ndarray]
+    others: dict[str, dict[str, np.ndarray]]
+
+
+def measure_ood(
+    context: EvaluationContext, others: Mapping[str, np.ndarray], *, images: int
+) -> Measured:
+    """AUROC of every score between held-out images, others, and corruptions of the former.
 
     The combination is fitted on the half of the held-out images that is not compared; of fewer
     than `FEWEST_IMAGES` there is none.
 
     Arguments:
         others: Name to uint8 (N, 3, S, S).
-        images: Of each set, at most; and no more than the bench has.
+        images: Of each set, at most; and no more than the context has.
     """
-    half = bench.num_images
+    half = context.num_images
     count = min(images, half)
     rows = slice(half, half + count)
-    own_images = np.asarray(bench._held_out().images[rows])
-    seen = bench.seen()
-    own_seen = Seen(tuple(g[rows] for g in seen.u), seen.distortion[rows], seen.kl[rows])
-    calibration = _calibration(bench)
-    strange = {name: np.asarray(x[:count]) for name, x in others.items()}
-    strange |= corruptions(own_images)
-    bar = tqdm(desc="chains", unit="grad", disable=not bench.progress)
-    with bar:
-        own = _scores(bench, own_images, own_seen, calibration, bar.update)
+    own_images = np.asarray(context.held_out_images().images[rows])
+    encoded = context.encoded()
+    own_encoded = EncodedImages(
+        tuple(g[rows] for g in encoded.u), encoded.distortion[rows], encoded.kl[rows]
+    )
+    calibration = _calibration(context)
+    sets = {name: np.asarray(x[:count]) for name, x in others.items()} | corruptions(own_images)
+    with tqdm(desc="chains", unit="grad", disable=not context.progress) as bar:
+        own = _scores(context, own_images, own_encoded, calibration, bar.update)
         found = {
-            name: _scores(bench, x, bench.look_at(x), calibration, bar.update)
-            for name, x in strange.items()
+            name: _scores(context, x, context.encode_images(x), calibration, bar.update)
+            for name, x in sets.items()
         }
     tables = {name: separations(own, other) for name, other in found.items()}
-    groups = len(bench.pipe.generator.latent_shapes)
-    _plot_ood(own, found, tables, groups, out)
-    return {
-        "groups": groups,
+    figures = {
+        "groups": len(context.pipe.generator.latent_shapes),
         "count": count,
-        "counts": {name: len(x) for name, x in strange.items()},
+        "counts": {name: len(x) for name, x in sets.items()},
         "auroc": {
             name: {s: {"value": f.value, "error": f.error} for s, f in table.items()}
             for name, table in tables.items()
         },
         "calibration": _uniform(calibration, own),
     }
+    return Measured(figures, own, found)
 
 
-def _calibration(bench: Bench) -> Calibration | None:
+def run_ood(
+    context: EvaluationContext, others: Mapping[str, np.ndarray], out: Path, *, images: int
+) -> dict[str, Any]:
+    """`measure_ood`, with figures in the folder `out`; its plain values."""
+    measured = measure_ood(context, others, images=images)
+    _plot_ood(measured, out)
+    return measured.figures
+
+
+def _calibration(context: EvaluationContext) -> Calibration | None:
     """Of the first half of the held-out images; None of too few."""
-    if bench.num_images < FEWEST_IMAGES:
+    if context.num_images < FEWEST_IMAGES:
         return None
-    images = bench._held_out().images[: bench.num_images]
-    return calibrate(bench.pipe, images, batch_size=bench.batch_size, progress=bench.progress)
+    images = context.held_out_images().images[: context.num_images]
+    return calibrate(
+        context.pipe, images, batch_size=context.batch_size, progress=context.progress
+    )
 
 
 def _scores(
-    bench: Bench,
+    context: EvaluationContext,
     images: np.ndarray,
-    seen: Seen,
+    encoded: EncodedImages,
     calibration: Calibration | None,
     progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Every score of some images, by name."""
-    pipe, batch = bench.pipe, bench.batch_size
-    config = pipe.sampling_config(**bench.sampling)
-    moved = chain_latents(pipe, seen.u, config, batch_size=batch, progress=progress)
+    pipe, batch = context.pipe, context.batch_size
+    config = pipe.sampling_config(**context.sampling)
+    moved = chain_latents(pipe, encoded.u, config, batch_size=batch, progress=progress)
     return scores(
-        top_group_energies(pipe, seen.u, batch),
-        (seen.distortion + seen.kl.sum(1)).numpy(),
+        top_group_energies(pipe, encoded.u, batch),
+        (encoded.distortion + encoded.kl.sum(1)).numpy(),
         png_bytes(images),
         top_group_energies(pipe, moved, batch),
-        measure_images(pipe, images, batch_size=batch, progress=bench.progress),
+        measure_images(pipe, images, batch_size=batch, progress=context.progress),
         calibration,
     )
 
@@ -106,31 +124,25 @@ def _uniform(
     return {**calibration.facts, "ks_statistic": statistic, "ks_p_value": p}
 
 
-def _plot_ood(
-    own: dict[str, np.ndarray], found: dict[str, Any], tables: Any, groups: int, out: Path
-) -> None:
-    kinds = {
-        "energy": "energy",
-        "energy after the chain": "energy after the chain",
-        "negative log density": "negative log density",
-        "rate": "rate",
-    }
+def _plot_ood(measured: Measured, out: Path) -> None:
+    figures, own = measured.figures, measured.own
+    groups = figures["groups"]
     by_groups = {
-        title: {
+        kind: {
             name: (
                 range(1, groups + 1),
-                [table[f"{kind}, top {k + 1} of {groups}"].value for k in range(groups)],
+                [table[f"{kind}, top {k + 1} of {groups}"]["value"] for k in range(groups)],
             )
-            for name, table in tables.items()
+            for name, table in figures["auroc"].items()
         }
-        for title, kind in kinds.items()
+        for kind in ("energy", "energy after the chain", "negative log density", "rate")
     }
     lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
     every = f"energy, top {groups} of {groups}"
     shown = [("energy, all groups", every), ("-ELBO, nats", "likelihood")]
     shown += [("combination", "combination")] if "combination" in own else []
     panels = {
-        label: {"held-out": own[key], **{name: x[key] for name, x in found.items()}}
+        label: {"held-out": own[key], **{n: x[key] for n, x in measured.others.items()}}
         for label, key in shown
     }
     histograms(out / "figures/ood-histograms.png", panels)
@@ -173,8 +185,8 @@ def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
         return f"{text}, against {_score('likelihood', table)} and {_score('compression', table)}."
     beaten = table[top]["value"] < table[use]["value"] - 2 * table[use]["error"]
     kind = ("no energy", "energies") if top.startswith("energy") else _OTHER
-    verdict = f"{kind[0]} does as well" if beaten else f"{kind[1]} do no better"
-    return f"{text}, the simpler score; {verdict}, the best is {_score(top, table)}."
+    rest = f"{kind[0]} does as well" if beaten else f"{kind[1]} do no better"
+    return f"{text}, the simpler score; {rest}, the best is {_score(top, table)}."
 
 
 def _cost(score: str) -> int:
@@ -186,12 +198,17 @@ def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
     return f"{score} ({table[score]['value']:.3f})"
 
 
+def ood_table(auroc: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A row a score, a column a set of images."""
+    names = list(next(iter(auroc.values())))
+    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
+    return Table(["", *auroc], rows)
+
+
 def show_ood(found: dict[str, Any]) -> list[Block]:
     """The part's blocks."""
     auroc = found["auroc"]
-    names = list(next(iter(auroc.values())))
-    rows = [[name, *(number(table[name]["value"]) for table in auroc.values())] for name in names]
-    by_level = _ABOUT_LEVELS if any(name.startswith("LLR") for name in names) else ""
+    by_level = any(name.startswith("LLR") for name in next(iter(auroc.values())))
     largest = max(f["error"] for table in auroc.values() for f in table.values())
     return [
         Heading("Out-of-distribution detection"),
@@ -199,12 +216,12 @@ def show_ood(found: dict[str, Any]) -> list[Block]:
             f"AUROC between {found['count']} held-out images and others: 0.5 is chance, below "
             "it the others look more like the data than the data. Energies are those of the top "
             "groups kept, with u from the encoder, and with u_0 after the lowest level's chain "
-            f"from there; {by_level}likelihood is -ELBO, compression the size as PNG. No standard "
-            f"error is above {largest:.3f}."
+            f"from there; {_ABOUT_LEVELS if by_level else ''}likelihood is -ELBO, compression the "
+            f"size as PNG. No standard error is above {largest:.3f}."
         ),
         *([Text(_about_combination(found["calibration"]))] if "calibration" in found else []),
-        Table(["", *auroc], rows),
-        *(Text(_advice(name, table)) for name, table in found["auroc"].items()),
+        ood_table(auroc),
+        *(Text(_advice(name, table)) for name, table in auroc.items()),
         ReportImage("figures/ood.png", "AUROC by number of top groups"),
         ReportImage("figures/ood-histograms.png", "Distributions of two scores"),
     ]

@@ -1,13 +1,13 @@
-"""One page with every figure of a model: `hebm-train evaluate NAME --data DIR --report OUT`.
+"""One page with every figure of a model: `hebm-eval report NAME --data DATA --out OUT`.
 
     OUT/index.md, index.html     the page
     OUT/results.json             its numbers, a part a key
     OUT/figures/, nearest.png    its images
     OUT/parts/, draws/           what is kept, so that a second call goes on where the first was
 
-A part that was measured before is not measured again while the model, the data, the sampler and
-its own settings are the same: they are its key. Seeds are fixed, so the same call gives the same
-numbers to rounding.
+A part that was measured before is not measured again while the package's version, the model, the
+data, the sampler and its own settings are the same: they are its key. Every part carries the
+version that measured it. Seeds are fixed, so the same call gives the same numbers to rounding.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from hebm_sample import __version__
 from hebm_sample.config import require_integer
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation.baselines import run_baselines, show_baselines
-from hebm_sample.evaluation.context import Bench, Spaces, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report import images as report_images
@@ -44,7 +44,7 @@ SHOW: Mapping[str, Callable[[dict[str, Any]], list[Block]]] = {
     "gap": report_images.show_gap,
     "baselines": show_baselines,
     "control": report_images.show_control,
-    "hole": report_latents.show_hole,
+    "hole": report_latents.show_prior_hole,
     "ood": report_ood.show_ood,
     "memorisation": report_images.show_memorisation,
     "diagnostics": report_latents.show_diagnostics,
@@ -59,9 +59,9 @@ class ReportPlan:
         parts: Of `PARTS`, in their order; None for all that the data allow.
         feature_steps: Of the classifier, as in `evaluate`.
         inception: Also in Inception's features.
-        ood_images: Images of each set of strange ones, at most.
+        ood_images: Images of each out-of-distribution set, at most.
         chain_images, chain_steps: Of the Langevin diagnostics.
-        others: Strange images by name, uint8 (N, 3, S, S), with what identifies them.
+        others: Out-of-distribution images by name, uint8 (N, 3, S, S), with what identifies them.
         baselines: Other priors of the same generator, name to folder.
         control: Measures control, and gives its figures with a `table`; None for a model without
             symbols.
@@ -101,18 +101,18 @@ def check_extras(plan: ReportPlan) -> None:
         import_extra("scipy", "eval")
 
 
-def _chosen(bench: Bench, plan: ReportPlan) -> tuple[list[str], dict[str, str]]:
+def _chosen(context: EvaluationContext, plan: ReportPlan) -> tuple[list[str], dict[str, str]]:
     """Parts to measure, and why the others are not."""
     reasons = {}
-    if bench.held_out is None:
+    if context.held_out is None:
         reasons = {p: "needs the data: --data DIR" for p in PARTS if p not in WITHOUT_DATA}
-        if find_set(bench.pipe.name, bench.pipe.config.generator.image_size) is None:
+        if find_set(context.pipe.name, context.pipe.config.generator.image_size) is None:
             reasons["gap"] = (
                 "the package has no evaluation set for this model and size: --data DIR"
             )
-    if bench.held_out is not None and plan.control is None:
+    if context.held_out is not None and plan.control is None:
         reasons["control"] = "the model has no symbols that the data have labels for"
-    if bench.held_out is not None and not plan.baselines:
+    if context.held_out is not None and not plan.baselines:
         reasons["baselines"] = "needs others to compare with: --baseline NAME=DIR"
     if plan.parts is not None:
         for part in plan.parts:
@@ -122,37 +122,41 @@ def _chosen(bench: Bench, plan: ReportPlan) -> tuple[list[str], dict[str, str]]:
     return [p for p in PARTS if p not in reasons], reasons
 
 
-def shipped_gap(bench: Bench) -> dict[str, Any]:
+def shipped_gap(context: EvaluationContext) -> dict[str, Any]:
     """Distances without the data; `UserInputError` where the package has no evaluation set."""
-    size = bench.pipe.config.generator.image_size
-    known = find_set(bench.pipe.name, size)
+    size = context.pipe.config.generator.image_size
+    known = find_set(context.pipe.name, size)
     if known is None:
         raise UserInputError(
-            f"the package has no evaluation set for {bench.pipe.name} at {size}x{size}; "
+            f"the package has no evaluation set for {context.pipe.name} at {size}x{size}; "
             "give the data with --data"
         )
-    return report_images.run_shipped_gap(bench, known)
+    return report_images.run_shipped_gap(context, known)
 
 
 class _Report:
     """One report in its folder."""
 
     def __init__(
-        self, bench: Bench, plan: ReportPlan, out: Path, announce: Callable[[str], object]
+        self,
+        context: EvaluationContext,
+        plan: ReportPlan,
+        out: Path,
+        announce: Callable[[str], object],
     ) -> None:
-        self.bench, self.plan, self.out, self.announce = bench, plan, out, announce
+        self.context, self.plan, self.out, self.announce = context, plan, out, announce
         self._spaces: Spaces | None = None
 
     def spaces(self) -> Spaces:
         """Feature spaces, made when first needed."""
         if self._spaces is None:
-            assert self.bench.training is not None
+            assert self.context.training is not None
             self.announce("feature spaces")
             self._spaces = feature_spaces(
-                self.bench.training,
+                self.context.training,
                 steps=self.plan.feature_steps,
-                model=self.bench.pipe.name,
-                progress=self.bench.progress,
+                model=self.context.pipe.name,
+                progress=self.context.progress,
             )
             if self.plan.inception:
                 extractor = InceptionFeatures()
@@ -161,41 +165,41 @@ class _Report:
 
     def run(self, part: str) -> dict[str, Any]:
         """Measure a part."""
-        bench, plan, out = self.bench, self.plan, self.out
-        if part == "gap" and bench.held_out is None:
-            return shipped_gap(bench)
+        context, plan, out = self.context, self.plan, self.out
+        if part == "gap" and context.held_out is None:
+            return shipped_gap(context)
         if part == "gap":
-            return report_images.run_gap(bench, self.spaces(), self.announce)
+            return report_images.run_gap(context, self.spaces(), self.announce)
         if part == "baselines":
-            return run_baselines(bench, self.spaces(), plan.baselines)
+            return run_baselines(context, self.spaces(), plan.baselines)
         if part == "control":
             assert plan.control is not None
             return plan.control()
         if part == "hole":
-            return report_latents.run_hole(bench, out)
+            return report_latents.run_prior_hole(context, out)
         if part == "ood":
             others = {name: images for name, (images, _) in plan.others.items()}
-            return report_ood.run_ood(bench, others, out, images=plan.ood_images)
+            return report_ood.run_ood(context, others, out, images=plan.ood_images)
         if part == "memorisation":
-            return report_images.run_memorisation(bench, self.spaces(), out)
+            return report_images.run_memorisation(context, self.spaces(), out)
         return report_latents.run_diagnostics(
-            bench, out, images=plan.chain_images, steps=plan.chain_steps
+            context, out, images=plan.chain_images, steps=plan.chain_steps
         )
 
     def _shared(self) -> list[str]:
-        """The space of another model's classifier that this one's images are seen in, too."""
-        pipe = self.bench.pipe
+        """The space of another model's classifier in which this one's images are measured, too."""
+        pipe = self.context.pipe
         known = find_set(pipe.name, pipe.config.generator.image_size)
         return [] if known is None or known.net_of is None else [known.space]
 
     def key(self, part: str) -> str:
         """Of everything that a part's figures depend on."""
-        bench, plan = self.bench, self.plan
-        data = [x.identity for x in (bench.training, bench.held_out) if x is not None]
+        context, plan = self.context, self.plan
+        data = [x.identity for x in (context.training, context.held_out) if x is not None]
         own = {
             "gap": [plan.feature_steps, plan.inception, *self._shared()],
             "baselines": [
-                2,
+                3,
                 *self._shared(),
                 plan.feature_steps,
                 plan.inception,
@@ -206,9 +210,18 @@ class _Report:
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }
-        sampling = bench.pipe.sampling_config(**bench.sampling).to_dict()
-        model = fingerprint(bench.pipe, encoder=bool(data))
-        known = [FORMAT_VERSION, part, model, data, bench.num_images, sampling, own.get(part)]
+        sampling = context.pipe.sampling_config(**context.sampling).to_dict()
+        model = fingerprint(context.pipe, encoder=bool(data))
+        known = [
+            FORMAT_VERSION,
+            __version__,
+            part,
+            model,
+            data,
+            context.num_images,
+            sampling,
+            own.get(part),
+        ]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
     def measured(self, part: str) -> dict[str, Any]:
@@ -224,19 +237,19 @@ class _Report:
         self.announce(part)
         start = time.perf_counter()
         figures = _plain(self.run(part))
-        figures["part_seconds"] = time.perf_counter() - start
+        figures |= {"version": __version__, "part_seconds": time.perf_counter() - start}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _json({"key": key, "figures": figures}))
         return figures
 
     def write(self, found: dict[str, Any], missing: dict[str, str]) -> None:
         """Page and numbers."""
-        plan, name = self.plan, self.bench.pipe.name
+        plan, name = self.plan, self.context.pipe.name
         results = {
             "format_version": FORMAT_VERSION,
             "version": __version__,
             "model": name,
-            "num_images": self.bench.num_images,
+            "num_images": self.context.num_images,
             "parts": found,
             "not_measured": missing,
         }
@@ -277,7 +290,7 @@ def _json(value: Any) -> bytes:
 
 
 def write_report(
-    bench: Bench,
+    context: EvaluationContext,
     plan: ReportPlan,
     out: Path,
     *,
@@ -287,7 +300,7 @@ def write_report(
     part.
 
     Arguments:
-        bench: The model and its images; its `folder` should lie in `out`.
+        context: The model and its images; its `folder` should lie in `out`.
         plan: What to measure.
         out: The report's folder, made if it is not there.
         announce: Told what begins.
@@ -301,8 +314,8 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFailure(f"cannot make {out}: {error.strerror or error}") from error
-    parts, missing = _chosen(bench, plan)
-    report, found = _Report(bench, plan, out, announce), {}
+    parts, missing = _chosen(context, plan)
+    report, found = _Report(context, plan, out, announce), {}
     for part in parts:
         found[part] = report.measured(part)
         report.write(found, missing)  # what is there so far can be read meanwhile

@@ -98,7 +98,7 @@ class NvaeGenerator(Generator):
             us.append(u)
             hs.append(h)
             if i < len(self.groups) - 1 or features:
-                h = group(h, z)
+                h = self.through(group, h, z)
         return TopDown(tuple(zs), tuple(us), tuple(hs), h)
 
     def output(self, features: Tensor) -> MixtureOutput | NormalOutput:

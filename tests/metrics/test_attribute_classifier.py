@@ -1,4 +1,4 @@
-"""A judge learns what labels say, from known labels only, and says the same of a mirror image.
+"""A classifier learns what labels say, from known ones only, and says the same of mirror images.
 
 Without this the control tables could rest on a classifier that was taught by unknown labels, that
 says something else after it was saved, or whose accuracies are not those of its answers.
@@ -16,12 +16,12 @@ from hebm_sample.errors import TrainingDivergedError, UserInputError, WeightsErr
 from hebm_sample.metrics import PcaFeatures, save_extractor
 from hebm_sample.metrics.attribute_classifier import (
     SMOOTHING,
-    JudgeNet,
-    Verdict,
+    AttributeClassifier,
+    Predictions,
     accuracies,
-    load_judge,
-    save_judge,
-    train_judge,
+    load_attribute_classifier,
+    save_attribute_classifier,
+    train_attribute_classifier,
 )
 from hebm_sample.metrics.classifiers import masked_cross_entropy
 
@@ -42,15 +42,15 @@ def toy_images(count: int = 64, size: int = 16, seed: int = 0):
 @pytest.fixture(scope="module")
 def trained():
     images, labels, _ = toy_images()
-    return train_judge(images, labels, **SHORT)
+    return train_attribute_classifier(images, labels, **SHORT)
 
 
 def test_it_learns_both_columns_from_what_is_known(trained):
-    judge, report = trained
+    classifier, report = trained
     images, labels, red = toy_images(seed=1)
-    verdict = judge.judge(images)
-    assert (verdict.values("bright") == labels["bright"]).mean() > 0.9
-    assert (verdict.values("red") == red).mean() > 0.9  # of the unknown ones too
+    predictions = classifier.predict(images)
+    assert (predictions.values("bright") == labels["bright"]).mean() > 0.9
+    assert (predictions.values("red") == red).mean() > 0.9  # of the unknown ones too
     assert report["recipe"]["steps"] == 30 and report["labelled"] == 64
     json.dumps(report, allow_nan=False)
 
@@ -58,9 +58,9 @@ def test_it_learns_both_columns_from_what_is_known(trained):
 def test_unknown_labels_have_no_say():
     images, labels, _ = toy_images()
     labels["none"] = np.full(64, -1)
-    judge, _ = train_judge(images, labels, **SHORT | {"steps": 2})
-    assert list(judge.columns) == ["bright", "red"]
-    net = JudgeNet({"a": 2, "b": 3}, 16)
+    classifier, _ = train_attribute_classifier(images, labels, **SHORT | {"steps": 2})
+    assert list(classifier.columns) == ["bright", "red"]
+    net = AttributeClassifier({"a": 2, "b": 3}, 16)
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     known = torch.tensor([[0, 2], [1, -1], [-1, -1], [-1, 0]])
     expected = []
@@ -81,22 +81,25 @@ def test_rows_without_a_label_are_never_seen():
     labels = {"bright": np.where(np.arange(64) < 32, labels["bright"], -1)}
     other = images.copy()
     other[32:] = 255 - other[32:]
-    a, _ = train_judge(images, labels, **SHORT | {"steps": 3})
-    b, _ = train_judge(other, labels, **SHORT | {"steps": 3})
+    a, _ = train_attribute_classifier(images, labels, **SHORT | {"steps": 3})
+    b, _ = train_attribute_classifier(other, labels, **SHORT | {"steps": 3})
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_it_says_the_same_of_a_mirror_image_and_of_floats_in_any_batches(trained):
-    judge, _ = trained
+    classifier, _ = trained
     images = toy_images(10, seed=2)[0]
-    verdict, mirrored = judge.judge(images), judge.judge(images[..., ::-1].copy())
-    floats = judge.judge(torch.from_numpy(images).float() / 127.5 - 1, batch_size=3)
+    predictions, mirrored = (
+        classifier.predict(images),
+        classifier.predict(images[..., ::-1].copy()),
+    )
+    floats = classifier.predict(torch.from_numpy(images).float() / 127.5 - 1, batch_size=3)
     for other in (mirrored, floats):
-        np.testing.assert_allclose(other.features, verdict.features, atol=1e-5)
-        for name, p in verdict.probabilities.items():
+        np.testing.assert_allclose(other.features, predictions.features, atol=1e-5)
+        for name, p in predictions.probabilities.items():
             np.testing.assert_allclose(other.probabilities[name], p, atol=1e-5)
             np.testing.assert_allclose(p.sum(1), 1, atol=1e-6)
-    assert verdict.features.shape == (10, judge.widths[-1])
+    assert predictions.features.shape == (10, classifier.widths[-1])
 
 
 def test_training_again_is_the_same_and_leaves_the_global_stream(trained):
@@ -104,36 +107,48 @@ def test_training_again_is_the_same_and_leaves_the_global_stream(trained):
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
-    again, _ = train_judge(images, labels, **SHORT)
+    again, _ = train_attribute_classifier(images, labels, **SHORT)
     assert torch.equal(torch.randn(3), expected)
     for key, value in trained[0].state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 6])
+def test_any_number_of_steps_trains(steps):
+    """A warm-up of one whole step, a fifth of five, once divided by zero."""
+    images, labels, _ = toy_images()
+    net, _ = train_attribute_classifier(images, labels, **SHORT | {"steps": steps})
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
 def test_saved_and_loaded_it_says_the_same(trained, tmp_path):
-    judge, report = trained
-    save_judge(judge, tmp_path / "judge.safetensors", report)
-    again, read = load_judge(tmp_path / "judge.safetensors")
+    classifier, report = trained
+    save_attribute_classifier(classifier, tmp_path / "classifier.safetensors", report)
+    again, read = load_attribute_classifier(tmp_path / "classifier.safetensors")
     images = toy_images(5, seed=3)[0]
     assert read == json.loads(json.dumps(report))
-    for name, p in judge.judge(images).probabilities.items():
-        np.testing.assert_array_equal(again.judge(images).probabilities[name], p)
+    for name, p in classifier.predict(images).probabilities.items():
+        np.testing.assert_array_equal(again.predict(images).probabilities[name], p)
 
 
-def test_files_that_are_no_judge(tmp_path):
-    with pytest.raises(UserInputError, match="there is no judge .*absent.*hebm-train judge"):
-        load_judge(tmp_path / "absent")
+def test_files_that_are_no_classifier(tmp_path):
+    with pytest.raises(
+        UserInputError, match="there is no attribute classifier .*absent.*hebm-train classifier"
+    ):
+        load_attribute_classifier(tmp_path / "absent")
     (tmp_path / "text").write_text("no tensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "bare")
     images = np.random.default_rng(0).integers(0, 256, (20, 3, 16, 16)).astype(np.uint8)
     save_extractor(PcaFeatures(4).fit(images), tmp_path / "pca")
     for name in ("text", "bare", "pca"):
-        with pytest.raises(WeightsError, match=f"{name} is no usable judge.*train it again"):
-            load_judge(tmp_path / name)
+        with pytest.raises(
+            WeightsError, match=f"{name} is no usable attribute classifier.*train it again"
+        ):
+            load_attribute_classifier(tmp_path / name)
 
 
 def test_larger_images_cost_no_more_inside():
-    small, large = JudgeNet({"a": 2}, 32), JudgeNet({"a": 2}, 64)
+    small, large = AttributeClassifier({"a": 2}, 32), AttributeClassifier({"a": 2}, 64)
     assert large.features(torch.zeros(1, 3, 64, 64)).shape == (1, 192)
     for a, b in zip(small.grow.parameters(), large.grow.parameters(), strict=True):
         assert a.shape == b.shape
@@ -143,9 +158,9 @@ def test_larger_images_cost_no_more_inside():
 
 def test_accuracies_by_hand():
     p = np.eye(3)[[0, 0, 1, 2, 1]]
-    verdict = Verdict({"a": p, "b": p[:, :2]}, np.zeros((5, 1)))
+    predictions = Predictions({"a": p, "b": p[:, :2]}, np.zeros((5, 1)))
     labels = {"a": np.array([0, 1, 1, -1, 1]), "b": np.full(5, -1)}
-    assert accuracies(verdict, labels) == {
+    assert accuracies(predictions, labels) == {
         "a": {
             "accuracy": 0.75,
             "balanced_accuracy": pytest.approx((1 + 2 / 3) / 2),
@@ -168,8 +183,8 @@ def test_what_cannot_be_trained_is_refused():
     ]
     for data, columns, changes, message in cases:
         with pytest.raises(UserInputError, match=message):
-            train_judge(data, columns, **SHORT | changes)
-    with pytest.raises(TrainingDivergedError, match="the judge's loss is nan"):
-        train_judge(images, labels, **SHORT, learning_rate=float("inf"))
-    with pytest.raises(UserInputError, match="no images to judge"):
-        JudgeNet({"a": 2}, 16).judge(images[:0])
+            train_attribute_classifier(data, columns, **SHORT | changes)
+    with pytest.raises(TrainingDivergedError, match="the attribute classifier's loss is nan"):
+        train_attribute_classifier(images, labels, **SHORT, learning_rate=float("inf"))
+    with pytest.raises(UserInputError, match="no images to classify"):
+        AttributeClassifier({"a": 2}, 16).predict(images[:0])

@@ -2,18 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from hebm_sample.cli.requests import CommandOptions, SteeringOptions, refuse
-from hebm_sample.config import EDIT_STEPS
+from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions, counted, refuse
+from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, DecoderName
 
 __all__ = [
     "EditOptions",
     "InpaintOptions",
     "InterpolateOptions",
+    "STDIN",
     "ScoreOptions",
-    "counted",
+    "name_of",
 ]
+
+STDIN = "-"
+
+
+def name_of(source: Path) -> str:
+    """What files that are made of an image are called: its name without the ending; of a stream
+    what can be said of it.
+    """
+    if str(source) == STDIN:
+        return "stdin"
+    return f"stream{source.stem}" if source.parent.name == "fd" else source.stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +38,13 @@ class EditOptions(SteeringOptions):
     strength: float
     method: Literal["flow", "noise"]
 
+    default_guidance: ClassVar[float] = EDIT_GUIDANCE
+
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(
             self.method == "flow" and self.sampler not in (None, "flow"),
-            f"--sampler {self.sampler} draws, and an edit by the flow does not; "
+            f"--sampler {self.sampler} draws noise, and an edit by the flow does not; "
             "leave it out, or add --method noise",
         )
         if self.method == "flow":  # said here, for progress bars and for what an image tells
@@ -43,10 +57,15 @@ class EditOptions(SteeringOptions):
         )
 
     @property
-    def wishes(self) -> dict[str, Any]:
-        """As of every command; guidance only if it was typed: an edit has its own default."""
-        wishes = super().wishes
-        return wishes if self.guidance else {k: v for k, v in wishes.items() if k == "symbols"}
+    def facts(self) -> dict[str, Any]:
+        """What was asked for beyond the sampler's settings."""
+        return {
+            "symbols": self.symbols or None,
+            "guidance": self.weights or None,
+            "strength": self.strength,
+            "method": self.method,
+            "groups": None if self.groups is None else list(self.groups),
+        }
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
@@ -61,13 +80,14 @@ class EditOptions(SteeringOptions):
         taken: dict[str, Path] = {}
         for image in self.images:
             # Some file systems do not tell A.png from a.png.
-            other = taken.setdefault(image.stem.casefold(), image)
+            name = name_of(image)
+            other = taken.setdefault(name.casefold(), image)
             refuse(
                 other is not image,
-                f"{other} and {image} would both become {image.stem}.png; "
+                f"{other} and {image} would both become {name}.png; "
                 "rename one, or edit them apart",
             )
-        return [self.outdir / f"{image.stem}.png" for image in self.images]
+        return [self.outdir / f"{name_of(image)}.png" for image in self.images]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +105,16 @@ class InpaintOptions(SteeringOptions):
         object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What was asked for beyond the sampler's settings."""
+        return {
+            "symbols": self.symbols or None,
+            "guidance": self.weights or None,
+            "strength": self.strength,
+            "weight": self.weight,
+        }
+
+    @property
     def chosen_seeds(self) -> tuple[int, ...]:
         """As typed, or 0."""
         return self.seeds or (0,)
@@ -94,7 +124,8 @@ class InpaintOptions(SteeringOptions):
         """--outdir DIR/<stem>-seed0007.png of each seed."""
         if self.outdir is None:
             return []
-        return [self.outdir / f"{self.image.stem}-seed{s:04d}.png" for s in self.chosen_seeds]
+        name = name_of(self.image)
+        return [self.outdir / f"{name}-seed{s:04d}.png" for s in self.chosen_seeds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +135,7 @@ class InterpolateOptions(CommandOptions):
     a: Path
     b: Path
     num_images: int
+    decoder: DecoderName | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +144,3 @@ class ScoreOptions(CommandOptions):
 
     images: tuple[Path, ...]
     groups: tuple[int, ...] | None
-
-
-def counted(count: int) -> str:
-    """`1 image`, `3 images`."""
-    return f"{count} image" if count == 1 else f"{count} images"

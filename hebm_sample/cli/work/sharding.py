@@ -1,24 +1,24 @@
-"""Which of the asked seeds this process draws, where many images are drawn to one folder.
+"""Which seeds this process samples, where many images go to one folder.
 
-    share     of the batches 0, 1, 2, ... process r of W draws r, r + W, ...: the same batches, so
+    share     of the batches 0, 1, 2, ... process r of W takes r, r + W, ...: the same batches, so
               the same images as from one process
     resume    DIR/.unfinished-r lies in the folder from before the first image until after the
               last. Where it is found, the run before was stopped, and an image whose text says
-              what this run would write into it is not drawn again.
+              what this run would write into it is not sampled again.
 
 r and W are RANK and WORLD_SIZE, which `accelerate launch` and `torchrun` set. Nothing is sent
 between the processes.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 
-__all__ = ["Share", "holds", "unfinished"]
+__all__ = ["Share", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Share:
 
 @contextmanager
 def unfinished(folder: Path, share: Share) -> Iterator[bool]:
-    """Marks the folder while this process draws; gives whether a run before was stopped."""
+    """Marks the folder while this process samples; gives whether a run before was stopped."""
     mark = folder / f".unfinished-{share.rank}"
     stopped, is_new = any(folder.glob(".unfinished-*")), not folder.exists()
     try:
@@ -84,14 +84,3 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     # Alone, the marks of other processes are out of date too.
     for old in list(folder.glob(".unfinished-*")) if share.size == 1 else [mark]:
         old.unlink(missing_ok=True)
-
-
-def holds(path: Path, text: Mapping[str, str]) -> bool:
-    """Whether there is a PNG with this text. Files appear by rename, so it is whole."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return all(image.info.get(key) == value for key, value in text.items())
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError):
-        return False

@@ -4,7 +4,8 @@ A step of the whole batch is walked through without numbers (torch's device "met
 
     FLOPs   of convolutions and matrix products, forward and backward
     memory  learned weights x (weights, gradients, two moments, average) + frozen weights
-            + the most bytes of activations alive at a time, without kernels' own work space
+            + the most bytes of a micro-batch's activations alive at a time, in float32 and
+              without kernels' own work space
 
 A step of a small batch b is made for real, on images of noise, and timed:
 
@@ -36,9 +37,10 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
+from hebm_sample.training.costs.flops import Meter
+from hebm_sample.training.devices import checkpointing, number_format
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
-from hebm_sample.training.flops import Meter
 from hebm_sample.training.optim import Part, averaged, make_optimizer, seed_step, train_step
 
 __all__ = ["Costs", "Estimate", "dry_run"]
@@ -54,8 +56,8 @@ Batch = tuple[Tensor, Tensor | None]
 
 
 class Costs(NamedTuple):
-    """Of a step: FLOPs and most bytes of activations, of the whole batch; seconds of forward and
-    backward and of the update, of the small one.
+    """Of a step: FLOPs of the whole batch; most bytes of activations, of a micro-batch; seconds of
+    forward and backward and of the update, of the small batch.
     """
 
     flops: float
@@ -81,6 +83,7 @@ class Estimate:
         timed_batch: Images of the step that was timed.
         device: In words.
         images: Rows of `--data`, if it was given.
+        settings: The run's.
     """
 
     kind: Kind
@@ -96,6 +99,7 @@ class Estimate:
     timed_batch: int
     device: str
     images: int | None = None
+    settings: TrainSettings = TrainSettings(steps=1)
 
     @property
     def step_seconds(self) -> float:
@@ -123,6 +127,7 @@ class Estimate:
             f"objective   {self.objective}",
             f"parameters  {counts}; this run learns {_scaled(self.learned)}",
             f"steps       {self.steps:,} of {self.batch} images per process{epochs}",
+            *self._how(),
             f"FLOPs       {_scaled(costs.flops / self.batch)} an image, {_scaled(costs.flops)} "
             f"a step, {_scaled(costs.flops * self.steps)} in all",
             f"memory      {_bytes(self.state_bytes + costs.activations)}: "
@@ -135,6 +140,17 @@ class Estimate:
             f"{_duration(self.step_seconds * self.steps)} in all on this device",
             "Time is extrapolated in proportion to the batch and the steps; nothing was written.",
         ]
+
+    def _how(self) -> list[str]:
+        """What is not a step's ordinary way, in a line."""
+        s, how = self.settings, []
+        if s.accumulate > 1:
+            how.append(f"{s.accumulate} micro-batches of {s.batch_size // s.accumulate}")
+        if s.dtype != "float32":
+            how.append(f"{s.dtype} (activations are counted in float32, an upper bound)")
+        if s.activation_checkpointing:
+            how.append("activations inside T's groups are computed twice")
+        return ["            " + "; ".join(how)] if how else []
 
 
 def _scale_table(config: AnyGeneratorConfig) -> list[str]:
@@ -179,8 +195,10 @@ def _noise_batch(config: AnyGeneratorConfig, preset: Preset, kind: Kind, count: 
     return images, torch.stack([torch.randint(len(s.values), (count,)) for s in symbols], dim=1)
 
 
-def _counted(objective: nn.Module, batch: Batch) -> tuple[float, float]:
-    """FLOPs of a forward and backward pass, and the most bytes of activations alive at once."""
+def _counted(objective: nn.Module, batch: Batch, times: int) -> tuple[float, float]:
+    """FLOPs of so many forward and backward passes, and the most bytes of activations alive at
+    once.
+    """
     shadow = copy.deepcopy(objective).to("meta")
     for p in (p for p in shadow.parameters() if p.requires_grad):
         p.grad = torch.empty_like(p)
@@ -188,7 +206,7 @@ def _counted(objective: nn.Module, batch: Batch) -> tuple[float, float]:
     inputs = (images, 0.5) if labels is None else (images, 0.5, labels)
     with Meter(shadow) as meter:
         shadow(*inputs)[0].backward()
-    return meter.flops, meter.peak_bytes
+    return times * meter.flops, meter.peak_bytes
 
 
 def _timed(
@@ -206,7 +224,8 @@ def _timed(
     clip, start = settings.gradient_clip, 0.0
     for _ in range(2):
         start = _clock(device)
-        train_step(objective, [Part(images, labels)], 0.5, optimizer, parameters, clip)
+        part, context = Part(images, labels), number_format(settings, device)
+        train_step(objective, [part], 0.5, optimizer, parameters, clip, context=context)
     done = _clock(device)
     optimizer.step()
     average.update_parameters(learner)
@@ -265,6 +284,15 @@ def _objective_text(objective: nn.Module) -> str:
     return "score, every noise level"
 
 
+class _Built(NamedTuple):
+    """The networks of a run, and its objective around them."""
+
+    generator: Generator
+    encoder: ImageEncoder
+    objective: PriorObjective | GeneratorObjective
+    learner: nn.Module
+
+
 def dry_run(
     kind: Kind,
     preset: Preset,
@@ -287,51 +315,82 @@ def dry_run(
     """
     settings = preset.generator_settings if kind == "generator" else preset.prior_settings
     seed_step(settings.seed, 0, 0)
-    if kind == "prior" and model is not None:
-        generator, encoder = model.generator, model.encoder
-    else:
-        generator, encoder = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
-    config = generator.config
-    if kind == "prior":
-        built = _prior_objective(preset, objective or preset.objective, generator, encoder)
-        learner: nn.Module = built.energy
-    else:
-        assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
-        built = learner = GeneratorObjective(generator, encoder, preset.kl_weight)
-        if model is not None and config.grows_from(model.config.generator):
-            generator.grow_from(model.generator)
-            encoder.requires_grad_(False)
-    built.to(device).train()
-    whole = _noise_batch(config, preset, kind, settings.batch_size)
+    built = _build(kind, preset, objective or preset.objective, model)
+    built.objective.to(device).train()
     small = min(TIMED_BATCH.get(device.type, 1), settings.batch_size)
-    few = _noise_batch(config, preset, kind, small)
-
-    def measure() -> Costs:
-        return Costs(*_counted(built, whole), *_timed(built, learner, settings, few, device))
-
-    costs = _with_chain(built, measure) if isinstance(built, MleObjective) else measure()
-    learned = _count(learner, learned=True)
-    energies = built.energy if isinstance(built, PriorObjective) else _energies(preset)
-    parts = {"generator": generator, "encoder": encoder, "energies": energies}
-    estimate = Estimate(
-        kind=kind,
-        name=preset.name,
-        objective=_objective_text(built),
-        generator=config,
-        parameters={name: _count(part) for name, part in parts.items()},
-        learned=learned,
-        frozen=_count(built) - learned,
-        batch=settings.batch_size,
-        steps=settings.steps or 1,
-        costs=costs,
-        timed_batch=small,
-        device=_device_text(device),
-        images=images,
-    )
+    with checkpointing(built.objective, settings.activation_checkpointing):
+        costs = _measure(kind, preset, built, settings, small, device)
+    estimate = _estimate(kind, preset, built, settings, costs)
+    estimate = replace(estimate, timed_batch=small, device=_device_text(device), images=images)
     if settings.steps is None and settings.time_budget is not None:
         steps = max(1, int(settings.time_budget / estimate.step_seconds))
         return replace(estimate, steps=steps)
     return estimate
+
+
+def _build(kind: Kind, preset: Preset, objective: str, model: Pipeline | None) -> _Built:
+    """The objective, with random weights where there is no model; arguments as of `dry_run`."""
+    if kind == "prior":
+        if model is not None:
+            networks: tuple[Generator, ImageEncoder] = model.generator, model.encoder
+        else:
+            networks = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
+        energies = _prior_objective(preset, objective, *networks)
+        return _Built(*networks, energies, energies.energy)
+    generator, encoder = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
+    learned = GeneratorObjective(generator, encoder, preset.kl_weight)
+    if model is not None and generator.config.grows_from(model.config.generator):
+        generator.grow_from(model.generator)
+        encoder.requires_grad_(False)
+    return _Built(generator, encoder, learned, learned)
+
+
+def _measure(
+    kind: Kind,
+    preset: Preset,
+    built: _Built,
+    settings: TrainSettings,
+    small: int,
+    device: torch.device,
+) -> Costs:
+    """A step counted in micro-batches of the whole size, and timed with a small batch."""
+    config, micro = built.generator.config, settings.batch_size // settings.accumulate
+    counted = _noise_batch(config, preset, kind, micro)
+    few = _noise_batch(config, preset, kind, small)
+
+    def measure() -> Costs:
+        return Costs(
+            *_counted(built.objective, counted, settings.accumulate),
+            *_timed(built.objective, built.learner, settings, few, device),
+        )
+
+    if isinstance(built.objective, MleObjective):
+        return _with_chain(built.objective, measure)
+    return measure()
+
+
+def _estimate(
+    kind: Kind, preset: Preset, built: _Built, settings: TrainSettings, costs: Costs
+) -> Estimate:
+    """The whole run from the costs of a step."""
+    objective, learned = built.objective, _count(built.learner, learned=True)
+    energies = objective.energy if isinstance(objective, PriorObjective) else _energies(preset)
+    parts = {"generator": built.generator, "encoder": built.encoder, "energies": energies}
+    return Estimate(
+        kind=kind,
+        name=preset.name,
+        objective=_objective_text(objective),
+        generator=built.generator.config,
+        parameters={name: _count(part) for name, part in parts.items()},
+        learned=learned,
+        frozen=_count(objective) - learned,
+        batch=settings.batch_size,
+        steps=settings.steps or 1,
+        costs=costs,
+        timed_batch=1,
+        device="",
+        settings=settings,
+    )
 
 
 def _energies(preset: Preset) -> JointEnergy:

@@ -19,8 +19,8 @@ from hebm_sample.io.files import short
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.release_network import DenseBlock, HalvingBlock, ReleaseNet
 from hebm_sample.prior.schedule import release_levels
-from hebm_sample.training.nvae_checkpoint import unpickle
-from hebm_sample.training.nvae_weights import Source
+from hebm_sample.training.imports.nvae_checkpoint import unpickle
+from hebm_sample.training.imports.nvae_weights import Source
 
 __all__ = ["load_energies"]
 

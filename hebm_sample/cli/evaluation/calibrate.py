@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.options import HELD_OUT, open_sets_of, with_options
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
 
@@ -18,16 +19,9 @@ __all__ = ["calibrate"]
     "--data",
     required=True,
     metavar="SOURCE",
-    help="The data it was trained on, held-out rows last.",
+    help="The data it was trained on.",
 )
-@click.option(
-    "--validation",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Rows at the end that training kept apart; 0: the split `test` is held out."
-    "  [default: the preset's, or 4000]",
-)
-@click.option("--split", metavar="NAME", help="Split of the data that is held out.")
+@with_options(HELD_OUT)
 @click.option(
     "-n",
     "--num-images",
@@ -57,21 +51,13 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
             "wrote"
         )
     from hebm_sample.evaluation.calibration import calibrate as calibrate_model
-    from hebm_sample.evaluation.distances import open_held_out
     from hebm_sample.hub.save import write_calibration
     from hebm_sample.pipeline.pipeline import Pipeline
     from hebm_sample.pipeline.runtime.process import tune_process
 
     tune_process()
     pipe = Pipeline.from_pretrained(folder, device=options["device"])
-    _, held_out = open_held_out(
-        data,
-        size=pipe.config.generator.image_size,
-        model=pipe.name,
-        validation=options["validation"],
-        split=options["split"],
-        progress=not quiet,
-    )
+    _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
     found = calibrate_model(
         pipe,
         held_out.images[:num_images],

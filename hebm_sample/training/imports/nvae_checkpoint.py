@@ -23,7 +23,7 @@ from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import licence_of, write_model_folder
 from hebm_sample.io.files import short
-from hebm_sample.training.nvae_weights import fill
+from hebm_sample.training.imports.nvae_weights import fill
 
 __all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config", "unpickle"]
 
@@ -206,7 +206,7 @@ def import_nvae(
         folder: The model's folder; untouched if the checkpoint is refused.
         name: The model's; `nvae-DATASET` if None.
         energies: A file of the authors' release that was trained on it
-            (`training/release_checkpoint.py`); no prior if None.
+            (`release_checkpoint.py`); no prior if None.
 
     Raises:
         UserInputError: There is no such file, or it is no checkpoint that is supported.
@@ -216,7 +216,7 @@ def import_nvae(
     config = ModelConfig(name or f"nvae-{found.dataset}", found.config)
     prior = None
     if energies is not None:
-        from hebm_sample.training.release_checkpoint import load_energies
+        from hebm_sample.training.imports.release_checkpoint import load_energies
 
         described, sampling, prior = load_energies(energies, found.config)
         config = replace(config, prior=described, sampling=sampling)

@@ -1,0 +1,215 @@
+"""`hebm-eval control`: do samples and edits follow their conditions?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.options import (
+    BATCH,
+    DEVICE,
+    FILE,
+    HELD_OUT,
+    JSON,
+    QUIET,
+    SAMPLING,
+    check_folder,
+    common_options,
+    data_option,
+    images_option,
+    open_sets_of,
+    with_options,
+    write_json,
+)
+from hebm_sample.errors import UserInputError
+
+__all__ = ["CONTROL_NAMES", "CONTROL_OPTIONS", "check_classifier", "control", "measure_control"]
+
+_IMAGES = 100
+
+# Of `control`, and of a report that measures it, too.
+CONTROL_OPTIONS = (
+    click.option(
+        "--classifier",
+        "--judge",
+        "classifier_file",
+        type=FILE,
+        metavar="FILE",
+        help="A trained attribute classifier.  [default: trained, and kept in the cache]",
+    ),
+    click.option(
+        "--classifier-steps",
+        "--judge-steps",
+        "classifier_steps",
+        type=click.IntRange(2),
+        metavar="N",
+        help="Steps of training a classifier.  [default: ten passes over the rows]",
+    ),
+    click.option(
+        "--label-column",
+        "label_column",
+        multiple=True,
+        metavar="SYMBOL=COLUMN",
+        help="Column of a symbol's labels.  [default: the preset's, or the same name]",
+    ),
+    click.option(
+        "--attributes", metavar="A,B", help="Symbols to condition on.  [default: all with labels]"
+    ),
+    click.option(
+        "--combine",
+        multiple=True,
+        metavar="A=VALUE,B=VALUE",
+        help="Target values together; repeatable.",
+    ),
+    click.option("--guidance", metavar="W,W", help="Weights to try.  [default: 0,1,2,4]"),
+    click.option(
+        "--edit", metavar="A=VALUE", help="Edit held-out images that lack this by their labels."
+    ),
+    click.option(
+        "--edit-images", type=click.IntRange(1), metavar="N", help="How many.  [default: 200]"
+    ),
+    click.option(
+        "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.77]"
+    ),
+    click.option(
+        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 32]"
+    ),
+    click.option(
+        "--edit-method", type=click.Choice(["flow", "noise"]), help="Of edits.  [default: flow]"
+    ),
+    click.option(
+        "--held-out",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Held-out images to classify and reconstruct.  [default: 2000]",
+    ),
+    click.option(
+        "--layer-images",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Samples to vary layer by layer.  [default: 4]",
+    ),
+)
+_PLAN_NAMES = (
+    "edit_images",
+    "strength",
+    "edit_guidance",
+    "edit_method",
+    "held_out",
+    "layer_images",
+)
+# The order is that of a report's keys.
+CONTROL_NAMES = (
+    "classifier_file",
+    "classifier_steps",
+    "label_column",
+    "attributes",
+    "combine",
+    "guidance",
+    "edit",
+    *_PLAN_NAMES,
+)
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("model")
+@with_options(
+    data_option(True, "The data it was trained on, with labels."),
+    HELD_OUT,
+    images_option(_IMAGES, "Samples a value and guidance."),
+    CONTROL_OPTIONS,
+    SAMPLING,
+    BATCH,
+    JSON,
+    DEVICE,
+    QUIET,
+)
+def control(model: str, data: str, json_path: Path | None, **options: Any) -> None:
+    """Measure how often MODEL's samples and edits show what they are conditioned on.
+
+    An attribute classifier that shares nothing with the model says what is in them.
+    """
+    from hebm_sample.cli.trained import model_to_measure
+
+    check_folder("--json", json_path)
+    check_classifier(options)
+    pipe = model_to_measure(model, options["device"])
+    sets = open_sets_of(pipe, data, options)
+    result = measure_control(pipe, sets, common_options(options), options)
+    click.echo(result.table())
+    write_json(json_path, result.to_dict())
+
+
+def check_classifier(options: dict[str, Any]) -> None:
+    """A classifier is read or trained."""
+    if options["classifier_file"] is not None and options["classifier_steps"] is not None:
+        raise UserInputError(
+            "--classifier-steps trains a classifier, --classifier reads one; leave one out"
+        )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserInputError(f"--guidance is {text!r}; write numbers such as 0,1,2,4") from error
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UserInputError(f"--label-column is {pair!r}; write SYMBOL=COLUMN")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _symbols(pipe: Any) -> Any:
+    return pipe.config.prior.symbols if pipe.config.prior is not None else ()
+
+
+def _plan(pipe: Any, options: dict[str, Any]) -> Any:
+    """What the control options ask for; what was not typed is `ControlPlan`'s default."""
+    from hebm_sample.evaluation.classifiers import parse_condition
+    from hebm_sample.evaluation.control_results import ControlPlan
+    from hebm_sample.pipeline.conditions import find_symbol
+
+    def condition(text: str) -> dict[str, str]:
+        return parse_condition(text, table, pipe.name)
+
+    table = _symbols(pipe)
+    given: dict[str, Any] = {name: options[name] for name in _PLAN_NAMES}
+    given |= {
+        "num_images": options["num_images"] or _IMAGES,
+        "guidance": options["guidance"] and _numbers(options["guidance"]),
+        "combinations": tuple(condition(text) for text in options["combine"]),
+        "edit": options["edit"] and condition(options["edit"]),
+    }
+    if options["attributes"] is not None:
+        names = [name.strip() for name in options["attributes"].split(",")]
+        given["attributes"] = tuple(find_symbol(table, n, pipe.name).name for n in names)
+    return ControlPlan(**{k: v for k, v in given.items() if v is not None})
+
+
+def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The control tables; `sets` are training and held-out images."""
+    from hebm_sample.evaluation.classifiers import find_attribute_classifier, label_columns
+    from hebm_sample.evaluation.control import control
+    from hebm_sample.metrics import load_attribute_classifier
+
+    training, held_out = sets
+    plan = _plan(pipe, options)
+    columns = label_columns(_symbols(pipe), training, pipe.name, _columns(options["label_column"]))
+    if options["classifier_file"] is not None:
+        found = load_attribute_classifier(options["classifier_file"], device=pipe.device)
+    else:
+        common["announce"]("attribute classifier")
+        found = find_attribute_classifier(
+            training,
+            held_out,
+            tuple(columns.values()),
+            steps=options["classifier_steps"],
+            device=pipe.device,
+            progress=common["progress"],
+        )
+    return control(pipe, training, held_out, *found, columns, plan, **common)

@@ -1,0 +1,84 @@
+"""`hebm-eval distances`: bits, KL, Fréchet distances and the gap closed."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample import __version__
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.options import (
+    BATCH,
+    DEVICE,
+    FEATURE_STEPS,
+    HELD_OUT,
+    JSON,
+    QUIET,
+    SAMPLING,
+    check_folder,
+    check_needs_data,
+    common_options,
+    data_option,
+    images_option,
+    open_sets_of,
+    with_options,
+    write_json,
+)
+
+__all__ = ["distances"]
+
+_IMAGES = 2000
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("model")
+@with_options(
+    data_option(
+        False,
+        "The data it was trained on. Without them only what the package's own reference allows "
+        "is measured.",
+    ),
+    HELD_OUT,
+    images_option(_IMAGES, "Images in each set."),
+    FEATURE_STEPS,
+    SAMPLING,
+    BATCH,
+    JSON,
+    DEVICE,
+    QUIET,
+)
+def distances(model: str, data: str | None, json_path: Path | None, **options: Any) -> None:
+    """Measure MODEL on held-out images: bits, KL, Fréchet distances, gap closed.
+
+    MODEL is a name, a model's folder, or a run of hebm-train prior.
+    """
+    from hebm_sample.cli.trained import model_to_measure
+
+    check_folder("--json", json_path)
+    check_needs_data(data, options, ["validation", "split", "feature_steps"])
+    pipe = model_to_measure(model, options["device"])
+    common = common_options(options)
+    if data is None:
+        found = {"version": __version__}
+        found |= _without_data(pipe, common, options["num_images"])
+    else:
+        from hebm_sample.evaluation.distances import evaluate
+
+        sizes = {name: options[name] for name in ("num_images", "feature_steps")}
+        result = evaluate(pipe, *open_sets_of(pipe, data, options), **sizes, **common)
+        click.echo(result.table())
+        found = result.to_dict()
+    write_json(json_path, found)
+
+
+def _without_data(pipe: Any, common: dict[str, Any], count: int) -> dict[str, Any]:
+    """Distances to the reference that comes with the package; prints them."""
+    from hebm_sample.evaluation.distances import make_context_without_data
+    from hebm_sample.evaluation.report.images import show_gap
+    from hebm_sample.evaluation.report.page import to_markdown
+    from hebm_sample.evaluation.report.report import shipped_gap
+
+    settings = {k: v for k, v in common.items() if k != "announce"}
+    found = shipped_gap(make_context_without_data(pipe, num_images=count, **settings))
+    click.echo(to_markdown(show_gap(found)).rstrip())
+    return found

@@ -1,0 +1,206 @@
+"""Options that several measuring commands take, and what they ask for."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample.cli.data import HoldOutType, tell
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.files import write_atomically
+
+__all__ = [
+    "ARGUMENTS",
+    "BATCH",
+    "DEVICE",
+    "DEVICES",
+    "FEATURE_STEPS",
+    "FILE",
+    "HELD_OUT",
+    "JSON",
+    "QUIET",
+    "SAMPLING",
+    "check_folder",
+    "check_needs_data",
+    "command_line",
+    "common_options",
+    "data_option",
+    "images_option",
+    "named_sources",
+    "open_sets",
+    "open_sets_of",
+    "option_names",
+    "with_options",
+    "write_json",
+]
+
+Decorator = Callable[..., Any]
+ARGUMENTS = "hebm_sample.cli.evaluation.arguments"  # of what was typed, in a context's meta
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+DEVICE: Decorator = click.option(
+    "--device", type=DEVICES, default="auto", show_default=True, help="Where to compute."
+)
+QUIET: Decorator = click.option("--quiet", is_flag=True, help="No progress bars.")
+BATCH: Decorator = click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Images at a time.",
+)
+JSON: Decorator = click.option(
+    "--json", "json_path", type=FILE, metavar="FILE", help="Write the figures there too."
+)
+FEATURE_STEPS: Decorator = click.option(
+    "--feature-steps",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Steps of the classifier whose features are used.  [default: 1200]",
+)
+HELD_OUT: Sequence[Decorator] = (
+    click.option(
+        "--validation",
+        type=HoldOutType(),
+        metavar="ROWS",
+        help="Rows that training kept apart: hash, last:N or N; 0: the split `test` is held out."
+        "  [default: the run's, where the model says it; else the preset's, or hash]",
+    ),
+    click.option("--split", metavar="NAME", help="Split of the data that is held out."),
+)
+SAMPLING: Sequence[Decorator] = (
+    click.option(
+        "--sampler",
+        type=click.Choice(["recovery", "annealed", "flow"]),
+        help="In place of the model's own.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Gradients, in place of the model's own.",
+    ),
+    click.option(
+        "--step-scale", type=click.FloatRange(0), metavar="C", help="In place of the model's own."
+    ),
+)
+
+
+def data_option(required: bool, text: str) -> Decorator:
+    """--data."""
+    return click.option("--data", required=required, metavar="SOURCE", help=text)
+
+
+def images_option(default: int, text: str) -> Decorator:
+    """-n."""
+    return click.option(
+        "-n",
+        "--num-images",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help=text,
+    )
+
+
+def with_options(*options: Decorator | Sequence[Decorator]) -> Callable[[Any], Any]:
+    """These options, in this order."""
+    flat: list[Decorator] = []
+    for option in options:
+        flat += [option] if callable(option) else option
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(flat):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def option_names(names: Sequence[str]) -> str:
+    """As they are typed: `judge_file` is not a name of an option, `--classifier` is."""
+    return ", ".join("--" + name.removesuffix("_file").replace("_", "-") for name in names)
+
+
+def check_needs_data(data: str | None, options: dict[str, Any], names: Sequence[str]) -> None:
+    """An option that would be ignored is an error."""
+    typed = [name for name in names if options[name] not in (None, (), False)]
+    if data is None and typed:
+        raise UserInputError(f"{option_names(typed)} need --data")
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Before hours of work, not after them."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserInputError(f"{option} {path}: the folder {path.parent} does not exist")
+
+
+def open_sets_of(pipe: Any, data: str, options: dict[str, Any]) -> Any:
+    """Training and held-out images of a model, of which a line is printed."""
+    size = pipe.config.generator.image_size
+    return open_sets(data, size, pipe.name, options, pipe.config.training)
+
+
+def open_sets(
+    data: str,
+    size: int,
+    model: str | None,
+    options: dict[str, Any],
+    records: Sequence[Any] = (),
+) -> Any:
+    """The same without a model's size, and maybe without its name and records."""
+    from hebm_sample.evaluation.distances import held_out_by, open_held_out
+    from hebm_sample.training.record import check_rows
+
+    quiet = options["quiet"]
+    chosen: dict[str, Any] = {"validation": options["validation"], "split": options["split"]}
+    chosen["records"] = records
+    sets = open_held_out(data, size=size, model=model, progress=not quiet, **chosen)
+    rule = held_out_by(model, size=size, **chosen)
+    if model is not None and (note := check_rows(model, records, *sets)):
+        rule += f"; {note}"
+    tell(data, *sets, rule, quiet)
+    return sets
+
+
+def common_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What every measurement takes: batches, bars, words, and the sampler's settings."""
+    quiet = options["quiet"]
+    return {
+        "batch_size": options["batch"],
+        "progress": not quiet,
+        "announce": lambda text: None if quiet else click.echo(text, err=True),
+        **{name: options[name] for name in ("sampler", "steps", "step_scale")},
+    }
+
+
+def named_sources(option: str, pairs: Sequence[str], size: int, count: int) -> dict[str, Any]:
+    """NAME=SOURCE: images by name, the last rows of each source."""
+    from hebm_sample.data.dataset import last_images
+
+    found = {}
+    for pair in pairs:
+        name, _, source = pair.partition("=")
+        if not (name and source):
+            raise UserInputError(f"{option} is {pair!r}; write NAME=SOURCE")
+        if name in found:
+            raise UserInputError(f"{option} names {name!r} twice")
+        found[name] = last_images(source, size=size, count=count)
+    return found
+
+
+def write_json(path: Path | None, found: dict[str, Any]) -> None:
+    """Where one was asked for."""
+    if path is not None:
+        write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def command_line() -> str:
+    """The `hebm-eval` line that is running."""
+    return "hebm-eval " + shlex.join(click.get_current_context().meta.get(ARGUMENTS, []))

@@ -1,0 +1,167 @@
+"""`hebm-eval report`: everything about a model, on one page."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.control import (
+    CONTROL_NAMES,
+    CONTROL_OPTIONS,
+    check_classifier,
+    measure_control,
+)
+from hebm_sample.cli.evaluation.ood import OOD
+from hebm_sample.cli.evaluation.options import (
+    BATCH,
+    DEVICE,
+    FEATURE_STEPS,
+    HELD_OUT,
+    QUIET,
+    SAMPLING,
+    check_folder,
+    check_needs_data,
+    command_line,
+    common_options,
+    data_option,
+    images_option,
+    named_sources,
+    open_sets_of,
+    with_options,
+)
+from hebm_sample.errors import UserInputError
+
+__all__ = ["report"]
+
+_IMAGES = 2000
+_PARTS = {"prior-hole": "hole"}  # other spellings
+_NEEDS_DATA = ("validation", "split", "feature_steps", "baseline", *CONTROL_NAMES)
+
+
+@click.command(cls=OneLineErrors)
+@click.argument("model")
+@with_options(
+    click.option(
+        "--out",
+        required=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="The page and results.json; a second call goes on where it was.",
+    ),
+    data_option(
+        False,
+        "The data it was trained on. Without them only what the package's own reference allows "
+        "is measured.",
+    ),
+    HELD_OUT,
+    images_option(_IMAGES, "Images in each set."),
+    click.option(
+        "--parts",
+        metavar="A,B",
+        help="gap, baselines, control, hole, ood, memorisation, diagnostics.  [default: all]",
+    ),
+    OOD,
+    click.option(
+        "--baseline",
+        multiple=True,
+        metavar="NAME=DIR",
+        help="Another prior of the same generator, such as hebm-train baseline's.",
+    ),
+    FEATURE_STEPS,
+    click.option(
+        "--inception",
+        is_flag=True,
+        help="Also in Inception's features; the extra [inception].",
+    ),
+    CONTROL_OPTIONS,
+    SAMPLING,
+    BATCH,
+    DEVICE,
+    QUIET,
+)
+def report(
+    model: str, out: Path, data: str | None, others: tuple[str, ...], **options: Any
+) -> None:
+    """Measure everything about MODEL, and write a page and its numbers.
+
+    The options from --classifier to --layer-images are those of hebm-eval control.
+    """
+    from hebm_sample.cli.trained import model_to_measure
+    from hebm_sample.evaluation.report.report import check_extras, write_report
+
+    check_folder("--out", out)
+    check_needs_data(data, options | {"ood": others}, [*_NEEDS_DATA, "ood"])
+    check_classifier(options)
+    pipe = model_to_measure(model, options["device"])
+    sets = None if data is None else open_sets_of(pipe, data, options)
+    plan = _plan(pipe, sets, others, options)
+    check_extras(plan)
+    context = _context(pipe, sets, out, options)
+    found = write_report(context, plan, out, announce=common_options(options)["announce"])
+    click.echo(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
+
+
+def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]) -> Any:
+    from hebm_sample.evaluation.report.report import ReportPlan
+
+    parts = None
+    if options["parts"] is not None:
+        typed = (str(p).strip() for p in options["parts"].split(","))
+        parts = tuple(_PARTS.get(p, p) for p in typed)
+    size = pipe.config.generator.image_size
+    return ReportPlan(
+        parts=parts,
+        feature_steps=options["feature_steps"],
+        inception=options["inception"],
+        others=named_sources("--ood", others, size, ReportPlan.ood_images) if sets else {},
+        baselines=_folders(options["baseline"]),
+        control=_control(pipe, sets, options),
+        control_key=[str(options[name]) for name in CONTROL_NAMES],
+        command=command_line(),
+    )
+
+
+def _context(pipe: Any, sets: Any, out: Path, options: dict[str, Any]) -> Any:
+    from hebm_sample.evaluation.distances import make_context, make_context_without_data
+
+    settings = {k: v for k, v in common_options(options).items() if k != "announce"}
+    settings |= {"num_images": options["num_images"], "folder": out / "draws"}
+    if sets is None:
+        return make_context_without_data(pipe, **settings)
+    return make_context(pipe, *sets, **settings)
+
+
+def _folders(pairs: tuple[str, ...]) -> dict[str, Path]:
+    """Baselines by name."""
+    found = {}
+    for pair in pairs:
+        name, _, folder = pair.rpartition("=")  # a name may be "T = 1"
+        if not (name and folder):
+            raise UserInputError(f"--baseline is {pair!r}; write NAME=DIR")
+        if not Path(folder).is_dir():
+            raise UserInputError(f"--baseline {name}: there is no folder {folder}")
+        found[name] = Path(folder)
+    return found
+
+
+def _control(pipe: Any, sets: Any, options: dict[str, Any]) -> Callable[[], Any] | None:
+    """A measurement of control, or None where there is nothing to measure."""
+    from hebm_sample.evaluation.classifiers import label_columns
+
+    table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
+    if sets is None or not table:
+        return None
+    try:
+        label_columns(table, sets[0], pipe.name)
+    except UserInputError:
+        if not options["label_column"]:
+            return None
+
+    def run() -> dict[str, Any]:
+        common = common_options(options)
+        found = measure_control(pipe, sets, common, options | {"num_images": None})
+        return found.to_dict() | {"table": found.table()}
+
+    return run

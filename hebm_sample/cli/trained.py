@@ -1,0 +1,41 @@
+"""What commands share that begin with a training: a model or a run's folder, and durations."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["DurationType", "load_model", "model_to_measure"]
+
+
+class DurationType(click.ParamType):
+    """90s, 3m, 1.5h or seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds."""
+        from hebm_sample.presets.settings import parse_duration
+
+        return parse_duration(value) if isinstance(value, str) else value
+
+
+def load_model(name: str | Path) -> Any:
+    """A model's pipeline: a training run's newest checkpoint, or whatever `Pipeline` loads."""
+    from hebm_sample.pipeline.pipeline import Pipeline
+    from hebm_sample.training.checkpoint import latest_checkpoint
+    from hebm_sample.training.export import load_run
+
+    if Path(name).is_dir() and latest_checkpoint(name) is not None:
+        return load_run(name)
+    return Pipeline.from_pretrained(name, device="cpu")
+
+
+def model_to_measure(name: str | Path, device: str) -> Any:
+    """The same on a device, in a process that is given to sampling it."""
+    from hebm_sample.pipeline.runtime.process import tune_process
+
+    tune_process()
+    return load_model(name).to(device)

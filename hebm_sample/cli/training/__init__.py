@@ -1,0 +1,1 @@
+"""The commands of `hebm-train` that train."""

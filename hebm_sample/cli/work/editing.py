@@ -1,0 +1,288 @@
+"""What `hebm-edit` does: edit, interpolate, inpaint and score images that are read from files."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
+from hebm_sample.cli.requests.edit import (
+    STDIN,
+    EditOptions,
+    InpaintOptions,
+    InterpolateOptions,
+    ScoreOptions,
+    name_of,
+)
+from hebm_sample.cli.requests.words import edit_line, inpaint_line, interpolate_line
+from hebm_sample.cli.work.model import load, progress_bar, with_known_names, within_memory
+from hebm_sample.cli.work.outputs import (
+    check_grid,
+    check_targets,
+    energies_of,
+    save_grid,
+    save_singles,
+    tell,
+)
+from hebm_sample.cli.work.scores import score_table, scores
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import derived_seed
+from hebm_sample.pipeline.provenance import Provenance
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hebm_sample.pipeline.pipeline import Pipeline, Samples
+
+    Source: TypeAlias = Path | Image
+
+__all__ = ["edit", "inpaint", "interpolate", "provenance_of", "score", "single_text"]
+
+
+# Before the model is loaded
+
+
+def _grid_path(options: CommandOptions, first: Path, what: str) -> Path:
+    """--out, or the first image's name with what was done."""
+    return options.out or Path(f"{name_of(first)}-{what}.png")
+
+
+def _read(
+    options: CommandOptions, sources: Sequence[Path], grid: Path, targets: Sequence[Path]
+) -> list["Source"]:
+    """The sources, each an image, if nothing that is there would be overwritten unasked."""
+    outdir, images = options.outdir, _read_sources(sources)
+    check_targets(grid, outdir, targets)
+    read = {os.path.realpath(source) for source in sources}
+    for path in targets if outdir is not None else [grid]:
+        if os.path.realpath(path) in read:
+            raise UserInputError(
+                f"{path} is an image that is read; write to another place, so that it stays"
+            )
+    _refuse_existing(options, grid, targets)
+    return images
+
+
+def _refuse_existing(options: CommandOptions, grid: Path, targets: Sequence[Path]) -> None:
+    """`UserInputError` if a name that nobody typed is taken: --out itself is what was asked."""
+    derived = list(targets) if options.outdir is not None else [grid] * (options.out is None)
+    there = [path for path in derived if os.path.lexists(path)]
+    if there and not options.overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise UserInputError(
+            f"{there[0]}{more} would be overwritten; write to another place, or add --overwrite"
+        )
+
+
+def _read_sources(sources: Sequence[Path]) -> list["Source"]:
+    """Files by their paths, checked one at a time: many large images do not fit into memory
+    together. What can be read only once, - and pipes, as images.
+    """
+    from hebm_sample.io.images import open_image
+
+    if [str(source) for source in sources].count(STDIN) > 1:
+        raise UserInputError("- is the standard input, which can be read once; give it once")
+    found: list[Any] = []
+    for source in sources:
+        if str(source) == STDIN:
+            found.append(open_image(sys.stdin.buffer))
+            continue
+        is_stream = source.exists() and not (source.is_file() or source.is_dir())
+        image = open_image(source)
+        found.append(image if is_stream else source)
+    return found
+
+
+# After it
+
+
+def _squares(pipe: "Pipeline", sources: Sequence["Source"]) -> list["Image"]:
+    """The images as the model sees them."""
+    from hebm_sample.io.images import prepare, to_pil
+
+    return to_pil(prepare(list(sources), pipe.config.generator.image_size))
+
+
+def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:
+    return pipe.total_steps(num_images=count, batch_size=options.batch, steps=options.steps)
+
+
+def provenance_of(pipe: "Pipeline", options: EditOptions | InpaintOptions) -> Provenance:
+    """How the images come about."""
+    return Provenance.of_samples(pipe, **options.settings).saying(**options.facts)
+
+
+def _save(
+    options: EditOptions | InpaintOptions,
+    grid: tuple[Path, list["Image"], int],
+    samples: "Samples",
+    provenance: Provenance,
+) -> list[Path]:
+    """The grid (path, images, columns), or with --outdir each of the samples under its own path.
+
+    Returns the files written.
+    """
+    if options.outdir is not None:
+        texts = [single_text(options, provenance, i) for i in range(len(samples))]
+        return save_singles(samples.images, options.targets, texts)
+    path, images, columns = grid
+    seeds = options.chosen_seeds
+    if isinstance(options, EditOptions):
+        line = edit_line(options, provenance.facts, options.images, seeds, path)
+    else:
+        line = inpaint_line(options, provenance.facts, seeds, path)
+    text = {**provenance.of_seeds(*seeds).text(), "command": line}
+    return save_grid(images, columns, path, text)
+
+
+def single_text(
+    options: EditOptions | InpaintOptions, provenance: Provenance, index: int
+) -> dict[str, str]:
+    """What the file of the `index`-th result says of how it came about."""
+    seed, facts = options.chosen_seeds[index], provenance.facts
+    if isinstance(options, EditOptions):
+        line = edit_line(options, facts, [options.images[index]], [seed], None)
+    else:
+        line = inpaint_line(options, facts, [seed], None)
+    return {**provenance.of_seeds(seed).text(single=True), "command": line}
+
+
+def _finish(
+    options: EditOptions | InpaintOptions,
+    files: list[Path],
+    samples: "Samples",
+    provenance: Provenance,
+    start: float,
+) -> None:
+    answer = {"seeds": list(samples.seeds), "energies": energies_of(samples), **provenance.facts}
+    where = options.outdir or files[0]
+    tell(options, files, len(samples), answer, where=where, start=start)
+
+
+# The commands
+
+
+def edit(options: EditOptions) -> None:
+    """Lead images to a condition; the grid has each as it is, reconstructed, edited."""
+    start = time.perf_counter()
+    path = _grid_path(options, options.images[0], "edit")
+    sources = _read(options, options.images, path, options.targets)
+    pipe = load(options)
+    options = with_known_names(options, pipe)
+    if options.outdir is None:
+        check_grid(3 * len(options.images), pipe.config.generator.image_size, 3)
+    originals = _squares(pipe, sources)
+    decoded, edited = _edited(pipe, options, originals)
+    rows = zip(originals, decoded, edited.images, strict=True)
+    images, provenance = [image for row in rows for image in row], provenance_of(pipe, options)
+    files = _save(options, (path, images, 3), edited, provenance)
+    _finish(options, files, edited, provenance, start)
+
+
+def _edited(
+    pipe: "Pipeline", options: EditOptions, originals: list["Image"]
+) -> "tuple[list[Image], Samples]":
+    """The images reconstructed from the draw that their edit begins from, and edited."""
+    from hebm_sample.pipeline.editing import ENCODE_STREAM
+
+    seeds, batch = options.chosen_seeds, options.batch
+    own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
+    total = _total_steps(pipe, options, len(originals))
+    with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(batch):
+        edited = pipe.edit(
+            originals,
+            groups=None if options.groups is None else list(options.groups),
+            strength=options.strength,
+            method=options.method,
+            seeds=seeds,
+            batch_size=batch,
+            progress=progress,
+            **options.settings,
+            **options.condition,
+        )
+        u = pipe.encode(originals, seeds=own, batch_size=batch)
+        decoded = pipe.decode(u, decoder=options.decoder)
+    return decoded, edited
+
+
+def interpolate(options: InterpolateOptions) -> None:
+    """A row of images from one to the other."""
+    start, count = time.perf_counter(), options.num_images
+    path = _grid_path(options, options.a, "interpolate")
+    sources = _read(options, [options.a, options.b], path, [])
+    pipe = load(options)
+    check_grid(count, pipe.config.generator.image_size, count)
+    decoder, batch = options.decoder, options.batch
+    with within_memory(batch):
+        a, b = _squares(pipe, sources)
+        between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
+    provenance = Provenance.of_decoded(pipe, decoder)
+    line = interpolate_line(options, provenance.facts, path)
+    files = save_grid(between, count, path, {**provenance.text(), "command": line})
+    tell(options, files, count, dict(provenance.facts), where=path, start=start)
+
+
+def inpaint(options: InpaintOptions) -> None:
+    """Fill in the white of a mask; the grid is a row: the image, what is known, the results."""
+    from hebm_sample.io.images import prepare, prepare_masks, to_pil
+
+    start = time.perf_counter()
+    path = _grid_path(options, options.image, "inpaint")
+    image, mask = _read(options, [options.image, options.mask], path, options.targets)
+    pipe = load(options)
+    options = with_known_names(options, pipe)
+    columns, size = len(options.chosen_seeds) + 2, pipe.config.generator.image_size
+    if options.outdir is None:
+        check_grid(columns, size, columns)
+    x, unknown = prepare(image, size), prepare_masks(mask, image, size, 1)
+    filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
+    images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
+    files = _save(options, (path, images, columns), filled, provenance)
+    _finish(options, files, filled, provenance, start)
+
+
+def _filled(pipe: "Pipeline", options: InpaintOptions, x: Any, unknown: Any) -> "Samples":
+    """One result a seed.
+
+    Arguments:
+        x: The image (1, 3, S, S) in [-1, 1].
+        unknown: The mask (1, 1, S, S), true where to fill in.
+    """
+    seeds = options.chosen_seeds
+    total = _total_steps(pipe, options, len(seeds))
+    with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(options.batch):
+        return pipe.inpaint(
+            (x + 1).div(2).expand(len(seeds), -1, -1, -1),
+            unknown[0],
+            weight=options.weight,
+            strength=options.strength,
+            seeds=seeds,
+            batch_size=options.batch,
+            progress=progress,
+            **options.settings,
+            **options.condition,
+        )
+
+
+def score(options: ScoreOptions) -> None:
+    """Print what the model says about images."""
+    start = time.perf_counter()
+    sources = _read_sources(options.images)
+    pipe = load(options)
+    groups = None if options.groups is None else list(options.groups)
+    with within_memory(options.batch):
+        squares = _squares(pipe, sources)
+        rows = scores(pipe, squares, groups, options.batch)
+    rows = [{"picture": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
+    if options.as_json:
+        seconds = round(time.perf_counter() - start, 3)
+        facts = {"p_value": pipe.p_value_note(), **Provenance.of_model(pipe).facts}
+        click.echo(json.dumps({"scores": rows, **facts, "seconds": seconds}))
+    else:
+        click.echo(score_table(rows))
+        click.echo(pipe.p_value_note())

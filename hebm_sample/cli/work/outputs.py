@@ -1,0 +1,159 @@
+"""What the commands write: checked before the work, saved after it, told at the end."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hebm_sample.cli.requests.base import CommandOptions, counted
+from hebm_sample.errors import UserInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hebm_sample.pipeline.pipeline import Samples
+
+__all__ = [
+    "check_grid",
+    "check_targets",
+    "energies_of",
+    "holds",
+    "refuse_others",
+    "save_grid",
+    "save_singles",
+    "tell",
+]
+
+
+def check_targets(grid: Path, folder: Path | None, files: Iterable[Path]) -> None:
+    """Find out now, not after minutes of sampling, that the images could not be saved.
+
+    Arguments:
+        grid: Where they go if `folder` is None.
+        folder: --outdir.
+        files: What would be written to it.
+    """
+    from hebm_sample.io.images import check_folder, check_writable
+
+    if folder is None:
+        check_writable(grid)
+        return
+    check_folder(folder)
+    for path in files:
+        if os.path.lexists(path):
+            check_writable(path)
+
+
+def check_grid(count: int, resolution: int, columns: int | None = None) -> None:
+    """Refuse a grid that no viewer opens."""
+    from hebm_sample.io.images import MAX_PIXELS, grid_size
+
+    width, height = grid_size(count, resolution, resolution, columns)
+    if width * height > MAX_PIXELS:
+        raise UserInputError(
+            f"a grid of {count} images would have {width} x {height} pixels; "
+            "use --outdir, or ask for fewer images"
+        )
+
+
+def energies_of(samples: "Samples") -> list[list[float]]:
+    """-F_{i} of each image and group; empty where the model has no energies."""
+    return [] if samples.energies is None else samples.energies.float().tolist()
+
+
+def refuse_others(options: CommandOptions, texts: Mapping[Path, Mapping[str, str]]) -> None:
+    """`UserInputError` if a file of a name that nobody typed is there and says otherwise.
+
+    Arguments:
+        texts: What each file would say of how it came about.
+    """
+    if options.overwrite:
+        return
+    for path, text in texts.items():
+        if not os.path.lexists(path):
+            continue
+        reason = _difference(path, text)
+        if reason is not None:
+            raise UserInputError(
+                f"{path} would be overwritten, and {reason}; write to another place, or add "
+                "--overwrite"
+            )
+
+
+def _difference(path: Path, text: Mapping[str, str]) -> str | None:
+    """How a file came about otherwise than it would now; None if it did not."""
+    from hebm_sample.io.images import read_text
+
+    found = read_text(path)
+    if not found:
+        return "does not say how it was made"
+    for key, value in text.items():
+        if found.get(key) != value:
+            return f"was made otherwise: {key} is {found.get(key)!r}, not {value!r}"
+    return None
+
+
+def holds(path: Path, text: Mapping[str, str]) -> bool:
+    """Whether there is an image with this text. Files appear by rename, so it is whole."""
+    return path.is_file() and _difference(path, text) is None
+
+
+def save_grid(
+    images: Sequence["Image"],
+    columns: int | None,
+    path: Path,
+    text: Mapping[str, str],
+    scale: int | None = None,
+) -> list[Path]:
+    """All images on one grid, each pixel as `scale` x `scale`; the file written."""
+    from hebm_sample.io.images import enlarged, grid, save_image
+
+    save_image(grid([enlarged(image, scale or 1) for image in images], columns), path, text)
+    return [path]
+
+
+def save_singles(
+    images: Sequence["Image"],
+    paths: Sequence[Path],
+    texts: Sequence[Mapping[str, str]],
+    scale: int | None = None,
+) -> list[Path]:
+    """A file an image, each with its own text; the files written."""
+    from hebm_sample.io.images import enlarged, save_image
+
+    for image, path, text in zip(images, paths, texts, strict=True):
+        save_image(enlarged(image, scale or 1), path, text)
+    return list(paths)
+
+
+def tell(
+    options: CommandOptions,
+    files: Sequence[Path],
+    count: int,
+    answer: dict[str, Any],
+    *,
+    where: Path,
+    start: float,
+    more: str = "",
+) -> None:
+    """The closing line, or --json's answer.
+
+    Arguments:
+        files: What was written.
+        count: The number of images.
+        answer: What --json tells beside the files and the time.
+        where: What the line names: the folder or the file.
+        start: When it began, of `time.perf_counter`.
+        more: The end of the line.
+    """
+    seconds = time.perf_counter() - start
+    if options.as_json:
+        written = {"files": list(map(os.fspath, files))}
+        click.echo(json.dumps({**written, **answer, "seconds": round(seconds, 3)}))
+    elif not options.quiet:
+        name = click.format_filename(where)
+        click.echo(f"{name}: {counted(count)} in {seconds:.1f} s{more}")

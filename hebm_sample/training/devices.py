@@ -1,0 +1,108 @@
+"""What a run computes on: accelerate's engine, number formats, micro-batches, recomputation.
+
+    accelerate launch --mixed_precision bf16 --gradient_accumulation_steps k
+                    means    --dtype bfloat16 --accumulate k
+
+Activation checkpointing, "Training Deep Nets with Sublinear Memory Cost" (arXiv 1604.06174), keeps
+the states between T's groups alone and computes what lies inside a group again on the way back.
+Mixed precision keeps weights, optimiser and average in float32, "Mixed Precision Training" (arXiv
+1710.03740); bfloat16 has the range of float32, so that losses need no scaling.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hebm_sample.errors import UserInputError
+from hebm_sample.generator.protocol import Generator
+from hebm_sample.io.extras import missing_extra
+from hebm_sample.pipeline.device import pick_device
+from hebm_sample.presets.settings import TrainSettings
+
+__all__ = [
+    "agreed",
+    "averaged_over_processes",
+    "checkpointing",
+    "make_accelerator",
+    "number_format",
+]
+
+
+def make_accelerator(device: str = "auto") -> Any:
+    """accelerate's engine.
+
+    Raises `EnvironmentFailure` where accelerate is not installed or there is no such device, and
+    `UserInputError` where its settings ask for what training does not do.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise missing_extra("accelerate", "train") from error
+    pick_device(device)  # accelerate would train on the CPU where there is no such device
+    accelerator = Accelerator(cpu=device == "cpu")
+    if (precision := accelerator.mixed_precision) not in ("no", "bf16"):
+        raise UserInputError(
+            f"accelerate is set to mixed precision {precision!r}, which training does not do; set "
+            "mixed_precision to no or bf16"
+        )
+    return accelerator
+
+
+def agreed(settings: TrainSettings, accelerator: Any) -> TrainSettings:
+    """The settings with what accelerate was told about number format and accumulation.
+
+    Raises `UserInputError` where the two name different numbers of micro-batches, or the batch
+    cannot be divided into them.
+    """
+    count = accelerator.gradient_accumulation_steps
+    if count != 1 and settings.accumulate not in (1, count):
+        raise UserInputError(
+            f"accelerate is set to {count} gradient_accumulation_steps, and accumulate is "
+            f"{settings.accumulate}; leave one of them out"
+        )
+    if count != 1:
+        settings = replace(settings, accumulate=count)
+    if accelerator.mixed_precision == "bf16":
+        settings = replace(settings, dtype="bfloat16")
+    return settings
+
+
+def number_format(
+    settings: TrainSettings, device: torch.device
+) -> Callable[[], AbstractContextManager[Any]]:
+    """What the objective is called in: autocast, or nothing for float32."""
+    if settings.dtype == "float32":
+        return nullcontext
+    # Uncached: a weight that was cast where nothing is differentiated has no gradient later.
+    return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+@contextmanager
+def checkpointing(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Every generator in `module` keeps only the states between its groups, if `wanted`."""
+    generators = [m for m in module.modules() if isinstance(m, Generator)]
+    for generator in generators:
+        generator.checkpointing = wanted
+    try:
+        yield
+    finally:
+        for generator in generators:
+            generator.checkpointing = False
+
+
+def averaged_over_processes(means: dict[str, Any], accelerator: Any) -> dict[str, Any]:
+    """Numbers and lists of numbers by name, as their means over all processes, which call this
+    together.
+    """
+    if accelerator.num_processes == 1 or not means:
+        return means
+    rows = {name: torch.tensor(value, dtype=torch.float64) for name, value in means.items()}
+    flat = torch.cat([row.flatten() for row in rows.values()])
+    found: Tensor = accelerator.reduce(flat.float().to(accelerator.device), "mean").cpu()
+    parts = found.split([row.numel() for row in rows.values()])
+    named = zip(rows.items(), parts, strict=True)
+    return {name: part.view_as(row).tolist() for (name, row), part in named}

@@ -1,0 +1,164 @@
+"""A model from nothing: generator, prior and sharp decoder, one run after another.
+
+    OUT/1-generator-64 -> 2-prior-64 -> 3-decoder-64 [ -> 4-generator-256 -> 5-decoder-256 ]
+    -> OUT/model
+
+A preset that grows from another begins with all stages of that one. Each stage is a run in a
+folder of its own, which goes on where it was interrupted; a stage whose model is there is done.
+`OUT/recipe.json` holds what was asked for, so that another recipe is not mixed into it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hebm_sample.config import require_range
+from hebm_sample.data.dataset import ImageDataset
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.files import mark_run_folder, parse_json, write_atomically
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.models import find_preset
+from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import TrainSettings
+from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.train import train_generator, train_prior
+from hebm_sample.training.train_decoder import train_decoder
+
+__all__ = ["Part", "Stage", "run_stage", "scaled", "stages", "start"]
+
+Part = Literal["generator", "prior", "decoder"]
+PARTS: tuple[Part, ...] = ("generator", "prior", "decoder")
+DESCRIPTION = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a recipe.
+
+    Arguments:
+        part: What it trains.
+        preset: With settings as they are run.
+        folder: The run's.
+        base: The run whose model it goes on from; None for the first.
+    """
+
+    part: Part
+    preset: Preset
+    folder: Path
+    base: Path | None
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Of its run."""
+        return getattr(self.preset, f"{self.part}_settings")
+
+    @property
+    def done(self) -> bool:
+        """Whether its model is there."""
+        return (self.folder / "model" / "weights_manifest.json").exists()
+
+    @property
+    def size(self) -> int:
+        """Side of its images."""
+        return self.preset.generator.image_size
+
+
+def scaled(preset: Preset, scale: float) -> Preset:
+    """The preset with its runs cut to a share of their steps, for a rehearsal.
+
+    Arguments:
+        scale: Of the steps and of the samples that the decoder sees, more than 0 to 1.
+    """
+    require_range("scale", scale, 1e-6, 1.0)
+
+    def cut(settings: TrainSettings) -> TrainSettings:
+        if settings.steps is None:
+            raise UserInputError(f"preset {preset.name} has no steps, which a recipe needs")
+        steps = max(1, round(settings.steps * scale))
+        return replace(settings, steps=steps, heldout=max(1, round(settings.heldout * scale)))
+
+    samples = -(-preset.decoder.samples * scale // 1)
+    return replace(
+        preset,
+        generator_settings=cut(preset.generator_settings),
+        prior_settings=cut(preset.prior_settings),
+        decoder_settings=cut(preset.decoder_settings),
+        decoder=replace(preset.decoder, samples=int(samples)),
+    )
+
+
+def stages(preset: Preset, out: Path, scale: float = 1.0) -> list[Stage]:
+    """The runs that make a preset's model, in their order."""
+    chain = [preset]
+    while chain[0].grown_from:
+        chain.insert(0, find_preset(chain[0].grown_from))
+    found: list[Stage] = []
+    for whole in chain:
+        for part in PARTS:
+            if whole.grown_from and part == "prior":
+                continue  # it comes along with T and the encoder
+            base = found[-1].folder if found else None
+            folder = out / f"{len(found) + 1}-{part}-{whole.generator.image_size}"
+            found.append(Stage(part, whole if scale == 1 else scaled(whole, scale), folder, base))
+    return found
+
+
+def start(out: Path, preset: Preset, scale: float, data: str) -> None:
+    """Make the recipe's folder, or check that it is this recipe's.
+
+    Arguments:
+        data: The identity of the data (`ImageDataset.identity`).
+
+    Raises:
+        UserInputError: The folder is that of another recipe.
+    """
+    asked = {"preset": preset.name, "scale": scale, "data": data}
+    path = out / DESCRIPTION
+    if path.exists():
+        known = parse_json(path.read_bytes())
+        differing = [k for k in asked if known.get(k) != asked[k]]
+        if differing:
+            were = ", ".join(f"{k} {known.get(k)!r}" for k in differing)
+            raise UserInputError(
+                f"{out} holds a recipe with other {', '.join(differing)} ({were}); go on with the "
+                "same, or choose another folder"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    mark_run_folder(out)
+    write_atomically(path, (json.dumps(asked, indent=2) + "\n").encode())
+
+
+def run_stage(
+    stage: Stage,
+    images: ImageDataset,
+    *,
+    make_accelerator: Callable[[], Any],
+    show_progress: bool = True,
+) -> Pipeline:
+    """Begin a stage, go on with it, or take what it has made; returns its model on the CPU.
+
+    Arguments:
+        images: All rows, of the stage's size.
+        make_accelerator: accelerate's engine for its run.
+    """
+    if not stage.done:
+        how = {
+            "resume": latest_checkpoint(stage.folder) is not None,
+            "accelerator": make_accelerator(),
+            "show_progress": show_progress,
+        }
+        model = None if stage.base is None else _model(stage.base)
+        if stage.part == "generator":
+            train_generator(stage.preset, images, stage.folder, init=model, **how)
+        else:
+            assert model is not None, "a prior and a decoder have a generator"
+            train = train_prior if stage.part == "prior" else train_decoder
+            train(stage.preset, model, images, stage.folder, **how)
+    return _model(stage.folder)
+
+
+def _model(run: Path) -> Pipeline:
+    return Pipeline.from_pretrained(run / "model", device="cpu")

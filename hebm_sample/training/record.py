@@ -1,0 +1,126 @@
+"""What a run's `state.json` says of it, for the model's `config.json`, and what follows from that:
+which rows of a data set a model was not trained on.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hebm_sample.config import TrainingRecord
+from hebm_sample.data.holdout import SEED
+from hebm_sample.data.images import ImageDataset
+from hebm_sample.errors import UserInputError
+
+__all__ = ["check_rows", "held_out_rule_of", "record_of", "same_rows"]
+
+UNKNOWN = "0000-00-00"  # of checkpoints that older releases wrote
+_ROWS = re.compile(r"([^\[]*)\[(\d+):(\d+)\]")  # of an identity: the set's, first row, end
+
+
+def record_of(state: Mapping[str, Any]) -> TrainingRecord:
+    """The record of a run's part.
+
+    Arguments:
+        state: As a checkpoint of the run holds it (`checkpoint.read_state`).
+    """
+    identity = state["identity"]
+    batch, best = identity["settings"]["batch_size"], state.get("best")
+    return TrainingRecord(
+        identity["kind"],
+        images=state["step"] * batch * identity["processes"],
+        steps=state["step"],
+        seconds=round(float(state["seconds"]), 1),
+        started=state.get("started", UNKNOWN),
+        ended=state.get("ended", UNKNOWN),
+        kept=best["step"] if best else state["step"],
+        image_size=identity["config"]["generator"]["image_size"],
+        **_rows_of(identity),
+    )
+
+
+def _rows_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Which rows a run is trained on: its data begin with their identity."""
+    rows = identity["settings"].get("validation")
+    return {
+        "data": identity["data"].split(" ")[0],
+        "held_out": "hash" if rows is None else f"last:{rows}" if rows else "none",
+        "held_out_seed": SEED,
+    }
+
+
+def _known(records: Sequence[TrainingRecord], size: int) -> list[TrainingRecord]:
+    """Records that say which rows of images of that size were trained on."""
+    return [r for r in records if r.data and r.image_size == size]
+
+
+def same_rows(model: str, records: Sequence[TrainingRecord], training: ImageDataset) -> None:
+    """`UserInputError` if a part was trained on other rows of the very data that the next part is
+    to be trained on: then no rows would be held out of both.
+    """
+    for record in _known(records, training.images.shape[-1]):
+        if record.data != training.identity and _set(record.data) == _set(training.identity):
+            raise UserInputError(
+                f"{model}'s {record.part} was trained on other rows of these data "
+                f"(held out: {record.held_out}); no rows would be held out of both parts: "
+                f"give --validation {_typed(record)}"
+            )
+
+
+def held_out_rule_of(records: Sequence[TrainingRecord], size: int) -> str | int | None:
+    """What `--validation` has to be for the rows that the runs held out: "hash", N, or 0 for none;
+    None where nothing is known. The last part's, which has to agree with the others.
+    """
+    known = _known(records, size)
+    if not known:
+        return None
+    text = _typed(known[-1])
+    return text if text == "hash" else int(text.removeprefix("last:"))
+
+
+def _typed(record: TrainingRecord) -> str:
+    return "0" if record.held_out == "none" else record.held_out
+
+
+def _set(identity: str) -> str:
+    return identity.partition("[")[0]
+
+
+def _beyond(trained: str, held_out: str) -> bool:
+    """Whether both are ranges of one set's rows, and the latter begins where the former ends."""
+    ranges = [_ROWS.fullmatch(identity) for identity in (trained, held_out)]
+    return all(ranges) and int(ranges[0][3]) <= int(ranges[1][2])  # pyright: ignore
+
+
+def check_rows(
+    model: str,
+    records: Sequence[TrainingRecord],
+    training: ImageDataset,
+    held_out: ImageDataset,
+) -> str:
+    """What is known of held-out rows, in words; empty where no part of the model was trained on
+    them.
+
+    Arguments:
+        model: Its name, for messages.
+        records: Of its training, as its config has them.
+        training, held_out: As they are now taken to be.
+
+    Raises:
+        UserInputError: A part was trained on rows of the same data that are now held out.
+    """
+    known = _known(records, held_out.images.shape[-1])
+    if not known:
+        return f"{model} does not say which rows it was trained on"
+    notes = ""
+    for record in known:
+        if _set(record.data) == _set(held_out.identity):
+            if record.data != training.identity and not _beyond(record.data, held_out.identity):
+                raise UserInputError(
+                    f"{model}'s {record.part} was trained with other rows held out of these data "
+                    f"({record.held_out}): some of the {len(held_out)} rows that would count as "
+                    f"held out were trained on; give --validation {_typed(record)}, or leave it "
+                    "out"
+                )
+        elif _set(record.data) != _set(training.identity):
+            notes = f"these are not the data that {model} was trained on, as they were then"
+    return notes

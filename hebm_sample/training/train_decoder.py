@@ -1,0 +1,328 @@
+"""The sharp image decoder's run: everything else of the model is frozen.
+
+The run's folder holds the whole model that it began with (`generator/`, prior included) and
+latents of its prior's samples (`samples.safetensors`), which half of the decoded images are made
+of; so it goes on, and is exported, by itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hebm_sample.config import GeneratorConfig, ModelConfig
+from hebm_sample.data.dataset import ImageDataset
+from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.generator.encoder import Encoder, encode
+from hebm_sample.generator.hierarchy import (
+    HierarchicalGenerator,
+    ImageDecoder,
+    sharp_decoder,
+)
+from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.latents import Latents, concatenate
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import DecoderPlan, Preset
+from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.decoder import DecoderObjective, SharpDecoder, sharpness
+from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.heldout import heldout_figures
+from hebm_sample.training.lock import locked
+from hebm_sample.training.record import same_rows
+from hebm_sample.training.train import PREVIEW, channels_last, fingerprint
+from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
+
+__all__ = ["Watch", "train_decoder", "with_sharp_decoder"]
+
+POOL = "samples.safetensors"
+POOL_BATCH = 50
+FIRST_IMAGES = 32  # that the error at the start is measured on
+
+
+class Watch:
+    """Ends a run that goes wrong, before what it has learned is saved.
+
+    Arguments:
+        start: The mean absolute error of reconstructions with the decoder it starts from.
+    """
+
+    WORST_ERROR = 2.0  # times the one at the start, and a grey level
+    WIDEST_GAP = 25.0  # between the logits of images and of decoded ones
+    STEEPEST = 1e6  # mean square of the discriminator's gradient
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+
+    def __call__(self, means: dict[str, Any]) -> None:
+        """Look at the means of a log line.
+
+        Raises:
+            TrainingDivergedError: The decoder has lost the images, or the discriminator has run
+                away.
+        """
+        limit = self.WORST_ERROR * self.start + 2 / 255
+        gap = means["logit_real"] - means["logit_fake"]
+        if not means["pixels"] <= limit:
+            fault = (
+                f"reconstructions are off by {means['pixels']:.3g}, and were by {self.start:.3g} "
+                "at the start"
+            )
+        elif not abs(gap) <= self.WIDEST_GAP or not means["penalty"] <= self.STEEPEST:
+            fault = (
+                f"the discriminator has run away (logits {gap:.3g} apart, gradient "
+                f"{means['penalty']:.3g})"
+            )
+        else:
+            return
+        raise TrainingDivergedError(
+            f"{fault}: the last good checkpoint is kept, and can be exported; lower "
+            "--learning-rate, or change --set decoder.adversarial or decoder.penalty"
+        )
+
+
+def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
+    """The config of `model` with the sharp decoder that the preset names.
+
+    Raises:
+        UserInputError: A generator whose image decoder is not trained here.
+    """
+    described = model.config.generator
+    if not isinstance(described, GeneratorConfig):
+        raise UserInputError(
+            f"{model.name} is an imported generator, whose image decoder is not trained further; "
+            "give a model that hebm-train generator made"
+        )
+    stages = preset.decoder.stages
+    described = replace(described, sharp_decoder=described.decoder if stages is None else stages)
+    return replace(model.config, generator=described)
+
+
+def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDecoder:
+    """A sharp decoder with the weights of the one that there is, or the likelihood's, wherever a
+    layer has its shape.
+    """
+    fresh, source = sharp_decoder(config), generator.sharp or generator.decoder
+    known, own = source.state_dict(), fresh.state_dict()
+    fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
+    fresh.load_state_dict(own | fitting)
+    return fresh
+
+
+def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
+    """u of `count` samples of the model's prior, seeds 0 and on, kept in the run's folder."""
+    path = folder / POOL
+    if not path.exists():
+        found = []
+        for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=not progress):
+            seeds = range(start, min(start + POOL_BATCH, count))
+            found.append(model(seeds=seeds, output_type="torch").latents)
+        whole = concatenate(found)
+        named = {str(i): u.half().contiguous() for i, u in enumerate(whole)}
+        write_atomically(path, safetensors.torch.save(named))
+    named = safetensors.torch.load_file(path)
+    return tuple(named[str(i)] for i in range(len(named)))
+
+
+def _preview(
+    generator: HierarchicalGenerator,
+    encoder: Encoder,
+    validation: ImageDataset,
+    pool: Latents | None,
+    device: torch.device,
+) -> Callable[[nn.Module], Tensor]:
+    """Held-out images, their reconstructions by both decoders, samples by both."""
+    states, images = [], []
+    with torch.no_grad():
+        if count := min(PREVIEW, len(validation)):
+            images.append(validation.batch(torch.arange(count)).to(device))
+            noise = standard_normal(
+                generator.latent_shapes, count, device, torch.Generator(device).manual_seed(0)
+            )
+            states.append(encode(generator, encoder, images[0], noise).top.features)
+        if pool is not None:
+            u = tuple(g[:PREVIEW].to(device).float() for g in pool)
+            states.append(generator.transform(u).features)
+
+    @torch.no_grad()
+    def preview(learner: nn.Module) -> Tensor:
+        assert isinstance(learner, SharpDecoder)
+        pairs = [part for h in states for part in (generator.decode(h), learner.decoder(h))]
+        return torch.cat([*images, *pairs])
+
+    return preview
+
+
+class _Figures:
+    """Of reconstructions of held-out images by a decoder: how far they are off, and how sharp."""
+
+    def __init__(
+        self,
+        generator: HierarchicalGenerator,
+        encoder: Encoder,
+        images: ImageDataset,
+        count: int,
+        device: torch.device,
+    ) -> None:
+        self.generator, self.encoder = generator, encoder
+        self.images, self.count, self.device = images, count, device
+
+    def __call__(self, decoder: nn.Module) -> dict[str, float]:
+        """The error |y - x| (mean absolute, 0 to 2) and the sharpness over that of the images."""
+
+        def measure(
+            x: Tensor, fraction: float, labels: None, stream: torch.Generator
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            noise = standard_normal(self.generator.latent_shapes, len(x), self.device, stream)
+            y = decoder(encode(self.generator, self.encoder, x, noise).top.features)
+            error = (y - x).abs().mean()
+            return error, {"sharpness": sharpness(y) / sharpness(x)}
+
+        names = {"sharpness": "heldout_sharpness"}
+        found = heldout_figures(measure, self.images, self.count, self.device, names)
+        found["heldout_pixels"] = found.pop("heldout_loss")
+        return found
+
+
+def train_decoder(
+    preset: Preset,
+    model: Pipeline,
+    images: ImageDataset,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    accelerator: Any = None,
+    show_progress: bool = True,
+) -> RunResult:
+    """Train a sharp image decoder for `model` in `folder`; ends with a model in `folder/model`
+    that has both decoders, with T, encoder and prior as they were.
+
+    Arguments:
+        preset: The decoder's plan and the run's settings.
+        model: Generator and encoder, and a prior whose samples are decoded too, if it has one.
+        images: All rows; those that the settings' `validation` says are kept apart.
+        resume: Go on from the folder's newest whole checkpoint.
+        accelerator: accelerate's engine; made if None.
+
+    Raises:
+        UserInputError: An imported generator, or a model without an encoder.
+        TrainingDivergedError: As `Watch` and the training loop raise it.
+    """
+    folder, accelerator = Path(folder), accelerator or make_accelerator()
+    config, main = with_sharp_decoder(model, preset), accelerator.is_main_process
+    model.encoder  # noqa: B018  one line now if there is none
+    make_run_folder(folder)
+    with ExitStack() as lock:
+        lock.enter_context(locked(folder, main))
+        # Without a checkpoint, what lies there is an abandoned start's, maybe of another model.
+        if main and latest_checkpoint(folder) is None:
+            (folder / POOL).unlink(missing_ok=True)
+            model.save_pretrained(folder / "generator", overwrite=True)
+        task, training = _task(preset, model, config, images, folder, accelerator, show_progress)
+        result = train(
+            task,
+            training,
+            preset.decoder_settings,
+            folder,
+            resume=resume,
+            accelerator=accelerator,
+            show_progress=show_progress,
+        )
+        if main:
+            learner = cast("SharpDecoder", result.learner)
+            config = replace(config, training=(*config.training, result.record))
+            trained = sharpened(model, config, learner.decoder)
+            trained.save_pretrained(folder / "model", overwrite=True)
+            (folder / POOL).unlink(missing_ok=True)
+        return result
+
+
+def sharpened(model: Pipeline, config: ModelConfig, decoder: nn.Module) -> Pipeline:
+    """`model` with `decoder` as its sharp one."""
+    assert isinstance(config.generator, GeneratorConfig)
+    generator = HierarchicalGenerator(config.generator)
+    known = {k: v for k, v in model.generator.state_dict().items() if not k.startswith("sharp.")}
+    sharp = {f"sharp.{k}": v for k, v in decoder.state_dict().items()}
+    generator.load_state_dict(known | sharp)
+    return Pipeline(config, generator, model.prior, model.encoder)
+
+
+def _task(
+    preset: Preset,
+    model: Pipeline,
+    config: ModelConfig,
+    images: ImageDataset,
+    folder: Path,
+    accelerator: Any,
+    show_progress: bool,
+) -> tuple[Task, ImageDataset]:
+    """What is learned, and the images it is learned from."""
+    settings, plan, device = preset.decoder_settings, preset.decoder, accelerator.device
+    training, validation = images.split(settings.validation)
+    same_rows(model.name, model.config.training, training)
+    torch.manual_seed(settings.seed)
+    generator, encoder = model.generator.to(device), model.encoder.to(device)
+    assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
+    assert isinstance(config.generator, GeneratorConfig)
+    pool = _pool(model, plan, folder, accelerator, show_progress)
+    size = _seen_side(config.generator, plan)
+    learner = SharpDecoder(_begin(config.generator, generator), size)
+    objective = DecoderObjective(generator, encoder, learner, plan, pool)
+    channels_last(objective.to(device))
+    start = _Figures(generator, encoder, training, FIRST_IMAGES, device)(generator.decoder)
+    figures = _Figures(generator, encoder, validation, settings.heldout, device)
+    weights = [fingerprint(m) for m in (generator, encoder)]
+    identity = [
+        training.identity,
+        "decoder",
+        *weights,
+        *_digest(folder, pool),
+        str(plan.to_dict()),
+    ]
+    return Task(
+        "decoder",
+        objective,
+        learner,
+        config,
+        _preview(generator, encoder, validation, pool, device),
+        " ".join(identity),
+        evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
+        watch=Watch(start["heldout_pixels"]),
+    ), training
+
+
+def _pool(
+    model: Pipeline, plan: DecoderPlan, folder: Path, accelerator: Any, show_progress: bool
+) -> Latents | None:
+    """Latents of samples; None without any. The first process makes them, the others wait."""
+    if model.prior is None or plan.samples == 0:
+        return None
+    found = None
+    for turn in (True, False):
+        if accelerator.is_main_process is turn:
+            found = _latents_of_samples(model, plan.samples, folder, show_progress and turn)
+        accelerator.wait_for_everyone()
+    return found
+
+
+def _digest(folder: Path, pool: Latents | None) -> Sequence[str]:
+    return [] if pool is None else [sha256_of(folder / POOL)]
+
+
+def _seen_side(config: GeneratorConfig, plan: DecoderPlan) -> int:
+    """Side of what the discriminator sees, in pixels."""
+    positions = config.scales[-1].resolution
+    scale = config.image_size // positions
+    side = scale * min(plan.square or positions, positions)
+    if side < 8 or not math.log2(side / 8).is_integer():
+        raise UserInputError(
+            f"decoder.square is {plan.square}: squares of {side} pixels; the discriminator sees "
+            "8, 16, 32, 64, ... pixels on a side"
+        )
+    return side

@@ -1,0 +1,90 @@
+"""What a file says of how it came about has one owner, and the defaults in it are those used."""
+
+import inspect
+import json
+import types
+
+import pytest
+
+from hebm_sample import __version__
+from hebm_sample.cli.requests.edit import EditOptions
+from hebm_sample.config import EDIT_GUIDANCE, MAX_GUIDANCE, LangevinConfig
+from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.io import extras
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.pipeline.provenance import Provenance
+
+
+@pytest.fixture
+def pipe():
+    config = types.SimpleNamespace(
+        generator=types.SimpleNamespace(image_size=16),
+        sampling=LangevinConfig(steps=6, temperature=0.9),
+    )
+    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
+    return types.SimpleNamespace(name="tiny", revision=None, config=config, generator=generator)
+
+
+def test_what_was_not_given_is_the_models_own(pipe):
+    found = Provenance.of_samples(pipe, steps=9, prior="ebm")
+    assert found.facts == {
+        "model": "tiny",
+        "resolution": 16,
+        "revision": None,
+        "version": f"hebm_sample {__version__}",
+        "sampler": "recovery",
+        "steps": 9,
+        "temperature": 0.9,
+        "decoder": "likelihood",
+        "prior": "ebm",
+    }
+    gaussian = Provenance.of_samples(pipe, prior="gaussian").facts
+    assert (gaussian["sampler"], gaussian["steps"], gaussian["temperature"]) == (None, None, 0.9)
+
+
+def test_text_is_as_it_is_typed(pipe):
+    found = Provenance.of_model(pipe).saying(
+        symbols={"Smiling": "yes", "class": ["a", "b"]}, temperature=(1.0, 0.8), best_of=None
+    )
+    text = found.of_seeds(0, 1, 2, 9).text()
+    assert (text["seeds"], text["symbols"]) == ("0-2,9", "Smiling=yes class=a,b")
+    assert text["temperature"] == "1.0,0.8"
+    assert "best_of" not in text and "revision" not in text
+    assert found.of_seeds(7).text(single=True)["seed"] == "7"
+    assert not {"seed", "seeds"} & set(found.text())
+
+
+def test_an_edits_guidance_is_the_same_in_shell_and_python():
+    assert EditOptions.default_guidance == EDIT_GUIDANCE <= MAX_GUIDANCE
+    assert inspect.signature(Pipeline.edit).parameters["guidance"].default == EDIT_GUIDANCE
+
+
+# The extras
+
+
+def test_a_missing_extra_names_a_command_that_works(monkeypatch, tmp_path):
+    with pytest.raises(EnvironmentFailure, match="this needs no-such-thing, which") as caught:
+        monkeypatch.setitem(extras._NAMES, "no_such_thing", "no-such-thing")
+        extras.import_extra("no_such_thing.part", "eval")
+    assert f'pip install -e "{extras._SOURCE}[eval]"' in str(caught.value)
+    monkeypatch.setattr(extras, "_SOURCE", tmp_path)
+    url, git = "file:///src/hebm_sample", "https://example.org/hebm.git"
+    for origin, command in (
+        (None, 'pip install "hebm-sample[demo]"'),
+        ({"url": url}, f'pip install "hebm-sample[demo] @ {url}"'),
+        (
+            {"url": git, "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            f'pip install "hebm-sample[demo] @ git+{git}@abc"',
+        ),
+    ):
+        monkeypatch.setattr(extras, "distribution", lambda _, o=origin: Distribution(o))
+        assert extras.install_hint("demo") == command
+
+
+class Distribution:
+    def __init__(self, origin):
+        self.origin = origin
+
+    def read_text(self, name):
+        assert name == "direct_url.json"
+        return self.origin and json.dumps(self.origin)

@@ -1,0 +1,146 @@
+"""`hebm-eval` as it is typed: a subcommand has its own options only, and the earlier spelling says
+which line is the same and does it.
+
+Without this an option is silently without effect, or an old script measures something else.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from tiny import symbolic_pipeline, tiny_pipeline
+from toy import draw_images
+
+from hebm_sample import __version__
+from hebm_sample.cli.evaluation.legacy import translated
+from hebm_sample.cli.evaluation.main import main
+from hebm_sample.cli.train import main as train
+
+OWN = {
+    "distances": {"--data", "--feature-steps", "-n", "--sampler", "--json"},
+    "control": {"--data", "--classifier", "--guidance", "-n", "--sampler", "--json"},
+    "ood": {"--data", "--ood", "-n", "--sampler", "--json"},
+    "report": {"--data", "--out", "--parts", "--ood", "--baseline", "--classifier", "-n"},
+    "compare": {"--size", "--inception", "--json"},
+}
+NOT = {
+    "distances": {"--classifier", "--ood", "--size", "--out", "--parts"},
+    "control": {"--feature-steps", "--ood", "--size", "--out", "--parts"},
+    "ood": {"--classifier", "--feature-steps", "--size", "--out", "--parts", "--baseline"},
+    "report": {"--size", "--json"},
+    "compare": {"--data", "-n", "--sampler", "--classifier", "--device"},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("eval")
+    draw_images(home / "images", count=60)
+    draw_images(home / "other", count=12, seed=3)
+    for part, seed in (("train", 0), ("test", 1)):
+        draw_images(home / "labelled" / part, count=24, seed=seed, labels=True)
+    tiny_pipeline().save_pretrained(home / "model")
+    symbolic_pipeline().save_pretrained(home / "symbolic")
+    return home
+
+
+def run(home, *arguments, command=main):
+    env = {"HEBM_CACHE": str(home / "cache")}
+    return CliRunner().invoke(command, [str(a) for a in arguments], env=env)
+
+
+def distances_of(home):
+    where = (home / "model", "--data", home / "images", "--validation", 40)
+    return (*where, "-n", 10, "--steps", 3, "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_subcommand_has_its_own_options_only(name):
+    options = {o for p in main.commands[name].params for o in p.opts}
+    assert OWN[name] <= options and not NOT[name] & options
+
+
+@pytest.mark.parametrize(
+    "typed, same",
+    [
+        ("m", "distances m"),
+        ("m --data d -n 10 --json f", "distances m --data d -n 10 --json f"),
+        ("--steps 3 m --data=d", "distances --steps 3 m --data d"),
+        ("m --data d --control --guidance -1", "control m --data d --guidance -1"),
+        ("m --data d -n10 --control --quiet", "control m --data d -n10 --quiet"),
+        ("m --report out --parts hole", "report m --out out --parts hole"),
+        ("m --report=out --ood --control=x", "report m --out out --ood --control=x"),
+        ("--compare a b --size 32", "compare a b --size 32"),
+        ("--quiet --compare a b", "compare --quiet a b"),
+    ],
+)
+def test_the_earlier_spelling_is_translated(typed, same):
+    assert translated(typed.split()) == same.split()
+
+
+def test_the_earlier_spelling_says_the_new_one_and_does_the_same(home, tmp_path):
+    arguments = distances_of(home)
+    old = run(home, "evaluate", *arguments, "--json", tmp_path / "old", command=train)
+    new = run(home, "distances", *arguments, "--json", tmp_path / "new")
+    assert old.exit_code == new.exit_code == 0, old.output + new.output
+    line = next(x for x in old.stderr.splitlines() if x.startswith("hebm-train evaluate is now: "))
+    assert line.split(": ", 1)[1].startswith(f"hebm-eval distances {home / 'model'} --data ")
+    figures = [json.loads((tmp_path / name).read_text()) for name in ("old", "new")]
+    for found in figures:
+        assert found["version"] == __version__
+        found |= {"seconds": 0, "sampling_seconds": 0}
+    assert figures[0] == figures[1]
+    quiet = run(home, "evaluate", *arguments, "--quiet", command=train)
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+
+
+def test_ood_alone(home, tmp_path):
+    more = ("--ood", f"other={home / 'other'}", "--quiet", "--json", tmp_path / "f.json")
+    result = run(home, "ood", *distances_of(home), *more)
+    assert result.exit_code == 0, result.output
+    assert "Out-of-distribution" in result.stdout and "![" not in result.stdout
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert set(found["auroc"]) == {"other", "noise", "blur", "one colour", "inverted"}
+    assert found["counts"]["other"] == 10
+    wrong = run(home, "ood", *distances_of(home), "--ood", "other")
+    assert wrong.exit_code == 2 and "write NAME=SOURCE" in wrong.stderr
+
+
+def test_control_with_a_classifier_that_was_trained(home, tmp_path):
+    where = ("--data", home / "labelled", "--validation", 0, "--device", "cpu", "--quiet")
+    size = ("--size", 16, "--column", "bright", "--steps", 2)
+    for name in ("classifier", "judge"):
+        out = ("--out", tmp_path / name)
+        result = run(home, name, *where, *size, *out, command=train)
+        assert result.exit_code == 0, result.output
+        assert f"classifier: 2 steps; {tmp_path / name}" in result.stdout
+    tensors = [load_file(tmp_path / name) for name in ("judge", "classifier")]
+    assert all(torch.equal(tensors[0][key], value) for key, value in tensors[1].items())
+    command = ("control", home / "symbolic", *where, "--label-column", "Smiling=bright")
+    command += ("-n", 4, "--steps", 3, "--layer-images", 0, "--held-out", 10, "--guidance", 1)
+    for option in ("--classifier", "--judge"):
+        result = run(home, *command, option, tmp_path / "classifier")
+        assert result.exit_code == 0, result.output
+        assert "guidance 1" in result.stdout
+    both = run(home, *command, "--classifier", "x", "--judge-steps", 2)
+    assert both.exit_code == 2 and "leave one out" in both.stderr
+
+
+def test_help_does_not_wait_for_torch():
+    script = """
+import sys
+from hebm_sample.cli.evaluation.main import main
+for arguments in ([], *([name] for name in main.commands)):
+    try:
+        main([*arguments, "--help"])
+    except SystemExit as left:
+        assert left.code == 0
+heavy = {"torch", "numpy", "PIL", "accelerate", "safetensors"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

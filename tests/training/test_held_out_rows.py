@@ -1,0 +1,132 @@
+"""Rows that count as held out were trained on by no part of a model.
+
+Without this `evaluate` after a training with another --validation measures training rows, and says
+that the model is good.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from toy import draw_images, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.cli.evaluation.main import main
+from hebm_sample.config import ModelConfig, TrainingRecord
+from hebm_sample.data.dataset import load_images
+from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.distances import held_out_by, open_held_out
+from hebm_sample.training.export import export, load_run
+from hebm_sample.training.record import check_rows, held_out_rule_of, same_rows
+from hebm_sample.training.train import train_generator, train_prior
+
+VALIDATION = 24
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Images, and a run of both parts that holds the last 24 of 60 out."""
+    home = tmp_path_factory.mktemp("rows")
+    draw_images(home / "images", count=60)
+    draw_images(home / "others", count=60, seed=7)
+    preset, images = short_preset(validation=VALIDATION), opened(home)
+    train_generator(preset, images, home / "generator", show_progress=False)
+    model = load_run(home / "generator")
+    train_prior(preset, model, images, home / "prior", show_progress=False)
+    export(home / "prior", home / "model", name="mine")
+    return home
+
+
+def opened(home, name="images"):
+    return load_images(home / name, size=16, cache_dir=home / "cache", progress=False)
+
+
+@pytest.fixture
+def records(home):
+    return Pipeline.from_pretrained(home / "model", device="cpu").config.training
+
+
+def held_out(home, records, name="images", **options):
+    where = {"size": 16, "cache_dir": home / "cache", "progress": False, "model": "mine"}
+    return open_held_out(home / name, records=records, **where | options)
+
+
+def test_an_exported_folder_says_which_rows_of_which_data(home, records):
+    training, _ = opened(home).split(VALIDATION)
+    assert [(r.part, r.data, r.held_out) for r in records] == [
+        (part, training.identity, "last:24") for part in ("generator", "prior")
+    ]
+    assert load_run(home / "prior").config.training == records
+    assert all(r.held_out_seed == 0 for r in records)
+
+
+def test_the_run_s_own_rule_is_the_default(home, records):
+    training, rows = held_out(home, records)
+    assert (len(training), len(rows)) == (36, 24)
+    # The preset called tiny holds others out, which the run did not.
+    assert len(held_out(home, records, model="tiny")[1]) == 24
+    assert held_out_by("tiny", None, None, records=records, size=16) == "the last rows"
+    assert held_out_rule_of(records, 32) is None  # of images of another size it says nothing
+    assert check_rows("mine", records, training, rows) == ""
+
+
+@pytest.mark.parametrize("validation", [25, 40, "hash"])
+def test_rows_that_were_trained_on_are_refused(home, records, validation):
+    with pytest.raises(UserInputError, match="mine's generator was trained with other rows held"):
+        held_out(home, records, validation=validation)
+
+
+def test_fewer_of_the_rows_held_out_are_allowed(home, records):
+    assert len(held_out(home, records, validation=10)[1]) == 10
+
+
+def test_other_data_and_unknown_rows_are_said(home, records):
+    sets = held_out(home, records, "others")
+    assert "these are not the data that mine was trained on" in check_rows("mine", records, *sets)
+    assert "does not say which rows" in check_rows("mine", (), *sets)
+    old = tuple(replace(r, data="", held_out="") for r in records)
+    assert "does not say which rows" in check_rows("mine", old, *sets)
+
+
+def test_rules_of_runs():
+    record = TrainingRecord("prior", 1, 1, 1.0, "2026-01-01", "2026-01-01", 1, 16, data="a[0:4]")
+    rules = {"hash": "hash", "last:7": 7, "none": 0}
+    for text, rule in rules.items():
+        assert held_out_rule_of((replace(record, held_out=text),), 16) == rule
+    for text in ("last:0", "first:3", "last:"):
+        with pytest.raises(UserInputError, match="held_out is"):
+            replace(record, held_out=text)
+
+
+def test_parts_agree(home):
+    model, images = load_run(home / "generator"), opened(home)
+    with pytest.raises(UserInputError, match="generator was trained on other rows.*last:24"):
+        train_prior(short_preset(validation=10), model, images, home / "x", show_progress=False)
+    same_rows("mine", model.config.training, opened(home, "others").split(10)[0])  # other data
+
+
+def test_configs_of_before_are_written_as_they_were(home):
+    data = json.loads((home / "model/config.json").read_text())
+    for record in data["training"]:
+        for key in ("data", "held_out", "held_out_seed"):
+            del record[key]
+    again = ModelConfig.from_dict(data).to_dict()
+    assert json.loads(json.dumps(again)) == data
+
+
+def test_the_command_says_and_refuses(home):
+    def run(*more, name="images"):
+        arguments = ["distances", home / "model", "--data", home / name, "-n", 10, "--steps", 6]
+        env = {"HEBM_CACHE": str(home / "cache")}
+        command = [str(a) for a in (*arguments, "--device", "cpu", *more)]
+        return CliRunner().invoke(main, command, env=env)
+
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert "24 held out, the last rows" in result.stderr and "does not say" not in result.stderr
+    refused = run("--validation", 40)
+    assert (
+        refused.exit_code == 2 and "give --validation last:24, or leave it out" in refused.stderr
+    )
+    assert "these are not the data" in run(name="others").stderr

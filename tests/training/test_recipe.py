@@ -1,0 +1,134 @@
+"""One command makes a model, and however often it is interrupted, the same one.
+
+The embedded weights come from it: a stage that went on from another model than the one before, or
+began anew, would make weights that nobody can make again.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from toy import draw_images, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.cli.train import main
+from hebm_sample.errors import UserInputError
+from hebm_sample.presets import models
+from hebm_sample.training.recipe import scaled, stages
+from hebm_sample.training.trainer import Run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return draw_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setitem(models.PRESETS, "tiny", short_preset())
+
+
+def recipe(data, out, *more):
+    arguments = ["recipe", "tiny", "--data", data, "--out", out, "--device", "cpu", "--quiet"]
+    return CliRunner().invoke(main, [str(x) for x in (*arguments, *more)])
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.PRESETS, "tiny", short_preset())
+        out = tmp_path_factory.mktemp("whole")
+        result = recipe(data, out)
+    assert result.exit_code == 0, result.stderr
+    return out / "tiny", result.stdout.splitlines()
+
+
+def test_its_stages_end_in_a_model_that_samples(whole):
+    folder, lines = whole
+    assert [line.split(":")[0] for line in lines[:3]] == [
+        "1-generator-16",
+        "2-prior-16",
+        "3-decoder-16",
+    ]
+    assert lines[-1].endswith(f"hebm-sample --dataset {folder / 'model'}")
+    pipe = Pipeline.from_pretrained(folder / "model", device="cpu")
+    assert [r.part for r in pipe.config.training] == ["generator", "prior", "decoder"]
+    assert pipe.generator.decoders[0] == "sharp" and len(pipe(2).images) == 2
+
+
+def test_killed_twice_it_makes_the_same_model(whole, data, tmp_path, monkeypatch):
+    one_step, count = Run.one_step, []
+
+    def cut(self, step):
+        count.append(step)
+        if len(count) in (6, 20):  # in the generator's run, and in the prior's
+            raise KeyboardInterrupt
+        return one_step(self, step)
+
+    monkeypatch.setattr(Run, "one_step", cut)
+    for _ in range(2):
+        assert recipe(data, tmp_path).exit_code != 0
+        assert not (tmp_path / "tiny" / "model").exists()
+    assert recipe(data, tmp_path).exit_code == 0
+    for part in ("generator", "prior", "encoder"):
+        one, other = (
+            load_file(folder / "model" / f"{part}.safetensors")
+            for folder in (whole[0], tmp_path / "tiny")
+        )
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_started_again_it_has_nothing_to_do(whole, data, monkeypatch):
+    def fail(self, step):
+        raise AssertionError("a step of a stage that is done")
+
+    monkeypatch.setattr(Run, "one_step", fail)
+    result = recipe(data, whole[0].parent)
+    assert result.exit_code == 0 and result.stdout.splitlines() == whole[1]
+
+
+def test_another_recipe_is_not_mixed_in(whole, data, tmp_path):
+    result = recipe(data, whole[0].parent, "--scale", 0.5)
+    assert result.exit_code == 2
+    assert "holds a recipe with other scale (scale 1.0)" in result.stderr
+    other = draw_images(tmp_path / "other", seed=1)
+    result = recipe(other, whole[0].parent)
+    assert result.exit_code == 2 and "holds a recipe with other data" in result.stderr
+
+
+def test_a_preset_that_does_not_exist(data, tmp_path):
+    result = CliRunner().invoke(
+        main, ["recipe", "faces", "--data", str(data), "--out", str(tmp_path)]
+    )
+    assert result.exit_code == 2 and "preset 'faces' does not exist" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_grows_begins_with_what_it_grows_from(tmp_path):
+    found = stages(models.find_preset("celebahq"), tmp_path)
+    assert [stage.folder.name for stage in found] == [
+        "1-generator-64",
+        "2-prior-64",
+        "3-decoder-64",
+        "4-generator-256",
+        "5-decoder-256",
+    ]
+    assert [stage.base and stage.base.name for stage in found] == [
+        None,
+        *(stage.folder.name for stage in found[:-1]),
+    ]
+    assert {stage.preset.model_name for stage in found} == {"celebahq"}
+
+
+def test_a_scale_cuts_steps_and_nothing_else():
+    preset = models.find_preset("cifar10")
+    cut = scaled(preset, 0.01)
+    for part in ("generator", "prior", "decoder"):
+        full, few = (getattr(p, f"{part}_settings") for p in (preset, cut))
+        assert few.steps == max(1, round(full.steps * 0.01))
+        assert replace(few, steps=full.steps, heldout=full.heldout) == full
+    assert replace(scaled(preset, 1.0), decoder=preset.decoder) == preset
+    with pytest.raises(UserInputError, match="scale is 0"):
+        scaled(preset, 0)

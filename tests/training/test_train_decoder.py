@@ -1,0 +1,220 @@
+"""A sharp decoder is added to a model, and everything else of it stays as it was.
+
+A run that moved T, the encoder or the prior by a bit would change every seed's image and every
+score; one that could not go on exactly would make other weights than its recipe.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config, tiny_modules
+from toy import draw_images, short_preset
+
+from hebm_sample import Pipeline
+from hebm_sample.config import StageConfig
+from hebm_sample.data.dataset import load_images
+from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.presets.preset import DecoderPlan
+from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.export import export, load_run
+from hebm_sample.training.train import train_generator, train_prior
+from hebm_sample.training.train_decoder import Watch, train_decoder
+from hebm_sample.training.trainer import Run, make_accelerator
+
+
+@pytest.fixture(scope="module")
+def options():
+    return {"accelerator": make_accelerator("cpu"), "show_progress": False}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def images(home):
+    folder = draw_images(home / "images")
+    return load_images(folder, size=16, cache_dir=home / "cache", progress=False)
+
+
+@pytest.fixture(scope="module")
+def model(home, images, options):
+    train_generator(short_preset(), images, home / "generator", **options)
+    train_prior(short_preset(), load_run(home / "generator"), images, home / "prior", **options)
+    return Pipeline.from_pretrained(home / "prior" / "model", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(home, model, images, options):
+    return train_decoder(short_preset(), model, images, home / "decoder", **options)
+
+
+@pytest.fixture(scope="module")
+def sharp(home, run):
+    return Pipeline.from_pretrained(home / "decoder" / "model", device="cpu")
+
+
+def test_all_but_the_new_decoder_is_as_it_was(home, model, sharp):
+    assert model.generator.decoders == ("likelihood",)
+    assert sharp.generator.decoders == ("sharp", "likelihood")
+    own, before = sharp.generator.state_dict(), model.generator.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in before.items())
+    for part in ("prior", "encoder"):
+        files = [home / run / "model" / f"{part}.safetensors" for run in ("prior", "decoder")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_likelihoods_are_the_first_decoders_and_images_the_second_ones(model, sharp):
+    u = model(4, output_type="torch").latents
+    h = model.generator.transform(u).features
+    assert torch.equal(sharp.generator.decode(h), model.generator.decode(h))
+    assert torch.equal(sharp.generator.render(h, "likelihood"), model.generator.decode(h))
+    shown = sharp.generator.render(h)
+    assert torch.equal(shown, sharp.generator.render(h, "sharp"))
+    assert not torch.allclose(shown, model.generator.decode(h), atol=1e-4)
+
+
+def test_samples_are_shown_by_the_sharp_decoder(model, sharp):
+    before, after = (pipe(seeds=[3, 5], output_type="torch") for pipe in (model, sharp))
+    assert all(torch.equal(a, b) for a, b in zip(before.latents, after.latents, strict=True))
+    assert torch.equal(before.energies, after.energies)
+    h = sharp.generator.transform(after.latents).features
+    expected = (sharp.generator.sharp(h).clamp(-1, 1) + 1) / 2
+    assert torch.allclose(after.images, expected, atol=1e-5)
+    assert not torch.allclose(before.images, after.images, atol=1e-3)
+
+
+def test_a_decoder_that_there_is_not(model):
+    h = torch.zeros(1, *model.generator.transform(model(1).latents).features.shape[1:])
+    with pytest.raises(UserInputError, match="decoder is 'sharp'; this model has 'likelihood'"):
+        model.generator.render(h, "sharp")
+
+
+def test_the_config_says_what_each_part_saw(sharp):
+    parts = [(r.part, r.images, r.steps) for r in sharp.config.training]
+    assert parts == [("generator", 80, 10), ("prior", 80, 10), ("decoder", 80, 10)]
+    assert "decoder (16x16): 80 images in 10 steps" in str(sharp.config.training[-1])
+    assert all(r.started <= r.ended for r in sharp.config.training)
+
+
+def test_a_run_that_was_cut_goes_on_exactly(home, run, model, images, options, monkeypatch):
+    one_step, done = Run.one_step, []
+
+    def cut(self, step):
+        done.append(step)
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        return one_step(self, step)
+
+    monkeypatch.setattr(Run, "one_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train_decoder(short_preset(), model, images, home / "cut", **options)
+    monkeypatch.setattr(Run, "one_step", one_step)
+    train_decoder(short_preset(), model, images, home / "cut", resume=True, **options)
+    for name in ("learner", "ema", "optimizer"):
+        whole, resumed = (
+            load_file(latest_checkpoint(home / folder) / f"{name}.safetensors")
+            for folder in ("decoder", "cut")
+        )
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole), name
+        assert name == "optimizer" or any("discriminator" in k for k in whole)
+
+
+def test_another_plan_or_model_is_another_run(home, run, model, images, options):
+    plan = replace(short_preset(), decoder=DecoderPlan(samples=16, pixels=1.0))
+    with pytest.raises(UserInputError, match="other data"):
+        train_decoder(plan, model, images, home / "decoder", resume=True, **options)
+    with pytest.raises(UserInputError, match="already holds a run"):
+        train_decoder(short_preset(), model, images, home / "decoder", **options)
+
+
+def test_an_exported_run_is_its_model(home, run, sharp, tmp_path):
+    export(home / "decoder", tmp_path / "model")
+    for name in ("generator", "prior", "encoder"):
+        one, other = (
+            load_file(folder / f"{name}.safetensors")
+            for folder in (tmp_path / "model", home / "decoder" / "model")
+        )
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    exported = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    assert exported.config.training[-1].part == "decoder"
+
+
+def test_more_cells_begin_with_the_weights_that_fit(home, sharp, images, options):
+    stages = (StageConfig(8, 8, cells=3),)
+    preset = replace(
+        short_preset(steps=1, learning_rate=0.0), decoder=DecoderPlan(stages=stages, samples=0)
+    )
+    result = train_decoder(preset, sharp, images, home / "wider", **options)
+    known, own = sharp.generator.sharp.state_dict(), result.learner.decoder.state_dict()
+    assert len(own) > len(known)
+    # Adam with a rate of nothing has moved nothing.
+    assert all(torch.equal(own[name], value) for name, value in known.items())
+
+
+def test_without_a_prior_reconstructions_are_enough(home, images, options):
+    generator = load_run(home / "generator")
+    result = train_decoder(short_preset(), generator, images, home / "bare", **options)
+    assert result.steps == 10 and not (home / "bare" / "samples.safetensors").exists()
+    assert load_run(home / "bare").prior is None
+
+
+def test_micro_batches(home, model, images, options):
+    preset = short_preset(steps=2, accumulate=2)
+    result = train_decoder(preset, model, images, home / "divided", **options)
+    assert result.steps == 2 and result.record.images == 16
+
+
+def test_squares_that_the_discriminator_cannot_see(home, model, images, options):
+    preset = replace(short_preset(), decoder=DecoderPlan(square=3, samples=0))
+    with pytest.raises(UserInputError, match="decoder.square is 3: squares of 12 pixels"):
+        train_decoder(preset, model, images, home / "odd", **options)
+
+
+def test_a_model_without_an_encoder(home, images, options):
+    generator, _, prior = tiny_modules()
+    bare = Pipeline(tiny_config(), generator, prior)
+    with pytest.raises(UserInputError, match="no encoder"):
+        train_decoder(short_preset(), bare, images, home / "none", **options)
+    assert not (home / "none").exists()
+
+
+GOOD = {"logit_real": 1.0, "logit_fake": -1.0, "penalty": 3.0, "pixels": 0.1}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"pixels": 0.3}, "reconstructions are off by 0.3"),
+        ({"pixels": math.nan}, "reconstructions are off by nan"),
+        ({"logit_real": 40.0}, "discriminator has run away"),
+        ({"logit_fake": math.nan}, "discriminator has run away"),
+        ({"penalty": 1e9}, "discriminator has run away"),
+    ],
+)
+def test_what_goes_wrong_is_stopped(change, said):
+    watch = Watch(0.1)
+    watch(GOOD)
+    with pytest.raises(TrainingDivergedError, match=said):
+        watch(GOOD | change)
+
+
+def test_a_run_that_diverges_keeps_its_last_good_weights(home, model, images, options):
+    preset = replace(
+        short_preset(steps=40, learning_rate=10.0, gradient_clip=1e9),
+        decoder=DecoderPlan(samples=0),
+    )
+    with pytest.raises(TrainingDivergedError, match="last good checkpoint is kept"):
+        train_decoder(preset, model, images, home / "wild", **options)
+    kept = latest_checkpoint(home / "wild")
+    assert all(bool(torch.isfinite(v).all()) for v in load_file(kept / "ema.safetensors").values())
+    lines = (home / "wild" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert int(kept.name.split("-")[1]) <= max(steps, default=0)
+    assert load_run(home / "wild").generator.decoders[0] == "sharp"
