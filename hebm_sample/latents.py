@@ -1,4 +1,4 @@
-"""Latents: one tensor a group, and what every part of the package does with them."""
+"""Latents: one tensor per group, and what every part of the package does with them."""
 
 from collections.abc import Sequence
 
@@ -19,13 +19,13 @@ __all__ = [
 ]
 
 Latents = tuple[Tensor, ...]
-"""One (B, C_i, H_i, W_i) tensor a group, top (coarse) to bottom (fine)."""
+"""One (B, C_i, H_i, W_i) tensor per group, top (coarse) to bottom (fine)."""
 
 Shapes = tuple[tuple[int, int, int], ...]
 """(C_i, H_i, W_i) of each group."""
 
 Scalar = float | Tensor
-"""A number for the batch, or one an example, of shape (B,)."""
+"""A number for the batch, or one per example, of shape (B,)."""
 
 
 def check_latents(latents: Latents, shapes: Shapes) -> int:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import click
@@ -19,7 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image, ImageChops
-from tiny import symbolic_config, symbolic_pipeline
+from tiny import symbolic_config, symbolic_pipeline, tiny_config, tiny_pipeline
 
 import hebm_sample
 from hebm_sample.cli import list_models as listing
@@ -382,8 +383,14 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--trajectory", "--seconds", "nan"], "not a finite number"),
         (["--dataset", "a", "--skip-existing"], "--skip-existing goes with --outdir"),
         (["--dataset", "a", "-n", "3", "--seeds", "0-3"], "--seeds names 4; give one of the two"),
-        (["--dataset", "a", "--gaussian-prior", "--steps", "3"], "leave --sampler and --steps"),
-        (["--dataset", "a", "--gaussian-prior", "--sampler", "flow"], "without a chain"),
+        (
+            ["--dataset", "a", "--gaussian-prior", "--steps", "3"],
+            "leave --sampler, --steps and --particles",
+        ),
+        (
+            ["--dataset", "a", "--gaussian-prior", "--sampler", "flow"],
+            "--gaussian-prior has no chain",
+        ),
         (["--dataset", "a", "--seeds", "4-1"], "the range '4-1' runs backwards"),
         (["--dataset", "a", "--seeds", "-3"], "'-3' is not a seed"),
         (["--dataset", "a", "--seeds", "1,1"], "seed 1 is given twice"),
@@ -642,6 +649,25 @@ def test_conditions_are_written_down(sample):
     assert written.text["guidance"] == "class=2.0 Smiling=2.0"
 
 
+def test_particles_are_the_pipelines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = tiny_pipeline(tiny_config(start="ancestral", steps=9))
+    pipe.save_pretrained(tmp_path / "model")
+    words = ["--dataset", "./model", "-n", "2", "--device", "cpu", "--out", "a.png", "--json"]
+    result = hebm_sample_command(*words, "--particles", "3")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["particles"] == 3
+    with Image.open("a.png") as written:
+        loaded = hebm_sample.Pipeline.from_pretrained("./model", device="cpu")
+        assert alike(written, loaded(2, particles=3).grid())
+        assert not alike(written, loaded(2).grid())
+        assert written.text["particles"] == "3"
+        assert "--particles 3" in written.text["command"]
+    result = hebm_sample_command(*words, "--overwrite", "--particles", "3", "--sampler", "flow")
+    assert result.exit_code == 2
+    assert "particles is 3; they need start='ancestral'" in result.output
+
+
 def test_best_of_is_the_pipelines(sample, pipe):
     written, answer = sample("-n", 2, "--best-of", 3)
     assert alike(written, pipe(2, best_of=3).grid())
@@ -832,6 +858,20 @@ def test_quick_answers_do_not_wait_for_torch(arguments):
     )
     assert result.stderr.endswith("loaded []\n"), result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_warnings_of_ours_are_one_line_without_a_place():
+    usual = warnings.formatwarning
+
+    @click.command(cls=OneLineErrors)
+    def command():
+        for category in (UserWarning, DeprecationWarning):
+            click.echo(warnings.formatwarning("2 of 3 images\nleft out", category, "x.py", 7, ""))
+
+    result = CliRunner().invoke(command, [])
+    assert result.stdout.startswith("Warning: 2 of 3 images left out\n\n")
+    assert "x.py:7: DeprecationWarning: " in result.stdout
+    assert warnings.formatwarning is usual
 
 
 def test_groups_fail_in_one_line_too():

@@ -279,7 +279,7 @@ def load_or_refuse(data, path):
         }
 
 
-def spoilt(data, draw):
+def damaged(data, draw):
     """The bytes with some replaced, in the header mostly, and the length put right or not."""
     length = int.from_bytes(data[:8], "little")
     header, body = data[8 : 8 + length], data[8 + length :]
@@ -302,9 +302,9 @@ VALUES = [struct.pack("<f", x) for x in (float("nan"), float("inf"), -1e38, 0.0)
 
 @settings(FEW, max_examples=60)
 @given(data=st.data())
-def test_spoilt_weights_are_loaded_whole_or_refused(whole, data):
+def test_damaged_weights_are_loaded_whole_or_refused(whole, data):
     good, path = whole
-    load_or_refuse(spoilt(good, data.draw), path)
+    load_or_refuse(damaged(good, data.draw), path)
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_spoilt_weights_are_loaded_whole_or_refused(whole, data):
 @given(data=st.data())
 def test_fuzzed_weights(whole, data):
     good, path = whole
-    load_or_refuse(spoilt(good, data.draw), path)
+    load_or_refuse(damaged(good, data.draw), path)
 
 
 def test_no_pickle_is_read_on_the_way_to_an_image(described, tmp_path, monkeypatch):
@@ -362,7 +362,7 @@ def opened_or_refused(data):
         assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS
 
 
-def spoilt_image(draw):
+def damaged_image(draw):
     data = draw(st.sampled_from(IMAGES))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
@@ -386,8 +386,8 @@ def with_right_sums(data):
 
 @settings(FEW, max_examples=60)
 @given(data=st.data())
-def test_spoilt_images_are_read_or_refused(data):
-    opened_or_refused(spoilt_image(data.draw))
+def test_damaged_images_are_read_or_refused(data):
+    opened_or_refused(damaged_image(data.draw))
 
 
 @pytest.mark.slow
@@ -395,7 +395,7 @@ def test_spoilt_images_are_read_or_refused(data):
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow's, about what it found
 def test_fuzzed_images(data):
-    opened_or_refused(spoilt_image(data.draw))
+    opened_or_refused(damaged_image(data.draw))
 
 
 MODES = ["1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB"]

@@ -21,7 +21,12 @@ from tiny import (
     tiny_pipeline,
 )
 
-from hebm_sample.errors import NonFiniteSampleError, UserInputError, WeightsError
+from hebm_sample.errors import (
+    EnvironmentFailure,
+    NonFiniteSampleError,
+    UserInputError,
+    WeightsError,
+)
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
 
@@ -73,6 +78,31 @@ def test_seed_is_image_in_any_batch(pipe, sampler, batch_size):
     parts = draw(pipe, range(8), sampler=sampler, batch_size=batch_size)
     assert (whole - parts).abs().max() <= TWO_LEVELS
     assert same([draw(pipe, range(8), sampler=sampler)], [whole])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_seed_with_particles_is_one_image_in_any_batch(pipe, batch_size):
+    settings = {"start": "ancestral", "particles": 4}
+    whole = pipe(seeds=range(6), output_type="torch", **settings)
+    assert whole.images.shape[0] == len(whole.energies) == len(whole.latents[0]) == 6
+    parts = draw(pipe, range(6), batch_size=batch_size, **settings)
+    assert (whole.images - parts).abs().max() <= TWO_LEVELS
+
+
+def test_particles_of_the_model_are_left_where_they_cannot_be():
+    pipe = tiny_pipeline(tiny_config(start="ancestral", particles=2))
+    assert (draw(pipe) - draw(pipe, particles=1)).abs().max() > LEVEL
+    assert pipe.sampling_config(sampler="flow").particles == 1
+    assert pipe.sampling_config(temperature=(1.0, 0.9, 0.8)).particles == 1
+    with pytest.raises(UserInputError, match="particles is 2"):
+        pipe.sampling_config(sampler="flow", particles=2)
+
+
+def test_particles_beyond_memory_are_refused(pipe, monkeypatch):
+    monkeypatch.setattr("hebm_sample.pipeline.request.free_bytes", lambda device: 10_000_000)
+    with pytest.raises(EnvironmentFailure, match=r"1000 particles for each of 2 images .* GiB"):
+        draw(pipe, start="ancestral", particles=1000)
+    draw(pipe, start="ancestral", particles=2)
 
 
 @pytest.mark.parametrize("prior", ["ebm", "gaussian"])
@@ -259,6 +289,7 @@ def test_a_stream_says_what_is_wrong_before_the_first_image(pipe):
         {"step_decay": 0.1},
         {"momentum": 0.5},
         {"metropolis": True},
+        {"start": "ancestral", "particles": 3},
         {"precondition": True},
         {"temperature": 0.8},
         {"denoise": False},

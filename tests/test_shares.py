@@ -19,9 +19,15 @@ from tiny import tiny_config, tiny_pipeline
 from hebm_sample.cli.sample import main
 from hebm_sample.cli.work.outputs import holds
 from hebm_sample.cli.work.sharding import Share, unfinished
-from hebm_sample.errors import UserInputError
+from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig, StageConfig
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.generator.kinds import new_generator
+from hebm_sample.io import memory as system
+from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.pipeline import batch_size as memory
 from hebm_sample.pipeline.batch_size import bytes_per_image, fitting_batch, free_bytes
+from hebm_sample.pipeline.outputs import choose_seeds
+from hebm_sample.pipeline.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +175,102 @@ def test_the_mark_stays_after_a_failure_that_left_images(tmp_path):
 
 def test_auto_batch_fits_half_of_the_free_memory(monkeypatch):
     pipe = tiny_pipeline()
-    each = bytes_per_image(pipe)
+    each = bytes_per_image(pipe.model)
     values = sum(u.numel() for u in pipe.encode(torch.rand(1, 3, 16, 16), mode="mean"))
     assert each > 4 * values
     for free, batch in ((4 * 7 * each, 7), (4 * 7 * each - 1, 6), (0, 1), (10**15, 64)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        assert fitting_batch(pipe) == batch
+        assert fitting_batch(pipe.model) == batch
     assert not any(p.grad is not None for p in pipe.prior.parameters())
+
+
+GIB = 2**30
+SYSTEM = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {8 * 2**20} kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 8 * GIB),
+        ({"cg/memory.max": "max\n", "cg/memory.current": "5"}, 8 * GIB),
+        ({"cg/memory.max": f"{4 * GIB}\n", "cg/memory.current": f"{GIB}"}, 3 * GIB),
+        (
+            {
+                "cg/memory.max": f"{4 * GIB}\n",
+                "cg/memory.current": f"{4 * GIB}",
+                "cg/memory.stat": f"active_file 7\ninactive_file {2 * GIB}\n",
+            },
+            2 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "cg/a/memory.max": f"{GIB}",
+                "cg/a/memory.current": "0",
+                "cg/a/b/memory.max": "max",
+                "cg/a/b/memory.current": "0",
+            },
+            GIB,
+        ),
+        # Version 1: as the container sees it, and below the group's own name; no limit.
+        (
+            {
+                "cg/memory/memory.limit_in_bytes": f"{3 * GIB}\n",
+                "cg/memory/memory.usage_in_bytes": f"{2 * GIB}\n",
+                "cg/memory/memory.stat": f"total_inactive_file {GIB}\n",
+            },
+            2 * GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:hugetlb,memory:/docker/7\n1:name=x:/../..\n",
+                "cg/memory/docker/7/memory.limit_in_bytes": f"{GIB}",
+                "cg/memory/docker/7/memory.usage_in_bytes": "1",
+            },
+            GIB - 1,
+        ),
+        (
+            {
+                "cg/memory/memory.limit_in_bytes": "9223372036854771712",
+                "cg/memory/memory.usage_in_bytes": "1",
+            },
+            8 * GIB,
+        ),
+        ({"cg/memory.max": "no number", "proc/self/cgroup": "odd\n"}, 8 * GIB),
+        ({"cg/memory.max": f"{GIB}", "cg/memory.current": f"{2 * GIB}"}, 0),
+    ],
+)
+def test_free_memory_is_what_a_container_leaves(tmp_path, monkeypatch, files, free):
+    for name, text in (SYSTEM | files).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(system, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(system, "CGROUP", tmp_path / "cg")
+    assert system.free_memory() == free
+
+
+def test_a_model_too_large_to_draw_is_refused_in_one_line(tmp_path, monkeypatch):
+    """Its file is small: nothing but what it describes says how much an image takes."""
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "m")
+    each = bytes_per_image(pipe.model)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4 * each)
+    Pipeline.from_pretrained(tmp_path / "m", device="cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: each - 1)
+    with pytest.raises(EnvironmentFailure, match="one image of tiny takes .* GiB of memory"):
+        Pipeline.from_pretrained(tmp_path / "m", device="cpu")
+    huge = GeneratorConfig(256, (ScaleConfig(64, 64, 256, 2, 0),), (StageConfig(128, 2, 0),))
+    with pytest.raises(EnvironmentFailure, match="67,108,864 latent dimensions"):
+        memory.check_memory(
+            ModelConfig("huge", huge), new_generator(huge), None, torch.device("cpu")
+        )
+
+
+def test_endless_seeds_are_refused_before_they_are_taken():
+    for seeds in (range(10**9), range(2**70), iter(int, 1)):
+        with pytest.raises(UserInputError, match=f"more than {MAX_SEEDS} images"):
+            choose_seeds(None, seeds)
+    assert len(choose_seeds(None, iter(range(MAX_SEEDS)))) == MAX_SEEDS
 
 
 def test_auto_batch_on_the_command_line(model, tmp_path, monkeypatch):

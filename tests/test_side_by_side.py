@@ -2,6 +2,7 @@
 when one fails.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -75,6 +76,31 @@ def test_one_failure_stops_the_others(failing):
     with pytest.raises(ValueError, match="this one"):
         list(side_by_side(walks, stop))
     assert ended.is_set() == (failing == 0) and stop.event.is_set()
+
+
+def test_batches_share_their_threads():
+    seen, before = [], threading.active_count()
+    for _ in range(100):
+        list(side_by_side([iter(range(3)), *(numbers(k, seen) for k in range(3))], Stop()))
+    assert len({ident for ident, _ in seen}) <= 2 * 3
+    assert threading.active_count() - before <= 2 * 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_makes_threads_of_its_own():
+    list(side_by_side([iter(range(3)), numbers(0, [])], Stop()))
+    if (pid := os.fork()) == 0:
+        found = list(side_by_side([iter(range(3)), iter(range(3))], Stop()))
+        os._exit(len(found) - 3)
+    for _ in range(600):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    assert done and status == 0
 
 
 # ---- of a pipeline

@@ -1,10 +1,14 @@
 """How the commands fail: one line on stderr, `Error: ...`, and an exit status; never a traceback.
+Warnings of ours are a line `Warning: ...` there, too.
 
 2  what was typed is wrong        1  the surroundings fail        130  Ctrl-C
 """
 
 import errno
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -28,6 +32,23 @@ def _leave(message: str, exit_code: int) -> NoReturn:
     line = " ".join(part.strip() for part in message.splitlines())
     click.echo(f"Error: {line}", err=True)
     sys.exit(exit_code)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Without the place in the source: it tells a person at a terminal nothing."""
+    usual = warnings.formatwarning
+
+    def one_line(message: Any, category: type[Warning], *place: Any) -> str:
+        if category is not UserWarning:
+            return usual(message, category, *place)
+        return f"Warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 class OneLineErrors(click.Command):
@@ -57,7 +78,8 @@ class OneLineErrors(click.Command):
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         try:
-            result = super().main(*args, standalone_mode=False, **extra)
+            with _one_line_warnings():
+                result = super().main(*args, standalone_mode=False, **extra)
         except _NO_ARGUMENTS as error:
             error.show()  # a group called without a command answers with its whole help
             sys.exit(error.exit_code)

@@ -24,6 +24,7 @@ from hebm_sample.cli.requests.grammar import (
     known_word,
 )
 from hebm_sample.config import DecoderName, SamplerName
+from hebm_sample.config.sampler import MAX_PARTICLES
 from hebm_sample.errors import HebmError
 
 __all__ = [
@@ -279,6 +280,13 @@ SAMPLER = [
         type=FactorsType(),
         metavar="FACTOR[,...]",
         help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
+    ),
+    option(
+        "Sampler",
+        "--particles",
+        type=click.IntRange(1, MAX_PARTICLES),
+        metavar="N",
+        help="Chains an image, of which unlikely ones give way to others.  [default: the model's]",
     ),
 ]
 

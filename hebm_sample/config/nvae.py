@@ -81,8 +81,8 @@ class NvaeConfig(ConfigBase):
         blocks: Halvings between the images and the finest latent scale.
         preprocess_cells: Cells of each halving, in the encoder.
         postprocess_cells: Cells of each doubling, in the image decoder.
-        encoder_cells: Cells a group in the encoder's tower.
-        decoder_cells: Cells a group in the top-down path.
+        encoder_cells: Cells per group in the encoder's tower.
+        decoder_cells: Cells per group in the top-down path.
         flows: Pairs of autoregressive shifts that end each group's posterior.
         squeeze_excitation: Whether cells have it.
         residual_posterior: Whether q's mean and log standard deviation are added to p's.

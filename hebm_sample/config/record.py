@@ -16,6 +16,7 @@ __all__ = ["TrainedPart", "TrainingRecord"]
 
 TrainedPart = Literal["generator", "prior", "decoder"]
 
+_NOTE = re.compile(r"[0-9A-Za-z_.,:;()/%+ -]{0,300}")  # nothing that Markdown or HTML reads
 _HELD_OUT = re.compile(r"(hash|last:[1-9]\d{0,9}|none)?")
 _DATA = re.compile(r"[0-9A-Za-z_.:\[\]-]{0,400}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -39,6 +40,8 @@ class TrainingRecord(ConfigBase):
         held_out: The rule that kept other rows apart: "hash", "last:N", or "none"; empty where
             unknown.
         held_out_seed: Of the rule "hash" (`data/holdout.py`).
+        note: What else there is to say of the run, such as by what other than `hebm-train` it was
+            made; a line, mostly empty.
     """
 
     part: TrainedPart
@@ -52,6 +55,7 @@ class TrainingRecord(ConfigBase):
     data: str = ""
     held_out: str = ""
     held_out_seed: int = 0
+    note: str = ""
 
     def __post_init__(self) -> None:
         require_choice("part", self.part, TrainedPart)
@@ -63,6 +67,10 @@ class TrainingRecord(ConfigBase):
             _DATA.fullmatch(self.data) is not None,
             f"data is {self.data!r}; it must be the identity of a data set, or empty",
         )
+        require(
+            _NOTE.fullmatch(self.note) is not None,
+            f"note is {self.note!r}; it must be a plain line of at most 300 characters",
+        )
         for name in ("images", "steps", "kept", "image_size", "held_out_seed"):
             require_integer(name, getattr(self, name), 0, 10**12)
         require_range("seconds", self.seconds, 0.0, 1e12)
@@ -71,8 +79,12 @@ class TrainingRecord(ConfigBase):
             require(_DATE.fullmatch(date) is not None, f"{name} is {date!r}; write YYYY-MM-DD")
 
     def to_dict(self) -> dict[str, Any]:
-        """As any other, without what is not known of the data: so it was written before."""
+        """As any other, without what is not known of the data, and without an empty note: so it
+        was written before.
+        """
         found = super().to_dict()
+        if not self.note:
+            del found["note"]
         if not self.data:
             for name in ("data", "held_out", "held_out_seed"):
                 del found[name]
@@ -84,7 +96,8 @@ class TrainingRecord(ConfigBase):
         kept = (
             "" if self.kept == self.steps else f", weights of step {self.kept:,} (best held-out)"
         )
+        note = f"; {self.note}" if self.note else ""
         return (
             f"{self.part} ({self.image_size}x{self.image_size}): {self.images:,} images in "
-            f"{self.steps:,} steps, {self.seconds / 3600:.1f} h, {dates}{kept}"
+            f"{self.steps:,} steps, {self.seconds / 3600:.1f} h, {dates}{kept}{note}"
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hebm_sample.config.base import (
@@ -16,6 +16,7 @@ from hebm_sample.config.base import (
 __all__ = [
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
+    "MAX_PARTICLES",
     "Kernel",
     "LangevinConfig",
     "MAX_GUIDANCE",
@@ -30,6 +31,7 @@ EDIT_STEPS = 48
 # Weight of the condition of an edit, and the most that any condition can have.
 EDIT_GUIDANCE = 32.0
 MAX_GUIDANCE = 100.0
+MAX_PARTICLES = 1000
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]
@@ -52,7 +54,7 @@ class LangevinConfig(ConfigBase):
             marginal), or "posterior", B_t below.
         step_scale: c in s = c B_t, B_t the variance of q(u_t | u_{t+1}, u_0) (cum_sigma_t^2 for a
             marginal); for the plain kernel on the release's parametrisation the factor on its s_t.
-        temperature: Factor on every noise draw's standard deviation; a list gives one a group.
+        temperature: Factor on every noise draw's standard deviation; a list gives one per group.
         denoise: End with one flow step from the lowest level to noise 0.
         early_share: Gradients of the noisiest level over those of the lowest, not counting one
             that each level has anyway; those between lie on a line. 1 spends as many on each.
@@ -61,6 +63,8 @@ class LangevinConfig(ConfigBase):
             overdamped Langevin.
         metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
             is; costs a gradient a level.
+        particles: Chains an image; of each noise level's, those that the energies find unlikely
+            give way to others (`sampling/particles.py`). Each costs as many gradients.
         precondition: Longer steps where the data leaves more room: B_t of each coordinate from
             the posterior's variance there, see `sampling/sample.py`.
 
@@ -84,6 +88,7 @@ class LangevinConfig(ConfigBase):
     momentum: float = 0.0
     metropolis: bool = False
     precondition: bool = False
+    particles: int = 1
 
     def __post_init__(self) -> None:
         require_choice("sampler", self.sampler, SamplerName)
@@ -103,6 +108,7 @@ class LangevinConfig(ConfigBase):
         for name in ("denoise", "metropolis", "precondition"):
             require_choice(name, getattr(self, name), Literal[True, False])
         self._check_temperature()
+        self._check_particles()
         moving = self.momentum > 0 or self.metropolis
         require(
             not moving or self.kernel == "plain" or self.step_scale < 4,
@@ -120,11 +126,46 @@ class LangevinConfig(ConfigBase):
             f"temperature is {self.temperature}; metropolis needs one number above 0",
         )
 
+    def _check_particles(self) -> None:
+        require_integer("particles", self.particles, 1, MAX_PARTICLES)
+        if self.particles == 1:
+            return
+        require(
+            self.sampler != "flow" and self.start == "ancestral",
+            f"particles is {self.particles}; they need start='ancestral', a random step between "
+            f"levels, and sampler='recovery' or 'annealed' (these are start={self.start!r}, "
+            f"sampler={self.sampler!r})",
+        )
+        require(
+            not isinstance(self.temperature, tuple) and self.temperature != 0.0,
+            f"temperature is {self.temperature}; particles need one number above 0",
+        )
+
+    def takes_particles(self) -> bool:
+        """Whether these settings have proposals that particles can be weighed by."""
+        single = isinstance(self.temperature, float | int) and self.temperature != 0.0
+        return self.sampler != "flow" and self.start == "ancestral" and single
+
+    def changed(self, **settings: Any) -> "LangevinConfig":
+        """With these settings in the place of its own. Its number of particles stays where they
+        can have them.
+        """
+        found = replace(self, **{**settings, "particles": 1})
+        usual = self.particles if found.takes_particles() else 1
+        return replace(found, particles=settings.get("particles", usual))
+
     def to_dict(self) -> dict[str, Any]:
         """As any other, but what was added later only where it says something: files and hashes
         of models from before it stay as they were.
         """
-        later = ("early_share", "step_decay", "momentum", "metropolis", "precondition")
+        later = (
+            "early_share",
+            "step_decay",
+            "momentum",
+            "metropolis",
+            "precondition",
+            "particles",
+        )
         usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in later}
         missing = object()
         return {k: v for k, v in super().to_dict().items() if v != usual.get(k, missing)}

@@ -1,1 +1,1 @@
-"""Training images: where they come from, and how they are drawn."""
+"""Training images: where they come from, and in which order they are taken."""

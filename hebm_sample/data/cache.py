@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hebm_sample.data.decoding import DecodedChunk, decoded_chunks
@@ -32,7 +33,7 @@ from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder
 
-__all__ = ["build_cache", "cache_folder", "read_cache"]
+__all__ = ["build_cache", "cache_folder", "mapped_bytes", "read_cache"]
 
 # Raised when decoding or these files change, so that old caches are not taken for new ones.
 RECIPE = 3
@@ -70,8 +71,10 @@ def _read(folder: Path) -> ImageDataset:
     with np.load(io.BytesIO(packed), allow_pickle=False) as columns:
         labels = {name: columns[f"column{i}"] for i, name in enumerate(meta["columns"])}
         keys = columns["keys"]
+    shape: list[int] = meta["shape"]
+    pixels: np.ndarray = mapped_bytes(folder / IMAGES, math.prod(shape), meta["pixels"])
     return ImageDataset(
-        _mapped(folder / IMAGES, tuple(meta["shape"]), meta["pixels"]),
+        np.reshape(pixels, shape),
         labels,
         {k: tuple(v) for k, v in meta["label_names"].items()},
         tuple(meta["part_starts"]),
@@ -98,18 +101,24 @@ def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _mapped(path: Path, shape: tuple[int, ...], digest: str) -> np.ndarray:
-    """The pixels at the end of the file; those that are mapped are those that are compared."""
-    count = math.prod(shape)
+def mapped_bytes(path: Path, count: int, digest: str | None) -> NDArray[np.uint8]:
+    """The last `count` bytes of a file, mapped into memory; those that are mapped are those that
+    are compared.
+
+    Arguments:
+        digest: Their sha256; None compares their number alone.
+
+    Raises `ValueError` where there are fewer, or others.
+    """
     mapped = np.memmap(path, np.uint8, "r")
-    pixels = mapped[max(0, len(mapped) - count) :]
-    if len(pixels) != count:
-        raise ValueError(f"{path.name} has {len(mapped)} bytes, and its images {count}")
-    found = hashlib.sha256()
-    for start in range(0, count, BLOCK):
-        found.update(pixels[start : start + BLOCK].data)
-    _compare(path.name, digest, found.hexdigest())
-    return pixels.reshape(shape)
+    if len(mapped) < count:
+        raise ValueError(f"{path.name} has {len(mapped)} bytes, and not the {count} of its rows")
+    found, wanted = hashlib.sha256(), mapped[len(mapped) - count :]
+    for start in range(0, count if digest else 0, BLOCK):
+        found.update(wanted[start : start + BLOCK].data)
+    if digest is not None:
+        _compare(path.name, digest, found.hexdigest())
+    return wanted
 
 
 def build_cache(source: Source, folder: Path, size: int, shown: str, progress: bool) -> None:

@@ -72,8 +72,11 @@ def read_attributes(table: Path) -> AttributeTable:
                 f"{table}, line {number}: a row needs a file's name and {len(names)} values, "
                 "-1 or 1"
             )
-        values[len(rows)] = [value == "1" for value in found]
-        rows[Path(name).stem] = len(rows)
+        labels, stem = [value == "1" for value in found], Path(name).stem
+        row = rows.setdefault(stem, len(rows))
+        if row < len(rows) - 1 and values[row].tolist() != labels:
+            raise UserInputError(f"{table}, line {number}: {stem} has other values above")
+        values[row] = labels
     return AttributeTable(names, rows, values[: len(rows)])
 
 

@@ -1,4 +1,4 @@
-"""Training images: decoded once to bytes, then drawn in an order that follows from (seed, step).
+"""Training images: decoded once to bytes, then taken in an order that follows from (seed, step).
 
     rows of step s = a slice of permutation(seed, epoch of s)
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,9 +36,10 @@ class DecodedChunk(NamedTuple):
 def decoded_chunks(source: Source, size: int) -> Iterator[DecodedChunk]:
     """All rows of a source, one chunk in memory at once."""
     before = 0
+    decode = partial(decode_square, size=size)
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for chunk in source.chunks():
-            results = list(pool.map(lambda x: decode_square(x, size), chunk.images))
+            results = list(pool.map(decode, chunk.images))
             yield DecodedChunk(chunk, before, results)
             before += len(results)
 
@@ -45,7 +47,7 @@ def decoded_chunks(source: Source, size: int) -> Iterator[DecodedChunk]:
 def decode_squares(encoded: Iterable[bytes | Path | None], size: int) -> list[np.ndarray | str]:
     """`decode_square` of each."""
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        return list(pool.map(lambda x: decode_square(x, size), encoded))
+        return list(pool.map(partial(decode_square, size=size), encoded))
 
 
 def decode_square(encoded: bytes | Path | None, size: int) -> np.ndarray | str:
@@ -63,4 +65,4 @@ def decode_square(encoded: bytes | Path | None, size: int) -> np.ndarray | str:
     square = image.crop((left, top, left + side, top + side))
     if side != size:
         square = square.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.transpose(np.asarray(square), (2, 0, 1)))

@@ -2,8 +2,11 @@
 
 Splits are told by folders (`train/`, `Test/`), or by the names of all files (`train_001.png`).
 Labels come from a table (`metadata.py`), from CelebA's attributes (`celeba.py`), or from one
-folder a class. A folder that is called like a split is one only where no other folder lies beside
-it that is none: bus/, car/ and train/ are three classes.
+folder per class. A folder that is called like a split is one only where no other folder lies
+beside it that is none: bus/, car/ and train/ are three classes.
+
+The library `datasets` (5.2) does not serve here: it takes train/ of those three for a split,
+follows no links, and loses tables above split folders and classes beside a stray image.
 """
 
 import os
@@ -93,12 +96,13 @@ def _others(tree: Tree, images: list[str], read: list[Path]) -> dict[str, int]:
     """Files that are neither images nor tables that are read, by suffix; runs' folders."""
     known = {*images, *(p.relative_to(tree.root).as_posix() for p in read if _is_below(p, tree))}
     rest = Counter(
-        os.path.splitext(name)[1].lower() or "files without a suffix"
+        os.path.splitext(name)[1].lower() or "without a suffix"
         for name in tree.names
         if name not in known
     )
     found = dict(sorted(rest.items(), key=lambda item: (-item[1], item[0])))
-    return found | ({"folders of runs": len(tree.runs)} if tree.runs else {})
+    runs = "folder of a run" if len(tree.runs) == 1 else "folders of runs"
+    return found | ({runs: len(tree.runs)} if tree.runs else {})
 
 
 def _is_below(path: Path, tree: Tree) -> bool:

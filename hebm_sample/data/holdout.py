@@ -88,7 +88,7 @@ class SelectedRows:
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """As of the array that it stands for; the rows are copied."""
-        first, *rest = key if isinstance(key, tuple) else (key,)
+        first, *rest = cast("tuple[Any, ...]", key if isinstance(key, tuple) else (key,))
         found = self.base[self.rows[first]]
         if not rest:
             return found

@@ -41,6 +41,10 @@ def zoomed(images: Tensor, squares: Tensor) -> Tensor:
     return rounded.contiguous(memory_format=torch.channels_last)
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
+
+
 @dataclass(frozen=True)
 class ImageDataset:
     """Decoded images with their labels; slices of it are views.
@@ -64,7 +68,7 @@ class ImageDataset:
     identity: str
     skipped: int = 0
     keys: np.ndarray | None = None
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -118,7 +122,7 @@ class ImageDataset:
         self, indices: Tensor, flip: Tensor | None = None, device: torch.device | str | None = None
     ) -> Tensor:
         """Rows `indices` (B,) as `to_float` (B, 3, S, S), mirrored where `flip` (B,) is true."""
-        rows = torch.from_numpy(np.asarray(self.images[indices.numpy()]))
+        rows = _tensor(np.asarray(self.images[indices.numpy()]))
         if flip is not None:
             rows = torch.where(flip[:, None, None, None], rows.flip(-1), rows)
         return to_float(rows if device is None else rows.to(device))
@@ -126,4 +130,4 @@ class ImageDataset:
     def label_rows(self, indices: Tensor, columns: tuple[str, ...]) -> Tensor:
         """Labels of rows `indices`, (B, columns), -1 where unknown."""
         rows = indices.numpy()
-        return torch.from_numpy(np.stack([self.labels[c][rows] for c in columns], axis=1))
+        return _tensor(np.stack([self.labels[c][rows] for c in columns], axis=1))

@@ -9,7 +9,7 @@ labels.
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,8 @@ def encode_labels(
     columns: dict[str, list[Any]], known_names: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """Columns that are labels, as int64 (N,) with -1 where unknown, and their values' names."""
-    labels, names = {}, {}
+    labels: dict[str, np.ndarray] = {}
+    names: dict[str, tuple[str, ...]] = {}
     for column, values in columns.items():
         cells = [_cell(v) for v in values]
         found = _numbers(cells)
@@ -50,12 +51,13 @@ def encode_labels(
 def _cell(value: Any) -> Any:
     """The value as int, float, str or None; what is none of them as it is."""
     if isinstance(value, (bytes, memoryview)):
+        data = bytes(cast("bytes", value))
         try:
-            value = bytes(value).decode("utf-8")
+            value = data.decode("utf-8")
         except UnicodeDecodeError:
-            return value
+            return data
     if isinstance(value, np.generic):
-        value = value.item()
+        value = cast("Any", value).item()
     if isinstance(value, str):
         return value if value.strip() else None
     if isinstance(value, bool):

@@ -1,5 +1,5 @@
 """Labels of a folder's images in a table beside them: `metadata.jsonl` or `metadata.csv` in the
-form of Hugging Face data sets, a row an image, whose column `file_name` is relative to the file;
+form of Hugging Face data sets, a row per image, whose column `file_name` is relative to the file;
 or StyleGAN's `dataset.json`, {"labels": [["00000/img00000000.png", 6], ...]}.
 """
 
@@ -11,7 +11,7 @@ import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hebm_sample.errors import UserInputError
 
@@ -26,16 +26,18 @@ def metadata_rows(table: Path) -> list[tuple[str, dict[str, Any]]]:
 
     Raises `UserInputError` that names the line that does not fit.
     """
-    found = []
+    found: list[tuple[str, dict[str, Any]]] = []
     try:
         text = _text(table)
         if table.name == STYLEGAN_NAME:
             return _stylegan_rows(table, text)
         read = _json_lines if table.suffix == ".jsonl" else _csv_lines
         for number, row in read(table, text):
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+            labels = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+            name = labels.pop("file_name", None)
+            if not isinstance(name, str):
                 raise UserInputError(f"{table}, line {number}: a row needs a text file_name")
-            found.append((row.pop("file_name"), row))
+            found.append((name, labels))
     except (UnicodeDecodeError, csv.Error, OSError, RecursionError) as error:
         raise UserInputError(f"{table} could not be read: {error}") from error
     return found
@@ -77,7 +79,7 @@ def is_stylegan(table: Path) -> bool:
 
 def _stylegan_rows(table: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
     try:
-        labels = json.loads(text)["labels"] or []
+        labels: list[tuple[Any, Any]] = json.loads(text)["labels"] or []
         return [(str(name), {"label": value}) for name, value in labels]
     except (ValueError, KeyError, TypeError) as error:
         raise UserInputError(
@@ -105,7 +107,7 @@ def match_rows(
         key = _loose(name)
         loose[key] = None if key in loose else name
     rows: dict[str, dict[str, Any]] = {}
-    unmatched = {}
+    unmatched: dict[str, tuple[int, int]] = {}
     for table in tables:
         base = table.parent.relative_to(root).as_posix()
         missed, read = 0, metadata_rows(table)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from hebm_sample.data import source as rows_source
 from hebm_sample.data.source import Chunk, Source, stamp
@@ -13,6 +13,8 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.extras import import_extra
 
 __all__ = ["encoded_cell", "first_line", "parquet_source"]
+
+MOST_LETTERS = 300
 
 
 def parquet_source(
@@ -28,7 +30,7 @@ def parquet_source(
     parquet = import_extra("pyarrow.parquet", "train")
     found, others = pick_split(by_split(map(PurePosixPath, names)), split, str(root))
     files = [root / path for path in found]
-    total, label_names = 0, {}
+    total, label_names = 0, dict[str, tuple[str, ...]]()
     for f in files:
         opened = _open(parquet, f)
         total += opened.metadata.num_rows
@@ -39,7 +41,7 @@ def parquet_source(
         for part, f in enumerate(files):
             yield from _chunks(_open(parquet, f), part, f, root)
 
-    left_out = left_out | ({"parquet files of other splits": others} if others else {})
+    left_out = left_out | ({".parquet of other splits": others} if others else {})
     return Source([stamp(f, root) for f in files], total, label_names, chunks, left_out)
 
 
@@ -80,9 +82,9 @@ def _kinds(types: Any, *names: str) -> list[Any]:
 
 def _image_column(schema: Any, path: Path) -> str:
     """The column that holds encoded images: a struct with the field `bytes`, or plain binary."""
-    types = import_extra("pyarrow.types", "train")
+    types: Any = import_extra("pyarrow.types", "train")
     binary = _kinds(types, "is_binary", "is_large_binary", "is_binary_view")
-    found = []
+    found: list[str] = []
     for field in schema:
         kind = field.type
         packed = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
@@ -108,12 +110,11 @@ def _wanted_columns(schema: Any, image: str) -> list[str]:
 def _value_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Names of class labels as `datasets` writes them into a parquet file's schema."""
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return {
-            k: tuple(str(name) for name in v["names"])
-            for k, v in features.items()
-            if isinstance(v, dict) and "names" in v
+        features: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        named: dict[str, Any] = {
+            k: v for k, v in features.items() if isinstance(v, dict) and "names" in v
         }
+        return {k: tuple(map(str, v["names"])) for k, v in named.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -121,12 +122,15 @@ def _value_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
 def encoded_cell(cell: Any) -> bytes | Path | None:
     """The bytes of an image's cell, or its path, or None."""
     if isinstance(cell, dict):
-        if cell.get("bytes") is not None:
-            return encoded_cell(cell["bytes"])
-        return Path(cell["path"]) if cell.get("path") else None
+        packed = cast("dict[str, Any]", cell)
+        if packed.get("bytes") is not None:
+            return encoded_cell(packed["bytes"])
+        return Path(packed["path"]) if packed.get("path") else None
     return cell if isinstance(cell, bytes) else None
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error says, in one line that a terminal can show: it may quote any bytes."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 3]}..."

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from hebm_sample.data import source as rows_source
 from hebm_sample.data.folders import IMAGE_SUFFIXES, folder_source
+from hebm_sample.data.hub_set import hub_source
 from hebm_sample.data.lmdb import DATA_FILE, count_values, find_lmdb, iterate_items
-from hebm_sample.data.parquet import encoded_cell, first_line, parquet_source
+from hebm_sample.data.parquet import parquet_source
 from hebm_sample.data.source import Chunk, Source, stamp
 from hebm_sample.data.tree import walk, with_suffixes
-from hebm_sample.errors import HubError, UserInputError
+from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import import_extra
 
 __all__ = ["Chunk", "Source", "open_source"]
@@ -40,7 +41,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
         tree = walk(path)
         if parquet := with_suffixes(tree.names, (".parquet",)):
             images = with_suffixes(tree.names, IMAGE_SUFFIXES)
-            beside = {"images beside the parquet files": len(images)} if images else {}
+            beside = {"beside the parquet files": len(images)} if images else {}
             return parquet_source(parquet, path, split, beside)
         return folder_source(tree, split)
     if path.is_file():
@@ -54,7 +55,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
             )
         return parquet_source([path.name], path.parent, split, {})
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
-        return _hub_source(str(source), split)
+        return hub_source(str(source), split)
     raise UserInputError(
         f"no images at {source}: give a folder of images, a parquet file, a folder of parquet "
         "files, a folder with an LMDB, or a Hub data set as owner/name"
@@ -84,45 +85,3 @@ def _lmdb_source(folder: Path, root: Path) -> Source:
             yield Chunk(0, [value for _, value in some], {}, [key.hex() for key, _ in some])
 
     return Source([stamp(folder / DATA_FILE, root)], total, {}, chunks, {})
-
-
-# The Hub
-
-
-def _hub_source(name: str, split: str | None) -> Source:
-    """A Hub data set through `datasets`, map-style, so that row numbers are fixed."""
-    datasets = import_extra("datasets", "train")
-    try:
-        table = datasets.load_dataset(name, split=split or "train")
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise UserInputError(
-            f"{name} is neither a folder here nor a data set on the Hub with the split "
-            f"{split or 'train'!r}: {first_line(error)}"
-        ) from error
-    except Exception as error:  # the client raises whatever its transport raises
-        raise HubError(f"the data set {name} could not be fetched: {first_line(error)}") from error
-    images = [k for k, v in table.features.items() if isinstance(v, datasets.Image)]
-    if not images:
-        raise UserInputError(
-            f"the data set {name} has no column of cells; it has {list(table.features)}"
-        )
-    names = {
-        k: tuple(v.names) for k, v in table.features.items() if isinstance(v, datasets.ClassLabel)
-    }
-    simple = [
-        k
-        for k, v in table.features.items()
-        if isinstance(v, (datasets.Value, datasets.ClassLabel))
-    ]
-    table = table.select_columns([images[0], *simple]).cast_column(
-        images[0], datasets.Image(decode=False)
-    )
-
-    def chunks() -> Iterator[Chunk]:
-        size = rows_source.CHUNK_ROWS
-        for start in range(0, len(table), size):
-            columns = table[start : start + size]
-            cells = [encoded_cell(cell) for cell in columns.pop(images[0])]
-            yield Chunk(0, cells, columns, [str(start + i) for i in range(len(cells))])
-
-    return Source([name, split, table._fingerprint], len(table), names, chunks, {})

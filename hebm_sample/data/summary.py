@@ -72,4 +72,5 @@ def _column(sets: list[ImageDataset], name: str) -> str:
         found = {int(v) for s in sets if name in s.labels for v in np.unique(s.labels[name])}
         values = tuple(map(str, sorted(found - {-1})))
     shown = ", ".join(map(_plain, values[:MOST_NAMES])) + (", ..." * (len(values) > MOST_NAMES))
-    return f"{_plain(name)}: {len(values)} values ({shown})"
+    noun = "value" if len(values) == 1 else "values"
+    return f"{_plain(name)}: {len(values)} {noun} ({shown})"

@@ -21,8 +21,8 @@ class Tree:
     """
 
     root: Path
-    names: list[str] = field(default_factory=list)
-    runs: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list[str])
+    runs: list[str] = field(default_factory=list[str])
 
 
 def walk(root: Path) -> Tree:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hebm_sample import __version__
+from hebm_sample.config import require_integer
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, as_bytes
@@ -27,6 +28,7 @@ from hebm_sample.evaluation.held_out import held_out_by, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.io.files import cache_home
+from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
 from hebm_sample.metrics import (
     GapMeasurement,
@@ -219,6 +221,7 @@ def make_context(
             f"{num_images} images per side were asked for; with {len(held_out)} held-out "
             f"images it can be 10 to {len(held_out) // 2}"
         )
+    require_integer("num_images", num_images, 1, MAX_SEEDS)
     pipe.sampling_config(**sampling)
     return EvaluationContext(
         pipe,

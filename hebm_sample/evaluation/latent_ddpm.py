@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from hebm_sample.config import require_integer, require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -310,9 +311,11 @@ def train_ddpm(
         u = sample_ddpm(learner, noise, steps=20)  # pyright: ignore[reportArgumentType]
         return model.decode(u, output_type="torch") * 2 - 1
 
-    identity = f"{training.identity} ddpm {net.width}"
+    former = f"{training.identity} ddpm {net.width}"
+    sigmas = net.sigma_min, preset.prior.sigma_max
+    identity = f"{former} {sigmas} {content_digest(model.generator, model.encoder)}"
     result = train(
-        Task("ddpm", objective, net, model.config, preview, identity),
+        Task("ddpm", objective, net, model.config, preview, identity, former=(former, "")),
         training,
         settings,
         folder,

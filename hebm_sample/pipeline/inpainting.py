@@ -159,6 +159,11 @@ class KnownPixels:
         """Of images start ... stop - 1."""
         return replace(self, images=self.images[start:stop], known=self.known[start:stop])
 
+    def repeated(self, count: int) -> "KnownPixels":
+        """Each image `count` times, one after another."""
+        images, known = (x.repeat_interleave(count, 0) for x in (self.images, self.known))
+        return replace(self, images=images, known=known)
+
     def to(self, device: torch.device) -> "KnownPixels":
         """On another device."""
         return replace(self, images=self.images.to(device), known=self.known.to(device))

@@ -26,6 +26,7 @@ from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
 from hebm_sample.pipeline.posterior_variance import posterior_variance
@@ -60,6 +61,7 @@ def pretrained(
     """
     chosen = pick_device(device)
     model = build_model(name, **options)
+    check_memory(model.config, model.generator, model.prior, chosen)
     card = model.resolved.folder / "README.md"
     return {
         "config": model.config,

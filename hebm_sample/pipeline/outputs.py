@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
@@ -168,19 +169,18 @@ def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> t
         require_integer("num_images", num_images, 1, MAX_SEEDS)
     if isinstance(seeds, SupportsIndex):
         seeds = (operator.index(seeds),)
-    chosen = (
-        tuple(seeds)
-        if seeds is not None
-        else tuple(range(1 if num_images is None else num_images))
-    )
+    asked = range(1 if num_images is None else num_images) if seeds is None else seeds
+    chosen = tuple(islice(asked, MAX_SEEDS + 1))  # of endless ones, too
+    if len(chosen) > MAX_SEEDS:
+        raise UserInputError(
+            f"more than {MAX_SEEDS} images were asked for; it can be 1 to {MAX_SEEDS} a call"
+        )
     if seeds is not None and num_images is not None and len(chosen) != num_images:
         raise UserInputError(
             f"num_images is {num_images} but {len(chosen)} seeds were given; leave one of them out"
         )
-    if not 1 <= len(chosen) <= MAX_SEEDS:
-        raise UserInputError(
-            f"{len(chosen)} images were asked for; it can be 1 to {MAX_SEEDS} a call"
-        )
+    if not chosen:
+        raise UserInputError(f"0 images were asked for; it can be 1 to {MAX_SEEDS} a call")
     return chosen
 
 

@@ -61,6 +61,7 @@ class Provenance:
         temperature: float | Sequence[float] | None = None,
         decoder: DecoderName | None = None,
         prior: str | None = None,
+        particles: int | None = None,
     ) -> "Provenance":
         """Which model, how it was sampled and what decoded it: None is the model's own; the
         Gaussian prior has no chain.
@@ -74,7 +75,13 @@ class Provenance:
             "steps": (steps or default.steps) if has_chain else None,
             "temperature": default.temperature if temperature is None else temperature,
         }
-        chosen = {} if prior is None else {"prior": prior}
+        chosen: dict[str, Any] = {} if prior is None else {"prior": prior}
+        if has_chain:
+            settings = {"sampler": sampler, "temperature": temperature, "particles": particles}
+            count = default.changed(
+                **{k: v for k, v in settings.items() if v is not None}
+            ).particles
+            chosen |= {} if count == 1 else {"particles": count}
         return cls.of_decoded(pipe, decoder).saying(**how, **chosen)
 
     def saying(self, **facts: Any) -> "Provenance":

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import DecoderName, LangevinConfig, require_choice, require_integer
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.batch_size import bytes_per_image, free_bytes
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import choose_seeds
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint
+from hebm_sample.sampling.particles import particle_seeds
 
 __all__ = [
     "Likelihood",
     "Prior",
     "Progress",
     "Request",
+    "check_particles",
     "read_request",
     "sampling_config",
     "total_steps",
@@ -40,6 +43,10 @@ class Likelihood(Protocol):
 
     def rows(self, start: int, stop: int) -> "Likelihood":
         """Of images start ... stop - 1."""
+        ...
+
+    def repeated(self, count: int) -> "Likelihood":
+        """Each image `count` times, one after another."""
         ...
 
     def to(self, device: torch.device) -> "Likelihood":
@@ -93,6 +100,18 @@ class Request:
             likelihood=self.likelihood and self.likelihood.rows(start, stop),
         )
 
+    def particles(self) -> "Request":
+        """The same with a row for each particle of each image, each with a seed of its own."""
+        condition, constraint = self.condition, self.constraint
+        count = self.config.particles
+        return replace(
+            self,
+            seeds=particle_seeds(self.seeds, count),
+            condition=condition and condition.repeated(count),
+            constraint=constraint and constraint.repeated(count),
+            likelihood=self.likelihood and self.likelihood.repeated(count),
+        )
+
     def batches(self) -> Iterator["Request"]:
         """Requests of at most `batch_size` images each."""
         for start in range(0, len(self.seeds), self.batch_size):
@@ -107,7 +126,7 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
         raise UserInputError(
             f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
         )
-    return replace(model.config.sampling, **given)
+    return model.config.sampling.changed(**given)
 
 
 def total_steps(
@@ -168,6 +187,20 @@ def read_request(
         decoder=model.generator.chosen_decoder(decoder),
         batch_size=batch_size,
     )
+
+
+def check_particles(model: Model, request: Request) -> None:
+    """Raise `EnvironmentFailure` where the particles of a batch take more memory than is free."""
+    if (count := request.config.particles) == 1:
+        return
+    rows = count * min(len(request.seeds), request.batch_size)
+    needed, free = rows * bytes_per_image(model), free_bytes(model.device)
+    if needed > free:
+        raise EnvironmentFailure(
+            f"{count} particles for each of {rows // count} images at a time take "
+            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
+            "ask for fewer particles, or a smaller batch"
+        )
 
 
 def _condition(

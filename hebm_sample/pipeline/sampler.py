@@ -22,7 +22,14 @@ from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, to_output
-from hebm_sample.pipeline.request import Likelihood, Prior, Progress, Request, read_request
+from hebm_sample.pipeline.request import (
+    Likelihood,
+    Prior,
+    Progress,
+    Request,
+    check_particles,
+    read_request,
+)
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
 from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, part_threads, side_by_side
 from hebm_sample.pipeline.states import (
@@ -154,6 +161,7 @@ class Sampler:
             progress=progress,
             **settings,
         )
+        check_particles(self.model, request)
         best = self.best(request, best_of, rank_by)
         return self.samples(best, request, output_type)
 
@@ -176,6 +184,7 @@ class Sampler:
         request = read_request(self.model, num_images, seeds, **options)
         # Built eagerly: what is wrong with the request is said now, not when the first image is
         # needed.
+        check_particles(self.model, request)
         states = self.run(request)
         return (self.samples(state, request, output_type) for state in states)
 
@@ -275,6 +284,9 @@ class Sampler:
             constraint = constraint.to(model.device)
         if constraint is not None and request.inverted:
             return self._inverted(constraint, request, energy)
+        request = replace(request, constraint=constraint)
+        if config.particles > 1:
+            request = request.particles()
         return sample_prior(
             self._conditioned(request, energy),
             model.schedule,
@@ -283,7 +295,7 @@ class Sampler:
             parametrization=model.config.prior.parametrization,
             step_size_0=model.config.prior.step_size_0,
             sigma_high=min(FLOW_START, model.config.prior.sigma_max),
-            given=constraint,
+            given=request.constraint,
             posterior_variance=model.posterior_variance() if config.precondition else None,
             progress=request.progress,
         )

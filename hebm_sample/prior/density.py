@@ -161,6 +161,11 @@ class MarginalEBM:
         found = self.evaluate(u)
         return found.value, found.score
 
+    def base(self, u: Latents) -> Tensor:
+        """log p less F, (B,)."""
+        row = flatten(u)
+        return self._with_base(row.new_zeros(len(row)), None, row)[0]
+
     def _with_base(
         self, value: Tensor, slope: Tensor | None, row: Tensor
     ) -> tuple[Tensor, Tensor | None]:

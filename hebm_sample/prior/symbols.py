@@ -114,6 +114,10 @@ class Condition(NamedTuple):
         """Of examples start ... stop - 1."""
         return Condition(self.allowed[start:stop], self.weight[start:stop])
 
+    def repeated(self, count: int) -> "Condition":
+        """Each example `count` times, one after another."""
+        return Condition(*(x.repeat_interleave(count, 0) for x in self))
+
 
 def open_condition(table: SymbolTable, batch: int) -> Condition:
     """The unconditional model's: F_open."""

@@ -54,6 +54,12 @@ class LatentConstraint:
         cells = self.cells and tuple(c[start:stop] for c in self.cells)
         return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells)
 
+    def repeated(self, count: int) -> "LatentConstraint":
+        """Each image `count` times, one after another."""
+        u = tuple(g.repeat_interleave(count, 0) for g in self.u)
+        cells = self.cells and tuple(c.repeat_interleave(count, 0) for c in self.cells)
+        return replace(self, u=u, cells=cells)
+
     def to(self, device: torch.device) -> "LatentConstraint":
         """On another device, in float32."""
         cells = self.cells and tuple(c.to(device) for c in self.cells)

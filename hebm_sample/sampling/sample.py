@@ -18,7 +18,8 @@ F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-Every sampler evaluates exactly `config.steps` gradients. With a latent constraint
+With several particles an image (`sampling/particles.py`) they are weighed and resampled after each
+level. Every sampler evaluates exactly `config.steps` gradients a row. With a latent constraint
 (`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
 that they start at.
 """
@@ -45,6 +46,7 @@ from hebm_sample.sampling.chain import Metropolis, run_chain
 from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.particles import Particles
 from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
 from hebm_sample.sampling.step_size import Transition, transition
@@ -100,7 +102,8 @@ def sample_prior(
     Arguments:
         energy: The terms F_i (B, L) of latents and level (B,).
         schedule: The model's noise levels.
-        noise: The random streams; all randomness comes from them.
+        noise: The random streams; all randomness comes from them. With several particles, one
+            for each of them, as `particle_seeds` has them; states have a row an image.
         config: Method, number of gradients and the kernel's settings.
         parametrization: What the nets are told about a level, see `prior.density.net_level`.
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
@@ -116,7 +119,8 @@ def sample_prior(
         NonFiniteSampleError: while iterating, when a chain left the finite numbers.
     """
     _check_parametrization(config, parametrization)
-    tally = GradientTally(noise.seeds, progress)
+    count = config.particles
+    tally = GradientTally([s for s in noise.seeds[::count] for _ in range(count)], progress)
     top, given = _start(schedule, given)
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)
@@ -184,7 +188,7 @@ def _chain_states(
     # A start below the noisiest level first takes a step down from there.
     descends = top < schedule.num_levels and config.start != "u_next"
     budget = gradients_per_level(config.steps, top, descends, config.early_share)
-    chains = _Chains(energy, schedule, config, transition_at, noise.uniform)
+    chains = _Chains(energy, schedule, config, transition_at, noise)
     return chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
 
 
@@ -216,7 +220,7 @@ def _completed(
         full = state._replace(u=groups.full(state.u, path[state.level]))
         if state.level == 0 and groups.clamps:  # the chain had the clamped ones with noise
             full = full._replace(terms=lowest_terms(full.u))
-        yield full
+        yield full.shown_rows()
 
 
 @torch.inference_mode(False)
@@ -235,13 +239,16 @@ class _Chains:
         schedule: DiffusionSchedule,
         config: LangevinConfig,
         transition_at: Callable[[int], Transition],
-        uniform: Callable[[], Tensor],
+        noise: NoiseStreams,
     ) -> None:
         self.energy, self.schedule, self.config = energy, schedule, config
-        self.transition_at, self.metropolis = transition_at, None
-        if config.metropolis:
-            assert isinstance(config.temperature, float | int)
-            self.metropolis = Metropolis(uniform, config.temperature)
+        self.transition_at, self.metropolis, self.particles = transition_at, None, None
+        if isinstance(temperature := config.temperature, float | int):
+            if config.metropolis:
+                self.metropolis = Metropolis(noise.uniform, temperature)
+            if config.particles > 1:
+                seeds = noise.seeds[:: config.particles]
+                self.particles = Particles(seeds, config.particles, temperature)
 
     def _marginal(self, t: int) -> MarginalEBM:
         """log p_t, up to the level above the chains."""
@@ -268,6 +275,7 @@ class _Chains:
         for t in reversed(range(len(budget))):
             carries = self.config.start != "u_next" if t > 0 else self.config.denoise
             u, info = self._chain(t, u, u_next, draw, budget[t] - carries, tally)
+            u, shown = self._resampled(u, t)
             marginal = self._marginal(t)
             moved, terms = u, None
             if carries:
@@ -277,8 +285,19 @@ class _Chains:
                 u, terms = moved, None
             terms = marginal.terms(u) if terms is None else terms
             tally.check(t, u, terms)
-            yield LevelState(t, u, terms, info)
+            yield LevelState(t, u, terms, info, shown)
             u_next, u = u, moved
+
+    def _resampled(self, u: Latents, t: int) -> tuple[Latents, Tensor | None]:
+        """Where chains go on from after level t's, and the row that each image shows there."""
+        if self.particles is None:
+            return u, None
+        if t == 0:
+            return u, self.particles.draw().to(u[0].device)
+        rows = self.particles.resample()
+        if rows is not None:
+            u = tuple(g[rows.to(g.device)] for g in u)
+        return u, self.particles.heaviest().to(u[0].device)
 
     def _descend(
         self, marginal: MarginalEBM, u: Latents, t: int, draw: Callable[[], Latents]
@@ -292,8 +311,13 @@ class _Chains:
             return moved, terms
         found = marginal.evaluate(u)
         a, sigma = float(self.schedule.a[t]), float(self.schedule.sigma[t])
-        rows = zip(u, unflatten(found.slope, u), draw(), strict=True)
+        noise = draw()
+        rows = zip(u, unflatten(found.slope, u), noise, strict=True)
         moved = tuple(a * g + sigma**2 / a * d + sigma * eps for g, d, eps in rows)
+        if self.particles is not None:  # r_0 / r of this step, and what F was before it
+            tilt = sigma / a * found.slope
+            ratio = -(tilt * (flatten(noise) + tilt / 2)).sum(1)
+            self.particles.weigh(ratio - found.terms.sum(1))
         return moved, found.terms
 
     def _chain(
@@ -307,9 +331,10 @@ class _Chains:
     ) -> tuple[Latents, StepInfo]:
         """The chain at level t, with its density, step size and reference variance."""
         config, chain = self.config, self.transition_at(t)
-        return run_chain(
+        density = chain.density(self.energy, u_next)
+        found = run_chain(
             u,
-            chain.density(self.energy, u_next),
+            density,
             draw,
             num_steps=num_steps,
             step_size=chain.step_size,
@@ -320,3 +345,7 @@ class _Chains:
             metropolis=self.metropolis,
             tally=tally,
         )
+        if self.particles is not None:  # F where the chain started
+            log_p = found[1].log_density
+            self.particles.weigh((log_p[0] if len(log_p) else density(u)) - density.base(u))
+        return found

@@ -26,19 +26,29 @@ class LevelState(NamedTuple):
             denoises.
         terms: F_i at `u` and this level, (B, L).
         info: Diagnostics of the level's K steps, (K, B) each.
+        shown: Of several particles an image the row that stands for it, (images,); None where each
+            row is an image.
     """
 
     level: int
     u: Latents
     terms: Tensor
     info: StepInfo
+    shown: Tensor | None = None
+
+    def shown_rows(self) -> "LevelState":
+        """A row an image."""
+        if (rows := self.shown) is None:
+            return self
+        u, info = tuple(g[rows] for g in self.u), StepInfo(*(x[:, rows] for x in self.info))
+        return LevelState(self.level, u, self.terms[rows], info)
 
 
 class GradientTally:
     """Counts gradients, reports them as they happen, and checks the chains once a level.
 
     Arguments:
-        seeds: The batch's seeds, for the error message.
+        seeds: Each row's, for the error message.
         progress: Called with the number of evaluations just done.
     """
 
@@ -67,4 +77,4 @@ class GradientTally:
         if bad.any():
             seeds = [s for s, is_bad in zip(self.seeds, bad, strict=True) if bool(is_bad)]
             fault = f"too large to be one (|u| > {MOST:g})" if finite.all() else "non-finite"
-            raise NonFiniteSampleError(seeds, level, self.done, fault)
+            raise NonFiniteSampleError(list(dict.fromkeys(seeds)), level, self.done, fault)

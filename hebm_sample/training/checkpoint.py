@@ -124,7 +124,11 @@ def check_identity(
         {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
         for identity in (found, wanted)
     )
-    differing = sorted(k for k in wanted if k != "settings" and found.get(k) != wanted[k])
+    # What a run of energies, say, is made on is more than its data.
+    named = {} if wanted["kind"] == "generator" else {"data": "data, options or frozen networks"}
+    differing = sorted(
+        named.get(k, k) for k in wanted if k != "settings" and found.get(k) != wanted[k]
+    )
     if which := ", ".join(sorted(name for name in defaults if old[name] != new[name])):
         differing = sorted([*differing, f"settings ({which})"])
     if differing:

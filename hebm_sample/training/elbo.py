@@ -15,6 +15,7 @@ always the ELBO.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -62,12 +63,17 @@ def standard_normal(
     return tuple(draw(torch.randn, (batch, *s), stream, device) for s in shapes)
 
 
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, copied there once: a CUDA graph cannot capture the copying."""
+    return torch.tensor(values, device=device)
+
+
 def balance(kl: Tensor, config: GeneratorConfig) -> Tensor:
     """c_i of mean 1 from KL (B, L): proportional to (mean KL_i + 0.01) / alpha_i, detached."""
-    alpha = torch.tensor(
-        [s.resolution**2 / s.groups for s in config.scales for _ in range(s.groups)],
-        device=kl.device,
-    )
+    sizes = [s.resolution**2 / s.groups for s in config.scales for _ in range(s.groups)]
+    alpha = _constants(tuple(sizes), kl.device)
     c = (kl.detach().mean(0) + 0.01) / alpha
     return c / c.mean()
 
@@ -124,10 +130,20 @@ class GeneratorObjective(nn.Module):
         self.generator, self.encoder = generator, encoder
         self.kl_weight, self.warm_up = group_weights(generator.config, kl_weight), warm_up
 
+    def weights(self, kl: Tensor, fraction: float | Tensor) -> Tensor:
+        """What each group's KL is charged at this part of the run, (L,), from KL (B, L)."""
+        weights = _constants(tuple(self.kl_weight), kl.device)
+        known = not isinstance(fraction, Tensor)
+        if self.warm_up == 0 or (known and fraction >= self.warm_up):
+            return weights
+        rising = weights * balance(kl, self.generator.config) * (fraction / self.warm_up)
+        # A captured step cannot branch on what the device alone knows.
+        return rising if known else torch.where(fraction < self.warm_up, rising, weights)
+
     def forward(
         self,
         images: Tensor,
-        fraction: float,
+        fraction: float | Tensor,
         labels: Tensor | None = None,
         stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -135,17 +151,15 @@ class GeneratorObjective(nn.Module):
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1].
-            fraction: Part of the run that is done, in [0, 1].
+            fraction: Part of the run that is done, in [0, 1]; a tensor () on the device where
+                steps are captured as a CUDA graph.
             labels: Unused.
             stream: Of the draws from the posterior.
         """
         config = self.generator.config
         noise = standard_normal(config.latent_shapes, images.shape[0], images.device, stream)
         distortion, kl, _, _ = elbo(self.generator, self.encoder, images, noise)
-        weights = torch.tensor(self.kl_weight, device=kl.device)
-        if fraction < self.warm_up:
-            weights = weights * balance(kl, config) * (fraction / self.warm_up)
-        charged = (weights * kl).sum(1)
+        charged = (self.weights(kl, fraction) * kl).sum(1)
         shape = tuple(images.shape[1:])
         loss = bits_per_dimension((distortion + charged).mean(), shape)
         with torch.no_grad():

@@ -6,29 +6,34 @@ precision, mapped into memory:
 
     row of the file = [maps of the image | maps of its mirror image], channels last
 
-It takes 2 x 2 bytes a number: 140 kB an image of the 64x64 faces.
+It takes 2 x 2 bytes per number: 140 kB per image of the 64x64 faces. A run that goes on compares
+the file with its sha256 first, and makes it again if it differs.
 """
 
+import hashlib
 import json
 import math
 import shutil
 import uuid
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hebm_sample.data.cache import mapped_bytes
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.generator.protocol import ImageEncoder
+from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder, write_atomically
 
 __all__ = ["EncodedImages", "encode_images", "remove_encoded"]
 
 BATCH = 64
 FREE = 2**30  # bytes of the disk that are left alone
 DATA, KEY = "encoded.bin", "encoded.json"
+MOST_KEY = 100_000
 
 
 class EncodedImages:
@@ -39,6 +44,9 @@ class EncodedImages:
         shapes: (C, H, W) of each map, by the encoder's keys.
         rows: Images in it.
         device: Where maps are wanted.
+        digest: The file's sha256; None trusts a process that has just compared it.
+
+    Raises `ValueError` for a file with other bytes.
     """
 
     def __init__(
@@ -47,10 +55,13 @@ class EncodedImages:
         shapes: dict[int, tuple[int, int, int]],
         rows: int,
         device: torch.device,
+        digest: str | None = None,
     ) -> None:
         self.shapes, self.device = shapes, device
         self.sizes = [math.prod(shape) for shape in shapes.values()]
-        self.data = np.memmap(path, np.float16, "r", shape=(rows, 2, sum(self.sizes)))
+        numbers = sum(self.sizes)
+        data = mapped_bytes(path, 4 * rows * numbers, digest)
+        self.data = data.view(np.float16).reshape(rows, 2, numbers)
 
     def __call__(self, rows: Tensor, flips: Tensor | None) -> dict[int, Tensor]:
         """`ImageEncoder.features` of images `rows` (B,), mirrored where `flips` (B,) is true."""
@@ -77,57 +88,108 @@ def encode_images(
     """The maps of all rows, from `folder`, where they are made unless they are there already.
 
     Arguments:
-        key: Of encoder and images: maps of another one are made again.
+        key: Of the encoder and its generator: maps of others are made again.
         build: Make them if need be; a process that does not is called after one that did.
         progress: Show a bar while they are made.
 
     Returns:
         None where the disk has no room for them.
     """
-    shapes = encoder.map_shapes
-    numbers = sum(math.prod(shape) for shape in shapes.values())
-    data, label, text = folder / DATA, folder / KEY, json.dumps([key, images.identity])
-    known = data.is_file() and label.is_file() and label.read_text(encoding="utf-8") == text
-    if not known and build:
-        label.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
+    label = json.dumps([key, images.identity])
+    found = _known(encoder, images, folder, device, label, compare=build)
+    if found is None and build:
+        for name in (KEY, DATA):
+            _remove(folder / name)
+        numbers = sum(math.prod(shape) for shape in encoder.map_shapes.values())
         if shutil.disk_usage(folder).free - 4 * numbers * len(images) < FREE:
             return None
-        building = folder / f".{DATA}.{uuid.uuid4().hex}"
-        try:
-            _write(building, encoder, images, shapes, numbers, device, progress)
-            building.replace(data)
-            label.write_text(text, encoding="utf-8")
-        finally:
-            building.unlink(missing_ok=True)
-    elif not known:
+        _build(encoder, images, folder, device, label, progress)
+        found = _known(encoder, images, folder, device, label, compare=False)
+    return found
+
+
+def _known(
+    encoder: ImageEncoder,
+    images: ImageDataset,
+    folder: Path,
+    device: torch.device,
+    label: str,
+    compare: bool,
+) -> EncodedImages | None:
+    """The maps that are there; None where there are none or others, or, with a warning, where they
+    are damaged.
+    """
+    try:
+        text = read_regular(folder / KEY, MOST_KEY)
+        stored = parse_json(text) if text else None
+        if not isinstance(stored, list) or stored[:1] != [label]:
+            return None
+        digest = str(stored[1]) if compare else None
+        return EncodedImages(folder / DATA, encoder.map_shapes, len(images), device, digest)
+    except FileNotFoundError:
         return None
-    return EncodedImages(data, shapes, len(images), device)
+    except (OSError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"the encoder's maps in {folder} are damaged and are made again: {reason}",
+            stacklevel=4,
+        )
+        return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _build(
+    encoder: ImageEncoder,
+    images: ImageDataset,
+    folder: Path,
+    device: torch.device,
+    label: str,
+    progress: bool,
+) -> None:
+    """Write the maps, and when they are on the disk, what they are of and their sha256."""
+    building = folder / f".{DATA}.{uuid.uuid4().hex}"
+    try:
+        digest = _write(building, encoder, images, device, progress)
+        building.replace(folder / DATA)
+        sync_folder(folder)
+        write_atomically(folder / KEY, json.dumps([label, digest]).encode())
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def _write(
     path: Path,
     encoder: ImageEncoder,
     dataset: ImageDataset,
-    shapes: dict[int, tuple[int, int, int]],
-    numbers: int,
     device: torch.device,
     progress: bool,
-) -> None:
-    count = len(dataset)
-    store: Any = np.memmap(path, np.float16, "w+", shape=(count, 2, numbers))
+) -> str:
+    """Write the maps of all rows; the file's sha256."""
+    count, digest = len(dataset), hashlib.sha256()
     starts = range(0, count, BATCH)
-    for start in tqdm(starts, desc="encoding", unit="batch", disable=not progress):
-        rows = torch.arange(start, min(start + BATCH, count))
-        for mirrored in (False, True):
-            images = dataset.batch(rows, torch.full((len(rows),), mirrored)).to(device)
-            maps = encoder.features(images)
-            flat = [maps[side].permute(0, 2, 3, 1).flatten(1) for side in shapes]
-            store[start : start + len(rows), int(mirrored)] = torch.cat(flat, 1).cpu().numpy()
-    store.flush()
+    with path.open("wb") as file:
+        for start in tqdm(starts, desc="encoding", unit="batch", disable=not progress):
+            rows = torch.arange(start, min(start + BATCH, count))
+            halves = []
+            for mirrored in (False, True):
+                images = dataset.batch(rows, torch.full((len(rows),), mirrored)).to(device)
+                maps = encoder.features(images)
+                flat = [maps[side].permute(0, 2, 3, 1).flatten(1) for side in encoder.map_shapes]
+                halves.append(torch.cat(flat, 1).to("cpu", torch.float16))
+            data = torch.stack(halves, 1).numpy().tobytes()
+            digest.update(data)
+            file.write(data)
+        sync_file(file)
+    return digest.hexdigest()
 
 
 def remove_encoded(folder: Path) -> None:
     """Delete what `encode_images` left in a run that has ended."""
     for name in (KEY, DATA):
-        (folder / name).unlink(missing_ok=True)
+        _remove(folder / name)

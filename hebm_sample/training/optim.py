@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ __all__ = [
     "Rows",
     "Stream",
     "Threads",
+    "average_decay",
     "averaged",
     "draw",
     "learning_rate",
@@ -166,6 +168,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     )
 
 
+@lru_cache(maxsize=16)
 def power_exponent(length: float) -> float:
     """gamma of the average whose profile, t^gamma over the steps t done, has the relative standard
     deviation `length`: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
@@ -181,6 +184,13 @@ def power_exponent(length: float) -> float:
     return low
 
 
+def average_decay(updates: int, decay: float, length: float | None = None) -> float:
+    """What an average keeps of itself after so many updates; arguments as of `averaged`."""
+    if length is None:
+        return min(decay, (1 + updates) / (10 + updates))
+    return (1 - 1 / (updates + 1)) ** (power_exponent(length) + 1)
+
+
 def averaged(model: nn.Module, decay: float, length: float | None = None) -> AveragedModel:
     """A copy of `model` whose parameters and buffers follow it by a moving average.
 
@@ -192,13 +202,9 @@ def averaged(model: nn.Module, decay: float, length: float | None = None) -> Ave
             (`power_exponent`): it forgets a fixed share of the run, however long that is.
     """
     ema = AveragedModel(model, use_buffers=True)
-    gamma = None if length is None else power_exponent(length)
 
     def average(targets: list[Tensor], sources: list[Tensor], updates: Tensor) -> None:
-        n = int(updates)
-        kept = min(decay, (1 + n) / (10 + n))
-        if gamma is not None:
-            kept = (1 - 1 / (n + 1)) ** (gamma + 1)
+        kept = average_decay(int(updates), decay, length)
         get_ema_multi_avg_fn(kept)(targets, sources, updates)
 
     ema.multi_avg_fn = average  # pyright: ignore[reportAttributeAccessIssue]

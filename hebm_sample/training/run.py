@@ -71,7 +71,8 @@ class Task:
         config: The model's description, part of what must agree on resuming.
         preview: The averaged learner to images (N, 3, S, S) for the grid that is written now and
             then.
-        identity: Of what else must agree on resuming: the data, the frozen generator.
+        identity: Of what else must agree on resuming: the data, and by their content the frozen
+            networks.
         columns: The label columns that the objective is given, in its order.
         prepare: Rows and flips to what the objective is given in the place of images.
         evaluate: The averaged learner to its figures on held-out images, with the same noise
@@ -79,6 +80,8 @@ class Task:
         init: Digest of the weights that the run starts from, "" where it starts from none.
         watch: Given the means of a log line's statistics before anything is saved; raises
             `TrainingDivergedError` where they say that no good can come of going on.
+        former: `identity` and `init` as checkpoints of earlier releases hold them, which are gone
+            on from, too.
     """
 
     kind: str
@@ -92,6 +95,7 @@ class Task:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     init: str = ""
     watch: Callable[[dict[str, Any]], None] | None = None
+    former: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -366,8 +370,11 @@ class Run:
         state = read_state(path)
         defaults = TrainSettings(steps=1).to_dict()
         settings = {name: value for name, value in defaults.items() if name not in FREE}
-        check_identity(self.folder, state["identity"], self.identity(), settings)
-        if state.get("init", self.task.init) != self.task.init:
+        found, (former, init) = state["identity"], self.task.former or ("", self.task.init)
+        if former and found["data"] == former:
+            found["data"] = self.task.identity
+        check_identity(self.folder, found, self.identity(), settings)
+        if state.get("init", init) not in (self.task.init, init):
             start = "another model (--init)" if state["init"] else "no model, without --init"
             raise UserInputError(
                 f"the run in {self.folder} started from {start}; resume with the same options"

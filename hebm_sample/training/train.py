@@ -22,6 +22,7 @@ from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import new_prior
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
 from hebm_sample.prior.joint import JointEnergy
@@ -42,7 +43,7 @@ from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make
 __all__ = [
     "Objective",
     "channels_last",
-    "fingerprint",
+    "former_digest",
     "train_generator",
     "train_prior",
 ]
@@ -127,7 +128,7 @@ def train_generator(
     )
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
-        task.init = fingerprint(init.generator)
+        _mark_start(task, init)
         if _start_from(init, task.learner, preset):
             grown_from = init
             config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
@@ -156,6 +157,13 @@ def _weights_text(preset: Preset) -> str:
     """The weights as they enter a run's identity: one number where all are alike."""
     weights = group_weights(preset.generator, preset.kl_weight)
     return str(weights[0] if len(set(weights)) == 1 else weights)
+
+
+def _mark_start(task: Task, init: Pipeline) -> None:
+    """Have a checkpoint tell by their content which weights the run started from."""
+    parts = (init.generator, init.encoder, *([] if init.prior is None else [init.prior]))
+    task.init = content_digest(*parts)
+    task.former = task.identity, former_digest(init.generator)
 
 
 def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> bool:
@@ -304,10 +312,12 @@ class _PriorRun:
         self.encodes_once = settings.encode_once and settings.zoom == 1
         torch.manual_seed(settings.seed)
         self.energy = new_prior(self.config)
-        self.start = ""
+        self.frozen = content_digest(self.generator, self.encoder)
+        self.start = self.former_start = ""
         if init is not None:
             _warm_start(self.energy, init, preset)
-            self.start = fingerprint(init.prior) if init.prior is not None else ""
+            assert init.prior is not None
+            self.start, self.former_start = content_digest(init.prior), former_digest(init.prior)
         channels_last(self.energy.to(self.device))
         self.objective = _prior_objective(
             objective, self.generator, self.encoder, self.energy, preset
@@ -323,11 +333,15 @@ class _PriorRun:
         config = replace(self.config, training=(*self.config.training, result.record))
         return Pipeline(config, self.generator, cast("JointEnergy", result.learner), self.encoder)
 
-    def identity(self, training: ImageDataset, columns: tuple[str, ...]) -> str:
-        """Of what must agree on resuming besides config and settings."""
+    def identity(self, training: ImageDataset, columns: tuple[str, ...], frozen: str) -> str:
+        """Of what must agree on resuming besides config and settings.
+
+        Arguments:
+            frozen: A digest of the frozen networks.
+        """
         preset = self.preset
         chain = f" K={preset.chain_steps}" if self.kind == "mle" else ""
-        found = f"{training.identity} {self.kind}{chain} {fingerprint(self.generator)}"
+        found = f"{training.identity} {self.kind}{chain} {frozen}"
         if columns:
             found += f" {columns} {preset.symbol_weight} {preset.condition_share}"
         return found
@@ -350,6 +364,7 @@ class _PriorRun:
             return heldout_figures(objective, validation, count, self.device, names)
 
         columns = label_columns(self.preset, training)
+        former = self.identity(training, columns, former_digest(self.generator))
         # Maximum likelihood's loss tells energies apart from their own chains only.
         measured = len(validation) > 0 and self.kind == "score"
         return Task(
@@ -358,11 +373,12 @@ class _PriorRun:
             self.energy,
             self.config,
             self.preview,
-            self.identity(training, columns),
+            self.identity(training, columns, self.frozen),
             columns,
             prepare,
             evaluate if measured else None,
             self.start,
+            former=(former, self.former_start),
         )
 
 
@@ -381,7 +397,7 @@ def _encoded(
                 images,
                 folder,
                 accelerator.device,
-                key=fingerprint(run.generator) + fingerprint(run.encoder),
+                key=run.frozen,
                 build=main,
                 progress=show_progress and main,
             )
@@ -408,7 +424,7 @@ def sampling_for(preset: Preset) -> LangevinConfig:
     )
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short digest of a module's weights, to notice that a resumed run has another generator."""
+def former_digest(module: nn.Module) -> str:
+    """What earlier releases took for a digest of weights: the same for weights of other signs."""
     total = sum(float(p.double().abs().sum()) for p in module.parameters())
     return f"{total:.10e}"

@@ -26,6 +26,7 @@ from hebm_sample.generator.hierarchy import (
     ImageDecoder,
     sharp_decoder,
 )
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -36,10 +37,10 @@ from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import same_rows
-from hebm_sample.training.train import PREVIEW, channels_last, fingerprint
+from hebm_sample.training.train import PREVIEW, channels_last, former_digest
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Watch", "train_decoder", "with_sharp_decoder"]
+__all__ = ["Watch", "new_learner", "train_decoder", "with_sharp_decoder"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 50
@@ -113,6 +114,15 @@ def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDe
     fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
     fresh.load_state_dict(own | fitting)
     return fresh
+
+
+def new_learner(
+    config: GeneratorConfig, generator: HierarchicalGenerator, plan: DecoderPlan
+) -> SharpDecoder:
+    """What a run begins with: the decoder that the generator has, as far as its layers fit those
+    of `config.sharp_decoder`, and an untrained discriminator.
+    """
+    return SharpDecoder(_begin(config, generator), _seen_side(config, plan))
 
 
 def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
@@ -271,30 +281,32 @@ def _task(
     assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
     assert isinstance(config.generator, GeneratorConfig)
     pool = _pool(model, plan, folder, accelerator, show_progress)
-    size = _seen_side(config.generator, plan)
-    learner = SharpDecoder(_begin(config.generator, generator), size)
+    learner = new_learner(config.generator, generator, plan)
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
     channels_last(objective.to(device))
     start = _Figures(generator, encoder, training, FIRST_IMAGES, device)(generator.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, device)
-    weights = [fingerprint(m) for m in (generator, encoder)]
-    identity = [
-        training.identity,
-        "decoder",
-        *weights,
-        *_digest(folder, pool),
-        str(plan.to_dict()),
-    ]
+    known = [*_digest(folder, pool), str(plan.to_dict())]
+    identity, former = (
+        " ".join([training.identity, "decoder", frozen, *known])
+        for frozen in _frozen(generator, encoder)
+    )
     return Task(
         "decoder",
         objective,
         learner,
         config,
         _preview(generator, encoder, validation, pool, device),
-        " ".join(identity),
+        identity,
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
+        former=(former, ""),
     ), training
+
+
+def _frozen(*networks: nn.Module) -> tuple[str, str]:
+    """Digests of networks, as of now and as of earlier releases."""
+    return content_digest(*networks), " ".join(map(former_digest, networks))
 
 
 def _pool(

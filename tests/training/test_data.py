@@ -274,7 +274,7 @@ def _pickle(path):
     path.with_suffix(".npy").replace(path)
 
 
-SPOILS = {
+DAMAGES = {
     "missing": _away,
     "empty": lambda p: p.write_bytes(b""),
     "cut": lambda p: p.write_bytes(p.read_bytes()[:-1]),
@@ -299,7 +299,7 @@ HARMLESS = {("longer", "images.npy"), ("first byte", "images.npy")}
     params=[
         *(
             (kind, name)
-            for kind in SPOILS
+            for kind in DAMAGES
             for name in ("images.npy", "labels.npz", "meta.json")
             if (kind, name) not in HARMLESS
         ),
@@ -307,10 +307,10 @@ HARMLESS = {("longer", "images.npy"), ("first byte", "images.npy")}
     ],
     ids=" ".join,
 )
-def spoilt(request):
+def damaged(request):
     kind, name = request.param
     if name:
-        return SPOILS[kind], name
+        return DAMAGES[kind], name
     make = {"a file": _file, "lost link": _lost_link}
     return make.get(kind, lambda p: (_away(p), p.mkdir())), ""
 
@@ -325,9 +325,9 @@ class TestCache:
         assert (second.images == first.images).all()
         assert isinstance(second.images, np.memmap)
 
-    def test_a_spoilt_copy_is_made_again_with_one_line(self, tmp_path, spoilt):
+    def test_a_damaged_copy_is_made_again_with_one_line(self, tmp_path, damaged):
         """Of every kind: nothing of it is trained on, and it never ends a run."""
-        spoil, name = spoilt
+        damage, name = damaged
         fill(tmp_path / "set")
         (tmp_path / "set" / "metadata.csv").write_text(
             "file_name,n\n" + "".join(f"{i:03d}.png,{i}\n" for i in range(6))
@@ -335,7 +335,7 @@ class TestCache:
         first = load(tmp_path / "set", tmp_path)
         pixels, labels = np.array(first.images), first.labels["n"].tolist()
         (kept,) = (tmp_path / "cache" / "images").iterdir()
-        spoil(kept / name if name else kept)
+        damage(kept / name if name else kept)
         with pytest.warns(UserWarning, match="damaged and are made again") as said:
             second = load(tmp_path / "set", tmp_path)
         assert len(said) == 1 and "\n" not in str(said[0].message)

@@ -128,7 +128,7 @@ class TestParquet:
         self.write(tmp_path / "set" / other, 2, count=2)
         found = load(tmp_path / "set", tmp_path)
         assert shades(found) == [1, 1, 1]
-        assert found.left_out == {"parquet files of other splits": 1}
+        assert found.left_out == {".parquet of other splits": 1}
         split = "val" if "validation" in other else "test"
         assert shades(load(tmp_path / "set", tmp_path, split=split)) == [2, 2]
 
@@ -144,7 +144,7 @@ class TestParquet:
     def test_images_beside_are_counted(self, tmp_path):
         self.write(tmp_path / "set/a.parquet", 1)
         draw(tmp_path / "set", "x.png", "y.jpg")
-        assert load(tmp_path / "set", tmp_path).left_out == {"images beside the parquet files": 2}
+        assert load(tmp_path / "set", tmp_path).left_out == {"beside the parquet files": 2}
 
     def test_columns_of_every_kind(self, tmp_path):
         pa = pytest.importorskip("pyarrow")
@@ -329,7 +329,7 @@ class TestRuns:
         draw(tmp_path / "set", "runs/mine/samples/grid.png", "runs/mine/a/b.png")
         after = load(tmp_path / "set", tmp_path)
         assert after.identity == before.identity and after.keys.tolist() == before.keys.tolist()
-        assert after.left_out == {"folders of runs": 1}
+        assert after.left_out == {"folder of a run": 1}
         with pytest.raises(UserInputError, match="folder of a training run"):
             load(tmp_path / "set/runs/mine", tmp_path)
         assert len(load(tmp_path / "set/runs/mine/samples", tmp_path)) == 1
@@ -349,5 +349,5 @@ def test_other_files_are_counted_by_suffix(tmp_path):
     (tmp_path / "set/.hidden.png").write_bytes(b"x")
     found = load(tmp_path / "set", tmp_path)
     assert len(found) == 6
-    assert found.left_out == {".heic": 2, ".svg": 1, "files without a suffix": 1}
-    assert "left out: 2 .heic, 1 .svg, 1 files without a suffix" in line(found)
+    assert found.left_out == {".heic": 2, ".svg": 1, "without a suffix": 1}
+    assert "left out: 2 .heic, 1 .svg, 1 without a suffix" in line(found)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
+from hebm_sample.evaluation.latent_ddpm import train_ddpm
 from hebm_sample.training import encoded
 from hebm_sample.training import run as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
@@ -231,6 +233,21 @@ class TestParts:
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "empty": lambda p: p.write_bytes(b""),
+    "cut": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    "a bit": _flip,
+    "longer": lambda p: p.write_bytes(p.read_bytes() + b"x"),
+    "folder": lambda p: (p.unlink(), p.mkdir()),
+}
+
+
 class TestEncodedImages:
     """The encoder's maps are those that each step would make, and make the same run."""
 
@@ -261,6 +278,24 @@ class TestEncodedImages:
         assert encode_images(encoder, images, tmp_path, device, key="b", build=False) is None
         remove_encoded(tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("damage", [*DAMAGES, "key"])
+    def test_a_damaged_file_is_made_again_with_one_line(self, images, model, tmp_path, damage):
+        device, options = torch.device("cpu"), {"key": "k", "progress": False}
+        rows = torch.arange(len(images))
+        whole = encode_images(model.encoder, images, tmp_path, device, **options)(rows, None)
+        data = tmp_path / "encoded.bin"
+        if damage == "key":
+            (tmp_path / "encoded.json").write_bytes(b"[" * 50_000)
+        else:
+            DAMAGES[damage](data)
+        with pytest.warns(UserWarning, match="are damaged and are made again") as said:
+            found = encode_images(model.encoder, images, tmp_path, device, **options)
+        assert len(said) == 1 and "\n" not in str(said[0].message)
+        assert all(torch.equal(found(rows, None)[k], v) for k, v in whole.items())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encode_images(model.encoder, images, tmp_path, device, **options)
 
     def test_a_full_disk_is_said_and_does_without(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr(encoded, "FREE", 2**62)
@@ -374,6 +409,48 @@ class TestRefusals:
         with pytest.raises(UserInputError, match="other data"):
             run(started / "score", "score", resume=True, model=other)
 
+    @pytest.mark.parametrize("part", ["generator", "encoder"])
+    def test_a_frozen_part_with_other_signs(self, run, started, part):
+        """The content counts: the sum of the sizes of all weights is the same."""
+        other = tiny_pipeline()
+        with torch.no_grad():
+            next(getattr(other, part).parameters()).neg_()
+        with pytest.raises(UserInputError, match="other data, options or frozen networks"):
+            run(started / "score", "score", resume=True, model=other)
+
+    def test_a_baseline_with_other_frozen_parts(self, images, tmp_path):
+        options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+        preset = short_preset(steps=1)
+        train_ddpm(preset, tiny_pipeline(), images, tmp_path, **options)
+        for part in ("generator", "encoder"):
+            other = tiny_pipeline()
+            with torch.no_grad():
+                next(getattr(other, part).parameters()).neg_()
+            with pytest.raises(UserInputError, match="other data, options or frozen networks"):
+                train_ddpm(preset, other, images, tmp_path, resume=True, **options)
+        assert train_ddpm(preset, tiny_pipeline(), images, tmp_path, resume=True, **options).steps
+
+    def test_a_checkpoint_of_an_earlier_release_goes_on(self, run, tmp_path, model, monkeypatch):
+        options = {"steps": 2, "model": model}
+
+        def former(run):
+            return identity(run) | {"data": run.task.former[0]}
+
+        identity = Run.identity
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "identity", former)
+            run(tmp_path / "run", "score", **options)
+        state = read_state(latest_checkpoint(tmp_path / "run"))
+        size = sum(float(p.double().abs().sum()) for p in model.generator.parameters())
+        # As it stands in checkpoints that were written before weights were named by content.
+        rows, *rest = state["identity"]["data"].split(" ")
+        assert rest == ["score", f"{size:.10e}"] and rows.endswith("]")
+        assert run(tmp_path / "run", "score", resume=True, **options).steps == 2
+        generator, encoder, _ = tiny_modules(seed=1)
+        other = Pipeline(tiny_config(), generator, None, encoder)
+        with pytest.raises(UserInputError, match="frozen networks"):
+            run(tmp_path / "run", "score", resume=True, steps=2, model=other)
+
     def test_another_weight_of_the_labels(self, labelled, model, tmp_path):
         options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
         preset = labelled_preset(steps=1)
@@ -450,20 +527,20 @@ class TestTimeBudget:
 
 class TestNanGuard:
     @pytest.fixture
-    def spoil(self, monkeypatch):
-        def spoil(*steps):
+    def damage(self, monkeypatch):
+        def damage(*steps):
             part = Run.part
 
-            def spoilt(self, step, sampler):
+            def damaged(self, step, sampler):
                 whole = part(self, step, sampler)
                 return whole._replace(images=whole.images * (float("nan") if step in steps else 1))
 
-            monkeypatch.setattr(Run, "part", spoilt)
+            monkeypatch.setattr(Run, "part", damaged)
 
-        return spoil
+        return damage
 
-    def test_one_bad_batch_is_skipped_and_counted(self, run, spoil, tmp_path):
-        spoil(3)
+    def test_one_bad_batch_is_skipped_and_counted(self, run, damage, tmp_path):
+        damage(3)
         result = run(tmp_path / "run", steps=8)
         assert (result.steps, result.skipped) == (8, 1)
         assert all(torch.isfinite(v).all() for v in result.learner.state_dict().values())
@@ -472,24 +549,24 @@ class TestNanGuard:
         assert all(isinstance(x["loss"], float) for x in lines)  # a NaN is logged as a text
         assert read_state(latest_checkpoint(tmp_path / "run"))["skipped"] == 1
 
-    def test_a_skipped_step_changes_nothing(self, run, spoil, tmp_path):
-        spoil(0, 1, 2, 3)
+    def test_a_skipped_step_changes_nothing(self, run, damage, tmp_path):
+        damage(0, 1, 2, 3)
         run(tmp_path / "run", steps=4)
         first, last = tensors(tmp_path / "run", 0), tensors(tmp_path / "run", 4)
         assert first == last
 
     def test_many_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(
-        self, run, spoil, tmp_path
+        self, run, damage, tmp_path
     ):
-        spoil(5, 6, 7, 8, 9)
+        damage(5, 6, 7, 8, 9)
         with pytest.raises(TrainingDivergedError, match="3 steps in a row .*step 7"):
             run(tmp_path / "run", max_skipped=3)
         good = latest_checkpoint(tmp_path / "run")
         assert read_state(good)["step"] == 4 and read_state(good)["skipped"] == 0
         assert not (tmp_path / "run/model").exists()
 
-    def test_the_count_survives_resuming(self, run, spoil, tmp_path, monkeypatch):
-        spoil(2, 3, 4)
+    def test_the_count_survives_resuming(self, run, damage, tmp_path, monkeypatch):
+        damage(2, 3, 4)
         with monkeypatch.context() as patch:
             stop_at(patch, "generator", 4)
             with pytest.raises(KeyboardInterrupt):

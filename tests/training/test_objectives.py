@@ -99,6 +99,15 @@ def test_during_the_warm_up_kl_is_balanced_and_charged_in_part(generator_objecti
     assert free.item() == pytest.approx(stats["distortion_bits"].item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("fraction", [0.0, WARM_UP / 4, WARM_UP, 0.9])
+def test_the_part_of_the_run_may_be_a_tensor(generator_objective, fraction):
+    kl = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    for warm_up in (WARM_UP, 0.0):
+        objective = GeneratorObjective(*generator_objective.children(), warm_up=warm_up)
+        same = objective.weights(kl, torch.tensor(fraction))
+        assert torch.allclose(same, objective.weights(kl, fraction), rtol=1e-6)
+
+
 def test_kl_weight_charges_more_and_leaves_the_statistics_alone():
     generator, encoder, _ = tiny_modules()
     found = []

@@ -4,6 +4,7 @@ The embedded weights come from it: a stage that went on from another model than 
 began anew, would make weights that nobody can make again.
 """
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from hebm_sample.training.trainer import Run
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("data") / "images")
+    return draw_images(tmp_path_factory.mktemp("data") / "images", 300)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,7 @@ def whole(data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.PRESETS, "tiny", short_preset())
         out = tmp_path_factory.mktemp("whole")
-        result = recipe(data, out)
+        result = recipe(data, out, "-n", 10)
     assert result.exit_code == 0, result.stderr
     return out / "tiny", result.stdout.splitlines()
 
@@ -56,6 +57,32 @@ def test_its_stages_end_in_a_model_that_samples(whole):
     pipe = Pipeline.from_pretrained(folder / "model", device="cpu")
     assert [r.part for r in pipe.config.training] == ["generator", "prior", "decoder"]
     assert pipe.generator.decoders[0] == "sharp" and len(pipe(2).images) == 2
+
+
+def test_it_ends_with_figures_of_that_model(whole, data):
+    folder, _ = whole
+    path = folder / "evaluation.json"
+    found = json.loads(path.read_bytes())
+    pipe = Pipeline.from_pretrained(folder / "model", device="cpu")
+    assert found["weights"] == pipe.weights_hash and found["num_images"] == 10
+    (gap, *_) = found["gaps"].values()
+    assert gap["fd_model"] > 0 and found["sampling"]["steps"] == pipe.config.sampling.steps
+    path.write_text(json.dumps(found | {"bits": -1.0}))
+    result = recipe(data, folder.parent, "-n", 10)  # what was measured is not measured again
+    assert result.exit_code == 0 and json.loads(path.read_bytes())["bits"] == -1.0
+    path.write_text(json.dumps(found | {"weights": "of another model", "bits": -1.0}))
+    recipe(data, folder.parent, "-n", 10)
+    times = {"seconds": 0, "sampling_seconds": 0}
+    assert json.loads(path.read_bytes()) | times == found | times
+
+
+def test_too_few_images_to_measure_by_fail_nothing(whole, data, monkeypatch):
+    folder, _ = whole
+    monkeypatch.setattr("hebm_sample.cli.training.recipe.FEWEST", 1000)
+    result = recipe(data, folder.parent, "-n", 2000)
+    assert result.exit_code == 0
+    assert "not evaluated: 1000 images per side" in result.stderr
+    assert result.stdout.count("model in") == 1
 
 
 def test_killed_twice_it_makes_the_same_model(whole, data, tmp_path, monkeypatch):
@@ -85,8 +112,9 @@ def test_started_again_it_has_nothing_to_do(whole, data, monkeypatch):
         raise AssertionError("a step of a stage that is done")
 
     monkeypatch.setattr(Run, "one_step", fail)
-    result = recipe(data, whole[0].parent)
-    assert result.exit_code == 0 and result.stdout.splitlines() == whole[1]
+    result = recipe(data, whole[0].parent, "-n", 10)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [*whole[1][:3], whole[1][-1]]
 
 
 def test_another_recipe_is_not_mixed_in(whole, data, tmp_path):

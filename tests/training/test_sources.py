@@ -6,6 +6,7 @@ the process, and a pickle is opened.
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -191,11 +192,19 @@ class TestCelebA:
         assert table.names == ("Bangs", "Male") and table.values.tolist() == [[0, 1], [1, 0]]
         assert table.rows == {"000001": 0, "000002": 1}
 
+    def test_a_row_that_stands_twice(self, tmp_path):
+        path = tmp_path / "list_attr_celeba.csv"
+        path.write_text("image_id,Bangs\n1.jpg,-1\n1.jpg,-1\n2.jpg,1\n1.png,-1\n3.jpg,-1\n")
+        table = read_attributes(path)
+        labels = table.columns([Path(f"{i}.jpg") for i in (1, 2, 3, 4)])
+        assert labels == {"Bangs": [0, 1, 0, None]}
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("1\nMale Young\n000001.jpg 1\n", "line 3: a row needs .* 2 values"),
             ("1\nMale Young\n\n000001.jpg 1 2\n", "line 4: a row needs"),
+            ("1\nMale\n1.jpg 1\n2.jpg 1\n1.png -1\n", "line 5: 1 has other values above"),
             ("1\n", "names no attributes in line 2"),
             ("", "names no attributes in line 2"),
         ],

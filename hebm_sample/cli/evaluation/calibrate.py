@@ -9,6 +9,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import HELD_OUT, open_sets_of, with_options
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["calibrate"]
 
@@ -25,7 +26,7 @@ __all__ = ["calibrate"]
 @click.option(
     "-n",
     "--num-images",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MAX_SEEDS),
     default=2000,
     show_default=True,
     metavar="N",

@@ -11,6 +11,7 @@ import click
 from hebm_sample.cli.data import HoldOutType, tell
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
+from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = [
     "ARGUMENTS",
@@ -101,7 +102,7 @@ def images_option(default: int, text: str) -> Decorator:
     return click.option(
         "-n",
         "--num-images",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MAX_SEEDS),
         default=default,
         show_default=True,
         metavar="N",

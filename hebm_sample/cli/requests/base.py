@@ -78,6 +78,7 @@ class SteeringOptions(CommandOptions):
     steps: int | None
     temperature: float | tuple[float, ...] | None
     decoder: DecoderName | None = None
+    particles: int | None = None
 
     default_guidance: ClassVar[float] = 1.0
 
@@ -140,4 +141,5 @@ class SteeringOptions(CommandOptions):
             "steps": self.steps,
             "temperature": self.temperature,
             "decoder": self.decoder,
+            **({} if self.particles is None else {"particles": self.particles}),
         }

@@ -120,9 +120,10 @@ class SampleOptions(SteeringOptions):
         )
 
     def _check_sampler(self) -> None:
+        chain = (self.sampler, self.steps, self.particles)
         refuse(
-            self.gaussian_prior and not (self.sampler is None and self.steps is None),
-            "--gaussian-prior samples without a chain; leave --sampler and --steps out",
+            self.gaussian_prior and chain != (None, None, None),
+            "--gaussian-prior has no chain; leave --sampler, --steps and --particles out",
         )
         refuse(
             self.gaussian_prior and (bool(self.symbols) or self.best_of is not None),

@@ -125,4 +125,5 @@ def _sampler(facts: Facts) -> list[str]:
         temperature = ",".join(map(str, temperature))
     words = _given("--sampler", facts["sampler"]) + _given("--steps", facts["steps"])
     words += _given("--temperature", temperature)
+    words += _given("--particles", facts.get("particles"))
     return words + _given("--decoder", facts["decoder"])

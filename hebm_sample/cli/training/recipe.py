@@ -1,4 +1,4 @@
-"""`hebm-train recipe`: a model from nothing, by one command."""
+"""`hebm-train recipe`: a model from nothing, by one command, and its figures."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,16 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.evaluation.options import DEVICE, QUIET, open_sets_of, write_json
 from hebm_sample.cli.training.options import PATH, read_images
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["recipe"]
+
+IMAGES = 2000  # in each set of the evaluation
+FEWEST = 10
+EVALUATION = "evaluation.json"
 
 
 @click.command(cls=OneLineErrors)
@@ -24,11 +30,22 @@ __all__ = ["recipe"]
     metavar="X",
     help="Share of all steps, for a rehearsal.",
 )
+@click.option(
+    "-n",
+    "--num-images",
+    type=click.IntRange(0, MAX_SEEDS),
+    default=IMAGES,
+    show_default=True,
+    metavar="N",
+    help="Images in each set of the evaluation, of which a rehearsal has its share; 0: none.",
+)
 @DEVICE
 @QUIET
-def recipe(preset: str, data: str, out: Path, scale: float, device: str, quiet: bool) -> None:
-    """Make the model of PRESET: train generator, prior and decoder, one after another, and write
-    DIR/PRESET/model.
+def recipe(
+    preset: str, data: str, out: Path, scale: float, num_images: int, device: str, quiet: bool
+) -> None:
+    """Make the model of PRESET: train generator, prior and decoder, one after another, write
+    DIR/PRESET/model, and measure it on held-out images (DIR/PRESET/evaluation.json).
 
     Interrupted, the same line goes on where it was.
     """
@@ -58,7 +75,39 @@ def recipe(preset: str, data: str, out: Path, scale: float, device: str, quiet: 
             click.echo(f"{stage.folder.name}: {model.config.training[-1]}")
     if accelerator.is_main_process and model is not None:
         model.save_pretrained(folder / "model", overwrite=True)
+        _evaluate(folder, data, round(num_images * scale), device, quiet)
         click.echo(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
+
+
+def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> None:
+    """Measure the model as it was written, unless that was done; a set of images that is too
+    small for it is said, and is no failure of what was trained.
+    """
+    from hebm_sample.cli.trained import model_to_measure
+    from hebm_sample.evaluation.distances import evaluate
+    from hebm_sample.io.files import parse_json
+
+    model, path = model_to_measure(str(folder / "model"), device), folder / EVALUATION
+    asked = {"weights": model.weights_hash, "num_images": count}
+    known = parse_json(path.read_bytes()) if path.exists() else {}
+    if not count or asked == {name: known.get(name) for name in asked}:
+        return
+    options = {"validation": None, "split": None, "quiet": quiet}
+    try:
+        training, held_out = open_sets_of(model, data, options)
+        result = evaluate(
+            model,
+            training,
+            held_out,
+            num_images=max(FEWEST, min(count, len(held_out) // 2)),
+            progress=not quiet,
+            announce=lambda text: None if quiet else click.echo(text, err=True),
+        )
+    except UserInputError as error:
+        click.echo(f"not evaluated: {error}", err=True)
+        return
+    click.echo(result.table())
+    write_json(path, result.to_dict() | asked)
 
 
 def _identity(images: dict[int, Any]) -> str:

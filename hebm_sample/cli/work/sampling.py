@@ -272,7 +272,7 @@ def _prepared(options: SampleOptions, share: Share) -> tuple["Pipeline", SampleO
     if not options.batch:
         from hebm_sample.pipeline.batch_size import fitting_batch
 
-        options = replace(options, batch=fitting_batch(pipe))
+        options = replace(options, batch=fitting_batch(pipe.model))
     return pipe, options
 
 

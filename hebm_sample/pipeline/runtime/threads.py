@@ -8,9 +8,11 @@ Meanwhile torch's number of threads is another one in the whole process, so part
 that allowed them (`runtime/process.py`).
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from threading import Event
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 FEWEST = 4  # images in a part
+MOST = 512  # threads of a process that make parts
 TURN = 1e-3  # seconds that a thread may keep Python's lock while others wait for it
 
 _T = TypeVar("_T")
@@ -80,6 +83,24 @@ def _shared(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that all batches of this process share: a new one is made where none is idle."""
+    return ThreadPoolExecutor(MOST, "part")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of these threads, and would wait for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _next(walk: Iterator[_T], threads: int) -> _T | None:
+    """The next item, with so many of torch's threads, or None."""
+    # torch asks each new thread how many threads it may use, and the answer holds for it alone.
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return next(walk, None)
+
+
 def side_by_side(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
     """As `zip(*walks, strict=True)`, but the items of a tuple are made at the same time.
 
@@ -91,17 +112,17 @@ def side_by_side(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T
         stop: To be called by all but the first, so that they end soon after another has failed.
     """
     each = max(1, torch.get_num_threads() // len(walks))
-    # torch asks each new thread how many threads it may use, and the answer holds for it alone.
-    with ThreadPoolExecutor(len(walks) - 1, "part", torch.set_num_threads, (each,)) as pool:
-        try:
-            while True:
-                with _shared(each):
-                    others = [pool.submit(next, walk, None) for walk in walks[1:]]
-                    items = [next(walks[0], None), *(other.result() for other in others)]
-                made = [item for item in items if item is not None]
-                if not made:
-                    return
-                assert len(made) == len(walks)
-                yield tuple(made)
-        finally:
-            stop.event.set()
+    others: list[Future[_T | None]] = []
+    try:
+        while True:
+            with _shared(each):
+                others = [_pool().submit(_next, walk, each) for walk in walks[1:]]
+                items = [next(walks[0], None), *(other.result() for other in others)]
+            made = [item for item in items if item is not None]
+            if not made:
+                return
+            assert len(made) == len(walks)
+            yield tuple(made)
+    finally:
+        stop.event.set()
+        wait(others)  # a walk that still runs has what the caller is about to close

@@ -1,0 +1,54 @@
+"""Data sets of the Hub, through `datasets`, map-style, so that row numbers are fixed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hebm_sample.data import source as rows_source
+from hebm_sample.data.parquet import encoded_cell, first_line
+from hebm_sample.data.source import Chunk, Source
+from hebm_sample.errors import HubError, UserInputError
+from hebm_sample.io.extras import import_extra
+
+__all__ = ["hub_source"]
+
+
+def hub_source(name: str, split: str | None) -> Source:
+    """The rows of `owner/name`: its first column of images, and its simple columns as labels.
+
+    Raises `UserInputError` where there is no such data set, split or column, `HubError` where it
+    cannot be fetched.
+    """
+    datasets: Any = import_extra("datasets", "train")
+    table = _loaded(datasets, name, split or "train")
+    kinds = table.features.items()
+    images = [k for k, v in kinds if isinstance(v, datasets.Image)]
+    if not images:
+        raise UserInputError(
+            f"the data set {name} has no column of images; it has {list(table.features)}"
+        )
+    names = {k: tuple(v.names) for k, v in kinds if isinstance(v, datasets.ClassLabel)}
+    simple = [k for k, v in kinds if isinstance(v, (datasets.Value, datasets.ClassLabel))]
+    table = table.select_columns([images[0], *simple]).cast_column(
+        images[0], datasets.Image(decode=False)
+    )
+
+    def chunks() -> Iterator[Chunk]:
+        size = rows_source.CHUNK_ROWS
+        for start in range(0, len(table), size):
+            columns = table[start : start + size]
+            cells = [encoded_cell(cell) for cell in columns.pop(images[0])]
+            yield Chunk(0, cells, columns, [str(start + i) for i in range(len(cells))])
+
+    return Source([name, split, table._fingerprint], len(table), names, chunks, {})
+
+
+def _loaded(datasets: Any, name: str, split: str) -> Any:
+    try:
+        return datasets.load_dataset(name, split=split)
+    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
+        raise UserInputError(
+            f"{name} is neither a folder here nor a data set on the Hub with the split "
+            f"{split!r}: {first_line(error)}"
+        ) from error
+    except Exception as error:  # the client raises whatever its transport raises
+        raise HubError(f"the data set {name} could not be fetched: {first_line(error)}") from error

@@ -1,0 +1,1 @@
+"""What `tools/train_on_gpu.py` is made of."""
