@@ -238,11 +238,18 @@ def test_the_plain_kernel_takes_larger_steps():
         ({"sigma_min": 0.5, "sigma_max": 0.4}, r"sigma_max is 0\.4; it must lie in \[0\.5"),
         ({"step_size_0": 0.0}, r"step_size_0 is 0\.0"),
         ({"width": 2}, r"width is 2"),
+        ({"sigma_min": 0.2}, r"levels begin at 0\.1, below sigma_min 0\.2, where the energies"),
     ],
 )
 def test_prior_settings_out_of_range(change, match):
     with pytest.raises(UserInputError, match=match):
         PriorConfig(levels=(0.1, 1.0), **change)
+
+
+def test_levels_may_begin_where_the_energies_do():
+    assert PriorConfig(levels=(0.1, 1.0), sigma_min=0.1).levels == (0.1, 1.0)
+    release = PriorConfig(levels=(0.01, 1.0), parametrization="release")
+    assert release.levels[0] < release.sigma_min
 
 
 NO_YES = {"name": "Smiling", "values": ["no", "yes"]}

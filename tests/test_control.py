@@ -485,15 +485,26 @@ def test_full_strength_is_a_new_image(pipe, images, sampler):
     assert equal(found.latents, pipe(2, symbols={"class": "b"}, sampler=sampler).latents)
 
 
-def test_the_flow_up_and_down_is_the_way_back(pipe, images):
-    """With nothing asked the flow carries back what it carried up, the better in more steps."""
-    u, moved = pipe.encode(images, mode="mean"), []
-    for steps in (8, 32, 128):
-        found = pipe.edit(images, mode="mean", steps=steps, denoise=False)
-        moved.append(distance(found.latents, u))
-    assert moved[0] > 2 * moved[1] > 4 * moved[2]
-    noisy = pipe.edit(images, mode="mean", method="noise", guidance=1.0)
-    assert distance(pipe.edit(images, mode="mean").latents, u) < 0.2 * distance(noisy.latents, u)
+@pytest.mark.parametrize("asked", [{}, {"steps": 2}, {"steps": 9}, {"denoise": False}])
+@pytest.mark.parametrize("groups", [None, [1], [0, 2]])
+def test_an_edit_by_the_flow_with_nothing_asked_is_the_identity(pipe, images, asked, groups):
+    """At the default, and with any number of gradients, over all groups or some."""
+    found = pipe.edit(images, groups=groups, output_type="torch", **asked)
+    u = pipe.encode(images, seeds=[derived_seed(s, ENCODE_STREAM) for s in (0, 1)])
+    assert distance(found.latents, u) < 1e-5
+    again = pipe.decode(u, output_type="torch")
+    assert (found.images - again).abs().max() <= TWO_LEVELS
+    by_weight = pipe.edit(images, {"class": "b"}, guidance=0.0, groups=groups, **asked)
+    assert distance(by_weight.latents, u) < 1e-3
+    noisy = pipe.edit(images, method="noise", groups=groups)
+    assert distance(noisy.latents, u) > 0.1
+
+
+def test_an_edit_by_the_flow_leaves_the_other_groups(pipe, images):
+    asked = {"mode": "mean", "symbols": {"class": "b"}}
+    found, u = pipe.edit(images, groups=[1], **asked), pipe.encode(images, mode="mean")
+    for g in range(GROUPS):
+        assert torch.equal(found.latents[g], u[g]) == (g != 1)
 
 
 def test_an_edit_by_the_flow_has_its_own_number_of_gradients(pipe, images):

@@ -12,7 +12,14 @@ from hebm_sample import Pipeline
 from hebm_sample.config import EDIT_STEPS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import prepare, prepare_masks, to_pil
-from hebm_sample.pipeline.inpainting import GUIDANCE_SCALE, KnownPixels, fill_smoothly, known_cells
+from hebm_sample.pipeline.inpainting import (
+    GUIDANCE_SCALE,
+    KnownPixels,
+    blend,
+    blend_weight,
+    fill_smoothly,
+    known_cells,
+)
 
 CONFIG = symbolic_config(steps=6)
 SIZE = CONFIG.generator.image_size
@@ -162,6 +169,38 @@ def test_masks_that_do_not_fit(pipe, images, masks, message):
     assert "\n" not in str(caught.value)
 
 
+# ---- seams
+
+
+def test_the_blend_has_no_seam_and_keeps_what_is_far():
+    size, stream = 256, torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, size, size, generator=stream) * 0.2 - 0.1
+    unknown = torch.zeros(2, 1, size, size, dtype=torch.bool)
+    unknown[..., 100:160, 80:200] = True
+    weight = blend_weight(unknown, 4)
+    near = torch.nn.functional.max_pool2d(unknown.float(), 17, 1, 8) > 0
+    assert (weight[unknown] == 1).all() and (weight[~near] == 0).all()
+    assert (weight[near & ~unknown] > 0).all()
+    assert weight.diff(dim=-1).abs().max() <= 0.25 and weight.diff(dim=-2).abs().max() <= 0.25
+    # What is drawn is the image, but for its brightness: the blend is the image everywhere.
+    again = blend(x + 0.4, x, unknown)
+    assert (again - x)[:, :, 100:160, 80:200].abs().max() < 1e-3
+    assert torch.equal(torch.where(weight > 0, x, blend(x + 0.4, x, unknown)), x)
+    # What lies under the mask has no say.
+    other = blend(x + 0.4, torch.where(unknown, 1 - x, x), unknown)
+    assert torch.equal(again, other)
+
+
+def test_masks_of_nothing_and_of_everything_are_said(pipe, images):
+    for mask, message in (
+        (torch.zeros(SIZE, SIZE, dtype=torch.bool), "the mask covers nothing"),
+        (torch.ones(SIZE, SIZE, dtype=torch.bool), "the mask covers everything"),
+    ):
+        with pytest.warns(UserWarning, match=message) as said:
+            pipe.inpaint(images, mask, steps=6)
+        assert len(said) == 1 and "\n" not in str(said[0].message)
+
+
 # ---- filling in
 
 
@@ -189,6 +228,7 @@ def test_what_lies_under_the_mask_does_not_matter(pipe):
     assert torch.equal(first.images, other.images)
 
 
+@pytest.mark.filterwarnings("ignore:the mask covers")
 def test_nothing_known_is_a_new_image(pipe, images):
     everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
     wish = {"class": "a"}
@@ -200,6 +240,7 @@ def test_nothing_known_is_a_new_image(pipe, images):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the mask covers")
 def test_everything_known_is_the_image(pipe, images):
     found = pipe.inpaint(images, torch.zeros(SIZE, SIZE, dtype=torch.bool))
     for before, after in zip(images, found.images, strict=True):

@@ -87,9 +87,10 @@ def test_the_most_noise_there_is_is_far_from_the_limit(pipe):
 
 
 @pytest.mark.parametrize("sampler", ["recovery", "annealed"])
-def test_without_steps_the_noise_stays_where_it_is(pipe, sampler):
+@pytest.mark.parametrize("moving", [{}, {"momentum": 0.8}, {"kernel": "plain", "momentum": 0.3}])
+def test_without_steps_the_noise_stays_where_it_is(pipe, sampler, moving):
     """Step size 0 is the identity, to the bit; and so is a temperature of 0 on top of it."""
-    still = {"step_scale": 0.0, "start": "u_next", "denoise": False, "sampler": sampler}
+    still = {"step_scale": 0.0, "start": "u_next", "denoise": False, "sampler": sampler} | moving
     found = pipe(seeds=(1, 2), **still).latents
     start = pipe(seeds=(1, 2), prior="gaussian").latents
     assert all(torch.equal(a, b) for a, b in zip(found, start, strict=True))

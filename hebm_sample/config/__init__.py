@@ -8,6 +8,7 @@ Unknown keys are errors.
 from hebm_sample.config.base import (
     FORMAT_VERSION,
     ConfigBase,
+    plain,
     require,
     require_choice,
     require_integer,
@@ -56,6 +57,7 @@ __all__ = [
     "TrainingRecord",
     "require",
     "require_choice",
+    "plain",
     "require_integer",
     "require_range",
 ]

@@ -10,6 +10,7 @@ from hebm_sample.errors import UserInputError
 __all__ = [
     "FORMAT_VERSION",
     "ConfigBase",
+    "plain",
     "require",
     "require_choice",
     "require_integer",
@@ -34,14 +35,26 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
 
 
+def plain(value: Any) -> Any:
+    """A single number of NumPy or torch as Python's own; anything else as it is.
+
+    >>> import numpy as np
+    >>> plain(np.float64(0.5)), plain(np.int32(3)), plain("a")
+    (0.5, 3, 'a')
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def require_range(name: str, value: object, low: float, high: float) -> None:
     """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
+    value = plain(value)
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> None:
     """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
+    value = plain(value)
     require(
         isinstance(value, int) and not isinstance(value, bool),
         f"{name} is {value!r}; it must be a whole number",

@@ -63,7 +63,8 @@ class PriorConfig(ConfigBase):
             release.
         step_size_0: s_0 of the release's schedule
             s_t = s_0 (cum_sigma[t] / cum_sigma[0]) sigma_{t+1}^2.
-        sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it.
+        sigma_min: Smallest cum_sigma that training visits; the energies are not defined below it,
+            so that levels may not lie there. The release's are trained at the levels themselves.
         sigma_max: Largest cum_sigma that training visits.
         symbols: The symbol table: variables that samples can be asked to have.
         network: Of each group: ours, or those of the authors' release, residual (CIFAR-10) or
@@ -103,6 +104,11 @@ class PriorConfig(ConfigBase):
         require_range("step_size_0", self.step_size_0, 1e-12, 1.0)
         require_range("sigma_min", self.sigma_min, 1e-4, 0.99)
         require_range("sigma_max", self.sigma_max, self.sigma_min, 1.0)
+        require(
+            self.parametrization == "release" or self.levels[0] >= self.sigma_min,
+            f"levels begin at {self.levels[0]}, below sigma_min {self.sigma_min}, where the "
+            "energies are not defined; begin at sigma_min, or train with a smaller one",
+        )
         names = [symbol.name for symbol in self.symbols]
         require(len(set(names)) == len(names), f"symbols {names} name a variable twice")
         require(len(names) <= 256, f"symbols has {len(names)} variables; it can have 256")

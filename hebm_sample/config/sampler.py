@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from hebm_sample.config.base import (
     ConfigBase,
+    plain,
     require,
     require_choice,
     require_integer,
@@ -91,6 +92,8 @@ class LangevinConfig(ConfigBase):
     particles: int = 1
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # NumPy's and torch's numbers as Python's
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         require_choice("sampler", self.sampler, SamplerName)
         require_choice("kernel", self.kernel, Kernel)
         require_choice("start", self.start, Start)
@@ -118,7 +121,8 @@ class LangevinConfig(ConfigBase):
     def _check_temperature(self) -> None:
         several = isinstance(self.temperature, (tuple, list))
         if several:  # a list from a caller becomes what a frozen dataclass should hold
-            object.__setattr__(self, "temperature", tuple(typing.cast("Any", self.temperature)))
+            factors = map(plain, typing.cast("Any", self.temperature))
+            object.__setattr__(self, "temperature", tuple(factors))
         for value in typing.cast("Any", self.temperature) if several else (self.temperature,):
             require_range("temperature", value, 0.0, 10.0)
         require(

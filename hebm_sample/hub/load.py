@@ -1,7 +1,8 @@
 """From a verified model folder to modules."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,9 +143,13 @@ def _fill(module: nn.Module, resolved: ResolvedModel, filename: str) -> None:
     load_weights(module, resolved.place(filename), data=resolved.read(filename))
 
 
-def _own_random_state() -> AbstractContextManager[object]:
-    """Initial weights are drawn and then overwritten: the caller's streams must not notice."""
-    return torch.random.fork_rng(devices=[])  # pyright: ignore
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Initial weights are drawn and then overwritten: the caller's streams must not notice, and
+    the caller's default device is none of theirs.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # pyright: ignore
+        yield
 
 
 @torch.inference_mode(False)  # else the weights could never be differentiated through

@@ -102,7 +102,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = torch.as_tensor(np.array(image, dtype=np.float32))  # (size, size, 3)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
@@ -168,7 +168,7 @@ def prepare_masks(
             listed = listed * count
         ready = torch.stack(
             [_mask(m, s, size) for m, s in zip(listed, sizes, strict=False)]
-            or [torch.zeros(1, size, size, dtype=torch.bool)]
+            or [torch.zeros(1, size, size, dtype=torch.bool, device="cpu")]
         )
         ready = ready if len(listed) == count else ready[:0]
     if len(ready) not in (1, count):
@@ -194,7 +194,7 @@ def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     square = mask.crop((left, top, left + side, top + side))
     # Nearest: a pixel is known or not.
     square = square.resize((size, size), Image.Resampling.NEAREST)
-    return torch.as_tensor(np.array(square) >= 128)[None]
+    return torch.from_numpy(np.array(square) >= 128)[None]
 
 
 # Grids

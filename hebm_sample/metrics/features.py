@@ -44,7 +44,7 @@ INPUT_SIZE = 64
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
     """uint8 or float images (B, 3, H, W) as float32 in [-1, 1]."""
-    images = torch.as_tensor(images)
+    images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     if images.ndim != 4 or images.shape[1] != 3:
         raise UserInputError(f"images have shape {tuple(images.shape)}; they must be (B, 3, H, W)")
     if images.dtype == torch.uint8:

@@ -41,6 +41,8 @@ def bytes_per_image(model: "Model") -> int:
 
 
 def _kept_per_image(terms: Terms, shapes: Shapes, device: torch.device) -> int:
+    where: dict[str, Any] = {"device": device, "dtype": torch.float32}
+
     def kept(batch: int) -> int:
         stores: dict[int, int] = {}
         held: list[Tensor] = []  # so that no address is given out twice
@@ -50,9 +52,9 @@ def _kept_per_image(terms: Terms, shapes: Shapes, device: torch.device) -> int:
             held.append(x)
             return x
 
-        u = tuple(torch.zeros(batch, *s, device=device, requires_grad=True) for s in shapes)
+        u = tuple(torch.zeros(batch, *s, **where, requires_grad=True) for s in shapes)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            found = terms(u, torch.zeros(batch, device=device))
+            found = terms(u, torch.zeros(batch, **where))
         return sum(stores.values()) if found.requires_grad else 0
 
     with torch.inference_mode(False), torch.enable_grad():

@@ -155,6 +155,6 @@ def read_condition(
             symbol = find_symbol(table.symbols, name, model)
             values, v = allowed_values(symbol, target), table.symbols.index(symbol)
             every = range(len(symbol.values))
-            allowed[v][i] = torch.tensor([j in values for j in every])
+            allowed[v][i] = torch.tensor([j in values for j in every], device="cpu")
             condition.weight[i, v] = weights[name]
     return condition

@@ -18,6 +18,7 @@ reason a generator grown to larger images compares what its encoder reads: image
 `encoder_size`, where all pixels of a square are known.
 """
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +41,7 @@ from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.prior.density import CumSigma
 from hebm_sample.sampling.constraints import LatentConstraint
 
-__all__ = ["KnownPixels", "fill_smoothly", "inpaint", "known_cells"]
+__all__ = ["KnownPixels", "blend", "blend_weight", "fill_smoothly", "inpaint", "known_cells"]
 
 GUIDANCE_SCALE = 3.0  # Z
 
@@ -67,7 +68,8 @@ def inpaint(
 
     Latents that depend on known pixels only are clamped, and the likelihood guides the others as
     in "Diffusion Posterior Sampling for General Noisy Inverse Problems" (arXiv 2209.14687;
-    `pipeline/inpainting.py`). The known pixels of the result are the image's own.
+    `pipeline/inpainting.py`). The known pixels of the result are the
+    image's own, but for a few next to the mask (`blend`).
 
     Arguments:
         images: N, as for `encode`.
@@ -92,6 +94,7 @@ def inpaint(
     x, chosen = seeded(model, framed.images, seeds)
     size = model.config.generator.image_size
     unknown = prepare_masks(framed.masks(masks), framed.images, size, len(x))
+    _say_what_masks_cover(unknown)
     filled = fill_smoothly(x, ~unknown)
     request = read_request(model, None, chosen, batch_size=batch_size, **options)
     u = posterior(model, filled, chosen, "sample", batch_size)
@@ -100,9 +103,48 @@ def inpaint(
     cells = known_cells(~unknown, model.generator.latent_shapes)
     constraint = LatentConstraint(u, (), start, cells)
     found = sampler.best(replace(request, constraint=constraint, likelihood=known))
-    pasted = torch.where(unknown, found.images, x)
+    pasted = blend(found.images, x, unknown)
     samples = sampler.samples(replace(found, images=pasted), request, output_type)
     return framed.pasted(samples, paste_back)
+
+
+def _say_what_masks_cover(unknown: Tensor) -> None:
+    """A warning of one line for masks (B, 1, S, S) that leave nothing to do, or nothing known."""
+    shares = unknown.flatten(1).float().mean(1)
+    for share, fault in (
+        (0.0, "nothing, so the image comes back as it is"),
+        (1.0, "everything, so nothing of the image is known"),
+    ):
+        if bool((shares == share).any()):
+            message = f"the mask covers {fault}; white is filled in, black is known"
+            warnings.warn(message, stacklevel=4)
+
+
+def blend(drawn: Tensor, images: Tensor, unknown: Tensor) -> Tensor:
+    """What was drawn where pixels are unknown and the images' own elsewhere, without a seam.
+
+        unknown     drawn + the difference of known pixels around, smoothly continued
+        known       x + w (drawn - x), w falling from 1 to 0 over 2 R pixels; R = S / 64
+        beyond      x
+
+    Arguments:
+        drawn, images: (B, 3, S, S).
+        unknown: (B, 1, S, S) bool.
+    """
+    weight = blend_weight(unknown, round(images.shape[-1] / 64))
+    known = (weight == 0) & ~unknown
+    offset = fill_smoothly(images - drawn, known, least=max(2, images.shape[-1] // 16))
+    matched = drawn + torch.where(known, 0.0, offset)
+    return torch.where(unknown, matched, images + weight * (matched - images))
+
+
+def blend_weight(unknown: Tensor, reach: int) -> Tensor:
+    """1 where pixels are unknown, falling to 0 over 2 `reach` pixels around: (B, 1, S, S)."""
+    if reach == 0:
+        return unknown.float()
+    grown = F.max_pool2d(unknown.float(), 2 * reach + 1, 1, reach)
+    ramp = F.avg_pool2d(grown, 2 * reach + 1, 1, reach, count_include_pad=False)
+    return torch.where(unknown, 1.0, ramp)
 
 
 @dataclass(frozen=True)
@@ -156,7 +198,7 @@ class KnownPixels:
         return -self.weight * GUIDANCE_SCALE * total.sqrt()
 
 
-def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:
+def fill_smoothly(images: Tensor, known: Tensor, least: int = 2) -> Tensor:
     """The images with unknown pixels replaced by means of the known ones around them.
 
     Means over squares of 2, 4, 8, ... pixels; a pixel takes the smallest square that has a known
@@ -165,10 +207,11 @@ def fill_smoothly(images: Tensor, known: Tensor) -> Tensor:
     Arguments:
         images: (B, C, S, S).
         known: (B, 1, S, S) bool.
+        least: Side of the smallest squares.
     """
     side = images.shape[-1]
     values, weights = images * known, known.float()
-    filled, done, size = images * known, known, 2
+    filled, done, size = images * known, known, least
     while size < 2 * side and not bool(done.all()):
         # Stride 1, so that what is filled in has no seams of its own.
         pad = (size - 1 - (size - 1) // 2, (size - 1) // 2)

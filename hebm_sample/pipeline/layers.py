@@ -82,7 +82,7 @@ def vary(
     conditions: dict[str, Any] = {"symbols": symbols, "guidance": guidance}
     request = read_request(model, None, chosen, batch_size=batch_size, **conditions, **options)
     require_choice("output_type", output_type, OutputType)
-    rows = torch.arange(count).repeat_interleave(num_variations)
+    rows = torch.arange(count, device="cpu").repeat_interleave(num_variations)
     constraint = LatentConstraint(tuple(g[rows] for g in u), clamped)
     found = sampler.best(replace(request, constraint=constraint))
     samples = sampler.samples(found, request, output_type)

@@ -149,10 +149,8 @@ class Model:
 
     @torch.inference_mode(False)
     def _settle(self, module: _Module) -> _Module:
-        moving: Any = module  # torch's stubs know no memory_format without a dtype
-        return (
-            moving.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
-        )
+        moved = module.to(self.device, torch.float32, memory_format=torch.channels_last)
+        return moved.requires_grad_(False).eval()
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -227,7 +225,7 @@ class Model:
         prior, level, parts = self.energies(), self.lowest_level(), []
         for i in range(0, check_latents(u, self.generator.latent_shapes), batch_size):
             rows = tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in u)
-            levels = torch.full((len(rows[0]),), level, device=self.device)
+            levels = torch.full((len(rows[0]),), level, dtype=torch.float32, device=self.device)
             with self.precision():
                 found = prior.outputs(self.generator.transform(rows), levels)
             parts.append([x.float().cpu() for x in found])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hebm_sample.config import DecoderName, require_integer
+from hebm_sample.config import DecoderName, plain, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
 from hebm_sample.io.images import grid, png_bytes, save_png, to_pil
@@ -165,12 +165,13 @@ def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> t
     >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
     ((0, 1, 2), (7, 11), (0,))
     """
+    num_images = plain(num_images)
     if num_images is not None:
         require_integer("num_images", num_images, 1, MAX_SEEDS)
     if isinstance(seeds, SupportsIndex):
         seeds = (operator.index(seeds),)
     asked = range(1 if num_images is None else num_images) if seeds is None else seeds
-    chosen = tuple(islice(asked, MAX_SEEDS + 1))  # of endless ones, too
+    chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too
     if len(chosen) > MAX_SEEDS:
         raise UserInputError(
             f"more than {MAX_SEEDS} images were asked for; it can be 1 to {MAX_SEEDS} a call"

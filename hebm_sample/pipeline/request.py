@@ -68,8 +68,8 @@ class Request:
         prior: "ebm" or "gaussian".
         condition: Target values of each image; its rows follow `seeds`.
         constraint: Latents to clamp or to start from, rows as `seeds`.
-        inverted: Whether the noise of `constraint` is found by the flow, with half of the
-            gradients.
+        inverted: Whether u_0 of `constraint` is carried up by the flow and back down, with half of
+            the gradients each way.
         likelihood: Of a measurement, added to F.
         progress: Called with the number of gradients just evaluated.
         only_last: Decode the result only.

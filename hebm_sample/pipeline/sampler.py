@@ -43,8 +43,9 @@ from hebm_sample.pipeline.states import (
 from hebm_sample.prior.density import Energy, EnergyAtLevel, level_rows
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint
+from hebm_sample.sampling.inversion import invert, retrace
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.sampling.probability_flow import flow_levels, flow_noise
+from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import sample_prior
 from hebm_sample.sampling.state import GradientTally, LevelState
 
@@ -282,10 +283,7 @@ class Sampler:
         if constraint is not None:
             constraint = constraint.to(model.device)
         if constraint is not None and request.inverted:
-            up = config.steps // 2
-            config = replace(config, steps=config.steps - up)
-            eps = self._inverted(constraint, request, energy, up)
-            constraint = replace(constraint, eps=eps)
+            return self._inverted(constraint, request, energy)
         request = replace(request, constraint=constraint)
         if config.particles > 1:
             request = request.particles()
@@ -303,15 +301,17 @@ class Sampler:
         )
 
     def _inverted(
-        self, constraint: LatentConstraint, request: Request, energy: ChainEnergy, steps: int
-    ) -> Latents:
-        """The noise that the unconditional flow makes u_0 from, by DDIM-style inversion."""
+        self, constraint: LatentConstraint, request: Request, energy: ChainEnergy
+    ) -> Iterator[LevelState]:
+        """Up the unconditional flow, and back down the conditional one."""
         assert self.model.schedule is not None and constraint.start_level is not None
-        levels = self.model.schedule.levels
-        path = flow_levels(steps, levels[0], levels[constraint.start_level], denoise=False)[::-1]
+        levels, config = self.model.schedule.levels, request.config
+        high = levels[constraint.start_level]
+        path = flow_levels(config.steps // 2, levels[0], high, denoise=config.denoise)
         tally = GradientTally(request.seeds, request.progress)
-        plain = replace(request, condition=None, likelihood=None)
-        return flow_noise(self._conditioned(plain, energy), constraint.u, path, tally)
+        plain = self._conditioned(replace(request, condition=None, likelihood=None), energy)
+        way = invert(plain, constraint.u, path, tally, first_step=config.steps % 2 == 1)
+        return retrace(self._conditioned(request, energy), way, tally, constraint.clamped)
 
     def _conditioned(self, request: Request, energy: ChainEnergy) -> Energy:
         """Terms of F, (B, K), with the condition and the likelihood."""

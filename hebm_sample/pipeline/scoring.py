@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hebm_sample.config import plain
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Posterior, encode, kl_per_group
 from hebm_sample.latents import Latents
@@ -61,7 +62,7 @@ def group_indices(groups: Any, count: int) -> list[int]:
     >>> group_indices(slice(0, 2), 4), group_indices(-1, 4), group_indices(None, 3)
     ([0, 1], [3], [0, 1, 2])
     """
-    every = range(count)
+    every, groups = range(count), plain(groups)
     try:
         if groups is None or isinstance(groups, slice):
             chosen = list(every if groups is None else every[groups])
@@ -126,7 +127,9 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
         )
     with model.precision():
         posterior = encode(model.generator, model.encoder, features, own)
-        levels = torch.full((count,), model.lowest_level(), device=model.device)
+        levels = torch.full(
+            (count,), model.lowest_level(), dtype=torch.float32, device=model.device
+        )
         outputs = model.energies().outputs(posterior.top, levels)
     means, log_s = (tuple(g.double() for g in part) for part in posterior[1:3])
     found = GroupOutputs(*(part.double() for part in outputs))

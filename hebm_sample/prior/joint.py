@@ -94,7 +94,8 @@ class JointEnergy(nn.Module):
             for latent, state in zip(latent_shapes, state_shapes, strict=True)
         )
         steps = release_step_sizes(DiffusionSchedule(config.levels), config.step_size_0)
-        self.register_buffer("step_sizes", torch.tensor(steps), persistent=False)
+        sizes = torch.tensor(steps, dtype=torch.float32)
+        self.register_buffer("step_sizes", sizes, persistent=False)
 
     def scale(self, level: Tensor) -> Tensor:
         """What f_i is divided by at each level (B,)."""

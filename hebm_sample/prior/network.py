@@ -46,9 +46,8 @@ class LevelEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         log_ends = (math.log(LOWEST_FREQUENCY), math.log(HIGHEST_FREQUENCY))
-        self.register_buffer(
-            "frequencies", torch.exp(torch.linspace(*log_ends, FREQUENCIES)), persistent=False
-        )
+        logs = torch.linspace(*log_ends, FREQUENCIES, dtype=torch.float32)
+        self.register_buffer("frequencies", torch.exp(logs), persistent=False)
         self.hidden = nn.Linear(2 * FREQUENCIES, width)
 
     def forward(self, level: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class DiffusionSchedule(nn.Module):
                 f"levels are {list(levels)}; a schedule needs two or more, rising, in (0, 1]"
             )
         self.levels = tuple(float(s) for s in levels)
-        self.cum_sigma = torch.tensor(self.levels, dtype=torch.float64)
+        self.cum_sigma = torch.tensor(self.levels, dtype=torch.float64, device="cpu")
         self.cum_a = ((1 - self.cum_sigma) * (1 + self.cum_sigma)).sqrt()
         before = torch.cat([self.cum_a.new_ones(1), self.cum_a[:-1]])
         self.a = self.cum_a / before
@@ -131,7 +131,7 @@ def release_levels(num_levels: int) -> tuple[float, ...]:
     """
     if not 1 <= num_levels <= 500:
         raise UserInputError(f"the release's schedule has 1 to 500 levels; asked for {num_levels}")
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device="cpu")
     cum_a_squared = torch.cumprod(1 - betas, 0)
     stride = 1000 // (2 * (num_levels - 1)) if num_levels > 1 else 0
     steps = [k * stride for k in range(num_levels)] + [999]

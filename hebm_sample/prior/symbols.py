@@ -122,7 +122,8 @@ class Condition(NamedTuple):
 def open_condition(table: SymbolTable, batch: int) -> Condition:
     """The unconditional model's: F_open."""
     return Condition(
-        torch.ones(batch, table.num_values, dtype=torch.bool), torch.zeros(batch, len(table))
+        torch.ones(batch, table.num_values, dtype=torch.bool, device="cpu"),
+        torch.zeros(batch, len(table), dtype=torch.float32, device="cpu"),
     )
 
 

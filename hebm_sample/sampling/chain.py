@@ -146,7 +146,7 @@ class _Walk:
                 infos.append(_diagnostics(state, moved, chance))
                 return unflatten(moved, like), infos
             log_p, gradient = self._score(unflatten(moved, like))
-            p = state.p + half / spread * (state.gradient + gradient)
+            p = state.p + _kick(half, spread) * (state.gradient + gradient)
             found = _State(moved, p, log_p, gradient)
             if self.metropolis is not None:
                 found, chance = self._decided(state, found, self.metropolis)
@@ -177,6 +177,13 @@ class _Walk:
             for a, b in zip(new, stayed, strict=True)
         ]
         return _State(*found), chance
+
+
+def _kick(half: Scalar, spread: Scalar) -> Scalar:
+    """s / (2 sqrt(v)); a step of size 0, whose v is 0 too, has none."""
+    if isinstance(half, Tensor):
+        return torch.where(half == 0, half, half / spread)
+    return half / spread if half else 0.0
 
 
 def _diagnostics(state: _State, moved: Tensor, chance: Tensor) -> StepInfo:

@@ -3,10 +3,10 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     clamped groups  u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups     start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one eps an image: standard normal, or what the flow finds by inversion of u_0. Single cells of
-a free group can be clamped likewise. Clamping groups to their own diffused values is an
-approximation to conditioning on them: the free groups meet a noisy version of what is clamped, and
-from level to level the same noise. To the sampler only the free groups exist.
+with one standard normal eps an image. Single cells of a free group can be clamped likewise.
+Clamping groups to their own diffused values is an approximation to conditioning on them: the free
+groups meet a noisy version of what is clamped, and from level to level the same noise. To the
+sampler only the free groups exist.
 
 Known parts at their diffused values are those of "Score-Based Generative Modeling through
 Stochastic Differential Equations" (arXiv 2011.13456), a start at a level k is that of "SDEdit"
@@ -42,37 +42,29 @@ class LatentConstraint:
         start_level: k, at which the free groups start from their diffused values; None starts them
             from noise.
         cells: Of the free groups, the cells that are clamped: bool (B, 1, H_i, W_i) a group.
-        eps: The noise, one tensor a group; None takes that of the noise streams.
     """
 
     u: Latents
     clamped: tuple[int, ...] = ()
     start_level: int | None = None
     cells: Latents | None = None
-    eps: Latents | None = None
 
     def rows(self, start: int, stop: int) -> "LatentConstraint":
         """Of images start ... stop - 1."""
         cells = self.cells and tuple(c[start:stop] for c in self.cells)
-        eps = self.eps and tuple(e[start:stop] for e in self.eps)
-        return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells, eps=eps)
+        return replace(self, u=tuple(g[start:stop] for g in self.u), cells=cells)
 
     def repeated(self, count: int) -> "LatentConstraint":
         """Each image `count` times, one after another."""
-
-        def repeat(u: Latents | None) -> Latents | None:
-            return u and tuple(g.repeat_interleave(count, 0) for g in u)
-
-        u = repeat(self.u)
-        assert u is not None
-        return replace(self, u=u, cells=repeat(self.cells), eps=repeat(self.eps))
+        u = tuple(g.repeat_interleave(count, 0) for g in self.u)
+        cells = self.cells and tuple(c.repeat_interleave(count, 0) for c in self.cells)
+        return replace(self, u=u, cells=cells)
 
     def to(self, device: torch.device) -> "LatentConstraint":
         """On another device, in float32."""
         cells = self.cells and tuple(c.to(device) for c in self.cells)
-        eps = self.eps and tuple(e.to(device, torch.float32) for e in self.eps)
         u = tuple(g.to(device, torch.float32) for g in self.u)
-        return replace(self, u=u, cells=cells, eps=eps)
+        return replace(self, u=u, cells=cells)
 
 
 def Given(  # noqa: N802 (a class once)
@@ -80,15 +72,16 @@ def Given(  # noqa: N802 (a class once)
     kept: tuple[int, ...] = (),
     start_level: int | None = None,
     cells: Latents | None = None,
-    eps: Latents | None = None,
 ) -> LatentConstraint:
     """A `LatentConstraint`, by the name that earlier documentation showed."""
-    return LatentConstraint(u, kept, start_level, cells, eps)
+    return LatentConstraint(u, kept, start_level, cells)
 
 
 def _diffused(u: Tensor, eps: Tensor, cum_sigma: Scalar) -> Tensor:
     """cum_a u + cum_sigma eps, (B, C, H, W), for one noise level or (B,)."""
-    sigma = torch.as_tensor(cum_sigma, device=u.device)
+    if not isinstance(cum_sigma, Tensor):
+        cum_sigma = torch.tensor(cum_sigma, dtype=torch.float32, device=u.device)
+    sigma = cum_sigma.to(u.device)
     cum_a = ((1 - sigma) * (1 + sigma)).clamp(min=0).sqrt()
     if sigma.dim():
         return per_example(cum_a, u) * u + per_example(sigma, u) * eps
@@ -100,13 +93,11 @@ class FreeGroups:
 
     Arguments:
         constraint: None if all groups are free and start from noise.
-        eps: One standard normal sample of all groups, used where the constraint has no noise of
-            its own.
+        eps: One standard normal sample of all groups.
     """
 
     def __init__(self, constraint: LatentConstraint | None, eps: Latents) -> None:
-        self.constraint = constraint
-        self.eps = eps if constraint is None or constraint.eps is None else constraint.eps
+        self.constraint, self.eps = constraint, eps
         clamped = constraint.clamped if constraint is not None else ()
         self.free: Sequence[int] = [i for i in range(len(eps)) if i not in clamped]
 

@@ -46,7 +46,7 @@ class NoiseStreams:
         self.shapes = tuple(tuple(shape) for shape in shapes)
         self.device, self.dtype = torch.device(device), dtype
         self._sizes = [math.prod(shape) for shape in self.shapes]
-        self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self._streams = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -66,6 +66,7 @@ class NoiseStreams:
             len(self.seeds),
             sum(self._sizes),
             dtype=torch.float32,
+            device="cpu",
             pin_memory=self.device.type
             == "cuda",  # else the copy would wait for the device's queue
         )
@@ -85,7 +86,8 @@ class NoiseStreams:
 
     def uniform(self) -> torch.Tensor:
         """The next number in [0, 1) of every stream, (B,)."""
-        drawn = [torch.rand((), generator=stream) for stream in self._streams]
+        single = {"dtype": torch.float32, "device": "cpu"}
+        drawn = [torch.rand((), generator=stream, **single) for stream in self._streams]
         return torch.stack(drawn).to(self.device)
 
 

@@ -13,8 +13,8 @@ Equations" (arXiv 2011.13456). The usual step, that of "Denoising Diffusion Impl
 2010.02502), has cos(theta_t - theta_s) u_t in place of u_t: it is exact for a point mass
 but shrinks N(0, I), a little at every step. F is the departure from N(0, I), so the form above is
 exact where F = 0, and the two differ by terms of second order. A step to theta_s = 0 is the
-denoising that ends a sampler. Steps upwards, from the data to the noise, are the same formula;
-they find the noise that the flow would have made a given u_0 from.
+denoising that ends a sampler. Steps upwards, from the data to the noise, are the same formula
+(`sampling/inversion.py`).
 """
 
 import math
@@ -28,7 +28,13 @@ from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.state import GradientTally, LevelState
 
-__all__ = ["flow_levels", "flow_noise", "flow_step", "probability_flow"]
+__all__ = ["flow_levels", "flow_step", "flow_weight", "probability_flow"]
+
+
+def flow_weight(sigma: float, sigma_to: float) -> float:
+    """w of a step u + w grad F from one cum_sigma, below 1, to another, up or down."""
+    theta, theta_to = math.asin(sigma), math.asin(sigma_to)
+    return math.tan(theta) * math.sin(theta - theta_to)
 
 
 def flow_step(
@@ -46,8 +52,7 @@ def flow_step(
         The latents at `sigma_to`; the terms F_i (B, L) at `u`; diagnostics (B,).
     """
     found = marginal.evaluate(u)
-    theta, theta_to = math.asin(sigma), math.asin(sigma_to)
-    weight = math.tan(theta) * math.sin(theta - theta_to)
+    weight = flow_weight(sigma, sigma_to)
     info = StepInfo(
         log_density=found.value,
         gradient_norm=row_norm(found.score),
@@ -69,30 +74,6 @@ def flow_levels(
     count = num_gradients if denoise else num_gradients + 1
     inner = (sigma_high,) if count == 1 else log_snr_levels(count, sigma_low, sigma_high)[-2::-1]
     return (*inner, 0.0) if denoise else inner
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def flow_noise(
-    energy: AnyEnergy, u_0: Latents, path: tuple[float, ...], tally: GradientTally
-) -> Latents:
-    """eps with cum_a_t u_0 + cum_sigma_t eps = u_t, where u_t is u_0 carried up by the flow.
-
-    Arguments:
-        energy: The terms F_i (B, L) of latents and level (B,).
-        u_0: (B, C_i, H_i, W_i) a group.
-        path: cum_sigma, rising to that of t. Below the first the flow is taken to stand still: its
-            velocity goes with tan(theta).
-        tally: Called after each gradient, of which there are len(path) - 1.
-    """
-    u = u_0
-    for sigma, sigma_to in zip(path, path[1:], strict=False):
-        u, terms, _ = flow_step(MarginalEBM(energy, log_snr_of(sigma)), u, sigma, sigma_to)
-        tally()
-        tally.check(0, u, terms)
-    sigma = path[-1]
-    cum_a = math.sqrt((1 - sigma) * (1 + sigma))
-    return tuple((t - cum_a * g) / sigma for t, g in zip(u, u_0, strict=True))
 
 
 def probability_flow(

@@ -21,7 +21,6 @@ chains, scores after a chain, diagnostics.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hebm_sample.config import LangevinConfig, Parametrization
@@ -71,7 +70,7 @@ class Transition:
     def mean_steps(self, count: int) -> list[float]:
         """s of each of `count` steps, its mean over coordinates where they have their own."""
         sizes = step_sizes(self.step_size, count, self.decay)
-        return [float(torch.as_tensor(s).mean()) for s in sizes]
+        return [float(s.mean() if isinstance(s, Tensor) else s) for s in sizes]
 
 
 def step_sizes(step_size: Scalar, count: int, decay: float = 1.0) -> list[Scalar]:

@@ -218,6 +218,28 @@ def test_as_many_gradients_as_asked_for(count, corrected, momentum):
     assert torch.equal(u[0], start[0]) == (moves == 0)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("kernel", ["plain", "corrected"])
+@pytest.mark.parametrize("size", [0.0, torch.zeros(MANY), torch.zeros(1, 3)])
+def test_steps_of_size_0_are_the_identity(momentum, corrected, kernel, size):
+    rows = Rows(3)
+    (start,) = rows.normal()
+    options = {"momentum": momentum, "corrected": corrected, "kernel": kernel}
+    (end,), _ = walked(two_hills, rows, num_steps=5, step_size=size, start=(start,), **options)
+    assert torch.equal(start, end)
+
+
+def test_coordinates_without_steps_stay_and_the_others_have_their_law():
+    rows = Rows(2)
+    sizes = torch.tensor([[0.0, 0.8]])
+    (start,) = rows.normal()
+    options = {"momentum": 0.5, "corrected": False, "start": (start,)}
+    (end,), _ = walked(gaussian(1.0), rows, num_steps=40, step_size=sizes, **options)
+    assert torch.equal(end[:, 0], start[:, 0])
+    assert_moments(end[:, 1].reshape(1, -1), 0.0, 1.0)
+
+
 def test_steps_shrink_geometrically():
     assert step_sizes(0.8, 3, 0.25) == pytest.approx([0.8, 0.4, 0.2])
     assert step_sizes(0.8, 1, 0.25) == [0.8] and step_sizes(0.8, 0, 0.25) == []

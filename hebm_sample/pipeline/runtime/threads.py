@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from threading import Event
+from threading import Event, Lock
 from typing import TypeVar
 
 import torch
@@ -72,15 +72,30 @@ def part_bounds(count: int, threads: int) -> list[tuple[int, int]]:
     return list(zip(ends, ends[1:], strict=False))
 
 
-@contextmanager
-def _shared(threads: int) -> Iterator[None]:
-    """torch's threads, as they should be meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _Sharing:
+    """torch's number of threads, as it should be while parts are made; afterwards what it was, and
+    where batches overlap what it was before the first of them.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, 1
+
+    @contextmanager
+    def __call__(self, threads: int) -> Iterator[None]:
+        with self.lock:
+            if self.users == 0:
+                self.before = torch.get_num_threads()
+            self.users += 1
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                torch.set_num_threads(self.before)
+
+
+_shared = _Sharing()
 
 
 @cache
