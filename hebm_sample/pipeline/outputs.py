@@ -165,10 +165,10 @@ def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> t
     >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
     ((0, 1, 2), (7, 11), (0,))
     """
-    num_images = plain(num_images)
+    num_images, seeds = plain(num_images), plain(seeds)
     if num_images is not None:
         require_integer("num_images", num_images, 1, MAX_SEEDS)
-    if isinstance(seeds, SupportsIndex):
+    if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
         seeds = (operator.index(seeds),)
     asked = range(1 if num_images is None else num_images) if seeds is None else seeds
     chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too
