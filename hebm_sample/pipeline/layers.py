@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hebm_sample.config import DecoderName, require_choice, require_integer
+from hebm_sample.config import DecoderName, plain, require_choice, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
@@ -71,7 +71,7 @@ def vary(
     Returns:
         N * V images, those of the first source first.
     """
-    require_integer("num_variations", num_variations, 1, MAX_SEEDS)
+    require_integer("num_variations", num_variations := plain(num_variations), 1, MAX_SEEDS)
     model = sampler.model
     u, clamped = latents_of(model, source), _clamped(model, keep)
     count = check_latents(u, model.generator.latent_shapes)
@@ -91,6 +91,7 @@ def vary(
 
 def _clamped(model: Model, keep: Groups) -> tuple[int, ...]:
     """Indices of the groups to keep, fewer than all."""
+    keep = plain(keep)
     if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
         nothing = keep.stop is not None and keep.stop == (keep.start or 0)
     else:
@@ -126,7 +127,7 @@ def layers(
         cuts: How many top groups each row keeps; L-1 ... 0 if None.
         options: As for `vary`.
     """
-    require_integer("columns", columns, 2, MAX_SEEDS)
+    require_integer("columns", columns := plain(columns), 2, MAX_SEEDS)
     count = len(sampler.model.generator.latent_shapes)
     cuts = range(count - 1, -1, -1) if cuts is None else cuts
     for cut in cuts:

@@ -345,7 +345,7 @@ class Model:
         size = self.config.generator.image_size
         if not isinstance(images, Tensor):
             return prepare(images, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
+        if tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
             raise UserInputError(
                 f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
             )
