@@ -22,7 +22,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import sharp_decoder
 from hebm_sample.io.images import read_text
 from hebm_sample.pipeline.provenance import Provenance
-from hebm_sample.training.train_decoder import sharpened
+from hebm_sample.training.decoding.train import sharpened
 
 
 @pytest.fixture(scope="module")

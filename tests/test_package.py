@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 import hebm_sample
 from hebm_sample._moved import MOVED
@@ -170,6 +171,15 @@ def test_imports_point_one_way() -> None:
             if not allowed or (part, name) in NEVER:
                 wrong.append(f"{inside} imports {name}")
     assert not wrong
+
+
+def test_functions_modules_and_folders_stay_short() -> None:
+    with script("tools/measure_code.py") as code:
+        functions, modules, folders = code.measure(PACKAGE)
+        assert functions[0][0] <= 40, functions[0]
+        assert len([size for size, _ in functions if size > code.FUNCTION]) <= 5, functions[:6]
+        assert modules[0][0] <= code.MODULE, modules[0]
+        assert folders[0][0] <= code.FOLDER, folders[0]
 
 
 def test_every_folder_has_its_place() -> None:

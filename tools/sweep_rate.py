@@ -46,10 +46,10 @@ from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.elbo import group_weights
 from hebm_sample.training.overrides import changed
 from hebm_sample.training.train import train_generator, train_prior
-from hebm_sample.training.train_decoder import train_decoder
 from hebm_sample.training.trainer import make_accelerator
 
 FORMAT_VERSION = 1

@@ -111,6 +111,10 @@ class GeneratorConfig(ConfigBase):
         require(
             len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale"
         )
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Stages double from one to the next, up to the image; a second decoder has the same."""
         resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
         for low, high in zip(resolutions, resolutions[1:], strict=False):
             require(

@@ -34,7 +34,7 @@ FACE_SYMBOLS = tuple(SymbolConfig(name, ("no", "yes")) for name in FACE_ATTRIBUT
 
 @dataclass(frozen=True)
 class DecoderPlan(ConfigBase):
-    """How the sharp image decoder is made and trained (`training/decoder.py`).
+    """How the sharp image decoder is made and trained (`training/decoding/objective.py`).
 
     Arguments:
         stages: Of the decoder; those of the generator's own if None, whose weights it starts from

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training.adversary import (
+from hebm_sample.training.decoding.adversary import (
     Discriminator,
     Verdicts,
     feature_distance,
     gradient_penalty,
 )
-from hebm_sample.training.decoder import (
+from hebm_sample.training.decoding.objective import (
     ALONE,
     MARGIN,
     RAMP,
