@@ -182,6 +182,25 @@ def test_functions_modules_and_folders_stay_short() -> None:
         assert folders[0][0] <= code.FOLDER, folders[0]
 
 
+def test_base_classes_have_two_children_or_are_used_alone() -> None:
+    """One of the package's own with a single child that nothing makes is half of that child."""
+    bases: dict[str, list[str]] = {}
+    made = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(b).split("[")[0] for b in node.bases]
+            elif isinstance(node, ast.Call):
+                made.add(ast.unparse(node.func).split(".")[-1])
+    children = {name: [c for c, b in bases.items() if name in b] for name in bases}
+    assert not [name for name, c in children.items() if len(c) == 1 and name not in made]
+
+    def depth(name: str) -> int:
+        return 1 + max((depth(base) for base in bases.get(name, []) if base in bases), default=0)
+
+    assert max(map(depth, bases)) <= 3
+
+
 def test_every_folder_has_its_place() -> None:
     found = {p.name.removesuffix(".py") for p in PACKAGE.iterdir()}
     assert set(RANK) == found - OUTSIDE
