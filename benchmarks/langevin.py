@@ -334,7 +334,7 @@ def _plain(reference: Reference) -> Callable[[Latents, Tensor], Tensor]:
 
 
 def plain_process(options: list[str]) -> list[float]:
-    """Seconds of a step of the reference, a number a batch size, in another process."""
+    """Seconds of a step of the reference, a number per batch size, in another process."""
     command = [sys.executable, __file__, *options, "--reference-only"]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(found.stdout)
@@ -360,7 +360,7 @@ def measure(
     compiled: bool,
     half: bool = False,
 ) -> dict[str, Any]:
-    """Peaks, and a row a batch size."""
+    """Peaks, and a row per batch size."""
     result: dict[str, Any] = {"peaks": peaks(clock, repeats), "rows": []}
     for batch in batches:
         calls, facts = steps(pipe, batch, compiled, half)

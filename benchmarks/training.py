@@ -1,4 +1,4 @@
-r"""Images a second of training: generator, prior by score matching, prior by the paper's maximum
+r"""Images per second of training: generator, prior by score matching, prior by the paper's maximum
 likelihood.
 
     ours     what `hebm-train` does: parts of a batch in threads of their own, gradients of what
@@ -150,7 +150,7 @@ def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> li
 
 
 def compared(preset: str, tasks: tuple[str, ...], repeats: int, rounds: int, side: int) -> Any:
-    """Median seconds a step of each variant, by task; a process a variant and round."""
+    """Median seconds per step of each variant, by task; a process a variant and round."""
     found: dict[str, Any] = {}
     for task in tasks:
         seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}

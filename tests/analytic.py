@@ -18,7 +18,7 @@ from hebm_sample.sampling.sample import gradients_per_level
 
 
 def gaussian_energy(variance: float, mean: float = 0.0):
-    """Energies (B, L), one term a group, of data N(mean, variance)."""
+    """Energies (B, L), one term per group, of data N(mean, variance)."""
 
     def energy(u, level):
         cum_a_squared = torch.sigmoid(level)

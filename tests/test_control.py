@@ -242,7 +242,7 @@ def test_classify(pipe, images, three):
     assert not torch.allclose(some["class"], whole, atol=1e-3)
 
 
-# ---- a temperature a group
+# ---- a temperature per group
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

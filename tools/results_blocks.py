@@ -89,7 +89,7 @@ def gap(results: Results) -> list[Block]:
     ]
     images = headline_gap(results)[1]["num_images"]
     text = (
-        "Bits a dimension on held-out images (Gaussian-prior ELBO): "
+        "Bits per dimension on held-out images (Gaussian-prior ELBO): "
         f"{found['bits']:.3f}, of which distortion {found['distortion_bits']:.3f}. "
         f"Sampling {images:,} images took {found['sampling_seconds']:.0f} s."
     )
@@ -284,7 +284,7 @@ def hole(results: Results) -> list[Block]:
 
 
 def summary(models: Mapping[str, Results]) -> list[Block]:
-    """A row a model."""
+    """A row per model."""
     rows = []
     for results in models.values():
         space, x = headline_gap(results)

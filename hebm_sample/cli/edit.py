@@ -175,7 +175,7 @@ def interpolate(**options: Any) -> None:
         metavar="FILE",
         help="White where to fill in; of the image's size, or the model's.",
     ),
-    seeds("One result a seed.  [default: 0]"),
+    seeds("One result per seed.  [default: 0]"),
     _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
         "Images",
@@ -199,7 +199,7 @@ def interpolate(**options: Any) -> None:
 def inpaint(**options: Any) -> None:
     """Fill in the white of a mask; the other pixels stay as they are.
 
-    The grid is a row: the image, what is known of it, and a result a seed.
+    The grid is a row: the image, what is known of it, and a result per seed.
     """
     editing.inpaint(InpaintOptions(**options))
 

@@ -68,7 +68,7 @@ class GeneratorConfig(ConfigBase):
         decoder: Stages between the finest latent scale and the head, each doubling the resolution.
         head_upsample: The head's pixel shuffle: last stage's resolution times this is the
             image's side.
-        encoder_cells: Residual cells a scale and stage in the encoder.
+        encoder_cells: Residual cells per scale and stage in the encoder.
         encoder_size: Side to which the encoder averages images before it reads them; None for
             `image_size`. A generator grown from a smaller one keeps the smaller one's encoder, and
             with it q(u | x), T and the prior.

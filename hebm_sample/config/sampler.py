@@ -62,8 +62,8 @@ class LangevinConfig(ConfigBase):
         momentum: rho, the part of the momentum that a step keeps (`sampling/chain.py`). 0 is
             overdamped Langevin.
         metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
-            is; costs a gradient a level.
-        particles: Chains an image; of each noise level's, those that the energies find unlikely
+            is; costs a gradient per level.
+        particles: Chains per image; of each noise level's, those that the energies find unlikely
             give way to others (`sampling/particles.py`). Each costs as many gradients.
         precondition: Longer steps where the data leaves more room: B_t of each coordinate from
             the posterior's variance there, see `sampling/sample.py`.

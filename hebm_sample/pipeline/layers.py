@@ -122,7 +122,7 @@ def layers(
 
     Arguments:
         seed: Of the image, and of nothing else: the variations have seeds 0, 1, ...
-        columns: Images a row, at least 2.
+        columns: Images per row, at least 2.
         cuts: How many top groups each row keeps; L-1 ... 0 if None.
         options: As for `vary`.
     """

@@ -120,9 +120,9 @@ class Sampler:
             seeds: One per image: the same seed is the same image, in any batch.
             symbols: The condition, such as {"class": "horse"}, {"class": ["cat", "dog"]},
                 {"class": "~cat"}, {"Smiling": "yes", "Male": "no"}; or a list, one per image.
-            guidance: The weight w of the condition, one or one a variable: 0 ignores it, 1 is the
+            guidance: The weight w of the condition, one or one per variable: 0 ignores it, 1 is the
                 model's conditional, more exaggerates.
-            best_of: Sample so many candidates an image and keep the best. The first candidate is
+            best_of: Sample so many candidates per image and keep the best. The first candidate is
                 the seed's own image.
             rank_by: What is best: "density", the highest log p(u | y) = F - |u|^2 / 2 with the
                 condition in F, the density that the sampler's lowest level has; or "energy", the
@@ -206,7 +206,7 @@ class Sampler:
     def best(
         self, request: Request, best_of: int = 1, rank_by: Ranking = "density"
     ) -> DecodedState:
-        """The result; of several candidates an image, the one that ranks first."""
+        """The result; of several candidates per image, the one that ranks first."""
         best: DecodedState | None = None
         for k in range(best_of):
             seeds = tuple(derived_seed(seed, k) for seed in request.seeds)

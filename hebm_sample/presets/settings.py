@@ -15,7 +15,7 @@ class TrainSettings(ConfigBase):
     Arguments:
         steps: Optimiser steps in all; None with `time_budget`.
         time_budget: Seconds, turned into steps once, at the start, and stored; None with `steps`.
-        batch_size: Images a step and process.
+        batch_size: Images per step and process.
         accumulate: Micro-batches that a process computes its batch in, one after another, with
             the gradients averaged: less memory. A divisor of `batch_size`.
         dtype: Of convolutions and matrix products, "float32" or "bfloat16"; weights are float32.

@@ -3,7 +3,7 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     clamped groups  u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups     start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one eps an image: standard normal, or what the flow finds by inversion of u_0. Single cells of
+with one eps per image: standard normal, or what the flow finds by inversion of u_0. Single cells of
 a free group can be clamped likewise. Clamping groups to their own diffused values is an
 approximation to conditioning on them: the free groups meet a noisy version of what is clamped, and
 from level to level the same noise. To the sampler only the free groups exist.
@@ -42,7 +42,7 @@ class LatentConstraint:
         start_level: k, at which the free groups start from their diffused values; None starts them
             from noise.
         cells: Of the free groups, the cells that are clamped: bool (B, 1, H_i, W_i) a group.
-        eps: The noise, one tensor a group; None takes that of the noise streams.
+        eps: The noise, one tensor per group; None takes that of the noise streams.
     """
 
     u: Latents

@@ -98,7 +98,7 @@ def flow_noise(
 def probability_flow(
     energy: AnyEnergy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
 ) -> Iterator[LevelState]:
-    """Follow the flow from N(0, I) along `path`, one gradient a step.
+    """Follow the flow from N(0, I) along `path`, one gradient per step.
 
     The state of each level before the last shows u where the level's gradient was taken; the last
     is the result. The caller turns autograd off.

@@ -18,8 +18,8 @@ F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-With several particles an image (`sampling/particles.py`) they are weighed and resampled after each
-level. Every sampler evaluates exactly `config.steps` gradients a row. With a latent constraint
+With several particles per image (`sampling/particles.py`) they are weighed and resampled after each
+level. Every sampler evaluates exactly `config.steps` gradients per row. With a latent constraint
 (`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
 that they start at.
 """
@@ -103,7 +103,7 @@ def sample_prior(
         energy: The terms F_i (B, L) of latents and level (B,).
         schedule: The model's noise levels.
         noise: The random streams; all randomness comes from them. With several particles, one
-            for each of them, as `particle_seeds` has them; states have a row an image.
+            for each of them, as `particle_seeds` has them; states have a row per image.
         config: Method, number of gradients and the kernel's settings.
         parametrization: What the nets are told about a level, see `prior.density.net_level`.
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain

@@ -41,7 +41,7 @@ class Transition:
         t: The level.
         parametrization: Of the energies.
         conditional: Whether it runs on log p(u_t | u_{t+1}), or on log p_t.
-        unit: B_t, or the release's s_t: one number, or one a coordinate, (1, D).
+        unit: B_t, or the release's s_t: one number, or one per coordinate, (1, D).
         step_size: s of its first step, shaped likewise.
         decay: The last step's s over the first's.
         reference_variance: C.
@@ -86,7 +86,7 @@ def step_sizes(step_size: Scalar, count: int, decay: float = 1.0) -> list[Scalar
 def coordinate_variances(
     schedule: DiffusionSchedule, t: int, posterior_variance: Scalar, *, conditional: bool
 ) -> tuple[Scalar, float]:
-    """B_t for a posterior of that variance, one number or one a coordinate; and B_t for 1."""
+    """B_t for a posterior of that variance, one number or one per coordinate; and B_t for 1."""
     cum_a, cum_sigma = float(schedule.cum_a[t]), float(schedule.cum_sigma[t])
     wide = cum_a**2 * posterior_variance + cum_sigma**2
     if not conditional:

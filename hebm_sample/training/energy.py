@@ -193,7 +193,7 @@ class ScoreObjective(PriorObjective):
         labels: Tensor | None = None,
         stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
+        """Mean square per dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
         bands of noise.
 
         Arguments:

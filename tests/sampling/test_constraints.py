@@ -68,7 +68,7 @@ def test_clamped_groups_come_back_bit_by_bit(sampler, settings, clamped):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_in_between_clamped_groups_are_at_the_noise_of_their_level(sampler):
-    """One eps an image: cum_a u_0 + cum_sigma eps at every level before the last."""
+    """One eps per image: cum_a u_0 + cum_sigma eps at every level before the last."""
     u = latents()
     config = LangevinConfig(sampler=sampler, steps=12)
     eps = NoiseStreams((0, 1), SMALL).normal()

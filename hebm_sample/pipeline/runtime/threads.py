@@ -2,7 +2,7 @@
 
 torch shares each operation out among its threads and waits for the slowest of them, a thousand
 times a step. Chains know nothing of one another: halves of a batch that run in two threads wait
-for each other once a level. It takes a few images a part to be worth it.
+for each other once per level. It takes a few images a part to be worth it.
 
 Meanwhile torch's number of threads is another one in the whole process, so parts are for processes
 that allowed them (`runtime/process.py`).

@@ -1,6 +1,6 @@
 r"""A discriminator for an image decoder, and the losses of both.
 
-    D(x), maps_1(x), ...                one logit an image, the mean over its patches; feature maps
+    D(x), maps_1(x), ...                one logit per image, the mean over its patches; feature maps
 
     discriminator   softplus(-D(x)) + softplus(D(y)) + (gamma / 2) |grad_x D(x)|^2
     decoder         a |y - x|_1 + c softplus(-D(y))
