@@ -40,7 +40,7 @@ from hebm_sample import Pipeline, __version__
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
 from hebm_sample.pipeline.runtime.process import tune_process
-from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.pipeline.runtime.threads import Stop, in_threads, part_bounds
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
@@ -286,7 +286,7 @@ def steps(
                 yield found
 
         walks = [walk(*bounds) for bounds in part_bounds(batch, cores)]
-        together = side_by_side(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
+        together = in_threads(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
         return lambda: concatenate(next(together))
 
     calls: dict[str, Any] = {

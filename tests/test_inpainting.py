@@ -191,9 +191,9 @@ def test_what_lies_under_the_mask_does_not_matter(pipe):
 
 def test_nothing_known_is_a_new_image(pipe, images):
     everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
-    wish = {"class": "a"}
-    found = pipe.inpaint(images, everything, output_type="torch", symbols=wish, strength=1.0)
-    fresh = pipe(2, output_type="torch", symbols=wish, steps=EDIT_STEPS)
+    condition = {"class": "a"}
+    found = pipe.inpaint(images, everything, output_type="torch", symbols=condition, strength=1.0)
+    fresh = pipe(2, output_type="torch", symbols=condition, steps=EDIT_STEPS)
     assert (found.images - fresh.images).abs().max() <= 2.01 / 255
     assert all(
         torch.allclose(a, b, atol=1e-3) for a, b in zip(found.latents, fresh.latents, strict=True)
@@ -235,7 +235,7 @@ def test_settings_out_of_range(pipe, images):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["celeba64", "cifar10"])
 def test_chains_stay_where_the_prior_lives(name):
-    """A pull of the known pixels that is too stiff drives u away, or out of the finite numbers."""
+    """A measurement likelihood that is too stiff drives u away, or out of the finite numbers."""
     model = Pipeline.from_pretrained(name, device="cpu")
     size = model.config.generator.image_size
     images = model(seeds=[0, 1], output_type="torch").images

@@ -157,9 +157,9 @@ def test_output_types_agree(pipe, eight):
 @pytest.mark.parametrize("output_type", ["pil", "numpy", "torch"])
 def test_a_grid_of_any_output_type(pipe, output_type):
     out = pipe(num_images=4, output_type=output_type)
-    sheet = out.grid(columns=4)
-    assert sheet.size == (4 * 16 + 3 * 2, 16) and out.grid().size == (34, 34)
-    cell = np.asarray(sheet.crop((18, 0, 34, 16)))
+    grid = out.grid(columns=4)
+    assert grid.size == (4 * 16 + 3 * 2, 16) and out.grid().size == (34, 34)
+    cell = np.asarray(grid.crop((18, 0, 34, 16)))
     assert np.array_equal(cell, np.asarray(pipe(num_images=4).images[1]))
 
 
@@ -459,7 +459,7 @@ def test_bad_calls(pipe, call, match):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "match"),
+    ("corrupt", "match"),
     [
         (lambda x: x[0], r"images have shape \(3, 16, 16\); this model reads \(N, 3, 16, 16\)"),
         (lambda x: x[:, :1], r"images have shape \(3, 1, 16, 16\)"),
@@ -474,9 +474,9 @@ def test_bad_calls(pipe, call, match):
     ],
 )
 @pytest.mark.parametrize("method", ["encode", "reconstruct", "energy"])
-def test_bad_images(pipe, images, method, spoil, match):
+def test_bad_images(pipe, images, method, corrupt, match):
     with pytest.raises(UserInputError, match=match):
-        getattr(pipe, method)(spoil(images))
+        getattr(pipe, method)(corrupt(images))
 
 
 def test_other_bad_arguments(pipe, images):

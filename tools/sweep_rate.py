@@ -1,4 +1,4 @@
-"""Which KL weights? Short fine-tunes of a model at several rates, judged by their samples.
+"""Which KL weights? Short fine-tunes of a model at several rates, compared by their samples.
 
     python tools/sweep_rate.py celebahq-64 --data DATA --out sweeps/faces \\
         --weights 5 --weights 6,10,18 --weights 8,14,24 --steps 1100,900,500
@@ -86,8 +86,8 @@ class Sweep:
         training, held_out = self.images.split(self.preset.generator_settings.validation)
         if len(held_out) < 2 * self.count:
             raise UserInputError(
-                f"{self.count} images per side were asked for; {len(held_out)} held-out ones allow "
-                f"{len(held_out) // 2}"
+                f"{self.count} images per side were asked for; {len(held_out)} held-out ones "
+                f"allow {len(held_out) // 2}"
             )
         return training, held_out.rows(0, 2 * self.count)
 

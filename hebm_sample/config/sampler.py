@@ -25,7 +25,7 @@ __all__ = [
     "Start",
 ]
 
-# Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
+# Gradients of an edit by inversion, half of them up, and of an inpainting: both need more than the
 # samplers of some models.
 EDIT_STEPS = 48
 # Weight of the condition of an edit, and the most that any condition can have.

@@ -114,7 +114,7 @@ class Controls:
             EDIT_GUIDANCE,
             step=1,
             label="Guidance",
-            info="How strongly the condition pulls.",
+            info="How strongly the condition guides.",
             elem_id="hebm-guidance",
         )
         with gr.Accordion("Advanced", open=False):

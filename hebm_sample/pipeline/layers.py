@@ -55,7 +55,7 @@ def vary(
 ) -> Samples:
     """Variations that keep some groups and resample the others.
 
-    The kept groups are returned bit by bit; in between they are clamped to their diffused values,
+    What is kept is returned bit by bit; in between it is clamped to its diffused values,
     an approximation (`sampling/constraints.py`).
 
     Arguments:

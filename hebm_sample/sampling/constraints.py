@@ -3,8 +3,8 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     clamped groups  u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups     start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one eps per image: standard normal, or what the flow finds by inversion of u_0. Single cells of
-a free group can be clamped likewise. Clamping groups to their own diffused values is an
+with one eps per image: standard normal, or what the flow finds by inversion of u_0. Single cells
+of a free group can be clamped likewise. Clamping groups to their own diffused values is an
 approximation to conditioning on them: the free groups meet a noisy version of what is clamped, and
 from level to level the same noise. To the sampler only the free groups exist.
 

@@ -18,10 +18,10 @@ F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-With several particles per image (`sampling/particles.py`) they are weighed and resampled after each
-level. Every sampler evaluates exactly `config.steps` gradients per row. With a latent constraint
-(`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
-that they start at.
+With several particles per image (`sampling/particles.py`) they are weighed and resampled after
+each level. Every sampler evaluates exactly `config.steps` gradients per row. With a latent
+constraint (`sampling/constraints.py`) the loop runs over the free groups, and over the levels
+below the one that they start at.
 """
 
 import math

@@ -26,8 +26,8 @@ class LevelState(NamedTuple):
             denoises.
         terms: F_i at `u` and this level, (B, L).
         info: Diagnostics of the level's K steps, (K, B) each.
-        shown: Of several particles per image the row that stands for it, (images,); None where each
-            row is an image.
+        shown: Of several particles per image the row that stands for it, (images,); None where
+            each row is an image.
     """
 
     level: int

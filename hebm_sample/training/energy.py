@@ -193,8 +193,8 @@ class ScoreObjective(PriorObjective):
         labels: Tensor | None = None,
         stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Mean square per dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
-        bands of noise.
+        """Mean square per dimension, with `gaussian` (the loss at F = 0), and `drop`, the gain
+        over it, also in four bands of noise.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1], or their `ImageEncoder.features`.

@@ -39,7 +39,7 @@ def latents(seed=5, batch=2, shapes=SMALL):
 
 
 def coupled(u, level):
-    """All groups pull at each other."""
+    """All groups depend on each other."""
     row = flatten(u)
     return (-0.1 * row.sum(1).square() + row.sin().sum(1) * level.tanh())[:, None]
 
@@ -245,9 +245,9 @@ NUMBERS = ((1, 70, 70),)
 MIXTURE = Mixture((-2.0, 0.0, 2.0), (0.2, 0.3, 0.5), 0.05)
 
 
-def draw(sampler, wish, steps=60):
+def draw(sampler, asked, steps=60):
     config = LangevinConfig(sampler=sampler, steps=steps)
-    energy = MIXTURE.every_number(wish)
+    energy = MIXTURE.every_number(asked)
     # At 0.99 the flow would start from N(0, I) where the mean is still 0.14 of the data's.
     return flatten(final(energy, config, None, (0,), NUMBERS, sigma_high=0.999).u)[0]
 
@@ -271,7 +271,7 @@ def test_weight_one_samples_the_asked_component(sampler, part):
 
 @pytest.mark.parametrize("sampler", ["recovery", "flow"])
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("asked", "expected"),
     [
         (None, (0.2, 0.3, 0.5)),
         (({0, 1}, 1.0), (0.4, 0.6, 0.0)),
@@ -279,8 +279,8 @@ def test_weight_one_samples_the_asked_component(sampler, part):
     ],
     ids=["open", "or", "not"],
 )
-def test_shares_of_the_components(sampler, wish, expected):
-    found = shares(draw(sampler, wish))
+def test_shares_of_the_components(sampler, asked, expected):
+    found = shares(draw(sampler, asked))
     assert found.sum() > 0.95
     assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < 0.04
 

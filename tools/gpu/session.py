@@ -99,8 +99,8 @@ def ends(found: Sequence[Stage], asked: Asked, first: int = 0) -> list[float]:
 
 
 def default_batch(size: int, device: torch.device, preset: TrainSettings) -> int:
-    """Images per step: the preset's on a CPU; on a GPU a power of two up to `MOST_IMAGES` for which
-    about half of the memory is enough, at 10 kB per pixel.
+    """Images per step: the preset's on a CPU; on a GPU a power of two up to `MOST_IMAGES` for
+    which about half of the memory is enough, at 10 kB per pixel.
     """
     if device.type != "cuda":
         return preset.batch_size

@@ -26,7 +26,7 @@ __all__ = [
     "allow_parts",
     "part_bounds",
     "part_threads",
-    "side_by_side",
+    "in_threads",
 ]
 
 FEWEST = 4  # images in a part
@@ -101,7 +101,7 @@ def _next(walk: Iterator[_T], threads: int) -> _T | None:
     return next(walk, None)
 
 
-def side_by_side(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
+def in_threads(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
     """As `zip(*walks, strict=True)`, but the items of a tuple are made at the same time.
 
     The caller's own thread makes the first, so what that one reports is reported there, and a

@@ -142,7 +142,7 @@ class DecoderObjective(nn.Module):
         if drawn is not None:
             fakes.append(self.decoded(drawn, part.images, part.stream)[0])
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
-        loss_d, real, stats = self.judged(x, fakes)
+        loss_d, real, stats = self.discriminated(x, fakes)
         loss_g, more = self.improved(x, fakes, real, weight)
         mine = list(self.learner.discriminator.parameters())
         others = list(self.learner.decoder.parameters())
@@ -155,7 +155,7 @@ class DecoderObjective(nn.Module):
             "loss": loss_g.detach() + loss_d.detach()
         }
 
-    def judged(
+    def discriminated(
         self, x: Tensor, fakes: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """The discriminator's loss, its maps of the images x, and statistics."""
