@@ -486,7 +486,7 @@ def test_full_strength_is_a_new_image(pipe, images, sampler):
 
 
 def test_the_flow_up_and_down_is_the_way_back(pipe, images):
-    """With nothing asked the flow carries back what it carried up, the better in more steps."""
+    """Without a condition the flow carries back what it carried up, the better in more steps."""
     u, moved = pipe.encode(images, mode="mean"), []
     for steps in (8, 32, 128):
         found = pipe.edit(images, mode="mean", steps=steps, denoise=False)

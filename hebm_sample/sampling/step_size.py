@@ -4,7 +4,9 @@ r"""The transition at a level: on which density its chain runs, by which steps, 
     log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
     log p_t                cum_sigma_t^2                                      1, or B_t
 
-and s = c B_t with the step scale c. B_t is the variance of the chain's target if u_0 were known,
+and s = c B_t with the step scale c. B_t is the variance of the chain's target if u_0 were known
+(for the first that of q(u_t | u_{t+1}, u_0) in "Denoising Diffusion Probabilistic Models", arXiv
+2006.11239),
 the least a direction can have, so c < 4 is stable; the first C ("sigma_next") is its variance if
 u_0 were N(0, I). So B_t <= C <= 1. With `precondition` a coordinate whose posterior has the
 variance w, averaged over images, has
