@@ -5,6 +5,7 @@ still guides, a mixture with the groups off by one all give plausible images.
 """
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tiny import (
     tiny_pipeline,
 )
 
-from hebm_sample.config import EDIT_STEPS
+from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.conditions import read_condition
@@ -28,7 +29,7 @@ from hebm_sample.pipeline.pipeline import Pipeline
 
 CONFIG = symbolic_config(steps=6)
 GROUPS = len(CONFIG.generator.latent_shapes)
-SAMPLERS = ("recovery", "annealed", "flow")
+SAMPLERS = get_args(SamplerName)
 TWO_LEVELS = 2.01 / 255
 
 

@@ -1,6 +1,7 @@
 """Known pixels stay what they are, masks mean what is documented, and only the rest is drawn."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from tiny import symbolic_config, tiny_images, tiny_latents, tiny_modules, tiny_pipeline
 
 from hebm_sample import Pipeline
-from hebm_sample.config import EDIT_STEPS
+from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import prepare, prepare_masks, to_pil
 from hebm_sample.pipeline.inpainting import GUIDANCE_SCALE, KnownPixels, fill_smoothly, known_cells
@@ -165,7 +166,7 @@ def test_masks_that_do_not_fit(pipe, images, masks, message):
 # ---- filling in
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_known_pixels_are_left_byte_by_byte(pipe, images, sampler):
     found = pipe.inpaint(images, box(), sampler=sampler, symbols={"class": "a"})
     assert found.energies.shape == (2, 3)

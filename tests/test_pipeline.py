@@ -7,6 +7,7 @@ without effect or a black image in place of an error would not be noticed by loo
 import copy
 import pickle
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tiny import (
     tiny_pipeline,
 )
 
+from hebm_sample.config import SamplerName
 from hebm_sample.errors import (
     EnvironmentFailure,
     NonFiniteSampleError,
@@ -71,7 +73,7 @@ def test_the_model_is_not_trivial(pipe, eight):
     assert (gaussian - eight.images).abs().mean() > 0.02
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_seed_is_image_in_any_batch(pipe, sampler, batch_size):
     whole = draw(pipe, range(8), sampler=sampler)
@@ -207,7 +209,7 @@ def test_energies_are_minus_f_at_the_lowest_level(pipe, eight):
     assert eight.energies.std() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize(
     ("groups", "columns"),
     [(None, [0, 1, 2]), (slice(0, 2), [0, 1]), ([2, 0], [0, 2]), (1, [1]), (-1, [2])],
@@ -261,7 +263,7 @@ def test_progress_adds_up_to_the_announced_total(pipe, settings, total):
     assert sum(done) == pipe.total_steps(**settings) == total
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_steps_is_the_number_of_gradients(pipe, sampler):
     done = []
     pipe(sampler=sampler, steps=11, progress=done.append)

@@ -19,6 +19,7 @@ from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
 from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import (
+    CHAINLESS,
     EDIT_GUIDANCE,
     EDIT_STEPS,
     MAX_GUIDANCE,
@@ -30,6 +31,7 @@ from hebm_sample.config.sampler import (
 )
 
 __all__ = [
+    "CHAINLESS",
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "FORMAT_VERSION",

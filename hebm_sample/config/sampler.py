@@ -14,6 +14,7 @@ from hebm_sample.config.base import (
 )
 
 __all__ = [
+    "CHAINLESS",
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "MAX_PARTICLES",
@@ -34,6 +35,8 @@ MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
 
 SamplerName = Literal["recovery", "annealed", "flow"]
+# Those that follow a path of their own, with a state per step of it, and have no chains.
+CHAINLESS: tuple[SamplerName, ...] = ("flow",)
 Kernel = Literal["corrected", "plain"]
 Start = Literal["ancestral", "flow", "u_next"]
 ReferenceVariance = Literal["sigma_next", "posterior"]
@@ -131,7 +134,7 @@ class LangevinConfig(ConfigBase):
         if self.particles == 1:
             return
         require(
-            self.sampler != "flow" and self.start == "ancestral",
+            self.runs_chains and self.start == "ancestral",
             f"particles is {self.particles}; they need start='ancestral', a random step between "
             f"levels, and sampler='recovery' or 'annealed' (these are start={self.start!r}, "
             f"sampler={self.sampler!r})",
@@ -141,10 +144,15 @@ class LangevinConfig(ConfigBase):
             f"temperature is {self.temperature}; particles need one number above 0",
         )
 
+    @property
+    def runs_chains(self) -> bool:
+        """Whether chains run at the model's levels, with steps and densities of their own."""
+        return self.sampler not in CHAINLESS
+
     def takes_particles(self) -> bool:
         """Whether these settings have proposals that particles can be weighed by."""
         single = isinstance(self.temperature, float | int) and self.temperature != 0.0
-        return self.sampler != "flow" and self.start == "ancestral" and single
+        return self.runs_chains and self.start == "ancestral" and single
 
     def changed(self, **settings: Any) -> "LangevinConfig":
         """With these settings in the place of its own. Its number of particles stays where they

@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from hebm_sample.config import LangevinConfig
 from hebm_sample.latents import Latents, unflatten
 from hebm_sample.prior.density import AnyEnergy, MarginalEBM, row_norm
-from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
+from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_levels, log_snr_of
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.state import GradientTally, LevelState
 
-__all__ = ["flow_levels", "flow_noise", "flow_step", "probability_flow"]
+__all__ = ["flow_levels", "flow_noise", "flow_step", "path_of", "probability_flow"]
 
 
 def flow_step(
@@ -69,6 +70,13 @@ def flow_levels(
     count = num_gradients if denoise else num_gradients + 1
     inner = (sigma_high,) if count == 1 else log_snr_levels(count, sigma_low, sigma_high)[-2::-1]
     return (*inner, 0.0) if denoise else inner
+
+
+def path_of(
+    config: LangevinConfig, schedule: DiffusionSchedule, sigma_high: float
+) -> tuple[float, ...]:
+    """cum_sigma of the path that a sampler without chains follows, from `sigma_high`."""
+    return flow_levels(config.steps, schedule.levels[0], sigma_high, denoise=config.denoise)
 
 
 @torch.inference_mode(False)

@@ -47,7 +47,7 @@ from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.particles import Particles
-from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
+from hebm_sample.sampling.probability_flow import flow_step, path_of, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
 from hebm_sample.sampling.step_size import Transition, transition
 
@@ -125,9 +125,9 @@ def sample_prior(
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)
     energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
-    if config.sampler == "flow":
+    if not config.runs_chains:
         high = min(sigma_high, schedule.levels[top])
-        path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
+        path = path_of(config, schedule, high)
         states = probability_flow(energy, path, partial(groups.start, high), tally)
         sigmas = [0.0, *path[-3::-1]]
     else:
