@@ -40,7 +40,7 @@ from hebm_sample import Pipeline, __version__
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
 from hebm_sample.pipeline.runtime.process import tune_process
-from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, side_by_side
+from hebm_sample.pipeline.runtime.threads import Stop, in_threads, part_bounds
 from hebm_sample.prior.density import conditional_at, net_level
 from hebm_sample.sampling.langevin import langevin_step
 from hebm_sample.sampling.noise import NoiseStreams
@@ -286,7 +286,7 @@ def steps(
                 yield found
 
         walks = [walk(*bounds) for bounds in part_bounds(batch, cores)]
-        together = side_by_side(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
+        together = in_threads(walks, Stop()) if len(walks) > 1 else zip(*walks, strict=True)
         return lambda: concatenate(next(together))
 
     calls: dict[str, Any] = {
@@ -334,7 +334,7 @@ def _plain(reference: Reference) -> Callable[[Latents, Tensor], Tensor]:
 
 
 def plain_process(options: list[str]) -> list[float]:
-    """Seconds of a step of the reference, a number a batch size, in another process."""
+    """Seconds of a step of the reference, a number per batch size, in another process."""
     command = [sys.executable, __file__, *options, "--reference-only"]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(found.stdout)
@@ -360,7 +360,7 @@ def measure(
     compiled: bool,
     half: bool = False,
 ) -> dict[str, Any]:
-    """Peaks, and a row a batch size."""
+    """Peaks, and a row per batch size."""
     result: dict[str, Any] = {"peaks": peaks(clock, repeats), "rows": []}
     for batch in batches:
         calls, facts = steps(pipe, batch, compiled, half)

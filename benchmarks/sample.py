@@ -19,12 +19,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from hebm_sample.config import SamplerName
+
 BATCHES = (1, 16)
-SAMPLERS = ("recovery", "annealed", "flow")
+SAMPLERS = get_args(SamplerName)
 # In bytes on macOS, in KiB elsewhere.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 COMMAND = [sys.executable, "-m", "hebm_sample.cli.sample"]

@@ -36,7 +36,7 @@ from hebm_sample.metrics.frechet import (
 )
 from hebm_sample.pipeline.runtime.process import tune_process
 
-FULL = 50  # K of the paper, steps a level
+FULL = 50  # K of the paper, steps per level
 USUAL = {"sampler": "recovery", "start": "flow", "step_scale": 1.0, "momentum": 0.0}
 
 _SHORTER = ["steps=full", *(f"steps={n}" for n in (48, 32, 24, 16, 12, 8))]

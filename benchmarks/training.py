@@ -1,4 +1,4 @@
-r"""Images a second of training: generator, prior by score matching, prior by the paper's maximum
+r"""Images per second of training: generator, prior by score matching, prior by the paper's maximum
 likelihood.
 
     ours     what `hebm-train` does: parts of a batch in threads of their own, gradients of what
@@ -64,7 +64,7 @@ def decoded(file: bytes, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
 
 
-def drawer(size: int, side: int, cached: bool) -> Callable[[int], Tensor]:
+def loader(size: int, side: int, cached: bool) -> Callable[[int], Tensor]:
     """A count to so many random images (B, 3, S, S) in [-1, 1]."""
     rng, sources = np.random.default_rng(0), files(side)
     store = np.stack([decoded(file, size) for file in sources]) if cached else None
@@ -98,7 +98,7 @@ def objective_of(task: str, preset: Any) -> tuple[nn.Module, nn.Module]:
 def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> Callable[[], None]:
     """One training step of a variant, as a call."""
     objective, learner = objective_of(task, preset)
-    ours, draw = variant == "ours", drawer(preset.generator.image_size, side, variant != "plain")
+    ours, draw = variant == "ours", loader(preset.generator.image_size, side, variant != "plain")
     if variant != "plain":
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema, optimizer = averaged(learner, settings.ema_decay), make_optimizer(learner, settings)
@@ -150,7 +150,7 @@ def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> li
 
 
 def compared(preset: str, tasks: tuple[str, ...], repeats: int, rounds: int, side: int) -> Any:
-    """Median seconds a step of each variant, by task; a process a variant and round."""
+    """Median seconds per step of each variant, by task; a process a variant and round."""
     found: dict[str, Any] = {}
     for task in tasks:
         seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}

@@ -2,7 +2,7 @@
 
     u ~ exp(F_open(u) + w log p(y = j | u)) N(u; 0, I)        in row j
 
-All rows have the same seeds, so a column shows one draw under each wish.
+All rows have the same seeds, so a column shows one seed under each condition.
 """
 
 import click
@@ -15,7 +15,7 @@ from hebm_sample import Pipeline
 @click.option("--symbol", metavar="NAME", help="The variable.  [default: the model's first]")
 @click.option("--guidance", default=2.0, show_default=True, help="w.")
 @click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
-@click.option("--out", default="classes.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="classes.png", show_default=True, help="The grid, a PNG.")
 def main(dataset: str, symbol: str | None, guidance: float, num_images: int, out: str) -> None:
     """Write one row for each value, and say how often the model's own p(y | u) agrees."""
     pipe = Pipeline.from_pretrained(dataset)
@@ -23,9 +23,9 @@ def main(dataset: str, symbol: str | None, guidance: float, num_images: int, out
     if name not in pipe.symbols:
         raise click.UsageError(f"{pipe.name} has the symbols {list(pipe.symbols)}, not {name!r}")
     values = pipe.symbols[name]
-    wishes = [{name: value} for value in values for _ in range(num_images)]
+    conditions = [{name: value} for value in values for _ in range(num_images)]
     seeds = [seed for _ in values for seed in range(num_images)]
-    samples = pipe(seeds=seeds, symbols=wishes, guidance=guidance)
+    samples = pipe(seeds=seeds, symbols=conditions, guidance=guidance)
     samples.grid(columns=num_images).save(out)
     named = pipe.classify(latents=samples.latents)[name].argmax(1).reshape(-1, num_images)
     click.echo(f"{out}: {name}, guidance {guidance:g}")

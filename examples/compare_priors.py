@@ -1,6 +1,6 @@
 """What the energy-based prior buys: samples with it and without it beside reconstructions.
 
-Rows of the sheet, top to bottom:
+Rows of the grid, top to bottom:
 
     u ~ p(u)          the energy-based prior
     u ~ N(0, I)       the same seeds without it
@@ -20,7 +20,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 @click.command()
 @click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
-@click.option("--out", default="priors.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="priors.png", show_default=True, help="The grid, a PNG.")
 @click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
 @click.option(
     "--images",
@@ -29,7 +29,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
     help="Folder of images to reconstruct.  [default: the samples of the first row]",
 )
 def main(model: str, out: str, num_images: int, images: Path | None) -> None:
-    """Write one sheet: samples, samples of N(0, I), images, reconstructions."""
+    """Write one grid: samples, samples of N(0, I), images, reconstructions."""
     pipe = Pipeline.from_pretrained(model)
     learned = pipe(num_images)
     gaussian = pipe(num_images, prior="gaussian")

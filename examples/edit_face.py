@@ -1,8 +1,8 @@
 """Give faces another attribute and keep the rest.
 
-    u_0 ~ q(u | x), carried to cum_sigma = strength by the flow, and back with what is asked
+    u_0 ~ q(u | x), inverted to cum_sigma = strength, and back under the condition
 
-Rows of the sheet: images, their reconstructions, the edits.
+Rows of the grid: images, their reconstructions, the edits.
 """
 
 import click
@@ -19,7 +19,7 @@ from hebm_sample.io.images import grid, prepare, to_pil
 @click.option("--strength", default=0.77, show_default=True, help="Noise to go up to.")
 @click.option("--guidance", default=32.0, show_default=True, help="w.")
 @click.option("--method", default="flow", show_default=True, help="flow, or noise: drawn anew.")
-@click.option("--out", default="edits.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="edits.png", show_default=True, help="The grid, a PNG.")
 def main(files: tuple[str, ...], dataset: str, attr: str | None, out: str, **options) -> None:
     """Edit FILES; without any, eight samples of the model."""
     pipe = Pipeline.from_pretrained(dataset)

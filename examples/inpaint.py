@@ -2,7 +2,7 @@
 
     p(u | known pixels) ∝ p(u) p(known pixels | u)
 
-Rows of the sheet: images, what is known of them, two ways to go on.
+Rows of the grid: images, what is known of them, two ways to go on.
 """
 
 import click
@@ -16,20 +16,20 @@ from hebm_sample.io.images import grid, prepare, to_pil
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--mask", metavar="FILE", help="White is filled in.  [default: the lower half]")
-@click.option("--out", default="inpainted.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="inpainted.png", show_default=True, help="The grid, a PNG.")
 def main(files: tuple[str, ...], dataset: str, mask: str | None, out: str) -> None:
     """Fill in FILES; without any, eight samples of the model."""
     pipe = Pipeline.from_pretrained(dataset)
     size = pipe.config.generator.image_size
     images = to_pil(prepare(files, size)) if files else pipe(8).images
-    hole = Image.new("L", (size, size), 0)
-    hole.paste(255, (0, size // 2, size, size))
+    area = Image.new("L", (size, size), 0)
+    area.paste(255, (0, size // 2, size, size))
     if mask:
-        hole = to_pil(prepare(mask, size))[0].convert("L")
+        area = to_pil(prepare(mask, size))[0].convert("L")
     grey = Image.new("RGB", (size, size), (128, 128, 128))
-    known = [Image.composite(grey, image, hole) for image in images]
+    known = [Image.composite(grey, image, area) for image in images]
     count = len(images)
-    ways = [pipe.inpaint(images, hole, seeds=range(k, k + count)).images for k in (0, count)]
+    ways = [pipe.inpaint(images, area, seeds=range(k, k + count)).images for k in (0, count)]
     grid([*images, *known, *ways[0], *ways[1]], count).save(out)
     click.echo(f"{out}: files, known pixels, filled in twice")
 

@@ -18,9 +18,9 @@ from hebm_sample.io.images import grid
 @click.option(
     "--images", "--pictures", nargs=2, metavar="A B", help="Files to take in place of samples."
 )
-@click.option("--out", default="between.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="between.png", show_default=True, help="The grid, a PNG.")
 def main(dataset: str, seeds: tuple[int, int], images: tuple[str, str] | None, out: str) -> None:
-    """Write a sheet of two rows, both from a to b."""
+    """Write a grid of two rows, both from a to b."""
     pipe = Pipeline.from_pretrained(dataset)
     a, b = [[p] for p in images] if images else [pipe(seeds=seed) for seed in seeds]
     # Encoded once: a posterior draw of a file would be the same each time, but costs time.

@@ -1,4 +1,4 @@
-"""A model's name to a sheet of 16 images."""
+"""A model's name to a grid of 16 images."""
 
 import click
 
@@ -7,7 +7,7 @@ from hebm_sample import Pipeline
 
 @click.command()
 @click.option("--model", default="celebahq", show_default=True, help="Name, Hub id or folder.")
-@click.option("--out", default="faces.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="faces.png", show_default=True, help="The grid, a PNG.")
 def main(model: str, out: str) -> None:
     """Sample 16 images, one per seed."""
     pipe = Pipeline.from_pretrained(model)

@@ -44,7 +44,7 @@ def draw_discs(folder: Path, count: int = 48) -> Path:
     type=click.Path(path_type=Path),
     default=Path("my-model"),
     show_default=True,
-    help="Folder for the runs, the model and a sheet of its samples.",
+    help="Folder for the runs, the model and a grid of its samples.",
 )
 def main(data: str | None, preset: str, model: str, out: Path) -> None:
     """Train a generator, then its prior, and sample from the result."""

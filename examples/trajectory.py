@@ -1,6 +1,6 @@
 """From noise to an image: u_t decoded after each noise level, t = T-1 at the top, 0 below.
 
-With `--out moving.gif` or `moving.webp` the levels follow each other in time.
+With `--out animation.gif` or `animation.webp` the levels follow each other in time.
 """
 
 import click
@@ -14,17 +14,17 @@ from hebm_sample.io.images import grid
 @click.option("-n", "--num-images", default=8, show_default=True, help="Images in a row.")
 @click.option("--out", default="trajectory.png", show_default=True, help=".png, .gif or .webp.")
 def main(dataset: str, num_images: int, out: str) -> None:
-    """Write a row of images for each level, or images that move."""
+    """Write a row of images for each level, or an animation."""
     pipe = Pipeline.from_pretrained(dataset)
-    moving = pipe.trajectory(num_images)
-    for step in moving.steps:
+    trajectory = pipe.trajectory(num_images)
+    for step in trajectory.steps:
         click.echo(f"level {step.level}: mean energy {step.energies.sum(1).mean():.1f}")
     if out.endswith(".png"):
-        rows = [image for step in moving.steps for image in step.images]
+        rows = [image for step in trajectory.steps for image in step.images]
         grid(rows, num_images).save(out)
     else:
-        moving.save(out)
-    click.echo(f"{out}: {len(moving)} levels")
+        trajectory.save(out)
+    click.echo(f"{out}: {len(trajectory)} levels")
 
 
 if __name__ == "__main__":

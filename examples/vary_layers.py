@@ -15,9 +15,9 @@ from hebm_sample import Pipeline
 @click.option("--dataset", default="celeba64", show_default=True, help="Name, Hub id or folder.")
 @click.option("--seed", default=7, show_default=True, help="Of the original.")
 @click.option("--columns", default=8, show_default=True, help="Images in a row.")
-@click.option("--out", default="layers.png", show_default=True, help="The sheet, a PNG.")
+@click.option("--out", default="layers.png", show_default=True, help="The grid, a PNG.")
 def main(dataset: str, seed: int, columns: int, out: str) -> None:
-    """Write the sheet; say how far a row's variations are from the original."""
+    """Write the grid; say how far a row's variations are from the original."""
     pipe = Pipeline.from_pretrained(dataset)
     samples = pipe.layers(seed, columns, output_type="torch")
     samples.grid().save(out)

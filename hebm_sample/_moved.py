@@ -27,8 +27,10 @@ MOVED = {
     "sampling.driver": "sampling.sample",
     "sampling.flow": "sampling.probability_flow",
     "sampling.given": "sampling.constraints",
+    "training.adversary": "training.decoding.adversary",
     "training.control": "evaluation.control",
     "training.data": "data.dataset",
+    "training.decoder": "training.decoding.objective",
     "training.evaluate": "evaluation.distances",
     "training.generator": "training.elbo",
     "training.judging": "evaluation.classifiers",
@@ -37,6 +39,7 @@ MOVED = {
     "training.prior": "training.energy",
     "training.runs": "training.train",
     "training.settings": "presets.settings",
+    "training.train_decoder": "training.decoding.train",
 }
 
 

@@ -18,7 +18,7 @@ from hebm_sample.sampling.sample import gradients_per_level
 
 
 def gaussian_energy(variance: float, mean: float = 0.0):
-    """Energies (B, L), one term a group, of data N(mean, variance)."""
+    """Energies (B, L), one term per group, of data N(mean, variance)."""
 
     def energy(u, level):
         cum_a_squared = torch.sigmoid(level)
@@ -62,19 +62,19 @@ class Mixture:
         log_ratio = 0.5 * (x.square() - deviation / total - total.log())
         return (self.log_weights + log_ratio.sum(2)).to(u.dtype)
 
-    def every_number(self, wish=None):
-        """Energies (B, 1) that take each number of u for an image of its own, all with one wish:
-        (values allowed, weight).
+    def every_number(self, asked=None):
+        """Energies (B, 1) that take each number of u for an image of its own, all under one
+        condition: (values allowed, weight).
         """
 
         def energy(u, level):
             row = flatten(u)
             numbers, levels = row.reshape(-1, 1), level.repeat_interleave(row.shape[1])
             condition = None
-            if wish is not None:
+            if asked is not None:
                 allowed = torch.zeros(len(numbers), len(self.means), dtype=torch.bool)
-                allowed[:, list(wish[0])] = True
-                condition = Condition(allowed, torch.full((len(numbers), 1), float(wish[1])))
+                allowed[:, list(asked[0])] = True
+                condition = Condition(allowed, torch.full((len(numbers), 1), float(asked[1])))
             terms = symbol_part(self.table, self.logits(numbers, levels), condition)
             return terms.reshape(len(row), -1).sum(1, keepdim=True)
 

@@ -50,6 +50,6 @@ def expected(name: str) -> dict[str, torch.Tensor]:
 
 
 def noise(found: dict[str, torch.Tensor], kind: str) -> tuple[torch.Tensor, ...]:
-    """`posterior` or `prior` noise of an expectation, a tensor a group."""
+    """`posterior` or `prior` noise of an expectation, a tensor per group."""
     count = sum(key.startswith(f"{kind}_noise.") for key in found)
     return tuple(found[f"{kind}_noise.{i}"] for i in range(count))

@@ -43,7 +43,7 @@ SIZE = 8
 
 
 class FakePipeline:
-    """One flat image a seed, whose red is the seed; records its calls."""
+    """One flat image per seed, whose red is the seed; records its calls."""
 
     loads: list
     calls: list

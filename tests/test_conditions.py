@@ -1,6 +1,6 @@
-"""Wishes in every form that can be written, and one line for each that cannot.
+"""Conditions in every form that can be written, and one line for each that cannot.
 
-A wish misread is an image of something else; a contradiction let through is a chain on -inf.
+A condition misread is an image of something else; a contradiction let through is a chain on -inf.
 """
 
 import pytest
@@ -21,7 +21,7 @@ def read(symbols, guidance=1.0, count=2, table=TABLE):
 
 
 @pytest.mark.parametrize(
-    ("wish", "left"),
+    ("condition", "left"),
     [
         ("a", {0}),
         (["a"], {0}),
@@ -33,17 +33,17 @@ def read(symbols, guidance=1.0, count=2, table=TABLE):
         (["a", "b", "c"], {0, 1, 2}),
     ],
 )
-def test_what_a_wish_allows(wish, left):
-    assert allowed_values(LETTERS, wish) == left
+def test_what_a_condition_allows(condition, left):
+    assert allowed_values(LETTERS, condition) == left
 
 
-@pytest.mark.parametrize(("wish", "left"), [(True, {1}), (False, {0}), ("~no", {1})])
-def test_yes_and_no(wish, left):
-    assert allowed_values(SMILING, wish) == left
+@pytest.mark.parametrize(("condition", "left"), [(True, {1}), (False, {0}), ("~no", {1})])
+def test_yes_and_no(condition, left):
+    assert allowed_values(SMILING, condition) == left
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("condition", "message"),
     [
         ("d", r"symbol 'class' has no value 'd'; it has a, b, c$"),
         ("A", r"no value 'A' \(did you mean 'a'\?\); it has a, b, c$"),
@@ -59,9 +59,9 @@ def test_yes_and_no(wish, left):
         (True, r"'class' has no value 'yes'"),
     ],
 )
-def test_wishes_that_cannot_be(wish, message):
+def test_conditions_that_cannot_be(condition, message):
     with pytest.raises(UserInputError, match=message) as caught:
-        allowed_values(LETTERS, wish)
+        allowed_values(LETTERS, condition)
     assert "\n" not in str(caught.value)
 
 
@@ -135,9 +135,9 @@ def test_nothing_asked():
         ({"klass": "a"}, 1.0, r"tiny has no symbol 'klass' \(did you mean 'class'"),
         ([{"class": "a"}], 1.0, r"symbols is a list of 1 for 2 images"),
         ([{"class": "a"}] * 3, 1.0, r"symbols is a list of 3 for 2 images"),
-        ([{"class": "a"}, "b"], 1.0, r"give one mapping an image, or one for all"),
+        ([{"class": "a"}, "b"], 1.0, r"give one mapping per image, or one for all"),
         ([], 1.0, r"symbols is a list of 0 for 2 images"),
-        ("class", 1.0, r"give one mapping an image, or one for all"),
+        ("class", 1.0, r"give one mapping per image, or one for all"),
         (5, 1.0, r"symbols is"),
         ({3: "a"}, 1.0, r"tiny has no symbol"),
     ],

@@ -1,10 +1,11 @@
 """What is asked, kept or freed is that, and nothing else changes.
 
 Control that leaks looks like control: a kept group that moves a little, a weight of zero that
-still pulls, a mixture with the groups off by one all give plausible images.
+still guides, a mixture with the groups off by one all give plausible images.
 """
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tiny import (
     tiny_pipeline,
 )
 
-from hebm_sample.config import EDIT_STEPS
+from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.conditions import read_condition
@@ -28,7 +29,7 @@ from hebm_sample.pipeline.pipeline import Pipeline
 
 CONFIG = symbolic_config(steps=6)
 GROUPS = len(CONFIG.generator.latent_shapes)
-SAMPLERS = ("recovery", "annealed", "flow")
+SAMPLERS = get_args(SamplerName)
 TWO_LEVELS = 2.01 / 255
 
 
@@ -72,7 +73,7 @@ def test_the_table(pipe):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_weight_zero_and_empty_wishes_are_a_plain_call(pipe, sampler):
+def test_weight_zero_and_empty_conditions_are_a_plain_call(pipe, sampler):
     plain = pipe(2, sampler=sampler)
     for options in (
         {"symbols": {}},
@@ -97,17 +98,17 @@ def test_what_is_asked_becomes_likelier_with_its_weight(pipe, sampler):
     assert float(pipe.classify(latents=out.latents)["class"][:, 1].mean()) < found[0]
 
 
-def test_a_wish_an_image_is_a_call_each(pipe):
-    wishes = [{"class": "a"}, {"Smiling": True, "class": ["b", "c"]}, {}]
-    together = pipe(symbols=wishes, guidance=2.0, output_type="torch")
+def test_a_condition_per_image_is_a_call_each(pipe):
+    conditions = [{"class": "a"}, {"Smiling": True, "class": ["b", "c"]}, {}]
+    together = pipe(symbols=conditions, guidance=2.0, output_type="torch")
     assert together.seeds == (0, 1, 2)
-    for i, wish in enumerate(wishes):
-        alone = pipe(seeds=[i], symbols=wish, guidance=2.0, output_type="torch")
+    for i, condition in enumerate(conditions):
+        alone = pipe(seeds=[i], symbols=condition, guidance=2.0, output_type="torch")
         assert (together.images[i] - alone.images[0]).abs().max() <= TWO_LEVELS
     order = [2, 0, 1]
     shuffled = pipe(
         seeds=order,
-        symbols=[wishes[i] for i in order],
+        symbols=[conditions[i] for i in order],
         guidance=2.0,
         output_type="torch",
         batch_size=2,
@@ -116,12 +117,12 @@ def test_a_wish_an_image_is_a_call_each(pipe):
 
 
 def test_guidance_by_name(pipe):
-    wish = {"class": "c", "Smiling": "yes"}
-    even = pipe(2, symbols=wish, guidance=3.0)
+    condition = {"class": "c", "Smiling": "yes"}
+    even = pipe(2, symbols=condition, guidance=3.0)
     assert equal(
-        pipe(2, symbols=wish, guidance={"class": 3.0, "Smiling": 3}).latents, even.latents
+        pipe(2, symbols=condition, guidance={"class": 3.0, "Smiling": 3}).latents, even.latents
     )
-    one = pipe(2, symbols=wish, guidance={"class": 3.0, "Smiling": 0})
+    one = pipe(2, symbols=condition, guidance={"class": 3.0, "Smiling": 0})
     assert equal(one.latents, pipe(2, symbols={"class": "c"}, guidance=3.0).latents)
 
 
@@ -242,7 +243,7 @@ def test_classify(pipe, images, three):
     assert not torch.allclose(some["class"], whole, atol=1e-3)
 
 
-# ---- a temperature a group
+# ---- a temperature per group
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -296,7 +297,7 @@ def test_nothing_kept_is_new_images(pipe, three, keep):
 
 
 def test_energies_of_variations_are_those_of_the_returned_latents(pipe, three):
-    """At the end the kept groups are what they were, and so is what is said of them."""
+    """At the end the clamped groups are what they were, and so is what is said of them."""
     found = pipe.vary(three, [0, 1], 2)
     outputs = pipe.model.lowest_outputs(found.latents, 6)
     terms = pipe.prior.join(outputs)[:, :GROUPS]
@@ -321,12 +322,12 @@ def test_what_cannot_be_kept(pipe, three, keep, message):
         pipe.vary(three, keep)
 
 
-def test_variations_have_a_wish_each(pipe, three):
-    wishes = [{"class": v} for v in "abcabc"]
-    found = pipe.vary(three, [0], 2, symbols=wishes, guidance=3.0)
+def test_variations_have_a_condition_each(pipe, three):
+    conditions = [{"class": v} for v in "abcabc"]
+    found = pipe.vary(three, [0], 2, symbols=conditions, guidance=3.0)
     for i in (1, 4):
         one = tuple(g[i // 2 : i // 2 + 1] for g in three.latents)
-        alone = pipe.vary(one, [0], 1, seeds=[3 + i % 2], symbols=wishes[i], guidance=3.0)
+        alone = pipe.vary(one, [0], 1, seeds=[3 + i % 2], symbols=conditions[i], guidance=3.0)
         row = tuple(g[i : i + 1] for g in found.latents)
         assert distance(row, alone.latents) < 1e-3
 
@@ -345,26 +346,26 @@ def test_the_gaussian_prior_keeps_nothing_and_is_refused(pipe, three, images, wh
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_layers(pipe, seed):
-    sheet = pipe.layers(seed, 4, output_type="torch")
+    grid = pipe.layers(seed, 4, output_type="torch")
     own = pipe(seeds=[seed], output_type="torch")
-    assert len(sheet) == GROUPS * 4 and sheet.columns == 4
-    assert sheet.grid().size == (4 * 16 + 3 * 2, GROUPS * 16 + 2 * 2)
+    assert len(grid) == GROUPS * 4 and grid.columns == 4
+    assert grid.grid().size == (4 * 16 + 3 * 2, GROUPS * 16 + 2 * 2)
     for row in range(GROUPS):
         first = 4 * row
-        assert (sheet.images[first] - own.images[0]).abs().max() <= TWO_LEVELS
-        assert sheet.seeds[first] == seed
+        assert (grid.images[first] - own.images[0]).abs().max() <= TWO_LEVELS
+        assert grid.seeds[first] == seed
         kept = GROUPS - 1 - row
         for i in range(first, first + 4):
             for g in range(kept):
-                assert torch.equal(sheet.latents[g][i], sheet.latents[g][first])
-        free = sheet.latents[kept][first : first + 4]
+                assert torch.equal(grid.latents[g][i], grid.latents[g][first])
+        free = grid.latents[kept][first : first + 4]
         gaps = [(free[i] - free[j]).abs().max() for i in range(4) for j in range(i)]
         assert min(gaps) > 1e-2, "a variation repeats the image it varies"
 
 
 def test_layers_at_chosen_cuts(pipe):
-    sheet = pipe.layers(7, 2, cuts=[0, 2], symbols={"class": "a"}, steps=6)
-    assert len(sheet) == 4 and len(sheet.energies) == 4
+    grid = pipe.layers(7, 2, cuts=[0, 2], symbols={"class": "a"}, steps=6)
+    assert len(grid) == 4 and len(grid.energies) == 4
     for bad, message in (({"cuts": [3]}, "cut is 3"), ({"cuts": [-1]}, "cut is -1")):
         with pytest.raises(UserInputError, match=message):
             pipe.layers(7, 2, **bad)
@@ -528,7 +529,7 @@ def test_an_edit_by_the_flow_draws_nothing(pipe, images):
 
 
 def test_an_edit_by_the_flow_goes_where_it_is_asked_to(pipe, images):
-    """p(asked | u) rises with guidance, and the way back is nearer than by noise."""
+    """p(asked | u) rises with guidance, and the way back is nearer than SDEdit's."""
     chances = []
     for guidance in (0.0, 4.0, 16.0):
         found = pipe.edit(images, {"class": "b"}, guidance=guidance, mode="mean")
@@ -551,7 +552,7 @@ def test_edits_that_cannot_be(pipe, images):
         ({"method": "chain"}, r"method is 'chain'; it can be 'flow', 'noise'"),
         ({"sampler": "recovery"}, r"sampler is 'recovery', but method 'flow' draws nothing"),
         ({"steps": 0}, r"steps is 0; it must lie in"),
-        ({"steps": 1}, r"steps is 1; an edit by the flow takes at least 2"),
+        ({"steps": 1}, r"steps is 1; an edit by inversion takes at least 2"),
         ({"seeds": [1]}, r"seed"),
         ({"symbols": {"class": "d"}}, r"no value 'd'"),
     ):

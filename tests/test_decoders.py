@@ -22,7 +22,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import sharp_decoder
 from hebm_sample.io.images import read_text
 from hebm_sample.pipeline.provenance import Provenance
-from hebm_sample.training.train_decoder import sharpened
+from hebm_sample.training.decoding.train import sharpened
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ MADE = {
     "vary": lambda pipe, x, how: pipe.vary(x, slice(0, 1), 2, **how),
     "layers": lambda pipe, x, how: pipe.layers(3, 2, **how),
     "edit": lambda pipe, x, how: pipe.edit(x, {"Smiling": "yes"}, steps=4, **how),
-    "edit by noise": lambda pipe, x, how: pipe.edit(x, method="noise", steps=4, **how),
+    "edit by SDEdit": lambda pipe, x, how: pipe.edit(x, method="noise", steps=4, **how),
     "inpaint": lambda pipe, x, how: pipe.inpaint(x, _mask(pipe), steps=4, **how),
     "decode": lambda pipe, x, how: pipe.decode(pipe.encode(x), **how),
     "reconstruct": lambda pipe, x, how: pipe.reconstruct(x, **how),

@@ -75,10 +75,10 @@ def together(*calls):
 
 def test_two_pipelines_in_two_threads(pipe):
     other = symbolic_pipeline()
-    wish = {"symbols": {"class": "b"}}
-    alone = draw(pipe, range(3)), draw(other, range(3), **wish)
+    condition = {"symbols": {"class": "b"}}
+    alone = draw(pipe, range(3)), draw(other, range(3), **condition)
     for _ in range(2):
-        beside = together(lambda: draw(pipe, range(3)), lambda: draw(other, range(3), **wish))
+        beside = together(lambda: draw(pipe, range(3)), lambda: draw(other, range(3), **condition))
         assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
 
 

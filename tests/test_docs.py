@@ -138,7 +138,12 @@ def test_blocks_run_and_print_what_the_page_says(name: str, tmp_path: Path) -> N
     if name == "tutorial.md":
         kept = {path.name for path in (DOCS / "images" / "tutorial").iterdir()}
         drawn = {path.name for path in tmp_path.glob("*.png")}
-        assert drawn and kept - drawn == {"chains.png", "energies.png", "hole.png", "levels.png"}
+        assert drawn and kept - drawn == {
+            "chains.png",
+            "energies.png",
+            "levels.png",
+            "prior-hole.png",
+        }
 
 
 def _examples_in(path: Path) -> list[str]:

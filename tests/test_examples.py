@@ -62,8 +62,8 @@ def is_image(path: Path) -> bool:
         return image.format == "PNG" and min(image.size) >= 2 * SIZE
 
 
-def sheet(path: Path) -> tuple[int, int]:
-    """(columns, rows) of a sheet of the tiny model's images."""
+def shape(path: Path) -> tuple[int, int]:
+    """(columns, rows) of a grid of the tiny model's images."""
     assert is_image(path)
     with Image.open(path) as image:
         columns, rows = ((side + GUTTER) / (SIZE + GUTTER) for side in image.size)
@@ -121,11 +121,11 @@ def test_energy_score_of_files(model: str, tmp_path: Path) -> None:
 def test_class_conditional(symbolic: str, tmp_path: Path) -> None:
     out = tmp_path / "classes.png"
     printed = run("class_conditional.py", "--dataset", symbolic, "-n", 2, "--out", out)
-    assert sheet(out) == (2, len(SYMBOLS[0].values))
+    assert shape(out) == (2, len(SYMBOLS[0].values))
     assert printed.count("named in") == len(SYMBOLS[0].values)
     chosen = ("--dataset", symbolic, "--symbol", "Smiling", "--out", out)
     assert "yes: named in" in run("class_conditional.py", *chosen)
-    assert sheet(out) == (8, 2)
+    assert shape(out) == (8, 2)
 
 
 def test_class_conditional_of_a_model_without_symbols(model: str) -> None:
@@ -137,17 +137,17 @@ def test_class_conditional_of_a_model_without_symbols(model: str) -> None:
 def test_attributes(symbolic: str, tmp_path: Path) -> None:
     out = tmp_path / "attributes.png"
     assert "Smiling=yes" in run("attributes.py", "--dataset", symbolic, "--out", out)
-    assert sheet(out) == (8, 2)
+    assert shape(out) == (8, 2)
     asked = ("--attr", "class=~a", "--attr", "Smiling")
     printed = run("attributes.py", "--dataset", symbolic, *asked, "-n", 2, "--out", out)
     assert printed.splitlines()[1:] == ["class=~a", "class=~a, Smiling=yes"]
-    assert sheet(out) == (2, 3)
+    assert shape(out) == (2, 3)
 
 
 def test_vary_layers(model: str, tmp_path: Path) -> None:
     out = tmp_path / "layers.png"
     printed = run("vary_layers.py", "--dataset", model, "--columns", 3, "--out", out)
-    assert sheet(out) == (3, GROUPS)
+    assert shape(out) == (3, GROUPS)
     kept = [line.split()[1] for line in printed.splitlines()[1:]]
     assert kept == [str(k) for k in reversed(range(GROUPS))]
 
@@ -155,7 +155,7 @@ def test_vary_layers(model: str, tmp_path: Path) -> None:
 def test_mix_interpolate(model: str, photos: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "between.png"
     run("mix_interpolate.py", "--dataset", model, "--out", out)
-    assert sheet(out) == (GROUPS + 1, 2)
+    assert shape(out) == (GROUPS + 1, 2)
     with Image.open(out) as image:  # both rows begin and end with the same two images
         last = image.width - SIZE
         for x in (0, last):
@@ -163,26 +163,26 @@ def test_mix_interpolate(model: str, photos: list[Path], tmp_path: Path) -> None
             below = image.crop((x, SIZE + GUTTER, x + SIZE, 2 * SIZE + GUTTER))
             assert top.tobytes() == below.tobytes()
     run("mix_interpolate.py", "--dataset", model, "--pictures", *photos[:2], "--out", out)
-    assert sheet(out) == (GROUPS + 1, 2)
+    assert shape(out) == (GROUPS + 1, 2)
 
 
 def test_edit_face(symbolic: str, photos: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "edits.png"
     assert "{'Smiling': 'yes'}" in run("edit_face.py", "--dataset", symbolic, "--out", out)
-    assert sheet(out) == (8, 3)
+    assert shape(out) == (8, 3)
     asked = ("--dataset", symbolic, "--attr", "class=b", "--top", 2, "--out", out)
     assert "{'class': 'b'}" in run("edit_face.py", *photos, *asked)
-    assert sheet(out) == (3, 3)
+    assert shape(out) == (3, 3)
 
 
 def test_inpaint(model: str, photos: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "inpainted.png"
     run("inpaint.py", "--dataset", model, "--out", out)
-    assert sheet(out) == (8, 4)
+    assert shape(out) == (8, 4)
     mask = tmp_path / "mask.png"
     Image.new("L", (40, 30), 255).save(mask)
     run("inpaint.py", *photos, "--dataset", model, "--mask", mask, "--out", out)
-    assert sheet(out) == (3, 4)
+    assert shape(out) == (3, 4)
 
 
 def test_trajectory(model: str, tmp_path: Path) -> None:
@@ -190,11 +190,11 @@ def test_trajectory(model: str, tmp_path: Path) -> None:
     printed = run("trajectory.py", "--dataset", model, "-n", 3, "--out", out)
     prior = tiny_config().prior
     assert prior is not None
-    assert sheet(out) == (3, prior.num_levels)
+    assert shape(out) == (3, prior.num_levels)
     assert printed.count("mean energy") == prior.num_levels
-    moving = tmp_path / "moving.webp"
-    run("trajectory.py", "--dataset", model, "-n", 1, "--out", moving)
-    with Image.open(moving) as image:
+    animation = tmp_path / "animation.webp"
+    run("trajectory.py", "--dataset", model, "-n", 1, "--out", animation)
+    with Image.open(animation) as image:
         assert image.n_frames == prior.num_levels
 
 
@@ -232,8 +232,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     environment = {**os.environ, "HEBM_TINY": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     program = [sys.executable, "-c", "\n".join(cells("code"))]
     subprocess.run(program, cwd=tmp_path, env=environment, check=True)
-    with Image.open(tmp_path / "moving.gif") as moving:
-        assert moving.n_frames == 4
+    with Image.open(tmp_path / "animation.gif") as animation:
+        assert animation.n_frames == 4
 
 
 @pytest.mark.slow
@@ -256,4 +256,4 @@ def test_the_notebook_runs_in_jupyter(tmp_path: Path, monkeypatch: pytest.Monkey
         if output["output_type"] == "execute_result"
     ]
     assert sum("image/png" in data for data in shown) == 8
-    assert (tmp_path / "moving.gif").is_file()
+    assert (tmp_path / "animation.gif").is_file()

@@ -1,6 +1,7 @@
 """Known pixels stay what they are, masks mean what is documented, and only the rest is drawn."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from tiny import symbolic_config, tiny_images, tiny_latents, tiny_modules, tiny_pipeline
 
 from hebm_sample import Pipeline
-from hebm_sample.config import EDIT_STEPS
+from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import prepare, prepare_masks, to_pil
 from hebm_sample.pipeline.inpainting import (
@@ -204,7 +205,7 @@ def test_masks_of_nothing_and_of_everything_are_said(pipe, images):
 # ---- filling in
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_known_pixels_are_left_byte_by_byte(pipe, images, sampler):
     found = pipe.inpaint(images, box(), sampler=sampler, symbols={"class": "a"})
     assert found.energies.shape == (2, 3)
@@ -231,9 +232,9 @@ def test_what_lies_under_the_mask_does_not_matter(pipe):
 @pytest.mark.filterwarnings("ignore:the mask covers")
 def test_nothing_known_is_a_new_image(pipe, images):
     everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
-    wish = {"class": "a"}
-    found = pipe.inpaint(images, everything, output_type="torch", symbols=wish, strength=1.0)
-    fresh = pipe(2, output_type="torch", symbols=wish, steps=EDIT_STEPS)
+    condition = {"class": "a"}
+    found = pipe.inpaint(images, everything, output_type="torch", symbols=condition, strength=1.0)
+    fresh = pipe(2, output_type="torch", symbols=condition, steps=EDIT_STEPS)
     assert (found.images - fresh.images).abs().max() <= 2.01 / 255
     assert all(
         torch.allclose(a, b, atol=1e-3) for a, b in zip(found.latents, fresh.latents, strict=True)
@@ -276,7 +277,7 @@ def test_settings_out_of_range(pipe, images):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["celeba64", "cifar10"])
 def test_chains_stay_where_the_prior_lives(name):
-    """A pull of the known pixels that is too stiff drives u away, or out of the finite numbers."""
+    """A measurement likelihood that is too stiff drives u away, or out of the finite numbers."""
     model = Pipeline.from_pretrained(name, device="cpu")
     size = model.config.generator.image_size
     images = model(seeds=[0, 1], output_type="torch").images

@@ -47,9 +47,9 @@ def test_steps_that_are_too_large_are_no_image(pipe, sampler):
 
 
 def test_too_much_guidance_is_no_image():
-    wishes = {"class": "a", "Smiling": "yes"}
+    conditions = {"class": "a", "Smiling": "yes"}
     with pytest.raises(NonFiniteSampleError, match="seed 0, 1 became .*; use .* less guidance"):
-        symbolic_pipeline()(2, symbols=wishes, guidance=100.0)
+        symbolic_pipeline()(2, symbols=conditions, guidance=100.0)
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e8, 1e30])

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import script
 
 import hebm_sample
 from hebm_sample._moved import MOVED
@@ -170,6 +171,34 @@ def test_imports_point_one_way() -> None:
             if not allowed or (part, name) in NEVER:
                 wrong.append(f"{inside} imports {name}")
     assert not wrong
+
+
+def test_functions_modules_and_folders_stay_short() -> None:
+    with script("tools/measure_code.py") as code:
+        functions, modules, folders = code.measure(PACKAGE)
+        assert functions[0][0] <= 40, functions[0]
+        assert len([size for size, _ in functions if size > code.FUNCTION]) <= 5, functions[:6]
+        assert modules[0][0] <= code.MODULE, modules[0]
+        assert folders[0][0] <= code.FOLDER, folders[0]
+
+
+def test_base_classes_have_two_children_or_are_used_alone() -> None:
+    """One of the package's own with a single child that nothing makes is half of that child."""
+    bases: dict[str, list[str]] = {}
+    made = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(b).split("[")[0] for b in node.bases]
+            elif isinstance(node, ast.Call):
+                made.add(ast.unparse(node.func).split(".")[-1])
+    children = {name: [c for c, b in bases.items() if name in b] for name in bases}
+    assert not [name for name, c in children.items() if len(c) == 1 and name not in made]
+
+    def depth(name: str) -> int:
+        return 1 + max((depth(base) for base in bases.get(name, []) if base in bases), default=0)
+
+    assert max(map(depth, bases)) <= 3
 
 
 def test_every_folder_has_its_place() -> None:

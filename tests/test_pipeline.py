@@ -7,6 +7,7 @@ without effect or a black image in place of an error would not be noticed by loo
 import copy
 import pickle
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tiny import (
     tiny_pipeline,
 )
 
+from hebm_sample.config import SamplerName
 from hebm_sample.errors import (
     EnvironmentFailure,
     NonFiniteSampleError,
@@ -71,7 +73,7 @@ def test_the_model_is_not_trivial(pipe, eight):
     assert (gaussian - eight.images).abs().mean() > 0.02
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_seed_is_image_in_any_batch(pipe, sampler, batch_size):
     whole = draw(pipe, range(8), sampler=sampler)
@@ -157,9 +159,9 @@ def test_output_types_agree(pipe, eight):
 @pytest.mark.parametrize("output_type", ["pil", "numpy", "torch"])
 def test_a_grid_of_any_output_type(pipe, output_type):
     out = pipe(num_images=4, output_type=output_type)
-    sheet = out.grid(columns=4)
-    assert sheet.size == (4 * 16 + 3 * 2, 16) and out.grid().size == (34, 34)
-    cell = np.asarray(sheet.crop((18, 0, 34, 16)))
+    grid = out.grid(columns=4)
+    assert grid.size == (4 * 16 + 3 * 2, 16) and out.grid().size == (34, 34)
+    cell = np.asarray(grid.crop((18, 0, 34, 16)))
     assert np.array_equal(cell, np.asarray(pipe(num_images=4).images[1]))
 
 
@@ -207,7 +209,7 @@ def test_energies_are_minus_f_at_the_lowest_level(pipe, eight):
     assert eight.energies.std() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize(
     ("groups", "columns"),
     [(None, [0, 1, 2]), (slice(0, 2), [0, 1]), ([2, 0], [0, 2]), (1, [1]), (-1, [2])],
@@ -261,7 +263,7 @@ def test_progress_adds_up_to_the_announced_total(pipe, settings, total):
     assert sum(done) == pipe.total_steps(**settings) == total
 
 
-@pytest.mark.parametrize("sampler", ["recovery", "annealed", "flow"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
 def test_steps_is_the_number_of_gradients(pipe, sampler):
     done = []
     pipe(sampler=sampler, steps=11, progress=done.append)
@@ -459,7 +461,7 @@ def test_bad_calls(pipe, call, match):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "match"),
+    ("corrupt", "match"),
     [
         (lambda x: x[0], r"images have shape \(3, 16, 16\); this model reads \(N, 3, 16, 16\)"),
         (lambda x: x[:, :1], r"images have shape \(3, 1, 16, 16\)"),
@@ -474,9 +476,9 @@ def test_bad_calls(pipe, call, match):
     ],
 )
 @pytest.mark.parametrize("method", ["encode", "reconstruct", "energy"])
-def test_bad_images(pipe, images, method, spoil, match):
+def test_bad_images(pipe, images, method, corrupt, match):
     with pytest.raises(UserInputError, match=match):
-        getattr(pipe, method)(spoil(images))
+        getattr(pipe, method)(corrupt(images))
 
 
 def test_other_bad_arguments(pipe, images):

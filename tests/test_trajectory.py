@@ -38,7 +38,7 @@ def test_it_ends_with_the_images_of_a_call(trajectory):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_the_sheet_has_a_row_an_image(trajectory):
+def test_the_grid_has_a_row_per_image(trajectory):
     grid = trajectory.grid()
     assert grid.size == (12 * 18 - 2, 3 * 18 - 2)
     for row, image in enumerate(trajectory.samples.images):
@@ -85,7 +85,7 @@ def test_the_files_are_of_the_trajectory(trajectory, tmp_path):
         assert animation.n_frames == 12 and animation.size == trajectory.samples.grid().size
 
 
-def test_the_sheet_is_exact(trajectory, tmp_path):
+def test_the_grid_is_exact(trajectory, tmp_path):
     trajectory.save(tmp_path / "strip.png", text={"seeds": "3,5,8"})
     with Image.open(tmp_path / "strip.png") as grid:
         assert grid.tobytes() == trajectory.grid().tobytes()

@@ -59,10 +59,10 @@ def _model(name: str, resolution: int, quick: bool) -> dict[str, str]:
     found["energy"] = _digest(pipe.energy(images))
     if pipe.symbols:
         variable, values = next(iter(pipe.symbols.items()))
-        wish = {variable: values[-1]}
-        found["asked"] = _of(pipe(n, symbols=wish, guidance=2.0, output_type="numpy"))
+        condition = {variable: values[-1]}
+        found["asked"] = _of(pipe(n, symbols=condition, guidance=2.0, output_type="numpy"))
         for method in ("flow", "noise"):
-            edited = pipe.edit(images[:2], symbols=wish, method=method, output_type="numpy")
+            edited = pipe.edit(images[:2], symbols=condition, method=method, output_type="numpy")
             found[f"edit by {method}"] = _of(edited)
     masks = torch.zeros(2, *images.shape[-2:], dtype=torch.bool)
     masks[..., : images.shape[-1] // 2] = True

@@ -53,27 +53,27 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def steering(measured: dict[str, Any]) -> dict[str, Any]:
-    """Of `hebm-train evaluate --control --json`: how often the judge finds what is asked, by
-    guidance, "0" without asking.
+    """Of `hebm-train evaluate --control --json`: how often the classifier predicts the
+    target values, by guidance, "0" without a condition.
     """
-    found, ceilings = {}, {}
+    found, bounds = {}, {}
     for name, variable in measured["variables"].items():
         if len(variable["asked"]) > 1:
             found[name] = variable["found"]
             accuracy = variable["reconstructed"]["accuracy"]
-            ceilings[f"judge's accuracy on reconstructions, {name}"] = round(accuracy, 2)
+            bounds[f"classifier's accuracy on reconstructions, {name}"] = round(accuracy, 2)
             continue
         (asked,) = variable["asked"]
         found[_spelt(asked["symbols"])] = asked["found"]
     for asked in measured["combinations"]:
         found[_spelt(asked["symbols"])] = asked["found"]
     shares = {
-        f"judge finds {name}, by guidance": ", ".join(
+        f"classifier predicts {name}, by guidance": ", ".join(
             f"{g}: {s['share']:.2f}" for g, s in by_guidance.items()
         )
         for name, by_guidance in found.items()
     }
-    return shares | ceilings
+    return shares | bounds
 
 
 def _spelt(symbols: dict[str, str]) -> str:

@@ -89,7 +89,7 @@ def gap(results: Results) -> list[Block]:
     ]
     images = headline_gap(results)[1]["num_images"]
     text = (
-        "Bits a dimension on held-out images (Gaussian-prior ELBO): "
+        "Bits per dimension on held-out images (Gaussian-prior ELBO): "
         f"{found['bits']:.3f}, of which distortion {found['distortion_bits']:.3f}. "
         f"Sampling {images:,} images took {found['sampling_seconds']:.0f} s."
     )
@@ -171,7 +171,7 @@ def control(results: Results) -> list[Block]:
 
 def _class_table(name: str, variable: Mapping[str, Any]) -> list[Block]:
     guidance, bound = list(variable["found"]), variable["reconstructed"]["accuracy"]
-    header = ["asked", *(f"guidance {g}" for g in guidance), "real images", "reconstructions"]
+    header = ["condition", *(f"guidance {g}" for g in guidance), "real images", "reconstructions"]
     rows = [
         [
             asked["symbols"][name],
@@ -204,7 +204,7 @@ def _pair(found: Mapping[str, Any]) -> tuple[float, float]:
 
 def _attribute_table(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     guidance = list(rows[0]["found"])
-    header = ["asked", "labels", *(f"guidance {g}" for g in guidance)]
+    header = ["condition", "labels", *(f"guidance {g}" for g in guidance)]
     table = [
         [
             _spelt(row["symbols"]),
@@ -242,10 +242,10 @@ def edits(results: Results) -> list[Block]:
         ]
     ]
     for edit in found:
+        method = "DDIM-style inversion" if edit.get("method") == "flow" else "SDEdit"
         rows.append(
             [
-                f"by {'the flow' if edit.get('method', 'noise') == 'flow' else 'noise'}, strength "
-                f"{edit['strength']:g}, guidance {edit['guidance']:g}",
+                f"{method}, strength {edit['strength']:g}, guidance {edit['guidance']:g}",
                 _share(edit["flipped"]),
                 f"{edit['others']['edit']:.3f}",
                 f"{edit['upper']['edit']:.1f}",
@@ -284,7 +284,7 @@ def hole(results: Results) -> list[Block]:
 
 
 def summary(models: Mapping[str, Results]) -> list[Block]:
-    """A row a model."""
+    """A row per model."""
     rows = []
     for results in models.values():
         space, x = headline_gap(results)

@@ -1,9 +1,9 @@
-"""Which KL weights? Short fine-tunes of a model at several rates, judged by their samples.
+"""Which KL weights? Short fine-tunes of a model at several rates, compared by their samples.
 
     python tools/sweep_rate.py celebahq-64 --data DATA --out sweeps/faces \\
         --weights 5 --weights 6,10,18 --weights 8,14,24 --steps 1100,900,500
 
-A candidate is one number, or one a scale or group, coarse to fine. From the model that there is,
+A candidate is one number, or one per scale or group, coarse to fine. From the model that there is,
 each has its generator fine-tuned at these weights, then its energies, then a sharp decoder, for
 equal steps; then 2 n held-out images measure it (`hebm_sample/evaluation/distances.py`).
 
@@ -46,10 +46,10 @@ from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.elbo import group_weights
 from hebm_sample.training.overrides import changed
 from hebm_sample.training.train import train_generator, train_prior
-from hebm_sample.training.train_decoder import train_decoder
 from hebm_sample.training.trainer import make_accelerator
 
 FORMAT_VERSION = 1
@@ -68,7 +68,7 @@ class Sweep:
         preset: With the settings of short runs.
         images: All rows.
         out: The sweep's folder.
-        count: Images a side of a measurement.
+        count: Images per side of a measurement.
         accelerator: accelerate's engine.
     """
 
@@ -86,8 +86,8 @@ class Sweep:
         training, held_out = self.images.split(self.preset.generator_settings.validation)
         if len(held_out) < 2 * self.count:
             raise UserInputError(
-                f"{self.count} images a side were asked for; {len(held_out)} held-out ones allow "
-                f"{len(held_out) // 2}"
+                f"{self.count} images per side were asked for; {len(held_out)} held-out ones "
+                f"allow {len(held_out) // 2}"
             )
         return training, held_out.rows(0, 2 * self.count)
 

@@ -4,7 +4,7 @@
     python docs/figures/gallery.py guidance edits   some
 
 All images are samples of the embedded models, and what the models make of their own samples;
-none is of a data set. Files are WebP, which is a tenth of the same sheet as PNG.
+none is of a data set. Files are WebP, which is a tenth of the same grid as PNG.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def model(name: str, resolution: int | None = None) -> Pipeline:
 
 
 def at_side(images: list[Image.Image], side: int) -> list[Image.Image]:
-    """Pixels are repeated or averaged, so that models of several sizes fit into one sheet."""
+    """Pixels are repeated or averaged, so that models of several sizes fit into one grid."""
     return [
         p.resize(
             (side, side), Image.Resampling.NEAREST if p.width < side else Image.Resampling.BOX
@@ -68,7 +68,7 @@ def variations() -> Image.Image:
 
 @figure
 def guidance() -> Image.Image:
-    """Seeds 0 to 7 of celeba64: nothing asked, then Blond_Hair=yes with guidance 1, 4 and 8."""
+    """Seeds 0 to 7 of celeba64: unconditional, then Blond_Hair=yes with guidance 1, 4 and 8."""
     pipe = model("celeba64")
     rows = pipe(8).images
     for weight in (1.0, 4.0, 8.0):

@@ -1,4 +1,4 @@
-r"""Plots of the tutorial and of `model.md`: the hole, the levels and the chains in two dimensions.
+r"""Plots of the tutorial and of `model.md`: prior hole, levels and chains in two dimensions.
 
 q(u) is a mixture of Gaussians on a ring, every other one faint, of mean 0 and variance 1 in each
 coordinate, as N(0, I) has. Diffused it stays a mixture, so that F(u, t) = log p_t(u) + |u|^2 / 2
@@ -96,7 +96,7 @@ def faint(u: Tensor) -> Tensor:
     return WEIGHTS[torch.cdist(u, centres()).argmin(1)] < 0.1
 
 
-def hole() -> None:
+def prior_hole() -> None:
     figure, (left, middle, right) = panels(3)
     stream = torch.Generator().manual_seed(0)
     chosen = torch.multinomial(WEIGHTS, 600, replacement=True, generator=stream)
@@ -112,7 +112,7 @@ def hole() -> None:
     shown = energy((points[:, :, None, None],), lowest).reshape(POINTS, POINTS).clamp(min=-8)
     right.contourf(side, side, shown, 20, cmap="RdBu")
     right.set_title("F: blue is likelier than N(0, I)", fontsize=9)
-    save(figure, "hole.png")
+    save(figure, "prior-hole.png")
 
 
 def levels() -> None:
@@ -152,7 +152,7 @@ def chains() -> None:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    hole()
+    prior_hole()
     levels()
     chains()
 

@@ -203,7 +203,7 @@ def interpolate(**options: Any) -> None:
     ),
     _ALIGN,
     _PASTE_BACK,
-    seeds("One result a seed.  [default: 0]"),
+    seeds("One result per seed.  [default: 0]"),
     _strength(0.9, "Noise to start from: less keeps more of a smooth filling."),
     option(
         "Images",
@@ -227,7 +227,7 @@ def interpolate(**options: Any) -> None:
 def inpaint(**options: Any) -> None:
     """Fill in the white of a mask; the other pixels stay as they are.
 
-    The grid is a row: the image, what is known of it, and a result a seed.
+    The grid is a row: the image, what is known of it, and a result per seed.
     """
     editing.inpaint(InpaintOptions(**options))
 

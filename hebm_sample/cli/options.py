@@ -286,7 +286,7 @@ SAMPLER = [
         "--particles",
         type=click.IntRange(1, MAX_PARTICLES),
         metavar="N",
-        help="Chains an image, of which unlikely ones give way to others.  [default: the model's]",
+        help="Chains per image; unlikely ones give way to others.  [default: the model's]",
     ),
 ]
 

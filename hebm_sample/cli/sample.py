@@ -85,7 +85,7 @@ _HELP = {
     "list": "Show the models and their symbols, and leave.",
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
     "n": f"Number of images, of seeds 0 to N-1.  [default: {DEFAULT_IMAGES}]",
-    "seeds": "One image a seed: numbers and ranges, 0-15,20.",
+    "seeds": "One image per seed: numbers and ranges, 0-15,20.",
     "from": "Variations of this seed's image: of --seeds, or the -n that follow it.",
     "keep": "With --from-seed or --mix: number of top groups of latents that are kept.",
     "layers": "One seed from top to bottom: each row frees one more group; -n columns "
@@ -95,7 +95,7 @@ _HELP = {
     f"ends in {' or '.join(ANIMATED)}.",
     "seconds": f"How long it runs before the last image is held for {HOLD:g} s.  "
     f"[default: {SECONDS:g}]",
-    "best": "Of N candidates an image, keep the one of highest log density.",
+    "best": "Of N candidates per image, keep the one of highest log density.",
     "gaussian": "Sample from N(0, I), without the energy-based prior.",
     "columns": "Of the grid.  [default: near to a square]",
     "scale": "Show each pixel as K x K: for small images.",

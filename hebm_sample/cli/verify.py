@@ -20,7 +20,7 @@ _REPAIR = "to sample from it downloads the file again"
 
 
 def verify(dataset: str | None, *, as_json: bool, quiet: bool, **where: Any) -> None:
-    """Print a line a file, or one JSON object.
+    """Print a line per file, or one JSON object.
 
     Arguments:
         dataset: A model; None for all of the manifest that are embedded or in the Hub's cache.

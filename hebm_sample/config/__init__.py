@@ -21,6 +21,7 @@ from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
 from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import (
+    CHAINLESS,
     EDIT_GUIDANCE,
     EDIT_STEPS,
     MAX_GUIDANCE,
@@ -32,6 +33,7 @@ from hebm_sample.config.sampler import (
 )
 
 __all__ = [
+    "CHAINLESS",
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "FORMAT_VERSION",

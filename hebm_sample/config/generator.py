@@ -68,7 +68,7 @@ class GeneratorConfig(ConfigBase):
         decoder: Stages between the finest latent scale and the head, each doubling the resolution.
         head_upsample: The head's pixel shuffle: last stage's resolution times this is the
             image's side.
-        encoder_cells: Residual cells a scale and stage in the encoder.
+        encoder_cells: Residual cells per scale and stage in the encoder.
         encoder_size: Side to which the encoder averages images before it reads them; None for
             `image_size`. A generator grown from a smaller one keeps the smaller one's encoder, and
             with it q(u | x), T and the prior.
@@ -111,6 +111,10 @@ class GeneratorConfig(ConfigBase):
         require(
             len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale"
         )
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        """Stages double from one to the next, up to the image; a second decoder has the same."""
         resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
         for low, high in zip(resolutions, resolutions[1:], strict=False):
             require(

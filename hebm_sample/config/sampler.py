@@ -15,6 +15,7 @@ from hebm_sample.config.base import (
 )
 
 __all__ = [
+    "CHAINLESS",
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
     "MAX_PARTICLES",
@@ -26,7 +27,7 @@ __all__ = [
     "Start",
 ]
 
-# Gradients of an edit by the flow, half of them up, and of an inpainting: both need more than the
+# Gradients of an edit by inversion, half of them up, and of an inpainting: both need more than the
 # samplers of some models.
 EDIT_STEPS = 48
 # Weight of the condition of an edit, and the most that any condition can have.
@@ -35,6 +36,8 @@ MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
 
 SamplerName = Literal["recovery", "annealed", "flow"]
+# Those that follow a path of their own, with a state per step of it, and have no chains.
+CHAINLESS: tuple[SamplerName, ...] = ("flow",)
 Kernel = Literal["corrected", "plain"]
 Start = Literal["ancestral", "flow", "u_next"]
 ReferenceVariance = Literal["sigma_next", "posterior"]
@@ -63,8 +66,8 @@ class LangevinConfig(ConfigBase):
         momentum: rho, the part of the momentum that a step keeps (`sampling/chain.py`). 0 is
             overdamped Langevin.
         metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
-            is; costs a gradient a level.
-        particles: Chains an image; of each noise level's, those that the energies find unlikely
+            is; costs a gradient per level.
+        particles: Chains per image; of each noise level's, those that the energies find unlikely
             give way to others (`sampling/particles.py`). Each costs as many gradients.
         precondition: Longer steps where the data leaves more room: B_t of each coordinate from
             the posterior's variance there, see `sampling/sample.py`.
@@ -135,7 +138,7 @@ class LangevinConfig(ConfigBase):
         if self.particles == 1:
             return
         require(
-            self.sampler != "flow" and self.start == "ancestral",
+            self.runs_chains and self.start == "ancestral",
             f"particles is {self.particles}; they need start='ancestral', a random step between "
             f"levels, and sampler='recovery' or 'annealed' (these are start={self.start!r}, "
             f"sampler={self.sampler!r})",
@@ -145,10 +148,15 @@ class LangevinConfig(ConfigBase):
             f"temperature is {self.temperature}; particles need one number above 0",
         )
 
+    @property
+    def runs_chains(self) -> bool:
+        """Whether chains run at the model's levels, with steps and densities of their own."""
+        return self.sampler not in CHAINLESS
+
     def takes_particles(self) -> bool:
         """Whether these settings have proposals that particles can be weighed by."""
         single = isinstance(self.temperature, float | int) and self.temperature != 0.0
-        return self.sampler != "flow" and self.start == "ancestral" and single
+        return self.runs_chains and self.start == "ancestral" and single
 
     def changed(self, **settings: Any) -> "LangevinConfig":
         """With these settings in the place of its own. Its number of particles stays where they

@@ -36,7 +36,7 @@ class StepSampler:
 
     Arguments:
         num_rows: Rows to draw from.
-        batch_size: Rows a step and rank.
+        batch_size: Rows per step and rank.
         seed: Of the order and the flips.
         rank: Of this process.
         world: Processes.

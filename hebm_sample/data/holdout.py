@@ -24,7 +24,7 @@ MOST_VALUES = 256  # more are numbers of something, and no classes
 
 
 def row_keys(names: Iterable[str], seed: int = SEED) -> np.ndarray:
-    """A key a row, (N,) uint64, from its identity and the seed alone."""
+    """A key per row, (N,) uint64, from its identity and the seed alone."""
     digests = (
         hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()[:8]
         for name in names

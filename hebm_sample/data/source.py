@@ -15,7 +15,7 @@ class Chunk(NamedTuple):
     Arguments:
         part: Number of the file.
         images: Encoded images, or their paths; None where a row has none.
-        labels: Cells a column.
+        labels: Cells per column.
         names: What each row is known by: its file's name below the data's folder, or a number.
     """
 

@@ -79,7 +79,7 @@ class Controls:
             elem_id="hebm-keep",
         )
         self.vary_seeds, _ = _seeds(
-            "hebm-vary-seeds", "1-8", "Seeds of the variations", "One variation a seed"
+            "hebm-vary-seeds", "1-8", "Seeds of the variations", "One variation per seed"
         )
         self.vary = gr.Button("Vary", variant="primary", elem_id="hebm-vary")
 
@@ -114,7 +114,7 @@ class Controls:
             EDIT_GUIDANCE,
             step=1,
             label="Guidance",
-            info="How strongly the condition pulls.",
+            info="How strongly the condition guides.",
             elem_id="hebm-guidance",
         )
         with gr.Accordion("Advanced", open=False):

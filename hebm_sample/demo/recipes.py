@@ -69,7 +69,7 @@ class Settings:
 
     Arguments:
         symbols: Variable to target: `yes`, `~cat`, `cat,dog`.
-        guidance: One weight a variable of the condition; those left out have the command's
+        guidance: One weight per variable of the condition; those left out have the command's
             default.
         sampler, steps, temperature: As of `LangevinConfig`; None is the model's own.
     """

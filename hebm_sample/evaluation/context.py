@@ -1,7 +1,7 @@
 """An evaluation context: a model's latents and images, made once for every part of a measurement.
 
     gaussian, ebm      u of seeds 0 ... n - 1 under N(0, I) and under the energy-based prior
-    held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL a group, of all held-out images
+    held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL per group, of all held-out images
 
 With a folder these are kept there as safetensors, 500 images per file, under a key of the
 package's version, the model, the sampler and the data: a measurement that was interrupted goes on
@@ -61,7 +61,7 @@ class PriorSamples(NamedTuple):
 
 
 class EncodedImages(NamedTuple):
-    """Held-out images: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL a group (N, L) in nats."""
+    """Held-out images: u ~ q(u | x), -log p(x | h_{L+1}) (N,) and KL per group (N, L) in nats."""
 
     u: Latents
     distortion: Tensor

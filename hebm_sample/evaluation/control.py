@@ -163,7 +163,7 @@ def _rates(
     real: Predictions,
     again: Predictions,
 ) -> list[ConditionRates]:
-    """One a condition; `real` and `again` are of held-out images and their reconstructions."""
+    """One per condition; `real` and `again` are of held-out images and their reconstructions."""
     rates = []
     for i, condition in enumerate(conditions):
         known, holds = context.labelled(context.training, condition)

@@ -73,7 +73,7 @@ class Share:
 
     @classmethod
     def of(cls, hits: np.ndarray | Sequence[bool]) -> "Share":
-        """From one truth value an image, all independent: the binomial error."""
+        """From one truth value per image, all independent: the binomial error."""
         found = np.asarray(hits, dtype=bool)
         if not found.size:
             return cls(math.nan, math.nan, 0)

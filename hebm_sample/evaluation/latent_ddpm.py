@@ -199,7 +199,7 @@ class DenoisingObjective(nn.Module):
         labels: Tensor | None = None,
         stream: torch.Generator | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Mean square a dimension, with `gaussian` (the loss at net = 0) and `drop` below it.
+        """Mean square per dimension, with `gaussian` (the loss at net = 0) and `drop` below it.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1], or their `Encoder.features`.

@@ -39,7 +39,7 @@ from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.langevin import LogDensity, noise_scale, score
 from hebm_sample.sampling.noise import NoiseStreams
-from hebm_sample.sampling.probability_flow import flow_levels
+from hebm_sample.sampling.probability_flow import path_of
 from hebm_sample.sampling.sample import sample_prior
 from hebm_sample.sampling.state import LevelState
 from hebm_sample.sampling.step_size import Transition, step_sizes, transition
@@ -209,14 +209,13 @@ def diagnose_levels(
     # The state of a level of the flow shows u where the level's gradient was taken, at path[-2 -
     # level]; where the path ends, it is the result.
     high = min(high, chain.schedule.levels[-1])
-    low = chain.schedule.levels[0]
-    path = flow_levels(config.steps, low, high, denoise=config.denoise)
+    path = path_of(config, chain.schedule, high)
     for state in states:
         latents[state.level] = state.u
-        if config.sampler == "flow":
-            found.append(_of_flow(state, path[-2 - state.level]))
-        else:
+        if config.runs_chains:
             found.append(_of_chain(chain, state))
+        else:
+            found.append(_of_flow(state, path[-2 - state.level]))
     return found, latents
 
 

@@ -155,7 +155,7 @@ def _lowest_chain(
     chain = transition(
         schedule,
         0,
-        config if config.sampler != "flow" else replace(config, sampler="recovery"),
+        config if config.runs_chains else replace(config, sampler="recovery"),
         parametrization=prior.parametrization,
         step_size_0=prior.step_size_0,
     )

@@ -38,7 +38,7 @@ class PosteriorHead(nn.Module):
 
 
 class Encoder(ImageEncoder):
-    """Bottom-up network and one posterior head a group, mirroring a `GeneratorConfig`."""
+    """Bottom-up network and one posterior head per group, mirroring a `GeneratorConfig`."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ LOWEST_LOG_SCALE = -7.0
 
 
 def bits_per_dimension(nats: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-    """Nats an image to bits per dimension (a colour value of a pixel)."""
+    """Nats per image to bits per dimension (a colour value of a pixel)."""
     return nats / (math.log(2) * math.prod(image_shape))
 
 

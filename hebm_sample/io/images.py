@@ -81,12 +81,12 @@ def to_uint8(images: "Tensor") -> npt.NDArray[np.uint8]:
 
 
 def to_pil(images: "Tensor") -> list[Image.Image]:
-    """One RGB image a row of float images (B, 3, H, W) in [-1, 1]."""
+    """One RGB image per row of float images (B, 3, H, W) in [-1, 1]."""
     return [Image.fromarray(x) for x in to_uint8(images)]
 
 
 def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
-    """The image's central square at `size` pixels a side: float (3, size, size) in [-1, 1].
+    """The image's central square at `size` pixels per side: float (3, size, size) in [-1, 1].
 
     Reduced by Lanczos, as the training images are: the encoder sees what it has learned on.
     """

@@ -179,7 +179,7 @@ def train_attribute_classifier(
         labels: Column name to values (N,), whole numbers from 0, -1 where unknown. Columns
             without any known value are left out.
         steps: Optimiser steps.
-        batch_size: Images a step.
+        batch_size: Images per step.
         learning_rate: Peak of the one-cycle schedule.
         seed: Of the initial weights, the order and the augmentation.
         progress: Show a bar.

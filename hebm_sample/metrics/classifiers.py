@@ -295,7 +295,7 @@ def train_feature_net(
         labels: Column name to values (N,), whole numbers from 0, -1 where unknown. Columns
             without any known value are left out.
         steps: Optimiser steps.
-        batch_size: Images a step.
+        batch_size: Images per step.
         seed: Of the initial weights, the held-out rows, the order and the augmentation.
         progress: Show a bar.
         device: Where to train.

@@ -143,7 +143,7 @@ class PcaFeatures(nn.Module):
 
     Arguments:
         dim: D, number of components.
-        side: Pixels a side after downsampling.
+        side: Pixels per side after downsampling.
     """
 
     kind = "pca"

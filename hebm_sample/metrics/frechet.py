@@ -116,7 +116,7 @@ def _leave_one_group_out(
 ) -> list[FeatureStatistics]:
     """Statistics without each of `num_groups` random groups.
 
-    Sums and outer products are taken once a group and subtracted from the total, so that all
+    Sums and outer products are taken once per group and subtracted from the total, so that all
     together cost one pass over the features; centring first keeps the subtraction accurate.
     """
     features = _checked(features)

@@ -1,4 +1,6 @@
-"""Inception features, as FID (arXiv 1706.08500) and KID (1801.01401) are published in.
+"""Inception features, which FID ("GANs Trained by a Two Time-Scale Update Rule Converge to a Local
+Nash Equilibrium", arXiv 1706.08500) and KID ("Demystifying MMD GANs", arXiv 1801.01401) are
+published in.
 
 Network and weights come through torch-fidelity: the TensorFlow graph of 2015 ported to PyTorch,
 which resizes the bytes of an image to 299x299 as that graph did. The weights are downloaded on

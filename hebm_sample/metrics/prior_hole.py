@@ -171,7 +171,7 @@ def two_sample_accuracy(
     each on a third that did not train it, and the first one's KL bound.
 
     Raises:
-        UserInputError: Fewer than 30 rows a side.
+        UserInputError: Fewer than 30 rows per side.
         EnvironmentFailure: scikit-learn is not installed.
     """
     quadratic, trees = _two_classifiers(q, p, seed)

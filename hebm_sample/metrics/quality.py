@@ -1,4 +1,7 @@
-"""One set of images against a reference, by every measure that takes two sets of features."""
+"""One set of images against a reference, by every measure that takes two sets of features.
+
+Their sources are named where they are computed: `frechet`, `kernel` and `neighbours`.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -139,11 +139,11 @@ def read_condition(
             raise UserInputError("guidance is given, but no symbols that it could weigh")
         return None
     if not isinstance(symbols, (Mapping, list, tuple)):
-        raise UserInputError(f"symbols is {symbols!r}; give one mapping an image, or one for all")
+        raise UserInputError(f"symbols is {symbols!r}; give one mapping per image, or one for all")
     rows = [symbols] * count if isinstance(symbols, Mapping) else list(symbols)
     if len(rows) != count or not all(isinstance(row, Mapping) for row in rows):
         raise UserInputError(
-            f"symbols is a list of {len(rows)} for {count} images; give one mapping an image, "
+            f"symbols is a list of {len(rows)} for {count} images; give one mapping per image, "
             "or one for all"
         )
     named = {name for row in rows for name in row}

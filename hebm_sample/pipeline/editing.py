@@ -110,7 +110,7 @@ def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an edit by the flow, which has no sampler to choose."""
+    """The options of an edit by inversion, which has no sampler to choose."""
     if options.get("sampler") not in (None, "flow"):
         raise UserInputError(
             f"sampler is {options['sampler']!r}, but method 'flow' draws nothing; leave the "
@@ -129,7 +129,7 @@ def _flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
     options = with_edit_steps(options)
     steps = sampling_config(model, steps=options["steps"]).steps
     if steps < 2:
-        raise UserInputError(f"steps is {steps}; an edit by the flow takes at least 2")
+        raise UserInputError(f"steps is {steps}; an edit by inversion takes at least 2")
     return options | {"sampler": "flow"}
 
 

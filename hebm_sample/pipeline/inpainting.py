@@ -225,7 +225,7 @@ def fill_smoothly(images: Tensor, known: Tensor, least: int = 2) -> Tensor:
 
 
 def known_cells(known: Tensor, shapes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, ...]:
-    """Cells whose patch of the image is known altogether: (B, 1, H_i, W_i) bool a group.
+    """Cells whose patch of the image is known altogether: (B, 1, H_i, W_i) bool per group.
 
     Arguments:
         known: (B, 1, S, S) bool.

@@ -55,7 +55,7 @@ def vary(
 ) -> Samples:
     """Variations that keep some groups and resample the others.
 
-    The kept groups are returned bit by bit; in between they are clamped to their diffused values,
+    What is kept is returned bit by bit; in between it is clamped to its diffused values,
     an approximation (`sampling/constraints.py`).
 
     Arguments:
@@ -123,7 +123,7 @@ def layers(
 
     Arguments:
         seed: Of the image, and of nothing else: the variations have seeds 0, 1, ...
-        columns: Images a row, at least 2.
+        columns: Images per row, at least 2.
         cuts: How many top groups each row keeps; L-1 ... 0 if None.
         options: As for `vary`.
     """

@@ -81,7 +81,7 @@ class Samples:
         return f"<Samples: {len(self)} {noun}, seeds {_short(self.seeds)}, level {self.level}>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the first 64 images, reduced to 1024 pixels a side."""
+        """What a notebook shows: the first 64 images, reduced to 1024 pixels per side."""
         some = slice(0, SHOWN_IMAGES)
         return _reduced(replace(self, images=self.images[some], seeds=self.seeds[some]).grid())
 
@@ -111,7 +111,7 @@ class Trajectory:
         return [step.grid() for step in self.steps]
 
     def grid(self) -> Image.Image:
-        """One grid: a row per image, a column a step."""
+        """One grid: a row per image, a column per step."""
         rows = zip(*(step.images for step in self.steps), strict=True)
         return grid([image for row in rows for image in row], len(self))
 
@@ -143,7 +143,7 @@ class Trajectory:
         return f"<Trajectory: {len(self)} steps to {self.samples!r}>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows: the grid, reduced to 1024 pixels a side."""
+        """What a notebook shows: the grid, reduced to 1024 pixels per side."""
         return _reduced(self.grid())
 
 
@@ -154,7 +154,7 @@ def _short(seeds: Sequence[int]) -> str:
 
 
 def _reduced(image: Image.Image) -> bytes:
-    """PNG of at most `SHOWN_SIDE` pixels a side."""
+    """PNG of at most `SHOWN_SIDE` pixels per side."""
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return png_bytes(image)
 

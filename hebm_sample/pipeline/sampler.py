@@ -31,7 +31,7 @@ from hebm_sample.pipeline.request import (
     read_request,
 )
 from hebm_sample.pipeline.runtime.frozen_energy import ChainEnergy, CompiledTerms
-from hebm_sample.pipeline.runtime.threads import Stop, part_bounds, part_threads, side_by_side
+from hebm_sample.pipeline.runtime.threads import Stop, in_threads, part_bounds, part_threads
 from hebm_sample.pipeline.states import (
     ChainState,
     DecodedState,
@@ -121,9 +121,9 @@ class Sampler:
             seeds: One per image: the same seed is the same image, in any batch.
             symbols: The condition, such as {"class": "horse"}, {"class": ["cat", "dog"]},
                 {"class": "~cat"}, {"Smiling": "yes", "Male": "no"}; or a list, one per image.
-            guidance: The weight w of the condition, one or one a variable: 0 ignores it, 1 is the
-                model's conditional, more exaggerates.
-            best_of: Sample so many candidates an image and keep the best. The first candidate is
+            guidance: The weight w of the condition, one or one per variable: 0 ignores it, 1 is
+                the model's conditional, more exaggerates.
+            best_of: Sample so many candidates per image and keep the best. The first candidate is
                 the seed's own image.
             rank_by: What is best: "density", the highest log p(u | y) = F - |u|^2 / 2 with the
                 condition in F, the density that the sampler's lowest level has; or "energy", the
@@ -207,7 +207,7 @@ class Sampler:
     def best(
         self, request: Request, best_of: int = 1, rank_by: Ranking = "density"
     ) -> DecodedState:
-        """The result; of several candidates an image, the one that ranks first."""
+        """The result; of several candidates per image, the one that ranks first."""
         best: DecodedState | None = None
         for k in range(best_of):
             seeds = tuple(derived_seed(seed, k) for seed in request.seeds)
@@ -253,7 +253,7 @@ class Sampler:
         parts = [request.rows(start, end) for start, end in bounds]
         parts[1:] = [replace(part, progress=stop) for part in parts[1:]]
         walks = [self._states(part, energy) for part in parts]
-        states = (join_parts(states) for states in side_by_side(walks, stop))
+        states = (join_parts(states) for states in in_threads(walks, stop))
         return self._decoded(states, request)
 
     def _noise(self, request: Request) -> NoiseStreams:

@@ -35,7 +35,7 @@ CHANNELS = 20  # of every group, as in NVAE and VAEBM
 
 
 def _scale(resolution: int, groups: int, width: int) -> ScaleConfig:
-    """NVAE's two residual cells a group."""
+    """NVAE's two residual cells per group."""
     return ScaleConfig(resolution, groups, latent_channels=CHANNELS, width=width, cells=2)
 
 
@@ -86,7 +86,7 @@ def _prior(s_0: float, width: int, max_resolution: int) -> PriorConfig:
 
 
 def _sampling(chain_steps: int) -> LangevinConfig:
-    """The chains that the energies were trained with: K plain steps a level, from u_{t+1}."""
+    """The chains that the energies were trained with: K plain steps per level, from u_{t+1}."""
     return LangevinConfig(
         sampler="recovery",
         steps=(len(LEVELS) - 1) * chain_steps,

@@ -34,7 +34,7 @@ FACE_SYMBOLS = tuple(SymbolConfig(name, ("no", "yes")) for name in FACE_ATTRIBUT
 
 @dataclass(frozen=True)
 class DecoderPlan(ConfigBase):
-    """How the sharp image decoder is made and trained (`training/decoder.py`).
+    """How the sharp image decoder is made and trained (`training/decoding/objective.py`).
 
     Arguments:
         stages: Of the decoder; those of the generator's own if None, whose weights it starts from
@@ -82,7 +82,7 @@ class Preset:
     Arguments:
         name: What `--preset` takes.
         note: One line for `--help` and the docs.
-        kl_weight: beta of the generator's loss, one number or one a scale or group, coarse to
+        kl_weight: beta of the generator's loss, one number or one per scale or group, coarse to
             fine; 1 is the ELBO.
         objective: What the prior is trained with where no other is asked for.
         chain_steps: K of the chains that objective "mle" trains with.

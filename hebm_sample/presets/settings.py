@@ -15,7 +15,7 @@ class TrainSettings(ConfigBase):
     Arguments:
         steps: Optimiser steps in all; None with `time_budget`.
         time_budget: Seconds, turned into steps once, at the start, and stored; None with `steps`.
-        batch_size: Images a step and process.
+        batch_size: Images per step and process.
         accumulate: Micro-batches that a process computes its batch in, one after another, with
             the gradients averaged: less memory. A divisor of `batch_size`.
         dtype: Of convolutions and matrix products, "float32" or "bfloat16"; weights are float32.
@@ -86,14 +86,9 @@ class TrainSettings(ConfigBase):
             f"{self.batch_size}; give micro-batches of equal sizes",
         )
         require_choice("dtype", self.dtype, Literal["float32", "bfloat16"])
-        require_integer("warmup_steps", self.warmup_steps, 0, 10**9)
+        self._check_optimiser()
         if self.validation is not None:
             require_integer("validation", self.validation, 0, 10**9)
-        require_range("learning_rate", self.learning_rate, 0.0, 10.0)
-        require_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
-        if self.ema_length is not None:
-            require_range("ema_length", self.ema_length, 0.001, 0.28)
         require_integer("evaluate_every", self.evaluate_every, 0, 10**9)
         require(
             self.evaluate_every % self.log_every == 0,
@@ -101,10 +96,18 @@ class TrainSettings(ConfigBase):
             f"{self.log_every}",
         )
         require_integer("heldout", self.heldout, 1, 10**6)
-        require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
         require_range("zoom", self.zoom, 0.5, 1.0)
-        require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
         require_integer("seed", self.seed, 0, 2**31)
+
+    def _check_optimiser(self) -> None:
+        require_integer("warmup_steps", self.warmup_steps, 0, 10**9)
+        require_range("learning_rate", self.learning_rate, 0.0, 10.0)
+        require_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        require_range("ema_decay", self.ema_decay, 0.0, 0.999999)
+        if self.ema_length is not None:
+            require_range("ema_length", self.ema_length, 0.001, 0.28)
+        require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
+        require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
 
 
 def parse_duration(text: str) -> float:

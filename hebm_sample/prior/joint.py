@@ -1,8 +1,8 @@
-"""The joint energy-based prior: one term a latent group.
+"""The joint energy-based prior: one term per latent group.
 
     p(u) ∝ exp(F(T(u))) N(u; 0, I),    F = sum_i b_i + the symbols' part   (`prior/symbols.py`)
 
-"Learning Latent Space Energy-Based Prior Model" (arXiv 2006.08205), with a term a group as in
+"Learning Latent Space Energy-Based Prior Model" (arXiv 2006.08205), with a term per group as in
 "Learning Latent Space Hierarchical EBM Diffusion Models" (arXiv 2405.13910).
 
 F large = likely; the energy of the API is -F. The networks' outputs f_i are scaled in one place,
@@ -34,7 +34,7 @@ class JointLevel(NamedTuple):
 
     Arguments:
         scale: (B, 1), what f_i is divided by.
-        nets: One a group.
+        nets: One per group.
     """
 
     scale: Tensor
@@ -42,7 +42,7 @@ class JointLevel(NamedTuple):
 
 
 class GroupStates(Protocol):
-    """What the energies read of T(u): z_i, u_i and h_i, one tensor a group."""
+    """What the energies read of T(u): z_i, u_i and h_i, one tensor per group."""
 
     @property
     def z(self) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ class JointEnergy(nn.Module):
     Arguments:
         config: The prior's.
         latent_shapes: (C, H, W) a group.
-        state_shapes: (S, H, W) of the top-down state a group.
+        state_shapes: (S, H, W) of the top-down state per group.
     """
 
     step_sizes: Tensor

@@ -1,5 +1,5 @@
 """The energy nets of "Learning Latent Space Hierarchical EBM Diffusion Models" (arXiv 2405.13910),
-as its authors' release has them: one a group, of z_i and the integer level t, to s_t F_i.
+as its authors' release has them: one per group, of z_i and the integer level t, to s_t F_i.
 
     e = M(sinusoids of t)                                        128 numbers
     features: convolutions of stride 2, down to 2x2 (residual) or 4x4 (plain)

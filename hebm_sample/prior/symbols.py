@@ -81,7 +81,7 @@ class SymbolTable:
 
         Returns:
             The mean over the known labels (0 if none is known), and the number of right answers
-            and of known labels a variable, (variables,) each.
+            and of known labels per variable, (variables,) each.
         """
         total = logits.new_zeros(())
         right: list[Tensor] = []

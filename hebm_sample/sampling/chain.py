@@ -15,7 +15,7 @@ Metropolis's correction takes (u', p') with probability
     min(1, exp(log p(u') - log p(u) + (|p|^2 - |p'|^2) / 2))
 
 and else leaves u where it was and turns p round ("MCMC Using Hamiltonian Dynamics", arXiv
-1206.1901): the density is invariant whatever s is. Every variant needs one gradient a step; the
+1206.1901): the density is invariant whatever s is. Every variant needs one gradient per step; the
 correction one more, for the start.
 """
 

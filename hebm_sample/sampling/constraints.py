@@ -3,7 +3,7 @@ r"""Sampling that starts from, or holds on to, latents u_0 that are already ther
     clamped groups  u_t = cum_a_t u_0 + cum_sigma_t eps at every level, and u_0 itself at the end
     free groups     start from eps, or from cum_a_k u_0 + cum_sigma_k eps at a level k
 
-with one standard normal eps an image. Single cells of a free group can be clamped likewise.
+with one standard normal eps per image. Single cells of a free group can be clamped likewise.
 Clamping groups to their own diffused values is an approximation to conditioning on them: the free
 groups meet a noisy version of what is clamped, and from level to level the same noise. To the
 sampler only the free groups exist.

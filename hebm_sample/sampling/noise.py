@@ -1,8 +1,8 @@
-"""One random stream a seed, so that a seed's image does not depend on its neighbours.
+"""One random stream per seed, so that a seed's image does not depend on its neighbours.
 
 Each stream is a `torch.Generator` on the CPU: the same numbers for every device, batch size and
 order of seeds, and the global random state is never read or written. Numbers are drawn in float32
-as one row of D a seed, then split into groups, moved and cast.
+as one row of D per seed, then split into groups, moved and cast.
 """
 
 import math
@@ -19,7 +19,7 @@ __all__ = ["NoiseStreams"]
 
 
 class NoiseStreams:
-    """Standard normal latents, one stream a seed.
+    """Standard normal latents, one stream per seed.
 
     Arguments:
         seeds: B whole numbers in [0, 2^32 - 1]; a seed may occur twice and then gives the same

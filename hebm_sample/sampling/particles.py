@@ -1,4 +1,4 @@
-r"""Several particles an image: sequential Monte Carlo over the noise levels.
+r"""Several particles per image: sequential Monte Carlo over the noise levels.
 
 Each image has N chains. The path u_{T-1} ... u_t of one of them should have the density
 
@@ -45,8 +45,8 @@ class Particles:
     its own seed, and are the same in any batch.
 
     Arguments:
-        seeds: One an image.
-        count: N, particles an image.
+        seeds: One per image.
+        count: N, particles per image.
         temperature: tau.
 
     Attributes:
@@ -90,7 +90,7 @@ class Particles:
         return self._rows(self.log_weights.argmax(1, keepdim=True))
 
     def draw(self) -> Tensor:
-        """A row an image, by weight, (images,)."""
+        """A row per image, by weight, (images,)."""
         bounds = self.log_weights.softmax(1).cumsum(1)
         chosen = torch.searchsorted(bounds, self._uniform()[:, None], right=True)
         return self._rows(chosen.clamp(max=self.count - 1))

@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from hebm_sample.config import LangevinConfig
 from hebm_sample.latents import Latents, unflatten
 from hebm_sample.prior.density import AnyEnergy, MarginalEBM, row_norm
-from hebm_sample.prior.schedule import log_snr_levels, log_snr_of
+from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_levels, log_snr_of
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.state import GradientTally, LevelState
 
-__all__ = ["flow_levels", "flow_step", "flow_weight", "probability_flow"]
+__all__ = ["flow_levels", "flow_step", "flow_weight", "path_of", "probability_flow"]
 
 
 def flow_weight(sigma: float, sigma_to: float) -> float:
@@ -76,10 +77,17 @@ def flow_levels(
     return (*inner, 0.0) if denoise else inner
 
 
+def path_of(
+    config: LangevinConfig, schedule: DiffusionSchedule, sigma_high: float
+) -> tuple[float, ...]:
+    """cum_sigma of the path that a sampler without chains follows, from `sigma_high`."""
+    return flow_levels(config.steps, schedule.levels[0], sigma_high, denoise=config.denoise)
+
+
 def probability_flow(
     energy: AnyEnergy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
 ) -> Iterator[LevelState]:
-    """Follow the flow from N(0, I) along `path`, one gradient a step.
+    """Follow the flow from N(0, I) along `path`, one gradient per step.
 
     The state of each level before the last shows u where the level's gradient was taken; the last
     is the result. The caller turns autograd off.

@@ -18,10 +18,10 @@ F = 0. From the other two a chain must still forget that it starts in
 step with u_{t+1}, or every level hands on too much variance. `sampling/step_size.py` has their
 densities, steps and reference variances.
 
-With several particles an image (`sampling/particles.py`) they are weighed and resampled after each
-level. Every sampler evaluates exactly `config.steps` gradients a row. With a latent constraint
-(`sampling/constraints.py`) the loop runs over the free groups, and over the levels below the one
-that they start at.
+With several particles per image (`sampling/particles.py`) they are weighed and resampled after
+each level. Every sampler evaluates exactly `config.steps` gradients per row. With a latent
+constraint (`sampling/constraints.py`) the loop runs over the free groups, and over the levels
+below the one that they start at.
 """
 
 import math
@@ -47,7 +47,7 @@ from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.langevin import StepInfo
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.particles import Particles
-from hebm_sample.sampling.probability_flow import flow_levels, flow_step, probability_flow
+from hebm_sample.sampling.probability_flow import flow_step, path_of, probability_flow
 from hebm_sample.sampling.state import GradientTally, LevelState
 from hebm_sample.sampling.step_size import Transition, transition
 
@@ -103,7 +103,7 @@ def sample_prior(
         energy: The terms F_i (B, L) of latents and level (B,).
         schedule: The model's noise levels.
         noise: The random streams; all randomness comes from them. With several particles, one
-            for each of them, as `particle_seeds` has them; states have a row an image.
+            for each of them, as `particle_seeds` has them; states have a row per image.
         config: Method, number of gradients and the kernel's settings.
         parametrization: What the nets are told about a level, see `prior.density.net_level`.
         step_size_0: s_0 of the release's step sizes, for its parametrization with the plain
@@ -125,9 +125,9 @@ def sample_prior(
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)
     energy = groups.energy(energy, partial(cum_sigma_of, schedule, parametrization))
-    if config.sampler == "flow":
+    if not config.runs_chains:
         high = min(sigma_high, schedule.levels[top])
-        path = flow_levels(config.steps, schedule.levels[0], high, denoise=config.denoise)
+        path = path_of(config, schedule, high)
         states = probability_flow(energy, path, partial(groups.start, high), tally)
         sigmas = [0.0, *path[-3::-1]]
     else:

@@ -26,8 +26,8 @@ class LevelState(NamedTuple):
             denoises.
         terms: F_i at `u` and this level, (B, L).
         info: Diagnostics of the level's K steps, (K, B) each.
-        shown: Of several particles an image the row that stands for it, (images,); None where each
-            row is an image.
+        shown: Of several particles per image the row that stands for it, (images,); None where
+            each row is an image.
     """
 
     level: int
@@ -37,7 +37,7 @@ class LevelState(NamedTuple):
     shown: Tensor | None = None
 
     def shown_rows(self) -> "LevelState":
-        """A row an image."""
+        """A row per image."""
         if (rows := self.shown) is None:
             return self
         u, info = tuple(g[rows] for g in self.u), StepInfo(*(x[:, rows] for x in self.info))
@@ -45,7 +45,7 @@ class LevelState(NamedTuple):
 
 
 class GradientTally:
-    """Counts gradients, reports them as they happen, and checks the chains once a level.
+    """Counts gradients, reports them as they happen, and checks the chains once per level.
 
     Arguments:
         seeds: Each row's, for the error message.

@@ -4,7 +4,9 @@ r"""The transition at a level: on which density its chain runs, by which steps, 
     log p(u_t | u_{t+1})   sigma_{t+1}^2 cum_sigma_t^2 / cum_sigma_{t+1}^2    sigma_{t+1}^2, or B_t
     log p_t                cum_sigma_t^2                                      1, or B_t
 
-and s = c B_t with the step scale c. B_t is the variance of the chain's target if u_0 were known,
+and s = c B_t with the step scale c. B_t is the variance of the chain's target if u_0 were known
+(for the first that of q(u_t | u_{t+1}, u_0) in "Denoising Diffusion Probabilistic Models", arXiv
+2006.11239),
 the least a direction can have, so c < 4 is stable; the first C ("sigma_next") is its variance if
 u_0 were N(0, I). So B_t <= C <= 1. With `precondition` a coordinate whose posterior has the
 variance w, averaged over images, has
@@ -40,7 +42,7 @@ class Transition:
         t: The level.
         parametrization: Of the energies.
         conditional: Whether it runs on log p(u_t | u_{t+1}), or on log p_t.
-        unit: B_t, or the release's s_t: one number, or one a coordinate, (1, D).
+        unit: B_t, or the release's s_t: one number, or one per coordinate, (1, D).
         step_size: s of its first step, shaped likewise.
         decay: The last step's s over the first's.
         reference_variance: C.
@@ -85,7 +87,7 @@ def step_sizes(step_size: Scalar, count: int, decay: float = 1.0) -> list[Scalar
 def coordinate_variances(
     schedule: DiffusionSchedule, t: int, posterior_variance: Scalar, *, conditional: bool
 ) -> tuple[Scalar, float]:
-    """B_t for a posterior of that variance, one number or one a coordinate; and B_t for 1."""
+    """B_t for a posterior of that variance, one number or one per coordinate; and B_t for 1."""
     cum_a, cum_sigma = float(schedule.cum_a[t]), float(schedule.cum_sigma[t])
     wide = cum_a**2 * posterior_variance + cum_sigma**2
     if not conditional:

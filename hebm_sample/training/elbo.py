@@ -43,7 +43,7 @@ WARM_UP = 1 / 3
 
 
 class Elbo(NamedTuple):
-    """-log p(x | h_{L+1}) (B,) and KL a group (B, L) in nats; the posterior draw and its mean
+    """-log p(x | h_{L+1}) (B,) and KL per group (B, L) in nats; the posterior draw and its mean
     image.
     """
 

@@ -6,16 +6,22 @@ be fitted by denoising score matching, without a chain:
     loss = E | cum_sigma grad_u log p_t(u_t) + eps |^2 / D        u_t = cum_a u_0 + cum_sigma eps
 
 cum_sigma is log-uniform. With F = 0 the loss is E|eps - cum_sigma u_t|^2 / D; the statistic `drop`
-is how far below it the energies are (with all symbols open).
+is how far below it the energies are (with all symbols open). "A Connection Between Score Matching
+and Denoising Autoencoders" (Vincent, 2011), at many noise levels as in "Generative Modeling by
+Estimating Gradients of the Data Distribution" (arXiv 1907.05600).
 
-`mle`: the paper's maximum likelihood by Langevin. With t uniform, K steps from u_{t+1} on
+`mle`: maximum likelihood by Langevin, as in "Learning Latent Space Hierarchical EBM Diffusion
+Models" (arXiv 2405.13910) and "Learning Energy-Based Models by Diffusion Recovery Likelihood"
+(arXiv 2012.08125). With t uniform, K steps from u_{t+1} on
 log p(u_t | u_{t+1}) give u_t^-, and
 
     loss = mean[ F(u_t^-, t) - F(u_t^+, t) ] / D
 
 If the energies have symbols, both add `symbol_weight` times the cross-entropy of the known labels,
-at the noisy u_t and at every level. `mle` leaves all symbols open in F: with labels there too,
-p(y | u) would be counted twice. Score matching counts nothing twice, because the score of
+at the noisy u_t and at every level. Symbols and their cross-entropy are those of "Latent Space
+Energy-Based Model of Symbol-Vector Coupling for Text Generation and Classification" (arXiv
+2108.11556). `mle` leaves all symbols open in F: with labels there too, p(y | u) would be counted
+twice. Score matching counts nothing twice, because the score of
 F(u, y) is that of p_t(u | y) whatever else is learned; so a share of the labelled examples are
 seen with some of their labels set, which teaches the gradient of log p(y | u_t) directly, where
 cross-entropy teaches its value.
@@ -193,8 +199,8 @@ class ScoreObjective(PriorObjective):
         labels: Tensor | None = None,
         stream: Stream = None,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Mean square a dimension, with `gaussian` (the loss at F = 0), `drop`, and `drop` in four
-        bands of noise.
+        """Mean square per dimension, with `gaussian` (the loss at F = 0), and `drop`, the gain
+        over it, also in four bands of noise.
 
         Arguments:
             images: (B, 3, S, S) in [-1, 1], or their `ImageEncoder.features`.

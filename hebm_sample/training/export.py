@@ -31,10 +31,10 @@ from hebm_sample.training.checkpoint import (
     load_part,
     read_state,
 )
+from hebm_sample.training.decoding.train import sharpened
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.optim import averaged
 from hebm_sample.training.record import record_of
-from hebm_sample.training.train_decoder import sharpened
 from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run"]

@@ -23,8 +23,8 @@ from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.train import train_generator, train_prior
-from hebm_sample.training.train_decoder import train_decoder
 
 __all__ = ["Part", "Stage", "run_stage", "scaled", "stages", "start"]
 

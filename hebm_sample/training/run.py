@@ -121,7 +121,7 @@ class RunResult:
 def _time_a_step(
     run_step: Callable[[int], object], synchronize: Callable[[], None], rewind: Callable[[], None]
 ) -> float:
-    """Seconds a step takes: the mean of the last four of six trial steps, undone afterwards."""
+    """Seconds of a step: the mean of the last four of six trial steps, undone afterwards."""
     for i in range(2):
         run_step(i)
     synchronize()

@@ -142,15 +142,22 @@ def train_generator(
         show_progress=show_progress,
     )
     if accelerator.is_main_process:
-        learner = cast("GeneratorObjective", result.learner)
         before = init.config.training if init is not None else ()
         config = replace(config, training=(*before, result.record))
-        # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
-        encoder = grown_from.encoder if grown_from else learner.encoder
-        prior = grown_from.prior if grown_from else None
-        trained = Pipeline(config, learner.generator, prior, encoder)
-        trained.save_pretrained(Path(folder) / "model", overwrite=True)
+        learner = cast("GeneratorObjective", result.learner)
+        _save_generator(config, learner, grown_from, Path(folder) / "model")
     return result
+
+
+def _save_generator(
+    config: ModelConfig, learner: GeneratorObjective, grown_from: Pipeline | None, folder: Path
+) -> None:
+    """Write the model; one that has grown keeps encoder and prior of what it grew from."""
+    # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
+    encoder = grown_from.encoder if grown_from else learner.encoder
+    prior = grown_from.prior if grown_from else None
+    trained = Pipeline(config, learner.generator, prior, encoder)
+    trained.save_pretrained(folder, overwrite=True)
 
 
 def _weights_text(preset: Preset) -> str:

@@ -1,7 +1,7 @@
 """T: u -> (z, u, h) is exactly invertible, top-down, and needs no image decoder.
 
 A sampler differentiates through T at every step: were the decoder in it, sampling would cost
-several times as much; were a lower group to reach a higher one, kept groups would not stay what
+several times as much; were a lower group to reach a higher one, clamped groups would not stay what
 they are.
 """
 
@@ -110,7 +110,7 @@ def test_the_config_rebuilds_the_same_module(generator):
 
 @pytest.mark.parametrize("method", ["transform", "inverse"])
 @pytest.mark.parametrize(
-    "spoil",
+    "corrupt",
     [
         lambda u: u[:-1],
         lambda u: (u[0], u[1], u[2][:1]),
@@ -121,11 +121,11 @@ def test_the_config_rebuilds_the_same_module(generator):
     ],
     ids=["a group short", "two batches", "a channel short", "order", "no batch", "empty"],
 )
-def test_latents_of_other_shapes_are_refused(generator, method, spoil):
+def test_latents_of_other_shapes_are_refused(generator, method, corrupt):
     with pytest.raises(
         UserInputError, match=r"latents have shapes .* this model needs \(B, C, H, W\)"
     ):
-        getattr(generator, method)(spoil(tiny_latents(CONFIG)))
+        getattr(generator, method)(corrupt(tiny_latents(CONFIG)))
 
 
 def test_check_latents_gives_the_batch():

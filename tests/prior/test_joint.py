@@ -1,4 +1,4 @@
-"""F = sum_i F_i: scaled in one place, one term a group, exactly N(0, I) before training.
+"""F = sum_i F_i: scaled in one place, one term per group, exactly N(0, I) before training.
 
 A term that saw the groups below it would break keeping the top ones; a scaling forgotten or made
 twice is a prior of another temperature, which still draws plausible images.

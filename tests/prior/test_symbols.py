@@ -35,7 +35,7 @@ def g():
     return numbers(BATCH, TABLE.num_values)
 
 
-def wish(rows=BATCH, **asked):
+def condition(rows=BATCH, **asked):
     """A condition the same for all rows: name = (positions, weight)."""
     found, first = open_condition(TABLE, rows), 0
     for v, symbol in enumerate(TABLE.symbols):
@@ -82,34 +82,34 @@ def test_weight_one_is_the_sum_over_what_is_allowed(g, sets):
     expected = summed_over(
         g, lambda y: all(s is None or j in s for j, s in zip(y, sets, strict=True))
     )
-    assert torch.allclose(symbol_part(TABLE, g, wish(**asked)), expected)
+    assert torch.allclose(symbol_part(TABLE, g, condition(**asked)), expected)
 
 
 def test_one_value_puts_in_its_own_output(g):
     others = g[:, 3:5].logsumexp(1) + g[:, 5:].logsumexp(1)
-    found = symbol_part(TABLE, g, wish(**{"class": ({1}, 1.0)}))
+    found = symbol_part(TABLE, g, condition(**{"class": ({1}, 1.0)}))
     assert torch.allclose(found, g[:, 1] + others)
-    either = symbol_part(TABLE, g, wish(**{"class": ({1, 2}, 1.0)}))
+    either = symbol_part(TABLE, g, condition(**{"class": ({1, 2}, 1.0)}))
     assert torch.allclose(either, torch.logaddexp(g[:, 1], g[:, 2]) + others)
-    neither = symbol_part(TABLE, g, wish(**{"class": ({0}, 1.0)}))
+    neither = symbol_part(TABLE, g, condition(**{"class": ({0}, 1.0)}))
     assert torch.allclose(torch.logaddexp(either, neither), symbol_part(TABLE, g))
 
 
 def test_weights_are_factors_of_the_log_probability(g):
     still = symbol_part(TABLE, g)
-    once = symbol_part(TABLE, g, wish(Smiling=({1}, 1.0))) - still
+    once = symbol_part(TABLE, g, condition(Smiling=({1}, 1.0))) - still
     assert torch.allclose(once, TABLE.probabilities(g)["Smiling"][:, 1].log())
     for weight in (0.5, 2.0, 7.0):
-        found = symbol_part(TABLE, g, wish(Smiling=({1}, weight)))
+        found = symbol_part(TABLE, g, condition(Smiling=({1}, weight)))
         assert torch.allclose(found - still, weight * once)
-    two = symbol_part(TABLE, g, wish(**{"Smiling": ({1}, 2.0), "class": ({0, 1}, 3.0)}))
-    other = symbol_part(TABLE, g, wish(**{"class": ({0, 1}, 3.0)})) - still
+    two = symbol_part(TABLE, g, condition(**{"Smiling": ({1}, 2.0), "class": ({0, 1}, 3.0)}))
+    other = symbol_part(TABLE, g, condition(**{"class": ({0, 1}, 3.0)})) - still
     assert torch.allclose(two - still, 2 * once + other)
 
 
 def test_weight_zero_is_open_in_every_bit():
     g = numbers(BATCH, TABLE.num_values).float().requires_grad_()
-    ignored = symbol_part(TABLE, g, wish(**{"class": ({1}, 0.0), "size": ({0, 2}, 0.0)}))
+    ignored = symbol_part(TABLE, g, condition(**{"class": ({1}, 0.0), "size": ({0, 2}, 0.0)}))
     plain = symbol_part(TABLE, g)
     assert torch.equal(ignored, plain)
     grads = [torch.autograd.grad(x.sum(), g)[0] for x in (ignored, plain)]
@@ -118,12 +118,14 @@ def test_weight_zero_is_open_in_every_bit():
 
 def test_all_values_allowed_says_nothing(g):
     assert torch.equal(
-        symbol_part(TABLE, g, wish(size=({0, 1, 2, 3}, 5.0))), symbol_part(TABLE, g)
+        symbol_part(TABLE, g, condition(size=({0, 1, 2, 3}, 5.0))), symbol_part(TABLE, g)
     )
 
 
-def test_rows_have_their_own_wishes(g):
-    single = [wish(rows=1, **{"class": ({j}, 1.0 + j)}) for j in range(3)] + [wish(rows=1)] * 2
+def test_rows_have_their_own_conditions(g):
+    single = [condition(rows=1, **{"class": ({j}, 1.0 + j)}) for j in range(3)] + [
+        condition(rows=1)
+    ] * 2
     mixed = Condition(*(torch.cat(column) for column in zip(*single, strict=True)))
     for i, one in enumerate(single):
         alone = symbol_part(TABLE, g[i : i + 1], one)
@@ -144,7 +146,7 @@ def test_probabilities_are_the_posterior_of_the_joint(g):
 
 
 def test_gradient(g):
-    asked = wish(**{"class": ({0, 2}, 2.5), "Smiling": ({1}, 1.0)})
+    asked = condition(**{"class": ({0, 2}, 2.5), "Smiling": ({1}, 1.0)})
     for logits in (g, numbers(BATCH, GROUPS, TABLE.num_values)):
         torch.autograd.gradcheck(
             lambda x: symbol_part(TABLE, x, asked), logits.clone().requires_grad_()
@@ -155,7 +157,9 @@ def test_gradient(g):
 def test_extreme_outputs_stay_finite(size):
     g = (size * numbers(BATCH, TABLE.num_values).sign()).float().requires_grad_()
     for weight in (0.0, 1.0, 100.0):
-        found = symbol_part(TABLE, g, wish(**{"class": ({0}, weight), "size": ({1, 2}, weight)}))
+        found = symbol_part(
+            TABLE, g, condition(**{"class": ({0}, weight), "size": ({1, 2}, weight)})
+        )
         (grad,) = torch.autograd.grad(found.sum(), g)
         assert torch.isfinite(found).all() and torch.isfinite(grad).all()
     assert all(torch.isfinite(p).all() for p in TABLE.probabilities(g).values())

@@ -5,12 +5,13 @@ too much or too little; a condition that leaks into weight 0 is no longer the un
 """
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from analytic import Mixture, assert_moments, flat_energy, gaussian_energy
 
-from hebm_sample.config import LangevinConfig
+from hebm_sample.config import CHAINLESS, LangevinConfig, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.latents import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
@@ -21,7 +22,7 @@ LEVELS = (0.05, 0.324, 0.586, 0.778, 0.898, 0.960, 1.0)
 SCHEDULE = DiffusionSchedule(LEVELS)
 TOP = SCHEDULE.num_levels
 SMALL = ((2, 2, 2), (1, 4, 4), (1, 2, 2))
-SAMPLERS = ("recovery", "annealed", "flow")
+SAMPLERS = get_args(SamplerName)
 
 
 def states(energy, config, constraint=None, seeds=(0, 1), shapes=SMALL, **options):
@@ -39,7 +40,7 @@ def latents(seed=5, batch=2, shapes=SMALL):
 
 
 def coupled(u, level):
-    """All groups pull at each other."""
+    """All groups depend on each other."""
     row = flatten(u)
     return (-0.1 * row.sum(1).square() + row.sin().sum(1) * level.tanh())[:, None]
 
@@ -68,7 +69,7 @@ def test_clamped_groups_come_back_bit_by_bit(sampler, settings, clamped):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_in_between_clamped_groups_are_at_the_noise_of_their_level(sampler):
-    """One eps an image: cum_a u_0 + cum_sigma eps at every level before the last."""
+    """One eps per image: cum_a u_0 + cum_sigma eps at every level before the last."""
     u = latents()
     config = LangevinConfig(sampler=sampler, steps=12)
     eps = NoiseStreams((0, 1), SMALL).normal()
@@ -84,7 +85,7 @@ def test_in_between_clamped_groups_are_at_the_noise_of_their_level(sampler):
         expected = math.sqrt(1 - sigma**2) * u[0] + sigma * eps[0]
         assert torch.allclose(value, expected, atol=1e-5)
     levels = {state.level: state for state in before}
-    if sampler != "flow":
+    if sampler not in CHAINLESS:
         for t, state in levels.items():
             expected = math.sqrt(1 - LEVELS[t] ** 2) * u[0] + LEVELS[t] * eps[0]
             assert torch.allclose(state.u[0], expected, atol=1e-5)
@@ -155,7 +156,7 @@ def test_a_start_level_spends_all_steps_below_it(sampler, start, level):
         watched, config, LatentConstraint(latents(), (), level), progress=reported.append
     )
     assert sum(reported) == 13
-    if sampler == "flow":
+    if sampler in CHAINLESS:
         low, high = log_snr_of(LEVELS[0]), log_snr_of(min(LEVELS[level], 0.99))
         assert high - 1e-3 <= min(seen) and max(seen) <= low + 1e-3
         return
@@ -245,9 +246,9 @@ NUMBERS = ((1, 70, 70),)
 MIXTURE = Mixture((-2.0, 0.0, 2.0), (0.2, 0.3, 0.5), 0.05)
 
 
-def draw(sampler, wish, steps=60):
+def draw(sampler, asked, steps=60):
     config = LangevinConfig(sampler=sampler, steps=steps)
-    energy = MIXTURE.every_number(wish)
+    energy = MIXTURE.every_number(asked)
     # At 0.99 the flow would start from N(0, I) where the mean is still 0.14 of the data's.
     return flatten(final(energy, config, None, (0,), NUMBERS, sigma_high=0.999).u)[0]
 
@@ -271,7 +272,7 @@ def test_weight_one_samples_the_asked_component(sampler, part):
 
 @pytest.mark.parametrize("sampler", ["recovery", "flow"])
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("asked", "expected"),
     [
         (None, (0.2, 0.3, 0.5)),
         (({0, 1}, 1.0), (0.4, 0.6, 0.0)),
@@ -279,8 +280,8 @@ def test_weight_one_samples_the_asked_component(sampler, part):
     ],
     ids=["open", "or", "not"],
 )
-def test_shares_of_the_components(sampler, wish, expected):
-    found = shares(draw(sampler, wish))
+def test_shares_of_the_components(sampler, asked, expected):
+    found = shares(draw(sampler, asked))
     assert found.sum() > 0.95
     assert (found - torch.tensor(expected, dtype=torch.float64)).abs().max() < 0.04
 

@@ -1,4 +1,4 @@
-"""One stream a seed: a seed's noise depends on the seed alone.
+"""One stream per seed: a seed's noise depends on the seed alone.
 
 If it depended on the batch, `--seeds 7` would not give the seventh image of `--seeds 0-7`.
 """

@@ -91,7 +91,7 @@ class Painter(Pipeline):
         return Samples(edited, (), None, tuple(seeds))
 
     def vary(self, source, keep, num_variations, **_):
-        """The first row's pixels differ by 1, 1/2, ... with the number of kept groups."""
+        """The first row's pixels differ by 1, 1/2, ... with the number of clamped groups."""
         count, scale = len(source), len(range(3)[keep]) + 1
         images = torch.zeros(count * num_variations, 3, 16, 16)
         values = torch.arange(num_variations).repeat(count) * 8 / scale

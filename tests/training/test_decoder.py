@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training.adversary import (
+from hebm_sample.training.decoding.adversary import (
     Discriminator,
-    Verdicts,
+    Response,
     feature_distance,
     gradient_penalty,
 )
-from hebm_sample.training.decoder import (
+from hebm_sample.training.decoding.objective import (
     ALONE,
     MARGIN,
     RAMP,
@@ -58,7 +58,7 @@ def test_the_penalty_of_a_linear_discriminator_is_its_weights_square():
             self.weight = nn.Parameter(torch.randn(3, 8, 8, dtype=torch.float64))
 
         def forward(self, x):
-            return Verdicts((x * self.weight).flatten(1).sum(1), ())
+            return Response((x * self.weight).flatten(1).sum(1), ())
 
     net = Linear()
     found = gradient_penalty(net, torch.randn(5, 3, 8, 8, dtype=torch.float64))
@@ -90,7 +90,7 @@ def test_each_network_has_the_gradient_of_its_own_loss():
     learner, losses = built.learner, built.plan
     fakes = [learner.decoder(own), learner.decoder(drawn)]
     real = learner.discriminator(IMAGES)
-    verdicts = [learner.discriminator(y) for y in fakes]
+    responses = [learner.discriminator(y) for y in fakes]
     mine = [p for p in learner.discriminator.parameters()]
     detached = torch.stack([F.softplus(learner.discriminator(y.detach()).logits) for y in fakes])
     loss_d = F.softplus(-real.logits).mean() + detached.mean()
@@ -100,9 +100,9 @@ def test_each_network_has_the_gradient_of_its_own_loss():
         assert torch.allclose(found[name], grad, atol=1e-6), name
     loss_g = losses.pixels * (fakes[0] - IMAGES).abs().mean()
     loss_g = loss_g + losses.features * feature_distance(
-        verdicts[0].maps, [m.detach() for m in real.maps]
+        responses[0].maps, [m.detach() for m in real.maps]
     )
-    fooled = torch.stack([F.softplus(-v.logits) for v in verdicts]).mean()
+    fooled = torch.stack([F.softplus(-v.logits) for v in responses]).mean()
     others = list(learner.decoder.parameters())
     expected = torch.autograd.grad(loss_g + losses.adversarial * fooled, others)
     for p, grad in zip(others, expected, strict=True):

@@ -333,8 +333,8 @@ class TestCommand:
         draw_images(tmp_path / "data", count=60, labels=True)
         where = (model, "--data", tmp_path / "data", "--validation", 24, "-n", 12, "--quiet")
         options = ("--steps", 6, "--batch", 30, "--device", "cpu", "--report", tmp_path / "out")
-        judging = ("--judge-steps", 2, "--label-column", "Smiling=bright", "--guidance", 1)
-        result = self.run(*where, *options, *judging, "--held-out", 9, "--parts", "control")
+        classifier = ("--judge-steps", 2, "--label-column", "Smiling=bright", "--guidance", 1)
+        result = self.run(*where, *options, *classifier, "--held-out", 9, "--parts", "control")
         assert result.exit_code == 0, result.output
         results = json.loads((tmp_path / "out/results.json").read_text())
         assert "Smiling" in results["parts"]["control"]["table"]

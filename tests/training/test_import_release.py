@@ -164,7 +164,7 @@ def test_only_other_nets_are_written_into_a_description(models):
 def test_other_files_and_other_groups_are_refused(models, tmp_path):
     path = tmp_path / "e.pth"
     energies(models[ONE], True, path)
-    with pytest.raises(UserInputError, match="have netE0 to netE6, one a group"):
+    with pytest.raises(UserInputError, match="have netE0 to netE6, one per group"):
         load_energies(path, models[THREE].config)
     data = torch.load(path, weights_only=True)
     del data["netE1"]["out.1.weight_u"]

@@ -336,11 +336,11 @@ class TestMistakes:
     def test_nothing_but_nan(self, home, run, tmp_path, monkeypatch):
         part = Run.part
 
-        def spoilt(self, step, sampler):
+        def broken(self, step, sampler):
             whole = part(self, step, sampler)
             return whole._replace(images=whole.images * float("nan"))
 
-        monkeypatch.setattr(Run, "part", spoilt)
+        monkeypatch.setattr(Run, "part", broken)
         command = (*generator_command(home), "--max-steps", 40, "--out", tmp_path / "run")
         assert_refused(run(*command), 1, "25 steps in a row had non-finite gradients")
         assert read_state(latest_checkpoint(tmp_path / "run"))["step"] in (0, 10, 20)

@@ -20,9 +20,9 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.decoding.train import Watch, train_decoder
 from hebm_sample.training.export import export, load_run
 from hebm_sample.training.train import train_generator, train_prior
-from hebm_sample.training.train_decoder import Watch, train_decoder
 from hebm_sample.training.trainer import Run, make_accelerator
 
 

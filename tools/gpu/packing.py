@@ -34,7 +34,7 @@ __all__ = ["MANIFEST", "Packed", "pack", "read_manifest", "unpack"]
 
 MANIFEST = "pack.json"
 FORMAT_VERSION = 1
-TRIAL = 200  # images that the size of all is judged by
+TRIAL = 200  # images that the size of all is estimated from
 MEBIBYTE = 2**20
 ROOM = 4096  # bytes of a piece that are not images: safetensors' header
 

@@ -24,17 +24,17 @@ from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.training.decoder import ALONE, RAMP, DecoderObjective, SharpDecoder
+from hebm_sample.training.decoding.objective import ALONE, RAMP, DecoderObjective, SharpDecoder
+from hebm_sample.training.decoding.train import (
+    Watch,
+    new_learner,
+    with_sharp_decoder,
+)
 from hebm_sample.training.elbo import GeneratorObjective, standard_normal
 from hebm_sample.training.energy import ScoreObjective
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.recipe import Stage
 from hebm_sample.training.train import channels_last, sampling_for
-from hebm_sample.training.train_decoder import (
-    Watch,
-    new_learner,
-    with_sharp_decoder,
-)
 
 from .packing import Packed
 

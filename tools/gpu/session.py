@@ -47,7 +47,7 @@ class Asked:
         shares: Of generator, energies and decoder.
         grown: Share of the images that a model grows to, of all time.
         steps: Of those three, in the place of time; None for time.
-        batch: Images a step; None for what the device's memory suggests.
+        batch: Images per step; None for what the device's memory suggests.
         seed: Of weights, order and noise.
         bf16: Networks in bfloat16.
         graphs: Capture steps as CUDA graphs, where there is CUDA.
@@ -99,8 +99,8 @@ def ends(found: Sequence[Stage], asked: Asked, first: int = 0) -> list[float]:
 
 
 def default_batch(size: int, device: torch.device, preset: TrainSettings) -> int:
-    """Images a step: the preset's on a CPU; on a GPU a power of two up to `MOST_IMAGES` for which
-    about half of the memory is enough, at 10 kB a pixel.
+    """Images per step: the preset's on a CPU; on a GPU a power of two up to `MOST_IMAGES` for
+    which about half of the memory is enough, at 10 kB per pixel.
     """
     if device.type != "cuda":
         return preset.batch_size

@@ -4,11 +4,12 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from hebm_sample.cli.data import HoldOutType, tell
+from hebm_sample.config import SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -77,7 +78,7 @@ HELD_OUT: Sequence[Decorator] = (
 SAMPLING: Sequence[Decorator] = (
     click.option(
         "--sampler",
-        type=click.Choice(["recovery", "annealed", "flow"]),
+        type=click.Choice(get_args(SamplerName)),
         help="In place of the model's own.",
     ),
     click.option(

@@ -74,7 +74,7 @@ class EditOptions(SteeringOptions, AlignOptions):
         self.check_alignment(len(self.images), self.outdir)
         refuse(
             self.method == "flow" and self.sampler not in (None, "flow"),
-            f"--sampler {self.sampler} draws noise, and an edit by the flow does not; "
+            f"--sampler {self.sampler} draws noise, and an edit by inversion does not; "
             "leave it out, or add --method noise",
         )
         if self.method == "flow":  # said here, for progress bars and for what an image tells

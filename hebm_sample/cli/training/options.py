@@ -76,7 +76,7 @@ RUN_OPTIONS = (
         "--batch-size",
         type=click.IntRange(1),
         metavar="N",
-        help="Images a step and process.",
+        help="Images per step and process.",
     ),
     *STEP_OPTIONS,
     click.option(

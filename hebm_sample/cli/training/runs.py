@@ -152,7 +152,7 @@ def decoder(**options: Any) -> None:
     """
 
     def run(preset: Any, model: Any, images: Any, **how: Any) -> Any:
-        from hebm_sample.training.train_decoder import train_decoder
+        from hebm_sample.training.decoding.train import train_decoder
 
         return train_decoder(preset, model, images, **how)
 

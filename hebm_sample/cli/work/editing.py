@@ -275,7 +275,7 @@ def inpaint(options: InpaintOptions) -> None:
 
 
 def _filled(pipe: "Pipeline", options: InpaintOptions, x: Any, unknown: Any) -> "Samples":
-    """One result a seed.
+    """One result per seed.
 
     Arguments:
         x: The image (1, 3, S, S) in [-1, 1].

@@ -122,7 +122,7 @@ def save_singles(
     texts: Sequence[Mapping[str, str]],
     scale: int | None = None,
 ) -> list[Path]:
-    """A file an image, each with its own text; the files written."""
+    """A file per image, each with its own text; the files written."""
     from hebm_sample.io.images import enlarged, save_image
 
     for image, path, text in zip(images, paths, texts, strict=True):

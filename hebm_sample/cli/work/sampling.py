@@ -22,6 +22,7 @@ from hebm_sample.cli.work.outputs import (
     tell,
 )
 from hebm_sample.cli.work.sharding import Share, unfinished
+from hebm_sample.config import CHAINLESS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import SECONDS
 from hebm_sample.pipeline.provenance import Provenance
@@ -115,7 +116,7 @@ def _grid_shape(pipe: "Pipeline", options: SampleOptions, count: int) -> tuple[i
     if options.layout == "trajectory":
         facts, prior = provenance_of(pipe, options).facts, pipe.config.prior
         levels = prior.num_levels if prior is not None else 1
-        columns = facts["steps"] if facts["sampler"] == "flow" else levels
+        columns = facts["steps"] if facts["sampler"] in CHAINLESS else levels
         return count * columns, columns
     return count, options.columns
 

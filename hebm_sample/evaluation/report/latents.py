@@ -145,7 +145,7 @@ def run_diagnostics(
     config = replace(pipe.sampling_config(**context.sampling), denoise=False)
     bar = tqdm(desc="diagnostics", unit="grad", disable=not context.progress)
     levels, latents = diagnose_levels(pipe, range(images), config, bar.update)
-    chains = config.sampler != "flow"
+    chains = config.runs_chains
     known = _diffused(context, images)
     checks = check_steps(pipe, known or latents, STEP_SCALES, config) if chains else []
     top = max(latents)

@@ -40,7 +40,7 @@ class Convolution(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-    """An inverted bottleneck: its expansion, its kernel's side, groups (0 is one a channel)."""
+    """An inverted bottleneck: its expansion, its kernel's side, groups (0 is one per channel)."""
 
     expansion: int
     kernel: int
@@ -124,7 +124,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """h times a gate a channel, made of the channels' means."""
+    """h times a gate per channel, made of the channels' means."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

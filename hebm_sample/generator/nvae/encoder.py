@@ -78,7 +78,7 @@ class PosteriorHead(nn.Module):
 
 
 class NvaeEncoder(ImageEncoder):
-    """The bottom-up tower of one `NvaeConfig` and a posterior head a group. Its maps have the
+    """The bottom-up tower of one `NvaeConfig` and a posterior head per group. Its maps have the
     groups' numbers as keys.
     """
 

@@ -2,7 +2,7 @@
 for.
 
 - Parameters stand still: no gradient in them is recorded, whatever their `requires_grad` says.
-- What depends on the noise level alone is evaluated once a level, not once a step.
+- What depends on the noise level alone is evaluated once per level, not once per step.
 - What follows the last latent group feeds the image decoder alone, and is left out of T.
 
 `torch.compile` can fuse the rest. It takes long for each new batch size, so only the first one is
@@ -110,7 +110,7 @@ class ChainEnergy:
         self.generator, self.prior, self.compiled = frozen(generator), frozen(prior), compiled
 
     def at(self, level: Scalar, condition: Condition | None = None) -> EnergyAtLevel:
-        """F at one level: what depends on the level alone is evaluated once a batch size.
+        """F at one level: what depends on the level alone is evaluated once per batch size.
 
         Arguments:
             level: As `prior.density.net_level` gives it: one number, or (B,).

@@ -2,7 +2,7 @@
 
 torch shares each operation out among its threads and waits for the slowest of them, a thousand
 times a step. Chains know nothing of one another: halves of a batch that run in two threads wait
-for each other once a level. It takes a few images a part to be worth it.
+for each other once per level. It takes a few images a part to be worth it.
 
 Meanwhile torch's number of threads is another one in the whole process, so parts are for processes
 that allowed them (`runtime/process.py`).
@@ -26,7 +26,7 @@ __all__ = [
     "allow_parts",
     "part_bounds",
     "part_threads",
-    "side_by_side",
+    "in_threads",
 ]
 
 FEWEST = 4  # images in a part
@@ -116,7 +116,7 @@ def _next(walk: Iterator[_T], threads: int) -> _T | None:
     return next(walk, None)
 
 
-def side_by_side(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
+def in_threads(walks: Sequence[Iterator[_T]], stop: Stop) -> Iterator[tuple[_T, ...]]:
     """As `zip(*walks, strict=True)`, but the items of a tuple are made at the same time.
 
     The caller's own thread makes the first, so what that one reports is reported there, and a

@@ -77,7 +77,7 @@ class Estimate:
         generator: The generator's shape.
         parameters: Numbers of parameters by part.
         learned, frozen: Numbers of parameters that the run changes, and holds besides.
-        batch: Images a step and process.
+        batch: Images per step and process.
         steps: Of the whole run.
         costs: Of a step, counted and measured.
         timed_batch: Images of the step that was timed.

@@ -81,7 +81,7 @@ def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
     if sorted(nets) != sorted(f"netE{i}" for i in range(groups)):
         raise UserInputError(
             f"{path} holds {short(nets or found)}; energies of the authors' release for this NVAE "
-            f"have netE0 to netE{groups - 1}, one a group"
+            f"have netE0 to netE{groups - 1}, one per group"
         )
     first = data["netE0"]
     known = first if isinstance(first, dict) else {}

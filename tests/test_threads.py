@@ -16,7 +16,7 @@ from tiny import symbolic_pipeline
 from hebm_sample.errors import NonFiniteSampleError
 from hebm_sample.pipeline import sampler as drawing
 from hebm_sample.pipeline.runtime.malloc import CHOSEN_BY_USER, keep_freed_memory
-from hebm_sample.pipeline.runtime.threads import FEWEST, Stop, Stopped, part_bounds, side_by_side
+from hebm_sample.pipeline.runtime.threads import FEWEST, Stop, Stopped, in_threads, part_bounds
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
@@ -43,7 +43,7 @@ def test_items_are_those_of_zip_and_made_at_the_same_time():
     try:
         walks = [numbers(10 * i, seen[i], together.wait) for i in range(3)]
         found = []
-        for item in side_by_side(walks, Stop()):
+        for item in in_threads(walks, Stop()):
             found.append(item)
             assert torch.get_num_threads() == before
         assert found == [(0, 10, 20), (1, 11, 21), (2, 12, 22)]
@@ -74,23 +74,23 @@ def test_one_failure_stops_the_others(failing):
 
     walks = [fails(), waits()] if failing == 0 else [waits(), fails()]
     with pytest.raises(ValueError, match="this one"):
-        list(side_by_side(walks, stop))
+        list(in_threads(walks, stop))
     assert ended.is_set() == (failing == 0) and stop.event.is_set()
 
 
 def test_batches_share_their_threads():
     seen, before = [], threading.active_count()
     for _ in range(100):
-        list(side_by_side([iter(range(3)), *(numbers(k, seen) for k in range(3))], Stop()))
+        list(in_threads([iter(range(3)), *(numbers(k, seen) for k in range(3))], Stop()))
     assert len({ident for ident, _ in seen}) <= 2 * 3
     assert threading.active_count() - before <= 2 * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_makes_threads_of_its_own():
-    list(side_by_side([iter(range(3)), numbers(0, [])], Stop()))
+    list(in_threads([iter(range(3)), numbers(0, [])], Stop()))
     if (pid := os.fork()) == 0:
-        found = list(side_by_side([iter(range(3)), iter(range(3))], Stop()))
+        found = list(in_threads([iter(range(3)), iter(range(3))], Stop()))
         os._exit(len(found) - 3)
     for _ in range(600):
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -120,7 +120,7 @@ def test_images_and_reports_are_those_of_one_thread(two_threads, monkeypatch):
     options = {"symbols": asked, "steps": 6, "output_type": "torch"}
     parts = list(pipe.stream(8, progress=ticks.append, **options))
     torch.set_num_threads(1)
-    monkeypatch.setattr(drawing, "side_by_side", None)
+    monkeypatch.setattr(drawing, "in_threads", None)
     whole = list(pipe.stream(8, **options))
     assert sum(ticks) == 6
     for a, b in zip(parts, whole, strict=True):

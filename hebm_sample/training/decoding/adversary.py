@@ -1,6 +1,6 @@
 r"""A discriminator for an image decoder, and the losses of both.
 
-    D(x), maps_1(x), ...                one logit an image, the mean over its patches; feature maps
+    D(x), maps_1(x), ...    one logit per image, the mean over its patches, and feature maps
 
     discriminator   softplus(-D(x)) + softplus(D(y)) + (gamma / 2) |grad_x D(x)|^2
     decoder         a |y - x|_1 + c softplus(-D(y))
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Discriminator", "Verdicts", "feature_distance", "gradient_penalty"]
+__all__ = ["Discriminator", "Response", "feature_distance", "gradient_penalty"]
 
 WIDTHS = (48, 96, 128, 128)
 SLOPE = 0.2
 LEAST_SIDE = 4  # positions of the last map
 
 
-class Verdicts(NamedTuple):
+class Response(NamedTuple):
     """Of a batch of images: logits (B,), large for real ones, and feature maps, coarse last."""
 
     logits: Tensor
@@ -76,14 +76,14 @@ class Discriminator(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor) -> Verdicts:
+    def forward(self, images: Tensor) -> Response:
         """Images (B, C, S, S), about [-1, 1], to logits and maps."""
         x, maps = self.stem(F.pixel_unshuffle(images, 2)), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         x = self.out(F.leaky_relu(self.last(F.leaky_relu(x, SLOPE)), SLOPE))
-        return Verdicts(x.flatten(1).mean(1), tuple(maps))
+        return Response(x.flatten(1).mean(1), tuple(maps))
 
 
 def feature_distance(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two-sample tests, scores of strange images, diagnostics of chains, on laws that are known.
+"""Two-sample tests, out-of-distribution scores, diagnostics of chains, on laws that are known.
 
 A classifier that sees its own training rows calls a closed hole open; an acceptance rate with the
 proposal's densities exchanged stays near 1 for any step.
@@ -159,7 +159,7 @@ class TestOod:
         sizes = {k: png_bytes(x).mean() for k, x in found.items()}
         assert sizes["one colour"] < sizes["blur"] < sizes["inverted"]
 
-    def test_scores_are_large_for_what_is_strange(self):
+    def test_scores_are_large_for_what_is_out_of_distribution(self):
         energies = np.array([[0.0, 1.0], [2.0, 3.0]])
         own = scores(energies, np.array([10.0, 20.0]), np.array([1.0, 2.0]))
         assert list(own)[:2] == ["energy, top 1 of 2", "energy, top 2 of 2"]

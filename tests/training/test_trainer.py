@@ -635,7 +635,7 @@ from dataclasses import replace
 from pathlib import Path
 import safetensors.torch
 import torch
-from test_loop import KINDS, latest_checkpoint
+from test_trainer import KINDS, latest_checkpoint
 from toy import short_preset
 from hebm_sample import Pipeline
 from hebm_sample.data.dataset import load_images

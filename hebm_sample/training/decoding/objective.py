@@ -5,7 +5,7 @@ r"""The sharp image decoder: h_{L+1} to an image, trained further with T and enc
     y = decoder(h)
 
 What latents of a low rate no longer carry is the decoder's to invent; since nothing else changes,
-prior, attributes, edits and seeds stay. On reconstructions all losses of `training/adversary.py`
+prior, attributes, edits and seeds stay. On reconstructions all losses of `decoding/adversary.py`
 count; samples have no image to compare with, so only the discriminator sees them. The likelihood's
 own decoder stays beside it: bits, inpainting and likelihood scores are its.
 
@@ -23,7 +23,11 @@ from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.latents import Latents
 from hebm_sample.presets.preset import DecoderPlan
-from hebm_sample.training.adversary import Discriminator, feature_distance, gradient_penalty
+from hebm_sample.training.decoding.adversary import (
+    Discriminator,
+    feature_distance,
+    gradient_penalty,
+)
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.optim import Part, Rows, Stream
 
@@ -77,7 +81,7 @@ class DecoderObjective(nn.Module):
     Arguments:
         generator, encoder: Frozen; T and q(u | x).
         learner: What learns.
-        plan: Weights of the losses (a, b, c and gamma of `training/adversary.py`), and the square.
+        plan: Weights of the losses (a, b, c and gamma of `decoding/adversary.py`), and the square.
         pool: Latents of samples of the prior, (N, C_i, H_i, W_i) per group; None trains on
             reconstructions alone.
     """
@@ -138,7 +142,7 @@ class DecoderObjective(nn.Module):
         if drawn is not None:
             fakes.append(self.decoded(drawn, part.images, part.stream)[0])
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
-        loss_d, real, stats = self.judged(x, fakes)
+        loss_d, real, stats = self.discriminated(x, fakes)
         loss_g, more = self.improved(x, fakes, real, weight)
         mine = list(self.learner.discriminator.parameters())
         others = list(self.learner.decoder.parameters())
@@ -151,7 +155,7 @@ class DecoderObjective(nn.Module):
             "loss": loss_g.detach() + loss_d.detach()
         }
 
-    def judged(
+    def discriminated(
         self, x: Tensor, fakes: list[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
         """The discriminator's loss, its maps of the images x, and statistics."""

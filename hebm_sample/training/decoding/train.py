@@ -32,7 +32,7 @@ from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.training.checkpoint import latest_checkpoint
-from hebm_sample.training.decoder import DecoderObjective, SharpDecoder, sharpness
+from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder, sharpness
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.lock import locked

@@ -1,0 +1,1 @@
+"""The sharp image decoder: its discriminator and losses, its objective, its training."""
