@@ -308,6 +308,8 @@ def test_unknown_cells_are_named_with_those_that_are_known(tmp_path):
     data["arch_instance"]["normal_dec"] = ["mconv_e6k9g0"]
     text = refused(tmp_path, data)
     assert "normal_dec have the operation 'mconv_e6k9g0'; known are res_elu, res_bnelu" in text
+    data["arch_instance"] |= {3: ["res_elu"], "other": ["res_elu"]}
+    assert "arch_instance has unknown keys ['3', 'other']" in refused(tmp_path, data)
     data["arch_instance"] = {"normal_enc": ["res_elu"]}
     assert "the checkpoint's arch_instance lacks the keys" in refused(tmp_path, data)
 
