@@ -77,7 +77,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
     """
     data = unpickle(path)
     found: dict[Any, Any] = data if isinstance(data, dict) else {}
-    state, arguments, cells = (found.get(part) for part in PARTS)
+    parts: list[Any] = [found.get(part) for part in PARTS]
+    state, arguments, cells = parts
     fits = isinstance(state, dict) and isinstance(arguments, argparse.Namespace)
     if not fits or not isinstance(cells, dict):
         order = sorted(found, key=lambda key: (key not in PARTS, str(key)))
