@@ -169,7 +169,8 @@ def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_pa
     assert pipe.energy(drawn.images).shape == (2,)
     row = export(tmp_path / "run", tmp_path / "exported")
     assert row.licence == NVAE_LICENCE
-    assert NVAE_LICENCE in (tmp_path / "exported" / "README.md").read_text()
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert NVAE_LICENCE in card and "an imported [NVAE]" in card
 
 
 # What is refused
