@@ -98,10 +98,11 @@ def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
     return residual, len(kernel)
 
 
-def _check_room(path: str | Path, config: PriorConfig, generator: NvaeConfig, data: Any) -> None:
-    with torch.device("meta"):
-        prior = JointEnergy(config, generator.latent_shapes, generator.state_shapes)
-    for i, net in enumerate(prior.nets):
+def _check_room(path: Path, config: PriorConfig, generator: NvaeConfig, data: Any) -> None:
+    residual = config.network == "release_residual"
+    for i, shape in enumerate(generator.latent_shapes):
+        with torch.device("meta"):
+            net = ReleaseNet(shape, config.width, residual)
         try:
             check_room((net,), data[f"netE{i}"])
         except UserInputError as error:
@@ -135,7 +136,7 @@ def load_energies(
         step_scale=1.0,
         denoise=False,
     )
-    _check_room(path, config, generator, data)
+    _check_room(Path(path), config, generator, data)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         prior = JointEnergy(config, generator.latent_shapes, generator.state_shapes)
         for i, net in enumerate(prior.nets):
