@@ -526,7 +526,10 @@ def test_a_generator_alone(images):
     bare = Pipeline(type(config)("bare", config.generator), generator, None, encoder)
     out = bare(num_images=2, prior="gaussian")
     assert out.energies is None and len(out.images) == 2
-    refusal = r"^bare has no energy-based prior, so no energies; sample it with prior='gaussian'$"
+    refusal = (
+        r"^bare has no energy-based prior, so no energies; sample it with --gaussian-prior "
+        r"\(prior='gaussian'\), or train one on it: hebm-train prior$"
+    )
     with pytest.raises(UserInputError, match=refusal):
         bare()
     with pytest.raises(UserInputError, match=r"bare has no energy-based prior, so no energies"):

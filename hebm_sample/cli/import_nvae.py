@@ -1,5 +1,6 @@
 """`hebm-train import-nvae`: a checkpoint of NVAE becomes a model folder."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -21,7 +22,10 @@ _PATH = click.Path(path_type=Path)
     help="Energies that the authors' release (arXiv 2405.13910) trained on it.",
 )
 @click.option("--name", metavar="NAME", help="The model's name.  [default: nvae-DATASET]")
-def import_nvae(checkpoint: Path, out: Path, energies: Path | None, name: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")
+def import_nvae(
+    checkpoint: Path, out: Path, energies: Path | None, name: str | None, overwrite: bool
+) -> None:
     """Make a model folder of a CHECKPOINT of NVAE (arXiv 2007.03898), as its training saves it.
 
     The file is read without running anything in it. Its weights stay under NVAE's licence:
@@ -29,10 +33,10 @@ def import_nvae(checkpoint: Path, out: Path, energies: Path | None, name: str | 
     """
     from hebm_sample.training.imports.nvae_checkpoint import import_nvae as import_checkpoint
 
-    row = import_checkpoint(checkpoint, out, name=name, energies=energies)
+    row = import_checkpoint(checkpoint, out, name=name, energies=energies, overwrite=overwrite)
     size = sum(file.size for file in row.files.values()) / 2**20
     how = "" if energies else " --gaussian-prior"
     click.echo(
         f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "
-        f"hebm-sample --dataset {out}{how}"
+        f"hebm-sample --dataset {shlex.quote(str(out))}{how}"
     )

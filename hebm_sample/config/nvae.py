@@ -148,6 +148,7 @@ class NvaeConfig(ConfigBase):
             total <= MOST_OPERATIONS,
             f"the network has {total} cells; it can have {MOST_OPERATIONS}",
         )
+        _ = self.scales  # which check themselves
 
     @property
     def image_channels(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import ModelConfig, NvaeConfig
 
 __all__ = ["model_card"]
 
@@ -18,6 +18,12 @@ def _figures_table(figures: Mapping[str, Any]) -> str:
 def _training(config: ModelConfig) -> str:
     """A line per run that is known."""
     return "".join(f"- Trained: {record}.\n" for record in config.training)
+
+
+def _origin(config: ModelConfig) -> str:
+    if not isinstance(config.generator, NvaeConfig):
+        return ""
+    return "- Generator and encoder: an imported [NVAE](https://arxiv.org/abs/2007.03898).\n"
 
 
 def model_card(
@@ -49,7 +55,7 @@ A hierarchical latent-variable generator with a diffusion-learned energy-based p
 [hebm_sample](https://arxiv.org/abs/2405.13910): `hebm-sample --dataset FOLDER`.
 
 - Latent groups, top to bottom: {shapes} ({generator.latent_dimensions} dimensions).
-- Noise levels of the prior (cum_sigma): {levels}.
+{_origin(config)}- Noise levels of the prior (cum_sigma): {levels}.
 - Symbols: {symbols}.
 - Sampler: {config.sampling.sampler}, {config.sampling.steps} gradients.
 {_training(config)}- Licence of these weights: {licence}.

@@ -181,8 +181,8 @@ class Model:
         """The prior; `UserInputError` for a model without one."""
         if self.prior is None:
             raise UserInputError(
-                f"{self.name} has no energy-based prior, so no energies; "
-                "sample it with prior='gaussian'"
+                f"{self.name} has no energy-based prior, so no energies; sample it with "
+                "--gaussian-prior (prior='gaussian'), or train one on it: hebm-train prior"
             )
         return self.prior
 

@@ -5,9 +5,12 @@ folder, or be taken for an architecture that it is not.
 """
 
 import argparse
+import io
 import json
 import os
 import pickle
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -20,11 +23,11 @@ from hebm_sample import Pipeline
 from hebm_sample.cli.train import main
 from hebm_sample.config import ModelConfig
 from hebm_sample.data.dataset import load_images
-from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.hub.save import NVAE_LICENCE
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.training.export import export
-from hebm_sample.training.imports import nvae_checkpoint
+from hebm_sample.training.imports import pickles
 from hebm_sample.training.imports.nvae_checkpoint import import_nvae, load_nvae
 from hebm_sample.training.train import train_prior
 
@@ -45,15 +48,21 @@ def invoke(*arguments):
     return CliRunner().invoke(main, ["import-nvae", *map(str, arguments)])
 
 
-def refused(tmp_path, data, error=WeightsError):
-    """The one line that a checkpoint of `data` is refused with; nothing is written."""
-    torch.save(data, tmp_path / "x.pt")
-    with pytest.raises(error) as caught:
-        import_nvae(tmp_path / "x.pt", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 700
-    return text
+def refused(tmp_path, data):
+    """The one line that a checkpoint of `data`, or a file of bytes, is refused with by the
+    command, with the status of what was typed wrong; nothing is written.
+    """
+    path = tmp_path / "x.pt"
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+    else:
+        torch.save(data, path)
+    before = set(tmp_path.iterdir())
+    result = invoke(path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and set(tmp_path.iterdir()) == before, result.output
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+    assert str(path) in result.output and len(result.output) < 700
+    return result.output
 
 
 # What is written
@@ -160,7 +169,8 @@ def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_pa
     assert pipe.energy(drawn.images).shape == (2,)
     row = export(tmp_path / "run", tmp_path / "exported")
     assert row.licence == NVAE_LICENCE
-    assert NVAE_LICENCE in (tmp_path / "exported" / "README.md").read_text()
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert NVAE_LICENCE in card and "an imported [NVAE]" in card
 
 
 # What is refused
@@ -180,41 +190,71 @@ def test_a_pickle_with_anything_else_in_it_is_not_run(tmp_path):
     mark = tmp_path / "mark"
     data = checkpoint(ONE) | {"optimizer": Harmful(f"touch {mark}")}
     text = refused(tmp_path, data)
-    assert "system, which would run code" in text and not mark.exists()
+    assert "system, which could run code" in text and not mark.exists()
 
 
 @pytest.mark.parametrize("protocol", (2, 4))
 def test_a_bare_pickle_is_not_run(tmp_path, protocol):
-    mark, path = tmp_path / "mark", tmp_path / "x.pt"
-    path.write_bytes(pickle.dumps(Harmful(f"touch {mark}"), protocol))
-    with pytest.raises(WeightsError):
-        import_nvae(path, tmp_path / "out")
-    assert not mark.exists() and not (tmp_path / "out").exists()
+    mark = tmp_path / "mark"
+    text = refused(tmp_path, pickle.dumps(Harmful(f"touch {mark}"), protocol))
+    assert "supported are files of torch.save" in text and not mark.exists()
 
 
 def test_objects_of_other_classes_are_refused(tmp_path):
     text = refused(tmp_path, checkpoint(ONE) | {"extra": np.float64(1.0)})
-    assert "numpy" in text and "only tensors, numbers, text and an argparse.Namespace" in text
+    assert "numpy" in text and "with tensors, numbers, text and an argparse.Namespace" in text
 
 
-@pytest.mark.parametrize("share", (0.0, 0.1, 0.5, 0.99))
-def test_a_truncated_file_is_one_line(home, tmp_path, share):
+@pytest.mark.parametrize("share", (0.01, 0.1, 0.5, 0.99))
+def test_a_truncated_file_is_said_to_be(home, tmp_path, share):
     whole = (home / "nvae.pt").read_bytes()
-    (tmp_path / "x.pt").write_bytes(whole[: int(share * len(whole))])
-    result = invoke(tmp_path / "x.pt", "--out", tmp_path / "out")
-    assert result.exit_code == 1 and not (tmp_path / "out").exists()
-    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
-    assert "x.pt" in result.output
+    size = int(share * len(whole))
+    text = refused(tmp_path, whole[:size])
+    assert f"is truncated: the end of its zip archive is missing after {size} bytes" in text
+
+
+def zipped(name):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, "x")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (b"# a page\nof text", "it starts with b'# a page'"),
+        (b"\x89PNG\r\n\x1a\n0000", "is no file of torch.save: it starts with b'\\x89PNG"),
+        (zipped("a.txt"), "is a zip archive of ['a.txt'], without torch.save's data.pkl"),
+        (zipped("a/data.pkl"), "is "),
+        (pickle.dumps({"state_dict": 1}, 4), "is another kind of pickle"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, data, said):
+    text = refused(tmp_path, data)
+    assert said in text and "supported are files of torch.save" in text
+    assert "miniz" not in text and "Errno" not in text
 
 
 def test_a_missing_file_is_what_was_typed_wrong(tmp_path):
     result = invoke(tmp_path / "none.pt", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "there is no file" in result.output
+    result = invoke(tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and "is a folder" in result.output
 
 
 @pytest.mark.parametrize("data", ([1, 2], {"state_dict": {}}, {"model": {"a": 1}}))
 def test_other_checkpoints_are_refused(tmp_path, data):
-    assert "a checkpoint of NVAE has state_dict" in refused(tmp_path, data, UserInputError)
+    assert "a checkpoint of NVAE has state_dict" in refused(tmp_path, data)
+
+
+def test_parts_of_another_type_are_named(tmp_path):
+    data = checkpoint(ONE)
+    data["args"] = vars(data["args"])
+    assert "holds {'arch_instance': 'dict', 'args': 'dict', 'state_dict'" in refused(
+        tmp_path, data
+    )
 
 
 def test_missing_and_extra_keys_and_shapes_are_named(tmp_path):
@@ -227,27 +267,59 @@ def test_missing_and_extra_keys_and_shapes_are_named(tmp_path):
     assert "stem.bias is (9,) and not (8,)" in text
 
 
-@pytest.mark.parametrize("value", (torch.full((8,), torch.nan), torch.zeros(8, dtype=int), 3.0))
-def test_what_is_no_finite_float_tensor_is_refused(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.full((8,), torch.nan), "not finite"),
+        (torch.zeros(8, dtype=int), "of torch.int64"),
+        (torch.zeros(8).to_sparse(), "not stored number by number"),
+        (torch.zeros(1).expand(8), "not stored number by number"),
+        (3.0, "of type float"),
+    ],
+)
+def test_what_is_no_finite_float_tensor_is_refused(tmp_path, value, said):
     data = checkpoint(ONE)
     data["state_dict"]["stem.bias"] = value
-    assert "'stem.bias' is no tensor of finite floats" in refused(tmp_path, data)
+    assert f"'stem.bias' is {said} and no tensor of finite floats" in refused(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("running_var", -1.0), ("log_weight_norm", 200.0), ("bn_act.weight", 3e38)]
+)
+def test_norms_that_fold_into_no_finite_weights_are_refused(tmp_path, kind, value):
+    data = checkpoint(ONE)
+    key = next(key for key in data["state_dict"] if key.endswith(kind))
+    data["state_dict"][key].fill_(value)
+    text = refused(tmp_path, data)
+    assert "with its norms folded in, " in text and "is not finite in float32" in text
+
+
+def test_arguments_of_a_huge_network_are_refused_before_it_is_made(tmp_path):
+    """Without the comparison this takes 120 GB."""
+    data = checkpoint(ONE)
+    vars(data["args"]).update(
+        num_channels_enc=1024, num_channels_dec=1024, num_groups_per_scale=60
+    )
+    text = refused(tmp_path, data)
+    assert re.search(r"its networks have \d{10,} weights, and its tensors \d{5} numbers", text)
 
 
 def test_unknown_cells_are_named_with_those_that_are_known(tmp_path):
     data = checkpoint(ONE)
     data["arch_instance"]["normal_dec"] = ["mconv_e6k9g0"]
-    text = refused(tmp_path, data, UserInputError)
+    text = refused(tmp_path, data)
     assert "normal_dec have the operation 'mconv_e6k9g0'; known are res_elu, res_bnelu" in text
+    data["arch_instance"] |= {3: ["res_elu"], "other": ["res_elu"]}
+    assert "arch_instance has unknown keys ['3', 'other']" in refused(tmp_path, data)
     data["arch_instance"] = {"normal_enc": ["res_elu"]}
-    assert "lacks the keys" in refused(tmp_path, data, UserInputError)
+    assert "the checkpoint's arch_instance lacks the keys" in refused(tmp_path, data)
 
 
 @pytest.mark.parametrize("dataset", ("mnist", "omniglot", "stacked_mnist", "lsun_cat_999", None))
 def test_other_data_sets_heads_are_refused(tmp_path, dataset):
     data = checkpoint(ONE)
     data["args"].dataset = dataset
-    text = refused(tmp_path, data, UserInputError)
+    text = refused(tmp_path, data)
     assert f"of dataset {dataset!r}; supported are the colour images of cifar10" in text
 
 
@@ -255,23 +327,24 @@ def test_other_data_sets_heads_are_refused(tmp_path, dataset):
     ("changes", "said"),
     [
         ({"num_groups_per_scale": 1}, "groups are 1 in all"),
+        ({"num_groups_per_scale": 65}, "num_groups_per_scale is 65"),
         ({"num_latent_scales": 10**9}, "num_latent_scales is 1000000000"),
-        ({"num_channels_enc": "8"}, "encoder_width is '8'"),
+        ({"num_channels_enc": "8"}, "args.num_channels_enc is '8'"),
         ({"num_postprocess_blocks": 2}, "1 preprocessing and 2 postprocessing blocks"),
-        ({"num_x_bits": 16}, "bits is 16"),
-        ({"use_se": 1}, "squeeze_excitation is 1"),
+        ({"num_x_bits": 16}, "num_x_bits is 16"),
+        ({"use_se": 1}, "args.use_se is 1"),
     ],
 )
 def test_arguments_that_are_not_supported_are_named(tmp_path, changes, said):
     data = checkpoint(ONE)
     vars(data["args"]).update(changes)
-    assert said in refused(tmp_path, data, UserInputError)
+    assert said in refused(tmp_path, data)
 
 
 def test_missing_arguments_are_named(tmp_path):
     data = checkpoint(ONE)
     data["args"] = argparse.Namespace(dataset="cifar10")
-    assert "args lack num_cell_per_cond_dec" in refused(tmp_path, data, UserInputError)
+    assert "args lack num_cell_per_cond_dec" in refused(tmp_path, data)
 
 
 def test_weights_of_another_architecture_do_not_fit(tmp_path):
@@ -281,7 +354,7 @@ def test_weights_of_another_architecture_do_not_fit(tmp_path):
 
 
 def test_an_old_torch_is_asked_to_be_newer(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(nvae_checkpoint.torch, "__version__", "2.6.0")
+    monkeypatch.setattr(pickles.torch, "__version__", "2.6.0")
     with pytest.raises(EnvironmentFailure, match=r"torch is 2.6.0; .* needs 2.10 or newer"):
         import_nvae(home / "nvae.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -291,3 +364,17 @@ def test_a_file_in_the_folders_place_is_kept(home, tmp_path):
     (tmp_path / "out").write_text("mine")
     result = invoke(home / "nvae.pt", "--out", tmp_path / "out")
     assert result.exit_code == 2 and (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_model_in_the_folder_is_replaced_only_if_that_is_asked(home, tmp_path):
+    out = tmp_path / "a b"
+    hint = f"hebm-sample --dataset '{out}' --gaussian-prior\n"
+    assert invoke(home / "nvae.pt", "--out", out, "--name", "one").output.endswith(hint)
+    wanted = (out / "config.json").read_bytes()
+    again = (home / "nvae.pt", "--out", out, "--name", "two")
+    result = invoke(*again)
+    assert result.exit_code == 2 and "--overwrite" in result.output
+    result = invoke(tmp_path / "none.pt", *again[1:], "--overwrite")
+    assert result.exit_code == 2 and (out / "config.json").read_bytes() == wanted
+    assert invoke(*again, "--overwrite").exit_code == 0
+    assert json.loads((out / "config.json").read_text())["name"] == "two"

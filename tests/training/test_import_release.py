@@ -9,12 +9,14 @@ from functools import partial
 
 import pytest
 import torch
+from click.testing import CliRunner
 from nvae_files import NAMES, write_checkpoint
 from torch.nn import functional as F
 
 from hebm_sample import Pipeline
+from hebm_sample.cli.train import main
 from hebm_sample.config import ModelConfig, PriorConfig
-from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.errors import UserInputError
 from hebm_sample.prior.schedule import DiffusionSchedule, release_step_sizes
 from hebm_sample.training.imports.nvae_checkpoint import import_nvae, load_nvae
 from hebm_sample.training.imports.release_checkpoint import load_energies
@@ -170,8 +172,51 @@ def test_other_files_and_other_groups_are_refused(models, tmp_path):
     del data["netE1"]["out.1.weight_u"]
     data["netE1"]["more"] = torch.zeros(1)
     torch.save(data, path)
-    with pytest.raises(WeightsError, match=r"netE1 of .* lacks out.1.weight_u; also has more"):
+    with pytest.raises(UserInputError, match=r"netE1 of .* lacks out.1.weight_u; also has more"):
+        load_energies(path, models[ONE].config)
+    torch.save({f"netE{i}": ([] if i == 1 else {}) for i in range(3)}, path)
+    with pytest.raises(UserInputError, match="'netE1: list'.*each net has a dictionary"):
         load_energies(path, models[ONE].config)
     torch.save({f"netE{i}": {} for i in range(3)}, path)
     with pytest.raises(UserInputError, match="supported are the release's residual nets"):
         load_energies(path, models[ONE].config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("out.1.weight_orig", torch.nan, "'out.1.weight_orig' is not finite"),
+        ("out.1.weight_u", 1e-45, "energies.out.weight is not finite in float32"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(models, tmp_path, key, value, said):
+    energies(models[ONE], True, path := tmp_path / "e.pth")
+    data = torch.load(path, weights_only=True)
+    data["netE2"][key].fill_(value)
+    torch.save(data, path)
+    with pytest.raises(UserInputError, match=f"netE2 of .*{said}"):
+        load_energies(path, models[ONE].config)
+
+
+def test_nets_too_large_for_their_file_are_refused_before_they_are_made(models, tmp_path):
+    energies(models[ONE], True, path := tmp_path / "e.pth")
+    data = torch.load(path, weights_only=True)
+    channels = models[ONE].config.latent_shapes[0][0]
+    data["netE0"]["conv_start.weight_orig"] = torch.zeros(1).expand(1024, channels, 4, 4)
+    torch.save(data, path)
+    with pytest.raises(
+        UserInputError, match=r"netE0 of .*e.pth: its networks have \d{9,} weights"
+    ):
+        load_energies(path, models[ONE].config)
+
+
+def test_a_refused_file_of_energies_leaves_no_folder(models, tmp_path):
+    """One line of the command that names the file which is at fault."""
+    write_checkpoint(ONE, tmp_path / "nvae.pt")
+    (tmp_path / "e.pth").write_bytes(b"PK\x03\x04 cut")
+    options = ["--out", str(tmp_path / "out"), "--energies"]
+    for name, said in (("none.pth", "there is no file"), ("e.pth", "e.pth is truncated")):
+        words = ["import-nvae", str(tmp_path / "nvae.pt"), *options, str(tmp_path / name)]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2 and said in result.output and result.output.count("\n") == 1
+        assert not (tmp_path / "out").exists()

@@ -1,14 +1,12 @@
 """NVAE's checkpoints: what is read of the file, and what it says of the architecture.
 
 The file is a `torch.save` of a dictionary: `state_dict`, `args` (an `argparse.Namespace`),
-`arch_instance` (operations of the cells by role), and what only training needs. It is a pickle, so
-it is read with `weights_only=True` and that one class allowed: nothing in it is run.
+`arch_instance` (operations of the cells by role), and what only training needs. It is read by
+`pickles.py`, without running anything in it.
 """
 
 import argparse
-import pickle
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +14,24 @@ from typing import Any, NamedTuple
 import torch
 
 from hebm_sample.config import ModelConfig, NvaeConfig
-from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.nvae.encoder import NvaeEncoder
 from hebm_sample.generator.nvae.hierarchy import NvaeGenerator
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import ModelRow
-from hebm_sample.hub.save import licence_of, write_model_folder
+from hebm_sample.hub.save import check_model_folder, licence_of, write_model_folder
 from hebm_sample.io.files import short
-from hebm_sample.training.imports.nvae_weights import fill
+from hebm_sample.training.imports.nvae_weights import check_room, fill
+from hebm_sample.training.imports.pickles import unpickle
 
-__all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config", "unpickle"]
+__all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config"]
 
-OLDEST_TORCH = (2, 10)  # earlier ones' weights_only has known holes
 SIZES = {"cifar10": 32, "ffhq": 256}  # others have their size in their name
 DATASETS = (
     "cifar10, celeba_64, celeba_256, imagenet_32, imagenet_64, ffhq, lsun_bedroom_128, "
     "lsun_bedroom_256, lsun_church_64 and lsun_church_128"
 )
+PARTS = ("state_dict", "args", "arch_instance")  # what is read of the file
 # Added to NVAE later: what a checkpoint without them meant.
 DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_nf": 0}
 ARGUMENTS = {
@@ -68,62 +67,25 @@ class Imported(NamedTuple):
     dataset: str
 
 
-def _check_torch() -> None:
-    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST_TORCH:
-        needed = ".".join(map(str, OLDEST_TORCH))
-        raise EnvironmentFailure(
-            f"torch is {torch.__version__}; reading a foreign checkpoint safely needs {needed} or "
-            "newer: pip install --upgrade torch"
-        )
-
-
-def unpickle(path: Path) -> Any:
-    """What a `torch.save` file holds, if it is tensors, numbers, text and namespaces; nothing in
-    it is run. Errors as `read_checkpoint`'s.
-    """
-    _check_torch()
-    if not path.is_file():
-        raise UserInputError(f"there is no file {path}; give a checkpoint of NVAE's training")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols: errors are told below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        held = f"holds {name[1]}, which would run code" if name else "is no plain checkpoint"
-        raise WeightsError(
-            f"{path} {held}; only tensors, numbers, text and an argparse.Namespace are read"
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a broken file leads torch's reader to
-        reason = short(str(error).partition("\n")[0] or type(error).__name__)[1:-1]
-        raise WeightsError(
-            f"{path} cannot be read as a checkpoint ({reason}); it is truncated or of another "
-            "kind: get it again"
-        ) from error
-
-
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """State dictionary, arguments and cells of a file, without running anything in it.
 
     Raises:
-        UserInputError: There is no such file, or it is no checkpoint of NVAE.
-        WeightsError: It is broken, or holds what would run code.
-        EnvironmentFailure: torch is too old to read it safely.
+        UserInputError: There is no such file, it is broken or no checkpoint of NVAE, or it holds
+            what could run code.
+        EnvironmentFailure: torch is too old to read it safely, or the disk fails.
     """
     data = unpickle(path)
     found: dict[Any, Any] = data if isinstance(data, dict) else {}
-    state: Any = found.get("state_dict")
-    arguments: Any = found.get("args")
-    cells: Any = found.get("arch_instance")
+    parts: list[Any] = [found.get(part) for part in PARTS]
+    state, arguments, cells = parts
     fits = isinstance(state, dict) and isinstance(arguments, argparse.Namespace)
     if not fits or not isinstance(cells, dict):
-        held = short(sorted(map(str, found)) if found else type(data).__name__)
+        order = sorted(found, key=lambda key: (key not in PARTS, str(key)))
+        kinds = {str(key): type(found[key]).__name__ for key in order}
         raise UserInputError(
-            f"{path} holds {held}; a checkpoint of NVAE has state_dict, args (a namespace) and "
-            "arch_instance (a dictionary)"
+            f"{path} holds {short(kinds) if found else type(data).__name__}; a checkpoint of NVAE "
+            "has state_dict (a dictionary), args (a namespace) and arch_instance (a dictionary)"
         )
     return state, DEFAULTS | vars(arguments), cells
 
@@ -174,11 +136,20 @@ def read_config(arguments: dict[str, Any], cells: dict[str, Any]) -> NvaeConfig:
             "postprocessing blocks; the two must be equal"
         )
     values = {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items()}
-    roles = {k: v for k, v in cells.items() if k != "ar_nn"}
-    return NvaeConfig.from_dict(
-        {"image_size": size, "groups": list(_groups(arguments)), "cells": roles, **values},
-        "the checkpoint's args",
-    )
+    roles = {str(k): v for k, v in cells.items() if k != "ar_nn"}
+    described = {"image_size": size, "groups": list(_groups(arguments)), "cells": roles, **values}
+    try:
+        return NvaeConfig.from_dict(described, "the checkpoint's args")
+    except UserInputError as error:
+        raise UserInputError(_in_their_names(str(error))) from error
+
+
+def _in_their_names(message: str) -> str:
+    """What is said of a field of ours, said of NVAE's argument."""
+    names = ARGUMENTS | {"groups": "num_groups_per_scale"}
+    pattern = rf"\b({'|'.join(names)}) is "
+    found = re.sub(pattern, lambda match: f"{names[match[1]]} is ", message, count=1)
+    return found.replace("args.cells", "arch_instance")
 
 
 def load_nvae(path: str | Path) -> Imported:
@@ -186,7 +157,12 @@ def load_nvae(path: str | Path) -> Imported:
     `read_config`'s.
     """
     state, arguments, cells = read_checkpoint(Path(path))
-    config = read_config(arguments, cells)
+    try:
+        config = read_config(arguments, cells)
+        with torch.device("meta"):
+            check_room((NvaeGenerator(config), NvaeEncoder(config)), state)
+    except UserInputError as error:
+        raise UserInputError(f"{path}: {error}") from error
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         generator, encoder = fill(config, state, str(path))
     return Imported(config, generator, encoder, arguments["dataset"])
@@ -198,6 +174,7 @@ def import_nvae(
     *,
     name: str | None = None,
     energies: str | Path | None = None,
+    overwrite: bool = False,
 ) -> ModelRow:
     """Write a checkpoint of NVAE as a model folder, in float32; returns its manifest row.
 
@@ -207,11 +184,14 @@ def import_nvae(
         name: The model's; `nvae-DATASET` if None.
         energies: A file of the authors' release that was trained on it
             (`release_checkpoint.py`); no prior if None.
+        overwrite: Replace a model that is in `folder`.
 
     Raises:
-        UserInputError: There is no such file, or it is no checkpoint that is supported.
-        WeightsError: It is broken, or does not fit its own arguments.
+        UserInputError: There is no such file, it is broken, does not fit its own arguments, or is
+            no checkpoint that is supported; or the folder is taken.
+        EnvironmentFailure: torch is too old to read it safely, or the disk fails.
     """
+    check_model_folder(Path(folder), overwrite)
     found = load_nvae(path)
     config = ModelConfig(name or f"nvae-{found.dataset}", found.config)
     prior = None
@@ -232,4 +212,5 @@ def import_nvae(
         card=model_card(
             config, licence=licence, figures={}, notes=NOTES.format(dataset=found.dataset)
         ),
+        overwrite=overwrite,
     )

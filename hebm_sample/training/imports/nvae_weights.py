@@ -8,14 +8,14 @@ All of it in float64. Every key is asked for by name and shape; what is missing,
 or was never asked for is an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hebm_sample.config import NvaeConfig
-from hebm_sample.errors import WeightsError
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.nvae.cells import (
     ActivatedConv,
     Cell,
@@ -29,7 +29,7 @@ from hebm_sample.generator.nvae.encoder import NvaeEncoder, PosteriorHead, Shift
 from hebm_sample.generator.nvae.hierarchy import NvaeGenerator, NvaeGroup
 from hebm_sample.io.files import short
 
-__all__ = ["Source", "causal_mask", "fill"]
+__all__ = ["Source", "causal_mask", "check_room", "fill", "fill_cell"]
 
 EPSILON = 1e-5  # of both normalisations
 SHOWN = 3
@@ -39,12 +39,13 @@ class Source:
     """NVAE's tensors, and which of them were used.
 
     Arguments:
-        tensors: The state dictionary; raises `WeightsError` for what is no plain tensor of finite
+        tensors: The state dictionary.
+        name: Of the file, for errors: `UserInputError` for what is no plain tensor of finite
             floats.
     """
 
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self.tensors, self.used = tensors, set[str]()
+    def __init__(self, tensors: Mapping[str, Any], name: str) -> None:
+        self.tensors, self.name, self.used = tensors, name, set[str]()
         self.missing: list[str] = []
         self.misshapen: list[str] = []
 
@@ -57,7 +58,7 @@ class Source:
         if value is None:
             self.missing.append(key)
             return torch.zeros(shape, dtype=torch.float64)
-        _check_plain(key, value)
+        self._check_plain(key, value)
         if tuple(value.shape) != shape:
             self.misshapen.append(f"{key} is {tuple(value.shape)} and not {shape}")
             return torch.zeros(shape, dtype=torch.float64)
@@ -95,16 +96,58 @@ class Source:
         self.pass_over(f"{prefix}.weight_normalized", tuple(conv.weight.shape))
         return self.take(f"{prefix}.weight", tuple(conv.weight.shape))
 
-    def finish(self, name: str) -> None:
-        """Raise `WeightsError` unless every key was there, of its shape, and was used."""
+    def _check_plain(self, key: str, value: Any) -> None:
+        if _numbers(value) and value.is_floating_point() and bool(torch.isfinite(value).all()):
+            return
+        raise UserInputError(
+            f"{self.name}: {short(key)} is {_told(value)} and no tensor of finite floats; the "
+            "checkpoint is broken"
+        )
+
+    def finish(self, **networks: nn.Module) -> None:
+        """Raise `UserInputError` unless every key was there, of its shape, and was used, and the
+        networks that were filled are finite.
+        """
         extra = sorted(str(k) for k in set(self.tensors) - self.used)
         faults = (("lacks", self.missing), ("also has", extra), ("differs:", self.misshapen))
         told = [f"{verb} {_listed(keys)}" for verb, keys in faults if keys]
         if told:
-            raise WeightsError(
-                f"{name} does not fit its own arguments: it {'; '.join(told)}; give a checkpoint "
-                "as NVAE's training wrote it"
+            raise UserInputError(
+                f"{self.name} does not fit its own arguments: it {'; '.join(told)}; give a "
+                "checkpoint as its training wrote it"
             )
+        for part, network in networks.items():
+            for key, weight in network.named_parameters():
+                if not bool(torch.isfinite(weight).all()):
+                    raise UserInputError(
+                        f"{self.name}: with its norms folded in, {part}.{key} is not finite in "
+                        "float32; the checkpoint is broken"
+                    )
+
+
+def _numbers(value: Any) -> int:
+    """How many numbers a plain tensor has; 0 for another, as one that repeats what it holds."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        return 0
+    count = value.numel()
+    return count if count * value.element_size() <= value.untyped_storage().nbytes() else 0
+
+
+def check_room(networks: Iterable[nn.Module], tensors: Mapping[Any, Any]) -> None:
+    """Raise `UserInputError` if tensors are far too few for networks, which might take more
+    memory than there is before their first key is missed.
+
+    Arguments:
+        networks: As described, on the meta device.
+        tensors: The state dictionary.
+    """
+    least = sum(p.numel() for network in networks for p in network.parameters())
+    held = sum(_numbers(value) for value in tensors.values())
+    if least > 2 * held:  # what two networks share is in the file once
+        raise UserInputError(
+            f"its networks have {least} weights, and its tensors {held} numbers; give a "
+            "checkpoint as its training wrote it"
+        )
 
 
 def _listed(keys: list[str]) -> str:
@@ -112,10 +155,12 @@ def _listed(keys: list[str]) -> str:
     return ", ".join(short(key)[1:-1] for key in keys[:SHOWN]) + more
 
 
-def _check_plain(key: str, value: Any) -> None:
-    fits = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
-    if not fits or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
-        raise WeightsError(f"{short(key)} is no tensor of finite floats; the checkpoint is broken")
+def _told(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    if not value.is_floating_point():
+        return f"of {value.dtype}"
+    return "not finite" if _numbers(value) else "not stored number by number"
 
 
 def _set(parameter: nn.Parameter | Tensor, value: Tensor) -> None:
@@ -166,7 +211,8 @@ def _linear(source: Source, prefix: str, layer: nn.Linear) -> None:
     _set(layer.bias, source.take(f"{prefix}.bias", tuple(layer.bias.shape)))
 
 
-def _cell(source: Source, prefix: str, cell: Cell) -> None:
+def fill_cell(source: Source, prefix: str, cell: Cell) -> None:
+    """Fill a cell from the keys that begin with a prefix."""
     if isinstance(cell.skip, CornerSkip):
         for i, conv in enumerate(cell.skip.corners):
             source.convolution(f"{prefix}.skip.conv_{i + 1}", cast("nn.Conv2d", conv))
@@ -185,7 +231,7 @@ def _cell(source: Source, prefix: str, cell: Cell) -> None:
 def _cells(source: Source, prefix: str, cells: nn.Sequential, start: int = 0) -> int:
     """Fill cells that are numbered from `start`; returns the number after them."""
     for i, cell in enumerate(cells, start):
-        _cell(source, f"{prefix}.{i}", cast("Cell", cell))
+        fill_cell(source, f"{prefix}.{i}", cast("Cell", cell))
     return start + len(cells)
 
 
@@ -279,11 +325,11 @@ def fill(
         name: Of the file, for errors.
 
     Raises:
-        WeightsError: Keys or shapes differ, or a value is not finite.
+        UserInputError: Keys or shapes differ, or a value is not finite.
     """
-    source = Source(tensors)
+    source = Source(tensors, name)
     generator, encoder = NvaeGenerator(config), NvaeEncoder(config)
     _fill_generator(source, generator)
     _fill_encoder(source, encoder)
-    source.finish(name)
+    source.finish(generator=generator, encoder=encoder)
     return generator, encoder

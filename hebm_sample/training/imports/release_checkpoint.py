@@ -19,8 +19,8 @@ from hebm_sample.io.files import short
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.release_network import DenseBlock, HalvingBlock, ReleaseNet
 from hebm_sample.prior.schedule import release_levels
-from hebm_sample.training.imports.nvae_checkpoint import unpickle
-from hebm_sample.training.imports.nvae_weights import Source
+from hebm_sample.training.imports.nvae_weights import Source, check_room
+from hebm_sample.training.imports.pickles import unpickle
 
 __all__ = ["load_energies"]
 
@@ -83,8 +83,10 @@ def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
             f"{path} holds {short(nets or found)}; energies of the authors' release for this NVAE "
             f"have netE0 to netE{groups - 1}, one per group"
         )
-    first = data["netE0"]
-    known = first if isinstance(first, dict) else {}
+    odd = [f"{key}: {type(data[key]).__name__}" for key in nets if not isinstance(data[key], dict)]
+    if odd:
+        raise UserInputError(f"{path} holds {short(odd)}; each net has a dictionary of tensors")
+    known = data["netE0"]
     residual = any(str(key).startswith("conv_start.") for key in known)
     last = "conv_start" if residual else "downsample"
     kernel = known.get(f"{last}.weight_orig", known.get(f"{last}.weight"))
@@ -96,14 +98,25 @@ def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
     return residual, len(kernel)
 
 
+def _check_room(path: Path, config: PriorConfig, generator: NvaeConfig, data: Any) -> None:
+    residual = config.network == "release_residual"
+    for i, shape in enumerate(generator.latent_shapes):
+        with torch.device("meta"):
+            net = ReleaseNet(shape, config.width, residual)
+        try:
+            check_room((net,), data[f"netE{i}"])
+        except UserInputError as error:
+            raise UserInputError(f"netE{i} of {path}: {error}") from error
+
+
 def load_energies(
     path: str | Path, generator: NvaeConfig
 ) -> tuple[PriorConfig, LangevinConfig, JointEnergy]:
     """Energies for a generator, with the prior's description and the sampler they were made for.
 
     Raises:
-        UserInputError: The file holds other nets than the generator's groups need.
-        WeightsError: It is broken, holds what would run code, or its keys and shapes do not fit.
+        UserInputError: The file holds other nets than the generator's groups need, is broken,
+            holds what could run code, or its keys and shapes do not fit.
     """
     data = unpickle(Path(path))
     residual, width = _described(Path(path), data, len(generator.latent_shapes))
@@ -123,10 +136,11 @@ def load_energies(
         step_scale=1.0,
         denoise=False,
     )
+    _check_room(Path(path), config, generator, data)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         prior = JointEnergy(config, generator.latent_shapes, generator.state_shapes)
         for i, net in enumerate(prior.nets):
-            source = Source(data[f"netE{i}"])
+            source = Source(data[f"netE{i}"], f"netE{i} of {path}")
             _fill(source, cast("ReleaseNet", net))
-            source.finish(f"netE{i} of {path}")
+            source.finish(energies=net)
     return config, sampling, prior
