@@ -7,11 +7,12 @@
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +29,9 @@ from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
-from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
 from hebm_sample.pipeline.posterior_variance import posterior_variance
+from hebm_sample.pipeline.provenance import Provenance
 from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
@@ -314,7 +316,7 @@ class Model:
 
         Arguments:
             images: PIL images or paths (cropped to the middle square and resized), or floats (N,
-                3, S, S) in [0, 1], as "torch" output is.
+                3, S, S) in [0, 1], as "torch" output is; or `Samples`.
             mode: "sample" or "mean".
             seeds: Of the sample, one per image; 0 ... N-1 if None.
 
@@ -341,6 +343,10 @@ class Model:
     def read_images(self, images: ImagesLike) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
         size = self.config.generator.image_size
+        if isinstance(images, Samples):
+            images = images.images
+        if isinstance(images, np.ndarray):  # "numpy" output
+            images = torch.from_numpy(images).movedim(-1, 1)
         if not isinstance(images, Tensor):
             return prepare(images, size)
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
@@ -359,14 +365,27 @@ class Model:
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
-    ) -> Any:
+    ) -> Samples:
         """decode(encode(images)): what the generator can say about an image.
 
-        Arguments as for `encode` and `decode`.
+        Arguments as for `encode` and `decode`; the `Samples` have no seeds and energies.
         """
         chosen = self.generator.chosen_decoder(decoder)
         u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, decoder=chosen, output_type=output_type, batch_size=batch_size)
+        return self.decoded(u, chosen, output_type, batch_size, {"sheet": "reconstruction"})
+
+    def decoded(
+        self,
+        u: Latents,
+        decoder: DecoderName | None,
+        output_type: OutputType,
+        batch_size: int,
+        facts: Mapping[str, Any],
+    ) -> Samples:
+        """Images of u as `Samples`, whose files say `facts`."""
+        images = self.decode(u, decoder=decoder, output_type=output_type, batch_size=batch_size)
+        said = (Provenance.of_decoded(self, decoder).saying(**facts),) * len(u[0])
+        return Samples(images, u, None, (), decoder=decoder, provenance=said)
 
     def latents_from(
         self,
