@@ -350,7 +350,7 @@ class _PriorRun:
         """Samples of the energies."""
         prior = cast("JointEnergy", learner)
         pipe = Pipeline(self.config, self.generator, prior, device=self.device)
-        return pipe(PREVIEW, output_type="torch").images * 2 - 1
+        return pipe(PREVIEW, output_type="torch", progress=False).images * 2 - 1
 
     def task(
         self, training: ImageDataset, validation: ImageDataset, prepare: EncodedImages | None
