@@ -27,6 +27,7 @@ from hebm_sample.generator.hierarchy import (
     sharp_decoder,
 )
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -130,9 +131,9 @@ def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: boo
     path = folder / POOL
     if not path.exists():
         found = []
-        for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=not progress):
+        for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=disabled(progress)):
             seeds = range(start, min(start + POOL_BATCH, count))
-            found.append(model(seeds=seeds, output_type="torch").latents)
+            found.append(model(seeds=seeds, output_type="torch", progress=False).latents)
         whole = concatenate(found)
         named = {str(i): u.half().contiguous() for i, u in enumerate(whole)}
         write_atomically(path, safetensors.torch.save(named))
