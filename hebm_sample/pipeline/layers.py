@@ -20,7 +20,13 @@ from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import EncodeMode, ImagesLike, Model
-from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
+from hebm_sample.pipeline.outputs import (
+    OutputType,
+    Samples,
+    choose_seeds,
+    decoded,
+    to_output,
+)
 from hebm_sample.pipeline.request import read_request
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
@@ -188,7 +194,7 @@ def mix(
     decoder = model.generator.chosen_decoder(decoder)
     a, b = _paired(model, coarse, fine)
     u, facts = (*a[:cut], *b[cut:]), {"sheet": "mix", "keep_top": cut}
-    return model.decoded(u, decoder, output_type, batch_size, facts)
+    return decoded(model, u, decoder, facts, output_type=output_type, batch_size=batch_size)
 
 
 def _paired(model: Model, a: Any, b: Any) -> tuple[Latents, Latents]:
@@ -237,8 +243,8 @@ def interpolate(
         for g, h in zip(u, v, strict=True)
     )
     facts = {"sheet": "interpolation"}
-    found = model.decoded(between, decoder, output_type, batch_size, facts)
-    return replace(found, columns=num_images)
+    how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
+    return replace(decoded(model, between, decoder, facts, **how), columns=num_images)
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

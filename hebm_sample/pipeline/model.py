@@ -7,12 +7,11 @@
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,14 +23,19 @@ from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.hub.weights import content_digest
-from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
-from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
+from hebm_sample.pipeline.outputs import (
+    OutputType,
+    Samples,
+    as_floats,
+    choose_seeds,
+    decoded,
+    to_output,
+)
 from hebm_sample.pipeline.posterior_variance import posterior_variance
-from hebm_sample.pipeline.provenance import Provenance
 from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
@@ -342,20 +346,7 @@ class Model:
 
     def read_images(self, images: ImagesLike) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
-        size = self.config.generator.image_size
-        if isinstance(images, Samples):
-            images = images.images
-        if isinstance(images, np.ndarray):  # "numpy" output
-            images = torch.from_numpy(images).movedim(-1, 1)
-        if not isinstance(images, Tensor):
-            return prepare(images, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
-            raise UserInputError(
-                f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
-            )
-        if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-            raise UserInputError("images must be floats in [0, 1]")
-        return images.float() * 2 - 1
+        return as_floats(images, self.config.generator.image_size)
 
     def reconstruct(
         self,
@@ -372,20 +363,8 @@ class Model:
         """
         chosen = self.generator.chosen_decoder(decoder)
         u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decoded(u, chosen, output_type, batch_size, {"sheet": "reconstruction"})
-
-    def decoded(
-        self,
-        u: Latents,
-        decoder: DecoderName | None,
-        output_type: OutputType,
-        batch_size: int,
-        facts: Mapping[str, Any],
-    ) -> Samples:
-        """Images of u as `Samples`, whose files say `facts`."""
-        images = self.decode(u, decoder=decoder, output_type=output_type, batch_size=batch_size)
-        said = (Provenance.of_decoded(self, decoder).saying(**facts),) * len(u[0])
-        return Samples(images, u, None, (), decoder=decoder, provenance=said)
+        how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
+        return decoded(self, u, chosen, {"sheet": "reconstruction"}, **how)
 
     def latents_from(
         self,

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,12 +19,24 @@ from torch import Tensor
 from hebm_sample.config import DecoderName, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
-from hebm_sample.io.images import check_folder, grid, png_bytes, save_png, to_pil
+from hebm_sample.io.images import check_folder, grid, png_bytes, prepare, save_png, to_pil
 from hebm_sample.io.seeds import MAX_SEEDS, format_seeds
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.provenance import Provenance
 
-__all__ = ["OutputType", "Samples", "SeedsFrom", "Trajectory", "choose_seeds", "to_output"]
+if TYPE_CHECKING:
+    from hebm_sample.pipeline.model import Model
+
+__all__ = [
+    "OutputType",
+    "Samples",
+    "SeedsFrom",
+    "Trajectory",
+    "as_floats",
+    "choose_seeds",
+    "decoded",
+    "to_output",
+]
 
 OutputType = Literal["pil", "numpy", "torch", "np", "pt"]  # the last two as diffusers calls them
 
@@ -286,3 +299,36 @@ def to_output(images: Tensor, output_type: OutputType) -> Any:
     return (
         unit if output_type in ("torch", "pt") else unit.permute(0, 2, 3, 1).contiguous().numpy()
     )
+
+
+def decoded(
+    model: "Model",
+    u: Latents,
+    decoder: DecoderName | None,
+    facts: Mapping[str, Any],
+    *,
+    output_type: OutputType,
+    batch_size: int,
+) -> Samples:
+    """Images of u as `Samples` without seeds and energies, whose files say `facts`."""
+    images = model.decode(u, decoder=decoder, output_type=output_type, batch_size=batch_size)
+    said = (Provenance.of_decoded(model, decoder).saying(**facts),) * len(u[0])
+    return Samples(images, u, None, (), decoder=decoder, provenance=said)
+
+
+def as_floats(images: Any, size: int) -> Tensor:
+    """Floats (N, 3, S, S) in [-1, 1] of PIL images or paths, of `Samples`, or of arrays as in
+    `Samples`; `UserInputError` for others.
+    """
+    images = images.images if isinstance(images, Samples) else images
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).movedim(-1, 1)
+    if not isinstance(images, Tensor):
+        return prepare(images, size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
+        raise UserInputError(
+            f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
+        )
+    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+        raise UserInputError("images must be floats in [0, 1]")
+    return images.float() * 2 - 1

@@ -175,7 +175,7 @@ class Run:
         self.parameters = [p for p in task.learner.parameters() if p.requires_grad]
         self.threads = Threads()
         self.samplers: list[StepSampler] = []
-        self.cut(parts_of(settings, accelerator.device))
+        self.cut(self._parts())
         self.guard = NanGuard(settings.max_skipped)
         self.total = settings.steps or 0
         # A short budget is cut into at least six checkpoints, so that little of it can be lost.
@@ -184,6 +184,9 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.started = datetime.date.today().isoformat()
+
+    def _parts(self) -> int:
+        return parts_of(self.settings, self.accelerator.device)
 
     def cut(self, parts: int) -> None:
         """Cut batches into parts, each with rows and noise of its own."""

@@ -41,7 +41,7 @@ from hebm_sample.training.record import same_rows
 from hebm_sample.training.train import PREVIEW, channels_last, former_digest
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Watch", "new_learner", "train_decoder", "with_sharp_decoder"]
+__all__ = ["Watch", "check_decoder", "new_learner", "train_decoder", "with_sharp_decoder"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 50
@@ -104,6 +104,17 @@ def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
     stages = preset.decoder.stages
     described = replace(described, sharp_decoder=described.decoder if stages is None else stages)
     return replace(model.config, generator=described)
+
+
+def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
+    """Before the data are read: the config that the model will have; `UserInputError` for an
+    imported generator, a model without an encoder, or squares that no discriminator sees.
+    """
+    config = with_sharp_decoder(model, preset)
+    assert isinstance(config.generator, GeneratorConfig)
+    _seen_side(config.generator, preset.decoder)
+    model.encoder  # noqa: B018  one line now if there is none
+    return config
 
 
 def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDecoder:
@@ -226,8 +237,7 @@ def train_decoder(
         TrainingDivergedError: As `Watch` and the training loop raise it.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    config, main = with_sharp_decoder(model, preset), accelerator.is_main_process
-    model.encoder  # noqa: B018  one line now if there is none
+    config, main = check_decoder(preset, model), accelerator.is_main_process
     make_run_folder(folder)
     with ExitStack() as lock:
         lock.enter_context(locked(folder, main))

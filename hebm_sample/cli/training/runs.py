@@ -9,6 +9,7 @@ import click
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
+    check_folder,
     check_resume,
     needed,
     read_images,
@@ -60,26 +61,33 @@ def _announce(kind: str, folder: Path, result: Any) -> None:
     )
 
 
-def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
+def _train(
+    kind: Any, options: dict[str, Any], check: Callable[..., Any], run: Callable[..., Any]
+) -> None:
     """Read what was typed and run it.
 
     Arguments:
+        check: (preset, model of --generator or None, that of --init or None): raises what can be
+            said before the data are read.
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
     preset, base = typed_preset(kind, options), options.get("generator")
     if options.get("dry_run"):
         return _dry_run(kind, preset, options, base or options.get("init"))
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
+    check_folder(options)
     check_resume(options)
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(base) if base else None
+    init = load_model(options["init"]) if options.get("init") else None
+    check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
-    more = {"init": options["init"] and load_model(options["init"])} if "init" in options else {}
+    more = {"init": init} if "init" in options else {}
     result = run(
         preset,
         model,
@@ -144,7 +152,12 @@ def generator(**options: Any) -> None:
 
         return train_generator(preset, images, **how)
 
-    _train("generator", options, run)
+    def check(preset: Any, _: Any, init: Any) -> None:
+        from hebm_sample.training.record import check_generator
+
+        check_generator(preset, init)
+
+    _train("generator", options, check, run)
 
 
 @click.command(cls=OneLineErrors)
@@ -181,7 +194,12 @@ def prior(**options: Any) -> None:
                 click.echo(_symbols_line(preset), err=True)
         return train_prior(preset, model, images, objective=objective, **how)
 
-    _train("prior", options, run)
+    def check(preset: Any, model: Any, init: Any) -> None:
+        from hebm_sample.training.record import check_prior
+
+        check_prior(preset, model, options["objective"] or preset.objective, init)
+
+    _train("prior", options, check, run)
 
 
 @click.command(cls=OneLineErrors)
@@ -205,4 +223,9 @@ def decoder(**options: Any) -> None:
 
         return train_decoder(preset, model, images, **how)
 
-    _train("decoder", options, run)
+    def check(preset: Any, model: Any, _: Any) -> None:
+        from hebm_sample.training.train_decoder import check_decoder
+
+        check_decoder(preset, model)
+
+    _train("decoder", options, check, run)
