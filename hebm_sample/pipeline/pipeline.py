@@ -50,8 +50,8 @@ def _of_model(
 
     @wraps(function)
     def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        named: Any = own_words(function, args, kwargs)
-        return function(self.model, *args, **named)
+        call: Any = function
+        return call(self.model, *args, **own_words(function, args, kwargs))
 
     return method
 
@@ -63,8 +63,8 @@ def _of_sampler(
 
     @wraps(function)
     def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        named: Any = own_words(function, args, kwargs)
-        return function(self.sampler, *args, **named)
+        call: Any = function
+        return call(self.sampler, *args, **own_words(function, args, kwargs))
 
     return method
 

@@ -6,7 +6,7 @@ request again.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -94,6 +94,11 @@ class Request:
     only_last: bool = True
     decoder: DecoderName = "likelihood"
     batch_size: int = 16
+
+    @property
+    def told(self) -> Progress | None:
+        """Who is told of each gradient by the chains themselves, if anybody."""
+        return cast("Progress", self.progress) if callable(self.progress) else None
 
     @property
     def gradients(self) -> int:

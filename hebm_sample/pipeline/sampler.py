@@ -10,7 +10,7 @@ energy-based one as in "Learning Latent Space Energy-Based Prior Model" (arXiv 2
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -237,7 +237,8 @@ class Sampler:
     def _watch(self, request: Request, times: int = 1) -> Watch:
         """Who is told of the gradients of a request that is run so often."""
         total = times * request.gradients
-        return Watch(total, request.progress, request.callback, self.bar_options)
+        progress = cast("Progress | bool | None", request.progress)
+        return Watch(total, progress, request.callback, self.bar_options)
 
     def _run(self, request: Request) -> Iterator[DecodedState]:
         energy = self.chain_energy() if request.prior == "ebm" else None
@@ -355,7 +356,7 @@ class Sampler:
             sigma_high=min(FLOW_START, model.config.prior.sigma_max),
             given=request.constraint,
             posterior_variance=model.posterior_variance() if config.precondition else None,
-            progress=request.progress,
+            progress=request.told,
         )
 
     def _inverted(
@@ -365,7 +366,7 @@ class Sampler:
         assert self.model.schedule is not None and constraint.start_level is not None
         levels = self.model.schedule.levels
         path = flow_levels(steps, levels[0], levels[constraint.start_level], denoise=False)[::-1]
-        tally = GradientTally(request.seeds, request.progress)
+        tally = GradientTally(request.seeds, request.told)
         plain = replace(request, condition=None, likelihood=None)
         return flow_noise(self._conditioned(plain, energy), constraint.u, path, tally)
 
