@@ -3,7 +3,9 @@ disk, bars and callbacks. Each spelling means the same as ours, to the bit.
 """
 
 import io
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,11 +268,17 @@ def test_a_bar_is_shown_in_a_terminal_and_where_it_is_asked_for(
     monkeypatch.setattr("sys.stderr", stream())
     pipe.set_progress_bar_config(**config, mininterval=0)
     pipe(3, batch_size=2, progress=progress)
-    import sys
-
     text = sys.stderr.getvalue()
     assert bool(text) == shown
     assert not shown or f"{2 * STEPS}/{2 * STEPS}" in text
+
+
+def test_a_bar_is_shown_in_a_notebook(pipe, monkeypatch):
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    pipe(1)
+    assert f"/{STEPS}" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("sampler", ["recovery", "flow"])

@@ -7,6 +7,8 @@ progress=function   function(n) after every n gradients, and no bar
 callback=function   function(step, total, level) after each gradient
 """
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -29,6 +31,12 @@ def check_watchers(progress: Any, callback: Any) -> None:
         )
     if callback is not None and not callable(callback):
         raise UserInputError(f"callback is {callback!r}; give a function of step, total and level")
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", ())
 
 
 @dataclass
@@ -69,10 +77,11 @@ class Watch:
 
     def _shown(self, evaluations: int) -> None:
         if self._bar is None:
-            from tqdm.auto import tqdm
-
-            # None: tqdm asks whether it is a terminal or a notebook.
-            silent = False if self.progress is True else None
+            with warnings.catch_warnings():  # a notebook without widgets has a bar of text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
+            # None: tqdm asks whether it is a terminal.
+            silent = False if self.progress is True or _in_notebook() else None
             options = {"unit": "grad", "leave": False, "disable": silent, **self.bar_options}
             if self.progress is True:  # what a call says counts for more
                 options["disable"] = False
