@@ -100,7 +100,7 @@ class Pipeline:
 
     Variations that keep the top two groups, and what the model says of an image:
 
-    >>> varied = pipe.vary(ships, slice(0, 2), 2, steps=12)
+    >>> varied = pipe.vary(ships, 2, 2, steps=12)
     >>> bool((varied.latents[0][:2] == ships.latents[0][:1]).all())
     True
     >>> pipe.classify(ships.images)["class"].shape == (2, len(pipe.symbols["class"]))
