@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from tiny import symbolic_pipeline, tiny_images, tiny_pipeline
 
+from hebm_sample.cli.sample import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import read_text
 from hebm_sample.pipeline.outputs import Samples
@@ -321,3 +323,15 @@ def test_an_exception_in_the_callback_ends_the_chain_cleanly(pipe, three, what):
             pipe(9, progress=True, callback=stop)
     assert same(pipe(seeds=[4, 5, 6]), three)
     assert threading.active_count() <= before + 1  # tqdm's own monitor
+
+
+def test_keep_in_python_and_in_the_shell_are_one(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model", dtype=torch.float32)
+    words = ["--dataset", tmp_path / "model", "--from-seed", 4, "--keep-top", 2, "-n", 2]
+    words += ["--outdir", tmp_path / "shell", "--device", "cpu", "--quiet"]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    found = pipe.vary(pipe(seeds=[4]), keep=2, num_variations=2)
+    for path in found.save(tmp_path / "python"):
+        a, b = (np.asarray(Image.open(p), int) for p in (path, tmp_path / "shell" / path.name))
+        assert np.abs(a - b).max() <= 2
