@@ -105,7 +105,7 @@ def _bytes_of(path: Path, row: ModelRow) -> bytes:
 def _card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
     """The card, and the image that it shows."""
     files, image = {CARD_NAME: _card(folder, repo_id)}, folder / SAMPLES_NAME
-    if SAMPLES_NAME.encode() in files[CARD_NAME] and image.is_file():
+    if f"]({SAMPLES_NAME})".encode() in files[CARD_NAME] and image.is_file():
         files[SAMPLES_NAME] = read_capped(image, MAX_IMAGE_BYTES)
     return files
 

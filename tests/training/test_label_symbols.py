@@ -47,7 +47,9 @@ def test_label_symbols_have_the_columns_values():
 
 
 def test_label_symbols_of_all_columns_that_look_like_labels():
-    assert list(symbols(ALL_LABELS)[0]) == ["kind", "big", "stars", "my_kind"]
+    labels = {name: column for name, column in COLUMNS[0].items() if name != "twins"}
+    found = with_labels(labelled_preset(), (labels, COLUMNS[1]), ALL_LABELS)
+    assert [s.name for s in found.prior.symbols] == ["kind", "big", "stars", "my_kind"]
     with pytest.raises(UserInputError, match=r"no column .* looks like labels; they have \['x'\]"):
         with_labels(short_preset(), ({"x": np.arange(9)}, {}), ALL_LABELS)
 

@@ -175,8 +175,10 @@ def test_a_token_of_its_own(hub, folder, monkeypatch):
 
 
 def _unstated(folder):
-    text = (folder / "README.md").read_text().replace("name: cc0-1.0", "name: unstated")
-    (folder / "README.md").write_text(text)
+    text, stated = (folder / "README.md").read_text(), "license: cc0-1.0"
+    assert stated in text
+    unstated = text.replace(stated, "license: other\nlicense_name: unstated")
+    (folder / "README.md").write_text(unstated)
 
 
 def _another_name(folder):
