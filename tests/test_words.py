@@ -196,6 +196,12 @@ def test_samples_are_saved_a_file_each_which_tells_all(pipe, tmp_path):
         assert (text["steps"], text["step_scale"]) == ("6", "1.25")
         assert (text["symbols"], text["guidance"]) == ("Smiling=yes", "Smiling=2.0")
         assert text["prior"] == "ebm" and text["decoder"] == samples.decoder
+    particles = pipe(1, start="ancestral", particles=2)
+    assert particles.provenance[0].facts["particles"] == 2
+    edited = pipe.edit(samples, {"class": "a"}, groups=[1], steps=4).provenance[1]
+    assert (
+        edited.text(single=True).items() >= {"groups": "1", "method": "flow", "seed": "1"}.items()
+    )
     with pytest.raises(UserInputError, match=r"seed0012.png is there already \(1 of 2 files"):
         pipe(seeds=[12, 13]).save(folder)
     assert not (folder / "seed0013.png").exists()

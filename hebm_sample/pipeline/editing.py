@@ -71,7 +71,8 @@ def edit(
         options: `decoder`, `progress` and fields of `LangevinConfig`.
     """
     require_range("strength", strength, 0.0, 1.0)
-    options = {**options, "facts": {"strength": strength, "method": method}}
+    named = None if groups is None else sampler.model.group_indices(groups)
+    options["facts"] = {"strength": strength, "method": method, "groups": named}
     require_choice("method", method, EditMethod)
     model, inverted = sampler.model, method == "flow"
     if inverted:

@@ -79,7 +79,7 @@ def inpaint(
     """
     require_range("strength", strength, 0.0, 1.0)
     require_range("weight", weight, 0.0, 1e3)
-    options = {**options, "facts": {"strength": strength, "weight": weight}}
+    options["facts"] = {"strength": strength, "weight": weight}
     options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
     model = sampler.model
     x, chosen = seeded(model, images, seeds)

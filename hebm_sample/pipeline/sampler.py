@@ -258,18 +258,17 @@ class Sampler:
     def _provenance(self, request: Request) -> tuple[Provenance, ...]:
         """What the file of each image says."""
         config, usual = request.config, self.model.config.sampling
-        common = Provenance.of_samples(
-            self.model,
-            sampler=config.sampler,
-            steps=config.steps,
-            temperature=config.temperature,
-            decoder=request.decoder,
-            prior=request.prior,
-            particles=config.particles,
-        )
-        values = {f.name: getattr(config, f.name) for f in fields(config)}
-        unusual = {k: v for k, v in values.items() if v != getattr(usual, k)}
-        common = replace(common, facts={**unusual, **common.facts, **request.facts})
+        chain = request.prior != "gaussian"
+        how: dict[str, Any] = {
+            "sampler": config.sampler if chain else None,
+            "steps": config.steps if chain else None,
+            "temperature": config.temperature,
+            "prior": request.prior,
+        }
+        names = [f.name for f in fields(config) if chain and f.name not in how]
+        how |= {k: v for k in names if (v := getattr(config, k)) != getattr(usual, k)}
+        how |= {"particles": config.particles} if chain and config.particles > 1 else {}
+        common = Provenance.of_decoded(self.model, request.decoder).saying(**how, **request.facts)
         rows = zip(request.seeds, request.asked or ({},) * len(request.seeds), strict=True)
         return tuple(common.saying(**asked).of_seeds(seed) for seed, asked in rows)
 
