@@ -95,7 +95,7 @@ def measure_samplers(dataset: str, device: str, repeats: int) -> tuple[dict[str,
 
     def call(name: str, batch: int) -> Callable[[], object]:
         how = {"prior": "gaussian"} if name == "gaussian" else {"sampler": name}
-        return lambda: pipe(batch, batch_size=batch, output_type="torch", **how)
+        return lambda: pipe(batch, batch_size=batch, output_type="torch", progress=False, **how)
 
     rows = []
     for batch in BATCHES:

@@ -265,7 +265,9 @@ def test_a_temperature_a_group(pipe, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("keep, kept", [(slice(0, 1), [0]), ([0, 2], [0, 2]), (-1, [2])])
+@pytest.mark.parametrize(
+    "keep, kept", [(slice(0, 1), [0]), ([0, 2], [0, 2]), ([-1], [2]), (2, [0, 1])]
+)
 def test_variations_keep_groups_bit_by_bit_image_by_image(pipe, three, sampler, keep, kept):
     found = pipe.vary(three, keep, 2, sampler=sampler, symbols={"class": "a"}, batch_size=4)
     assert len(found) == 6 and found.columns == 2 and found.seeds == (3, 4) * 3
@@ -309,7 +311,8 @@ def test_energies_of_variations_are_those_of_the_returned_latents(pipe, three):
     [
         (slice(0, GROUPS), "all 3 groups are kept, so nothing would change; keep at most 2"),
         ([0, 1, 2], "all 3 groups are kept"),
-        (7, r"groups 7 asked for; this model has 3, numbered 0 \(top\) to 2"),
+        (7, "keep is 7; give how many top groups to keep, 0 to 2, or a list of groups"),
+        ([7], r"groups \[7\] asked for; this model has 3, numbered 0 \(top\) to 2"),
         ([0, 0], "each to be named once"),
         ("top", "asked for"),
         (None, "all 3 groups are kept|asked for"),
@@ -382,9 +385,9 @@ def test_mix(pipe, three):
     other = tiny_latents(CONFIG, 3, seed=4)
     a, b = (pipe.decode(x, output_type="torch") for x in (three.latents, other))
     for cut, expected in ((0, b), (GROUPS, a)):
-        assert torch.equal(pipe.mix(three, other, cut, output_type="torch"), expected)
+        assert torch.equal(pipe.mix(three, other, cut, output_type="torch").images, expected)
     expected = pipe.decode((three.latents[0], *other[1:]), output_type="torch")
-    assert torch.equal(pipe.mix(three, other, 1, output_type="torch"), expected)
+    assert torch.equal(pipe.mix(three, other, 1, output_type="torch").images, expected)
     one = tuple(g[:1] for g in other)
     each = pipe.mix(three, one, 2, output_type="torch")
     row = tuple(g[2:3] for g in three.latents[:2]) + one[2:]
@@ -428,7 +431,7 @@ def test_interpolation_is_the_great_circle_group_by_group(pipe, monkeypatch):
 
 def test_interpolation_ends_at_the_images(pipe, three, monkeypatch):
     other = tiny_latents(CONFIG, 3, seed=4)
-    found = pipe.interpolate(three, other, 4, output_type="torch")
+    found = pipe.interpolate(three, other, 4, output_type="torch").images
     assert len(found) == 12
     for first, source in ((0, three.latents), (3, other)):
         expected = pipe.decode(source, output_type="torch")

@@ -136,7 +136,7 @@ def test_great_circles_without_a_direction_are_finite(pipe):
     u = tiny_latents(CONFIG, 1)
     zero, opposite = tuple(0 * g for g in u), tuple(-g for g in u)
     for a, b in ((u, u), (zero, u), (zero, zero), (u, opposite)):
-        images = pipe.interpolate(a, b, 3, output_type="torch")
+        images = pipe.interpolate(a, b, 3, output_type="torch").images
         assert bool(torch.isfinite(images).all())
 
 

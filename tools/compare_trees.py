@@ -55,7 +55,7 @@ def _model(name: str, resolution: int, quick: bool) -> dict[str, str]:
         pipe.vary(samples, keep=slice(0, 2), num_variations=2, output_type="numpy")
     )
     found["layers"] = _of(pipe.layers(seed=7, output_type="numpy"))
-    found["reconstructed"] = _digest(pipe.reconstruct(images, output_type="torch"))
+    found["reconstructed"] = _digest(pipe.reconstruct(images, output_type="torch").images)
     found["energy"] = _digest(pipe.energy(images))
     if pipe.symbols:
         variable, values = next(iter(pipe.symbols.items()))

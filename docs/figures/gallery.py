@@ -61,7 +61,7 @@ def variations() -> Image.Image:
     """Rows: seeds 4 and 9 of celebahq at 64x64, each with seven that keep its top three groups."""
     pipe = model("celebahq", 64)
     own = pipe(seeds=[4, 9])
-    varied = pipe.vary(own, slice(0, 3), 7).images
+    varied = pipe.vary(own, 3, 7).images
     rows = [[face, *varied[7 * k : 7 * k + 7]] for k, face in enumerate(own.images)]
     return grid([image for row in rows for image in row], 8)
 

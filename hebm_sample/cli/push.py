@@ -18,12 +18,13 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.hub.card import PLACE, SAMPLES_NAME
 from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow
 from hebm_sample.io.files import MAX_FILE_BYTES, read_capped
 
 __all__ = ["push", "push_folder"]
 
-MAX_CARD_BYTES = 1_000_000
+MAX_CARD_BYTES, MAX_IMAGE_BYTES = 1_000_000, 2**24
 CARD_NAME = "README.md"
 
 
@@ -54,7 +55,7 @@ def push_folder(
     folder = Path(folder).expanduser().absolute()
     row, files = _checked_files(folder)
     pinned = _pinned(row, repo_id, "0" * 40)  # before anything is sent
-    files[CARD_NAME] = _card(folder, repo_id)
+    files |= _card_files(folder, repo_id)
     commit = publish(files, repo_id, branch=branch, private=private, token=token)
     return replace(pinned, revision=commit)
 
@@ -101,6 +102,14 @@ def _bytes_of(path: Path, row: ModelRow) -> bytes:
     return data
 
 
+def _card_files(folder: Path, repo_id: str) -> dict[str, bytes]:
+    """The card, and the image that it shows."""
+    files, image = {CARD_NAME: _card(folder, repo_id)}, folder / SAMPLES_NAME
+    if f"]({SAMPLES_NAME})".encode() in files[CARD_NAME] and image.is_file():
+        files[SAMPLES_NAME] = read_capped(image, MAX_IMAGE_BYTES)
+    return files
+
+
 def _card(folder: Path, repo_id: str) -> bytes:
     """The card, its example naming the repository; refused without a licence."""
     from hebm_sample.hub.save import UNSTATED_LICENCE
@@ -115,7 +124,9 @@ def _card(folder: Path, repo_id: str) -> bytes:
             f"{path} states no licence; export the model with --licence, or write `license:` "
             "(and, for `other`, `license_name:`) into the card"
         )
-    return text.replace("--dataset FOLDER", f"--dataset {repo_id}").encode()
+    for words in ("--dataset {}", 'from_pretrained("{}")'):
+        text = text.replace(words.format(PLACE), words.format(repo_id))
+    return text.encode()
 
 
 def _front_matter(text: str, path: Path) -> Mapping[str, object]:

@@ -31,6 +31,7 @@ from hebm_sample.data.images import ImageDataset
 from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder
 
 __all__ = ["build_cache", "cache_folder", "mapped_bytes", "read_cache"]
@@ -233,7 +234,7 @@ def _decode_all(source: Source, path: Path, size: int, shown: str, progress: boo
     rows = _Rows()
     with (
         path.open("wb") as file,
-        tqdm(total=source.total, desc="decoding", unit="image", disable=not progress) as bar,
+        tqdm(total=source.total, desc="decoding", unit="image", disable=disabled(progress)) as bar,
     ):
         _write_header(file, source.total, size)
         for decoded in decoded_chunks(source, size):

@@ -259,8 +259,7 @@ def _python_vary(step: Vary) -> list[str]:
     options, sampled = sample_options(step), step.sampled_source
     source = _latents(step.source if sampled is None else Origin(sampled))
     first = (
-        f"{source}, keep=slice(0, {step.keep}), "
-        f"num_variations={len(step.seeds)}, seeds={_seeds(step.seeds)}"
+        f"{source}, keep={step.keep}, num_variations={len(step.seeds)}, seeds={_seeds(step.seeds)}"
     )
     before = _python(step.source.step if sampled is None else sampled)
     return [*before, f"out = pipe.vary({_arguments(first, options)})"]

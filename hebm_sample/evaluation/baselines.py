@@ -25,6 +25,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, clock, fingerprint
 from hebm_sample.evaluation.latent_ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
 from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import sha256_of
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
@@ -153,7 +154,9 @@ def _ddpm_samples(
         }
 
     total = steps * -(-context.num_images // context.batch_size)
-    with tqdm(total=total, desc="latent DDPM", unit="step", disable=not context.progress) as bar:
+    with tqdm(
+        total=total, desc="latent DDPM", unit="step", disable=disabled(context.progress)
+    ) as bar:
         name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", 2, digest, steps, eta]
         found = context.cached(name, key, context.num_images, make)
     return context.latents_of(found), float(found["seconds"].sum())

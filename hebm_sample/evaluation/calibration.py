@@ -6,6 +6,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.bars import disabled
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, fit_calibration
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.scoring import DISTORTION_FACT, Measured, distortion_of, measure
@@ -29,7 +30,7 @@ def measure_images(
     require_integer("batch_size", batch_size, 1, 2**31)
     parts = []
     starts = range(0, len(images), batch_size)
-    for i in tqdm(starts, desc="scoring", unit="batch", disable=not progress):
+    for i in tqdm(starts, desc="scoring", unit="batch", disable=disabled(progress)):
         x = torch.from_numpy(np.array(images[i : i + batch_size])).float() / 127.5 - 1
         parts.append(measure(pipe.model, x, draws, batch_size))
     columns = ("energies", "bound", "ratios", "rates", "densities", "statistics")

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.images import to_uint8
 from hebm_sample.latents import Latents, concatenate
@@ -150,7 +151,10 @@ class EvaluationContext:
         key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
         key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
         bar = tqdm(
-            total=total, desc="sampling", unit="grad", disable=not (self.progress and total)
+            total=total,
+            desc="sampling",
+            unit="grad",
+            disable=disabled(bool(self.progress and total)),
         )
 
         def make(start: int, stop: int) -> dict[str, Tensor]:
@@ -210,7 +214,7 @@ class EvaluationContext:
     def _encode_rows(self, images: np.ndarray, first_seed: int) -> dict[str, Tensor]:
         pipe, parts = self.pipe, []
         starts = range(0, len(images), self.batch_size)
-        for i in tqdm(starts, desc="encoding", unit="batch", disable=not self.progress):
+        for i in tqdm(starts, desc="encoding", unit="batch", disable=disabled(self.progress)):
             x = torch.from_numpy(np.array(images[i : i + self.batch_size])).float() / 127.5 - 1
             seeds = range(first_seed + i, first_seed + i + len(x))
             noise = NoiseStreams(seeds, pipe.generator.latent_shapes, device=pipe.device).normal()
@@ -262,7 +266,7 @@ class EvaluationContext:
         missing = {s: e for s, (e, _) in spaces.items() if (name, s) not in self._made}
         if missing:
             parts: dict[str, list[np.ndarray]] = {s: [] for s in missing}
-            bar = tqdm(desc=f"features, {name}", unit="img", disable=not self.progress)
+            bar = tqdm(desc=f"features, {name}", unit="img", disable=disabled(self.progress))
             for batch in stream():
                 for space, extractor in missing.items():
                     parts[space].append(extract(extractor, batch))

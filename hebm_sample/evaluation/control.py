@@ -33,6 +33,7 @@ from hebm_sample.evaluation.control_results import (
     Share,
     Variable,
 )
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
 from hebm_sample.pipeline.editing import ENCODE_STREAM
@@ -56,7 +57,7 @@ class ControlContext:
 
     def batches(self, count: int, what: str) -> Iterator[slice]:
         """Slices of 0 ... count - 1, under a bar."""
-        with tqdm(total=count, desc=what, unit="image", disable=not self.progress) as bar:
+        with tqdm(total=count, desc=what, unit="image", disable=disabled(self.progress)) as bar:
             for start in range(0, count, self.batch_size):
                 rows = slice(start, min(start + self.batch_size, count))
                 yield rows
@@ -64,7 +65,8 @@ class ControlContext:
 
     def options(self) -> dict[str, Any]:
         """Of every sampling call."""
-        return {"batch_size": self.batch_size, "output_type": "torch", **self.sampling}
+        usual = {"batch_size": self.batch_size, "output_type": "torch", "progress": False}
+        return {**usual, **self.sampling}
 
     def predictions(self, parts: list[Tensor]) -> Predictions:
         """For images in [0, 1], as they would be saved."""
@@ -256,7 +258,7 @@ def _layers(context: ControlContext, plan: ControlPlan) -> Layers:
     own = context.pipe(seeds=range(count), **context.options())
     distances = []
     cuts = range(len(context.pipe.generator.latent_shapes))
-    for k in tqdm(cuts, desc="layers", unit="cut", disable=not context.progress):
+    for k in tqdm(cuts, desc="layers", unit="cut", disable=disabled(context.progress)):
         out = context.pipe.vary(own, slice(0, k), variations, **context.options())
         features = torch.from_numpy(context.predictions([out.images]).features).double()
         rows = features.reshape(count, variations, -1)

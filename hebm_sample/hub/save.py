@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from hebm_sample.config import ModelConfig, NvaeConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.hub.card import model_card
+from hebm_sample.hub.card import SAMPLES_NAME, model_card
 from hebm_sample.hub.manifest import (
     CALIBRATION_NAME,
     MANIFEST_NAME,
@@ -26,7 +26,7 @@ from hebm_sample.hub.manifest import (
     write_manifest,
 )
 from hebm_sample.hub.weights import weights_bytes
-from hebm_sample.io.files import sync_folder, write_atomically
+from hebm_sample.io.files import read_regular, sync_folder, write_atomically
 from hebm_sample.io.lock import exclusive
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ __all__ = [
 
 _PARTS = ("generator", "prior", "encoder")
 CARD_NAME = "README.md"
+MAX_SAMPLES_BYTES = 2**24
 _FILES = (
-    *("config.json", CARD_NAME, MANIFEST_NAME, CALIBRATION_NAME),
+    *("config.json", CARD_NAME, SAMPLES_NAME, MANIFEST_NAME, CALIBRATION_NAME),
     *(f"{part}.safetensors" for part in _PARTS),
 )
 
@@ -97,6 +98,7 @@ def write_model_folder(
     figures: Mapping[str, Any] | None = None,
     card: Path | str | None = None,
     calibration: "Calibration | None" = None,
+    samples: bytes | None = None,
     overwrite: bool = False,
 ) -> ModelRow:
     """Write config, weights, card and manifest row; returns the row.
@@ -110,6 +112,7 @@ def write_model_folder(
         card: An existing card's path, or its text; a plain one is written if None. What cannot be
             read is refused before anything is written.
         calibration: Of the scores of its images; None for none.
+        samples: The PNG that the card shows; that beside an existing card if None.
         overwrite: Replace a model that is there.
 
     Raises:
@@ -129,6 +132,7 @@ def write_model_folder(
         "encoder.safetensors": encoder,
         CALIBRATION_NAME: None if calibration is None else _json(calibration),
         CARD_NAME: _text(card, config, licence, figures),
+        SAMPLES_NAME: samples or _beside(card),
     }
     try:
         with _staging_for(folder) as staging:
@@ -137,7 +141,8 @@ def write_model_folder(
                 for name, content in contents.items()
                 if content is not None
             }
-            files.pop(CARD_NAME)
+            for name in (CARD_NAME, SAMPLES_NAME):
+                files.pop(name, None)
             size = config.generator.image_size
             row = ModelRow(config.name, size, licence, files, figures=figures)
             write_manifest(staging / MANIFEST_NAME, [row])
@@ -162,6 +167,16 @@ def _text(
             f"the model's card {card} cannot be read ({error.strerror or error}), so nothing was "
             "written; remove it, or mend it"
         ) from error
+
+
+def _beside(card: Path | str | None) -> bytes | None:
+    """The image that an existing card shows."""
+    if not isinstance(card, Path):
+        return None
+    try:
+        return read_regular(card.parent / SAMPLES_NAME, MAX_SAMPLES_BYTES)
+    except OSError:
+        return None
 
 
 def _write(path: Path, content: bytes | Module, dtype: torch.dtype) -> FileRow:

@@ -116,6 +116,12 @@ def _image(image: object) -> Image.Image:
     )
 
 
+def _listed(images: Any) -> list[Any]:
+    """One image, or a sequence of them, as a list."""
+    several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    return list(cast("Sequence[Any]", images)) if several else [images]
+
+
 def prepare(images: ImageLike | Sequence[ImageLike], size: int) -> "Tensor":
     """Images, cropped to the centre, as one float tensor (B, 3, size, size) in [-1, 1].
 
@@ -125,8 +131,8 @@ def prepare(images: ImageLike | Sequence[ImageLike], size: int) -> "Tensor":
     """
     import torch
 
-    sources = list(images) if isinstance(images, (list, tuple)) else [images]
-    if not images:
+    sources = _listed(images)
+    if not sources:
         raise UserInputError("images is empty; give at least one image")
     return torch.stack([to_square_tensor(_image(x), size) for x in sources])
 
@@ -159,11 +165,10 @@ def prepare_masks(
                 f"(N, {size}, {size})"
             )
     else:
-        listed = list(masks) if isinstance(masks, (list, tuple)) else [masks]
+        listed = _listed(masks)
         sizes = [(size, size)] * count
         if not isinstance(images, torch.Tensor):
-            sources = list(images) if isinstance(images, (list, tuple)) else [images]
-            sizes = [_image(x).size for x in sources]
+            sizes = [_image(x).size for x in _listed(images)]
         if len(listed) == 1:
             listed = listed * count
         ready = torch.stack(

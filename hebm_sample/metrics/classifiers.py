@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.io.bars import disabled
 from hebm_sample.metrics.features import FeatureNet, averaged_down, batches, to_float
 
 __all__ = [
@@ -191,7 +192,7 @@ def fit_classifier(
     optimiser, schedule = recipe.optimiser(net)
     stream = row_stream(rows, recipe.batch_size, rng)
     net.train()
-    bar = tqdm(range(1, recipe.steps + 1), desc=title, unit="step", disable=not progress)
+    bar = tqdm(range(1, recipe.steps + 1), desc=title, unit="step", disable=disabled(progress))
     for step in bar:
         batch = next(stream)
         shown = prepare(images[batch])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import write_atomically
 
 __all__ = [
@@ -233,7 +234,7 @@ def extract(
     extractor.eval()
     found = []
     try:
-        with torch.no_grad(), tqdm(desc="features", unit="img", disable=not progress) as bar:
+        with torch.no_grad(), tqdm(desc="features", unit="img", disable=disabled(progress)) as bar:
             for batch in batches(images, batch_size):
                 found.append(extractor.features(batch.to(device)).double().cpu().numpy())
                 bar.update(len(batch))

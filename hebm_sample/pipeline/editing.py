@@ -23,7 +23,7 @@ from hebm_sample.latents import Latents
 from hebm_sample.pipeline.alignment import frame, warn_of_framing
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
-from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds
+from hebm_sample.pipeline.outputs import OutputType, Samples, SeedsFrom, choose_seeds
 from hebm_sample.pipeline.request import read_request, sampling_config
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
@@ -83,6 +83,8 @@ def edit(
         EnvironmentFailure: With `align`: the extra `align` is not installed.
     """
     require_range("strength", strength, 0.0, 1.0)
+    named = None if groups is None else sampler.model.group_indices(groups)
+    options["facts"] = {"strength": strength, "method": method, "groups": named}
     require_choice("method", method, EditMethod)
     model, inverted = sampler.model, method == "flow"
     if inverted:
@@ -138,7 +140,8 @@ def seeded(
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Images (N, 3, S, S) in [-1, 1], and one seed each; 0 ... N-1 if None."""
     x = model.read_images(images)
-    chosen = choose_seeds(None, range(len(x)) if seeds is None else seeds)
+    open_ended = seeds is None or isinstance(seeds, SeedsFrom)
+    chosen = choose_seeds(len(x) if open_ended else None, seeds)
     if len(chosen) != len(x):
         raise UserInputError(
             f"{len(chosen)} seeds were given for {len(x)} images; give one per image"

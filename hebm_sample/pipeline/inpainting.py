@@ -86,6 +86,7 @@ def inpaint(
     """
     require_range("strength", strength, 0.0, 1.0)
     require_range("weight", weight, 0.0, 1e3)
+    options["facts"] = {"strength": strength, "weight": weight}
     options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
     model = sampler.model
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}

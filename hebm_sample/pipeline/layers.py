@@ -6,9 +6,10 @@ interpolate       great circles in u, group by group
 """
 
 import math
+import operator
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -18,8 +19,14 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
 from hebm_sample.pipeline.conditions import Guidance, Symbols
-from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
-from hebm_sample.pipeline.outputs import OutputType, Samples, choose_seeds, to_output
+from hebm_sample.pipeline.model import EncodeMode, ImagesLike, Model
+from hebm_sample.pipeline.outputs import (
+    OutputType,
+    Samples,
+    choose_seeds,
+    decoded,
+    to_output,
+)
 from hebm_sample.pipeline.request import read_request
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
@@ -43,7 +50,7 @@ def vary(
     sampler: Sampler,
     /,
     source: Samples | Latents | ImagesLike,
-    keep: Groups,
+    keep: int | slice | Sequence[int],
     num_variations: int = 8,
     *,
     seeds: int | Iterable[int] | None = None,
@@ -60,8 +67,8 @@ def vary(
 
     Arguments:
         source: What to vary: samples, latents or N images.
-        keep: The groups to keep, such as slice(0, 3) for the top three; an empty slice keeps
-            none.
+        keep: The groups to keep: 3 for the top three, as `--keep-top 3`; or a slice, or a list
+            of some. 0 and what is empty keep none.
         num_variations: V.
         seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
             for samples the V that follow their largest seed: new noise.
@@ -75,12 +82,15 @@ def vary(
     model = sampler.model
     u, clamped = latents_of(model, source), _clamped(model, keep)
     count = check_latents(u, model.generator.latent_shapes)
-    if seeds is None and isinstance(source, Samples):
+    if seeds is None and isinstance(source, Samples) and source.seeds:
         first = max(source.seeds) + 1
         seeds = range(first, first + num_variations)
     chosen = choose_seeds(num_variations, seeds) * count
     conditions: dict[str, Any] = {"symbols": symbols, "guidance": guidance}
-    request = read_request(model, None, chosen, batch_size=batch_size, **conditions, **options)
+    facts = {"sheet": "variations", "kept_groups": list(clamped)}
+    request = read_request(
+        model, None, chosen, batch_size=batch_size, facts=facts, **conditions, **options
+    )
     require_choice("output_type", output_type, OutputType)
     rows = torch.arange(count, device="cpu").repeat_interleave(num_variations)
     constraint = LatentConstraint(tuple(g[rows] for g in u), clamped)
@@ -89,9 +99,17 @@ def vary(
     return replace(samples, columns=num_variations)
 
 
-def _clamped(model: Model, keep: Groups) -> tuple[int, ...]:
+def _clamped(model: Model, keep: int | slice | Sequence[int]) -> tuple[int, ...]:
     """Indices of the groups to keep, fewer than all."""
     keep = plain(keep)
+    if isinstance(keep, SupportsIndex) and not hasattr(keep, "ndim"):
+        count, top = len(model.generator.latent_shapes), operator.index(keep)
+        if isinstance(keep, bool) or not 0 <= top <= count:
+            raise UserInputError(
+                f"keep is {keep}; give how many top groups to keep, 0 to {count - 1}, or a list "
+                "of groups"
+            )
+        keep = slice(0, top)
     if isinstance(keep, slice):  # slice(0, 0) is nothing; slice(7, 9) of six is a mistake
         nothing = keep.stop is not None and keep.stop == (keep.start or 0)
     else:
@@ -147,6 +165,7 @@ def layers(
         tuple(s for r in rows for s in r.seeds),
         columns=columns,
         decoder=own.decoder,
+        provenance=tuple(p for r in rows for p in r.provenance),
     )
 
 
@@ -160,7 +179,7 @@ def mix(
     decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
-) -> Any:
+) -> Samples:
     """Images with the top `cut` groups of u from `coarse` and the others from `fine`.
 
     Arguments:
@@ -169,14 +188,14 @@ def mix(
         decoder: As of `decode`.
 
     Returns:
-        Images as `decode` gives them.
+        `Samples` without seeds and energies.
     """
     count = len(model.generator.latent_shapes)
     require_integer("cut", cut, 0, count)
     decoder = model.generator.chosen_decoder(decoder)
     a, b = _paired(model, coarse, fine)
-    u = (*a[:cut], *b[cut:])
-    return model.decode(u, output_type=output_type, batch_size=batch_size, decoder=decoder)
+    u, facts = (*a[:cut], *b[cut:]), {"sheet": "mix", "keep_top": cut}
+    return decoded(model, u, decoder, facts, output_type=output_type, batch_size=batch_size)
 
 
 def _paired(model: Model, a: Any, b: Any) -> tuple[Latents, Latents]:
@@ -202,7 +221,7 @@ def interpolate(
     decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
-) -> Any:
+) -> Samples:
     """Images on the great circle between two, in u and group by group, ends included.
 
     Spherical interpolation, as "Sampling Generative Networks" (arXiv 1609.04468) has it for
@@ -214,7 +233,7 @@ def interpolate(
         decoder: As of `decode`.
 
     Returns:
-        Images as `decode` gives them, those of the first pair first.
+        `Samples` without seeds and energies, those of the first pair first, a row a pair.
     """
     require_integer("num_images", num_images, 2, MAX_SEEDS)
     decoder = model.generator.chosen_decoder(decoder)
@@ -224,7 +243,9 @@ def interpolate(
         torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
         for g, h in zip(u, v, strict=True)
     )
-    return model.decode(between, output_type=output_type, batch_size=batch_size, decoder=decoder)
+    facts = {"sheet": "interpolation"}
+    how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
+    return replace(decoded(model, between, decoder, facts, **how), columns=num_images)
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -23,13 +23,19 @@ from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.hub.weights import content_digest
-from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
-from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
+from hebm_sample.pipeline.outputs import (
+    OutputType,
+    Samples,
+    as_floats,
+    choose_seeds,
+    decoded,
+    to_output,
+)
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
@@ -315,7 +321,7 @@ class Model:
 
         Arguments:
             images: PIL images or paths (cropped to the middle square and resized), or floats (N,
-                3, S, S) in [0, 1], as "torch" output is.
+                3, S, S) in [0, 1], as "torch" output is; or `Samples`.
             mode: "sample" or "mean".
             seeds: Of the sample, one per image; 0 ... N-1 if None.
             align, face: As of `edit`.
@@ -342,16 +348,7 @@ class Model:
 
     def read_images(self, images: ImagesLike) -> Tensor:
         """Floats (N, 3, S, S) in [-1, 1]."""
-        size = self.config.generator.image_size
-        if not isinstance(images, Tensor):
-            return prepare(images, size)
-        if tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
-            raise UserInputError(
-                f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
-            )
-        if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-            raise UserInputError("images must be floats in [0, 1]")
-        return images.float() * 2 - 1
+        return as_floats(images, self.config.generator.image_size)
 
     def reconstruct(
         self,
@@ -361,14 +358,15 @@ class Model:
         output_type: OutputType = "pil",
         mode: EncodeMode = "sample",
         batch_size: int = 16,
-    ) -> Any:
+    ) -> Samples:
         """decode(encode(images)): what the generator can say about an image.
 
-        Arguments as for `encode` and `decode`.
+        Arguments as for `encode` and `decode`; the `Samples` have no seeds and energies.
         """
         chosen = self.generator.chosen_decoder(decoder)
         u = self.encode(images, mode=mode, batch_size=batch_size)
-        return self.decode(u, decoder=chosen, output_type=output_type, batch_size=batch_size)
+        how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
+        return decoded(self, u, chosen, {"sheet": "reconstruction"}, **how)
 
     def latents_from(
         self,

@@ -2,14 +2,16 @@
 energies out, or with all that they were on the way.
 """
 
+import itertools
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,37 +19,54 @@ from torch import Tensor
 from hebm_sample.config import DecoderName, plain, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
-from hebm_sample.io.images import grid, png_bytes, save_png, to_pil
+from hebm_sample.io.images import check_folder, grid, png_bytes, prepare, save_png, to_pil
 from hebm_sample.io.seeds import MAX_SEEDS, format_seeds
 from hebm_sample.latents import Latents
+from hebm_sample.pipeline.provenance import Provenance
 
-__all__ = ["OutputType", "Samples", "Trajectory", "choose_seeds", "to_output"]
+if TYPE_CHECKING:
+    from hebm_sample.pipeline.model import Model
 
-OutputType = Literal["pil", "numpy", "torch"]
+__all__ = [
+    "OutputType",
+    "Samples",
+    "SeedsFrom",
+    "Trajectory",
+    "as_floats",
+    "choose_seeds",
+    "decoded",
+    "to_output",
+]
+
+OutputType = Literal["pil", "numpy", "torch", "np", "pt"]  # the last two as diffusers calls them
 
 # What a notebook shows of many images.
 SHOWN_IMAGES, SHOWN_SIDE = 64, 1024
 
 
 @dataclass(frozen=True, repr=False)
-class Samples:
-    """What a call returns.
+class Samples(Sequence[Any]):
+    """What a call returns: images, with what they were decoded from. A sequence of its images,
+    as a list of them is.
 
     Arguments:
-        images: N PIL images; or (N, S, S, 3) floats in [0, 1] ("numpy"); or (N, 3, S, S) in [0,
-            1] ("torch").
+        images: N PIL images; or (N, S, S, 3) floats in [0, 1] ("numpy", "np"); or (N, 3, S, S) in
+            [0, 1] ("torch", "pt").
         latents: u, on the CPU: (N, C_i, H_i, W_i) a group.
         energies: -F_{i}, of each group alone, at the level just done, with the condition: (N, L).
-            Without symbols they sum to -F. None where the model has no energies.
-        seeds: The seed of each image.
+            Without symbols they sum to -F. None where the model has no energies, and for images
+            that were decoded and not sampled.
+        seeds: The seed of each image; none where no chain sampled them.
         level: Noise level just done; 0 for a finished image.
         columns: Of the grid that the images belong on; None if they are in no order.
         decoder: What decoded u, "sharp" or "likelihood"; None where nobody says.
+        provenance: How each image came about, which `save` writes into its file; empty where
+            nobody says.
 
     >>> grey = Image.new("RGB", (8, 8), "grey")
     >>> samples = Samples([grey] * 3, (torch.zeros(3, 2, 4, 4),), None, seeds=(0, 1, 2))
-    >>> len(samples), samples.seeds
-    (3, (0, 1, 2))
+    >>> len(samples), samples[-1].size, samples[1:]
+    (3, (8, 8), <Samples: 2 images, seeds 1-2, level 0>)
     >>> samples.grid(columns=3).size
     (28, 8)
     """
@@ -59,31 +78,102 @@ class Samples:
     level: int = 0
     columns: int | None = None
     decoder: DecoderName | None = None
+    provenance: tuple[Provenance, ...] = ()
 
     def __len__(self) -> int:
         """N."""
-        return len(self.seeds)
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Image after image."""
+        return iter(self.images)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Samples": ...
+
+    def __getitem__(self, index: Any) -> Any:
+        """An image; or, of a slice, its images with their latents, energies and seeds."""
+        if not isinstance(index, slice):
+            return self.images[operator.index(index)]
+        return replace(
+            self,
+            images=self.images[index],
+            latents=tuple(group[index] for group in self.latents),
+            energies=None if self.energies is None else self.energies[index],
+            seeds=self.seeds[index],
+            provenance=self.provenance[index],
+        )
+
+    def __add__(self, other: Iterable[Any]) -> list[Any]:
+        """A list of both's images."""
+        return [*self, *other]
+
+    def __radd__(self, other: Iterable[Any]) -> list[Any]:
+        """A list of both's images."""
+        return [*other, *self]
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """All images on one grid: `columns` a row, by default their own order's, or as near to
         a square as can be.
         """
-        columns = columns or self.columns
-        if isinstance(self.images, Tensor):
-            return grid(to_pil(self.images * 2 - 1), columns)
+        return grid(self._pil(), columns or self.columns)
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+        """Write a PNG an image, whose text says how the image came about.
+
+        Arguments:
+            folder: Made if it is not there.
+            overwrite: Replace files of these names.
+
+        Returns:
+            The files: seed0007.png where all seeds are different, 0003-seed0007.png where some
+            are not, image0003.png without seeds.
+
+        Raises:
+            UserInputError: There are files of these names; nothing has been written.
+            EnvironmentFailure: The folder cannot be written.
+        """
+        paths = [Path(folder) / name for name in self._names()]
+        check_folder(folder)
+        taken = [path for path in paths if os.path.lexists(path)]
+        if taken and not overwrite:
+            raise UserInputError(
+                f"{taken[0]} is there already ({len(taken)} of {len(paths)} files are); "
+                "give another folder, or overwrite=True"
+            )
+        said = self.provenance or (Provenance({}),) * len(paths)
+        for path, image, provenance in zip(paths, self._pil(), said, strict=True):
+            save_png(image, path, provenance.text(single=True))
+        return paths
+
+    def _names(self) -> list[str]:
+        if not self.seeds:
+            return [f"image{i:04d}.png" for i in range(len(self))]
+        if len(set(self.seeds)) == len(self):
+            return [f"seed{seed:04d}.png" for seed in self.seeds]
+        return [f"{i:04d}-seed{seed:04d}.png" for i, seed in enumerate(self.seeds)]
+
+    def _pil(self) -> list[Image.Image]:
+        """The images as PIL's."""
         if isinstance(self.images, list):
-            return grid(self.images, columns)
-        return grid(to_pil(torch.from_numpy(self.images).permute(0, 3, 1, 2) * 2 - 1), columns)
+            return self.images
+        x = self.images
+        if not isinstance(x, Tensor):
+            x = torch.from_numpy(x).permute(0, 3, 1, 2)
+        return to_pil(x * 2 - 1)
 
     def __repr__(self) -> str:
         """How many, and their seeds; not every number."""
         noun = "image" if len(self) == 1 else "images"
-        return f"<Samples: {len(self)} {noun}, seeds {_short(self.seeds)}, level {self.level}>"
+        seeds = f", seeds {_short(self.seeds)}" if self.seeds else ""
+        return f"<Samples: {len(self)} {noun}{seeds}, level {self.level}>"
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the first 64 images, reduced to 1024 pixels per side."""
-        some = slice(0, SHOWN_IMAGES)
-        return _reduced(replace(self, images=self.images[some], seeds=self.seeds[some]).grid())
+        return _reduced(self[:SHOWN_IMAGES].grid())
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,15 +249,32 @@ def _reduced(image: Image.Image) -> bytes:
     return png_bytes(image)
 
 
-def choose_seeds(num_images: int | None, seeds: int | Iterable[int] | None) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class SeedsFrom:
+    """As many seeds as there are images, from this one on."""
+
+    first: int
+
+    def __iter__(self) -> Iterator[int]:
+        """One after another, without an end."""
+        return itertools.count(self.first)
+
+
+def choose_seeds(
+    num_images: int | None, seeds: int | Iterable[int] | SeedsFrom | None
+) -> tuple[int, ...]:
     """The chosen seeds; 0 ... n-1 where none were.
 
     >>> choose_seeds(3, None), choose_seeds(None, [7, 11]), choose_seeds(None, None)
     ((0, 1, 2), (7, 11), (0,))
+    >>> choose_seeds(3, SeedsFrom(7))
+    (7, 8, 9)
     """
     num_images, seeds = plain(num_images), plain(seeds)
     if num_images is not None:
         require_integer("num_images", num_images, 1, MAX_SEEDS)
+    if isinstance(seeds, SeedsFrom):
+        return tuple(islice(seeds, num_images or 1))
     if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
         seeds = (operator.index(seeds),)
     asked = range(1 if num_images is None else num_images) if seeds is None else seeds
@@ -190,4 +297,39 @@ def to_output(images: Tensor, output_type: OutputType) -> Any:
     if output_type == "pil":
         return to_pil(images)
     unit = (images.clamp(-1, 1) + 1) / 2
-    return unit if output_type == "torch" else unit.permute(0, 2, 3, 1).contiguous().numpy()
+    return (
+        unit if output_type in ("torch", "pt") else unit.permute(0, 2, 3, 1).contiguous().numpy()
+    )
+
+
+def decoded(
+    model: "Model",
+    u: Latents,
+    decoder: DecoderName | None,
+    facts: Mapping[str, Any],
+    *,
+    output_type: OutputType,
+    batch_size: int,
+) -> Samples:
+    """Images of u as `Samples` without seeds and energies, whose files say `facts`."""
+    images = model.decode(u, decoder=decoder, output_type=output_type, batch_size=batch_size)
+    said = (Provenance.of_decoded(model, decoder).saying(**facts),) * len(u[0])
+    return Samples(images, u, None, (), decoder=decoder, provenance=said)
+
+
+def as_floats(images: Any, size: int) -> Tensor:
+    """Floats (N, 3, S, S) in [-1, 1] of PIL images or paths, of `Samples`, or of arrays as in
+    `Samples`; `UserInputError` for others.
+    """
+    images = images.images if isinstance(images, Samples) else images
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images).movedim(-1, 1)
+    if not isinstance(images, Tensor):
+        return prepare(images, size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
+        raise UserInputError(
+            f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
+        )
+    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+        raise UserInputError("images must be floats in [0, 1]")
+    return images.float() * 2 - 1

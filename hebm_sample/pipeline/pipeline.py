@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from hebm_sample.config import ModelConfig
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.pipeline import alignment, editing, inpainting, request, scores
@@ -30,6 +31,7 @@ from hebm_sample.pipeline.model import Model, pretrained
 from hebm_sample.pipeline.outputs import OutputType, Samples
 from hebm_sample.pipeline.request import Prior
 from hebm_sample.pipeline.sampler import Sampler
+from hebm_sample.pipeline.words import own_words
 from hebm_sample.prior.joint import JointEnergy
 
 if TYPE_CHECKING:
@@ -45,11 +47,12 @@ _Self = TypeVar("_Self", bound="Pipeline")
 def _of_model(
     function: Callable[Concatenate[Model, _P], _R],
 ) -> Callable[Concatenate["Pipeline", _P], _R]:
-    """A function of a model as a method of the pipeline that holds it."""
+    """A function of a model as a method of the pipeline that holds it, in anybody's words."""
 
     @wraps(function)
     def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return function(self.model, *args, **kwargs)
+        call: Any = function
+        return call(self.model, *args, **own_words(function, args, kwargs))
 
     return method
 
@@ -57,11 +60,12 @@ def _of_model(
 def _of_sampler(
     function: Callable[Concatenate[Sampler, _P], _R],
 ) -> Callable[Concatenate["Pipeline", _P], _R]:
-    """A function of a sampler as a method of the pipeline that holds it."""
+    """A function of a sampler as a method of the pipeline that holds it, in anybody's words."""
 
     @wraps(function)
     def method(self: "Pipeline", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return function(self.sampler, *args, **kwargs)
+        call: Any = function
+        return call(self.sampler, *args, **own_words(function, args, kwargs))
 
     return method
 
@@ -97,7 +101,7 @@ class Pipeline:
 
     Variations that keep the top two groups, and what the model says of an image:
 
-    >>> varied = pipe.vary(ships, slice(0, 2), 2, steps=12)
+    >>> varied = pipe.vary(ships, 2, 2, steps=12)
     >>> bool((varied.latents[0][:2] == ships.latents[0][:1]).all())
     True
     >>> pipe.classify(ships.images)["class"].shape == (2, len(pipe.symbols["class"]))
@@ -174,16 +178,32 @@ class Pipeline:
         return cls(**stored, dtype=dtype)
 
     def to(
-        self: _Self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        self: _Self,
+        device: str | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
     ) -> _Self:
         """Move to a device, and choose the networks' precision: float32 or bfloat16. Returns the
         pipeline.
 
         With bfloat16 the networks compute under autocast; weights, latents and energies stay
-        float32.
+        float32. `to("cuda")`, `to(torch.bfloat16)` and `to("cuda", torch.bfloat16)` are all
+        understood.
         """
+        if isinstance(device, torch.dtype):
+            if dtype is not None:
+                raise UserInputError(f"{device} and {dtype} were both given; give one dtype")
+            device, dtype = None, device
         self.model.to(device, dtype)
         return self
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """How the bar of calls with progress=None looks, and whether there is one.
+
+        Arguments:
+            options: Of `tqdm`: disable=True for none, disable=False for one that goes to files,
+                too; leave, desc, file, ... What was set before is forgotten.
+        """
+        self.sampler.bar_options = options
 
     # What it is made of
 
@@ -299,6 +319,25 @@ class Pipeline:
     framing_notes = _of_model(alignment.framing_notes)
     edit = _of_sampler(editing.edit)
     inpaint = _of_sampler(inpainting.inpaint)
+
+    def __repr__(self) -> str:
+        """Model, size, device, precision, groups and attributes."""
+        config, sides = (
+            self.config.generator,
+            [shape[1:] for shape in self.generator.latent_shapes],
+        )
+        scales = [f"{sides.count(s)} at {s[0]}x{s[1]}" for s in dict.fromkeys(sides)]
+        dtype = str(self.dtype).removeprefix("torch.")
+        named = ", ".join(
+            name if set(values) == {"no", "yes"} else f"{name} ({', '.join(values)})"
+            for name, values in self.symbols.items()
+        )
+        return (
+            f"<Pipeline {self.name}: {config.image_size}x{config.image_size} images, on "
+            f"{self.device} in {dtype}; {len(sides)} groups: {', '.join(scales)}; "
+            f"{'prior: energies' if self.prior is not None else 'prior: N(0, I)'}; "
+            f"attributes: {named or 'none'}>"
+        )
 
     def __reduce__(self) -> Any:
         """Refused: a pipeline's weights live in safetensors, not in pickles."""

@@ -13,6 +13,7 @@ from hebm_sample.config import DecoderName
 from hebm_sample.io.seeds import format_seeds
 
 if TYPE_CHECKING:
+    from hebm_sample.pipeline.model import Model
     from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["Provenance"]
@@ -31,7 +32,7 @@ class Provenance:
     seeds: tuple[int, ...] = field(default=())
 
     @classmethod
-    def of_model(cls, pipe: "Pipeline") -> "Provenance":
+    def of_model(cls, pipe: "Pipeline | Model") -> "Provenance":
         """Which model, at which resolution and revision, and which release of the package."""
         return cls(
             {
@@ -43,7 +44,9 @@ class Provenance:
         )
 
     @classmethod
-    def of_decoded(cls, pipe: "Pipeline", decoder: DecoderName | None = None) -> "Provenance":
+    def of_decoded(
+        cls, pipe: "Pipeline | Model", decoder: DecoderName | None = None
+    ) -> "Provenance":
         """Which model, and which of its decoders; None is the one that shows images.
 
         Raises:
@@ -54,7 +57,7 @@ class Provenance:
     @classmethod
     def of_samples(
         cls,
-        pipe: "Pipeline",
+        pipe: "Pipeline | Model",
         *,
         sampler: str | None = None,
         steps: int | None = None,

@@ -4,9 +4,9 @@ A `Request` has a row per image wherever images differ, so that a batch, or a pa
 request again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from hebm_sample.latents import Latents
 from hebm_sample.pipeline.batch_size import bytes_per_image, free_bytes
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.model import Model
-from hebm_sample.pipeline.outputs import choose_seeds
+from hebm_sample.pipeline.outputs import SeedsFrom, choose_seeds
+from hebm_sample.pipeline.progress import Callback, Progress, Watch, check_watchers
+from hebm_sample.pipeline.words import unknown_setting
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint
 from hebm_sample.sampling.particles import particle_seeds
@@ -35,7 +37,6 @@ __all__ = [
 ]
 
 Prior = Literal["ebm", "gaussian"]
-Progress = Callable[[int], object]
 
 
 class Likelihood(Protocol):
@@ -71,7 +72,9 @@ class Request:
         inverted: Whether u_0 of `constraint` is carried up by the flow and back down, with half of
             the gradients each way.
         likelihood: Of a measurement, added to F.
-        progress: Called with the number of gradients just evaluated.
+        progress, callback: As of `pipeline/progress.py`.
+        asked: What each image was asked to be: its `symbols` and `guidance`, if any.
+        facts: What else its file says of how it came about.
         only_last: Decode the result only.
         decoder: What decodes: "sharp" or "likelihood".
         batch_size: Most images at a time.
@@ -84,10 +87,24 @@ class Request:
     constraint: LatentConstraint | None = None
     inverted: bool = False
     likelihood: Likelihood | None = None
-    progress: Progress | None = None
+    progress: Progress | Watch | bool | None = None
+    callback: Callback | None = None
+    asked: tuple[Mapping[str, Any], ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
     only_last: bool = True
     decoder: DecoderName = "likelihood"
     batch_size: int = 16
+
+    @property
+    def told(self) -> Progress | None:
+        """Who is told of each gradient by the chains themselves, if anybody."""
+        return cast("Progress", self.progress) if callable(self.progress) else None
+
+    @property
+    def gradients(self) -> int:
+        """Of all batches."""
+        batches = -(-len(self.seeds) // self.batch_size)
+        return 0 if self.prior == "gaussian" else self.config.steps * batches
 
     def rows(self, start: int, stop: int) -> "Request":
         """The same for images start ... stop - 1."""
@@ -122,9 +139,10 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
     """The model's sampler settings with those that are given (not None) in their place."""
     given = {k: v for k, v in overrides.items() if v is not None}
     known = set(LangevinConfig.__dataclass_fields__)
-    if set(given) - known:
+    if unknown := sorted(set(given) - known):
         raise UserInputError(
-            f"unknown sampler settings {sorted(set(given) - known)}; known are {sorted(known)}"
+            f"unknown sampler settings {unknown}{unknown_setting(unknown[0], known)}; known are "
+            f"{sorted(known)}"
         )
     return model.config.sampling.changed(**given)
 
@@ -155,7 +173,9 @@ def read_request(
     guidance: Guidance = 1.0,
     prior: Prior = "ebm",
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
+    callback: Callback | None = None,
+    facts: Mapping[str, Any] | None = None,
     only_last: bool = True,
     decoder: DecoderName | None = None,
     **settings: Any,
@@ -168,13 +188,15 @@ def read_request(
     """
     require_choice("prior", prior, Prior)
     require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    check_watchers(progress, callback)
     idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
     idle += ["symbols"] if symbols is not None else []
     if prior == "gaussian" and idle:
         raise UserInputError(
             f"prior='gaussian' draws u at once, without {', '.join(idle)}; leave them out"
         )
-    if num_images is None and seeds is None and isinstance(symbols, (list, tuple)):
+    open_ended = seeds is None or isinstance(seeds, SeedsFrom)
+    if num_images is None and open_ended and isinstance(symbols, (list, tuple)):
         num_images = len(symbols)
     chosen = choose_seeds(num_images, seeds)
     return Request(
@@ -183,6 +205,9 @@ def read_request(
         prior,
         _condition(model, symbols, guidance, len(chosen)),
         progress=progress,
+        callback=callback,
+        asked=_asked(symbols, guidance, len(chosen)),
+        facts=facts or {},
         only_last=only_last,
         decoder=model.generator.chosen_decoder(decoder),
         batch_size=batch_size,
@@ -209,3 +234,17 @@ def _condition(
     if symbols is None and guidance == 1.0:
         return None
     return read_condition(model.energies().table, symbols, guidance, count, model.name)
+
+
+def _asked(symbols: Symbols | None, guidance: Guidance, count: int) -> tuple[dict[str, Any], ...]:
+    """Each image's symbols and guidance, as its file tells them."""
+    if symbols is None:
+        return ({},) * count
+    each = [symbols] * count if isinstance(symbols, Mapping) else symbols
+
+    def weight(name: str) -> float:
+        return guidance.get(name, 1.0) if isinstance(guidance, Mapping) else guidance
+
+    return tuple(
+        {"symbols": dict(one), "guidance": {name: weight(name) for name in one}} for one in each
+    )

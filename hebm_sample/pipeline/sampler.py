@@ -8,9 +8,9 @@ energy-based one as in "Learning Latent Space Energy-Based Prior Model" (arXiv 2
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, to_output
+from hebm_sample.pipeline.progress import Callback, Progress, Watch
+from hebm_sample.pipeline.provenance import Provenance
 from hebm_sample.pipeline.request import (
     Likelihood,
     Prior,
-    Progress,
     Request,
     check_particles,
     read_request,
@@ -88,10 +89,12 @@ class Sampler:
     Attributes:
         compile_chains: Whether `torch.compile` has the chains' energies. Compiling takes long, so
             it can pay for many images only; off at first.
+        bar_options: Of the progress bar; `tqdm`'s own where it says nothing.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.bar_options: dict[str, Any] = {}
         self.compile_chains = False
         self._compiled: CompiledTerms | None = None
 
@@ -108,7 +111,8 @@ class Sampler:
         decoder: DecoderName | None = None,
         batch_size: int = 16,
         output_type: OutputType = "pil",
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
+        callback: Callback | None = None,
         **settings: Any,
     ) -> Samples:
         """Sample images.
@@ -131,9 +135,16 @@ class Sampler:
             prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
             decoder: What shows u: "sharp", the default of models that have it, or "likelihood",
                 the mean of p(x | u). u, energies and scores are the same.
-            batch_size: Most images at a time.
-            output_type: "pil", "numpy" or "torch"; see `Samples`.
-            progress: Called with the number of gradients just evaluated.
+            batch_size: Most images at a time; alone, without `num_images` and seeds, so many
+                images.
+            output_type: "pil", "numpy" ("np") or "torch" ("pt"); see `Samples`.
+            progress: True shows a bar, False none; None shows it in a terminal and in a notebook
+                (`Pipeline.set_progress_bar_config`). Or a function, called with the number of
+                gradients just evaluated.
+            callback: Called after each gradient as callback(step, total, level): how many have
+                been evaluated, of how many, and the noise level that the chains are at, 0 at last
+                (with sampler="flow" the steps that are left). Batches follow one another; those
+                of a stream take turns. An exception in it ends the chains and is raised.
             settings: Fields of `LangevinConfig` (sampler, steps, temperature, ...); None means the
                 model's own.
 
@@ -159,6 +170,8 @@ class Sampler:
             decoder=decoder,
             batch_size=batch_size,
             progress=progress,
+            callback=callback,
+            facts={"best_of": best_of} if best_of > 1 else None,
             **settings,
         )
         check_particles(self.model, request)
@@ -209,15 +222,26 @@ class Sampler:
     ) -> DecodedState:
         """The result; of several candidates per image, the one that ranks first."""
         best: DecodedState | None = None
-        for k in range(best_of):
-            seeds = tuple(derived_seed(seed, k) for seed in request.seeds)
-            *_, found = self.run(replace(request, seeds=seeds))
-            best = found if best is None else better_of(best, found, rank_by)
+        with closing(self._watch(request, best_of)) as watch:
+            for k in range(best_of):
+                seeds = tuple(derived_seed(seed, k) for seed in request.seeds)
+                *_, found = self._run(replace(request, seeds=seeds, progress=watch))
+                best = found if best is None else better_of(best, found, rank_by)
         assert best is not None
         return best
 
     def run(self, request: Request) -> Iterator[DecodedState]:
         """States of all images after each level, computed batch by batch."""
+        watch = self._watch(request)
+        return watch.over(self._run(replace(request, progress=watch)))
+
+    def _watch(self, request: Request, times: int = 1) -> Watch:
+        """Who is told of the gradients of a request that is run so often."""
+        total = times * request.gradients
+        progress = cast("Progress | bool | None", request.progress)
+        return Watch(total, progress, request.callback, self.bar_options)
+
+    def _run(self, request: Request) -> Iterator[DecodedState]:
         energy = self.chain_energy() if request.prior == "ebm" else None
         walks = [self._batch(batch, energy) for batch in request.batches()]
         return (join_batches(states) for states in zip(*walks, strict=True))
@@ -226,9 +250,28 @@ class Sampler:
         """A state of a request as it is given to the user."""
         groups = len(self.model.generator.latent_shapes)
         energies = None if state.terms is None else -state.terms[:, :groups]
-        images = to_output(state.images, output_type)
+        images, said = to_output(state.images, output_type), self._provenance(request)
         seeds, decoder = request.seeds, request.decoder
-        return Samples(images, state.u, energies, seeds, state.level, decoder=decoder)
+        return Samples(
+            images, state.u, energies, seeds, state.level, decoder=decoder, provenance=said
+        )
+
+    def _provenance(self, request: Request) -> tuple[Provenance, ...]:
+        """What the file of each image says."""
+        config, usual = request.config, self.model.config.sampling
+        chain = request.prior != "gaussian"
+        how: dict[str, Any] = {
+            "sampler": config.sampler if chain else None,
+            "steps": config.steps if chain else None,
+            "temperature": config.temperature,
+            "prior": request.prior,
+        }
+        names = [f.name for f in fields(config) if chain and f.name not in how]
+        how |= {k: v for k in names if (v := getattr(config, k)) != getattr(usual, k)}
+        how |= {"particles": config.particles} if chain and config.particles > 1 else {}
+        common = Provenance.of_decoded(self.model, request.decoder).saying(**how, **request.facts)
+        rows = zip(request.seeds, request.asked or ({},) * len(request.seeds), strict=True)
+        return tuple(common.saying(**asked).of_seeds(seed) for seed, asked in rows)
 
     def chain_energy(self) -> ChainEnergy:
         """`Model.energy_terms` for chains, of the networks as they are now.
@@ -273,8 +316,21 @@ class Sampler:
 
     def _states(self, request: Request, energy: ChainEnergy) -> Iterator[ChainState]:
         """Of one batch, or a part of one."""
-        levels = self._levels(request, energy)
+        if isinstance(watch := request.progress, Watch):
+            walk = watch.of_walk(self._first_level(request))
+            levels = walk.over(self._levels(replace(request, progress=walk), energy))
+        else:
+            levels = self._levels(request, energy)
         return (ChainState(s.level, s.u, s.terms) for s in levels)
+
+    def _first_level(self, request: Request) -> int:
+        """That of the first state: chains' noise levels, or the steps of the flow."""
+        assert self.model.schedule is not None
+        steps, constraint = request.config.steps, request.constraint
+        if request.config.sampler == "flow":
+            return (steps - steps // 2 if request.inverted else steps) - 1
+        start = None if constraint is None else constraint.start_level
+        return (self.model.schedule.num_levels if start is None else start) - 1
 
     def _levels(self, request: Request, energy: ChainEnergy) -> Iterator[LevelState]:
         model = self.model
@@ -297,7 +353,7 @@ class Sampler:
             sigma_high=min(FLOW_START, model.config.prior.sigma_max),
             given=request.constraint,
             posterior_variance=model.posterior_variance() if config.precondition else None,
-            progress=request.progress,
+            progress=request.told,
         )
 
     def _inverted(
@@ -308,7 +364,7 @@ class Sampler:
         levels, config = self.model.schedule.levels, request.config
         high = levels[constraint.start_level]
         path = flow_levels(config.steps // 2, levels[0], high, denoise=config.denoise)
-        tally = GradientTally(request.seeds, request.progress)
+        tally = GradientTally(request.seeds, request.told)
         plain = self._conditioned(replace(request, condition=None, likelihood=None), energy)
         way = invert(plain, constraint.u, path, tally, first_step=config.steps % 2 == 1)
         return retrace(self._conditioned(request, energy), way, tally, constraint.clamped)

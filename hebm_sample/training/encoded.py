@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from hebm_sample.data.cache import mapped_bytes
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.generator.protocol import ImageEncoder
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder, write_atomically
 
 __all__ = ["EncodedImages", "encode_images", "remove_encoded"]
@@ -174,7 +175,7 @@ def _write(
     count, digest = len(dataset), hashlib.sha256()
     starts = range(0, count, BATCH)
     with path.open("wb") as file:
-        for start in tqdm(starts, desc="encoding", unit="batch", disable=not progress):
+        for start in tqdm(starts, desc="encoding", unit="batch", disable=disabled(progress)):
             rows = torch.arange(start, min(start + BATCH, count))
             halves = []
             for mirrored in (False, True):

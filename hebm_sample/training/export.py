@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hebm_sample.config import GeneratorConfig, ModelConfig
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, sharp_decoder
 from hebm_sample.hub.card import model_card
@@ -24,7 +24,8 @@ from hebm_sample.hub.save import (
     licence_of,
     write_model_folder,
 )
-from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.io.images import png_bytes
+from hebm_sample.pipeline.pipeline import Pipeline, Prior
 from hebm_sample.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -38,6 +39,8 @@ from hebm_sample.training.record import record_of
 from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run"]
+
+CARD_IMAGES = 16
 
 
 def load_run(run: str | Path) -> Pipeline:
@@ -102,6 +105,7 @@ def export(
     notes: str = "",
     dtype: torch.dtype = torch.float16,
     overwrite: bool = False,
+    samples: bool = True,
     **sampling: Any,
 ) -> ModelRow:
     """Write a run's model to `folder`; returns its manifest row.
@@ -114,6 +118,7 @@ def export(
         notes: Markdown on data, training and limits, for the card.
         dtype: On disk.
         overwrite: Replace a model that is in `folder`.
+        samples: Sample images for the card, seeds 0 to 15.
         sampling: Fields of `LangevinConfig` that become the model's defaults.
     """
     check_model_folder(Path(folder), overwrite)
@@ -122,6 +127,8 @@ def export(
         pipe.config, name=name or pipe.name, sampling=pipe.sampling_config(**sampling)
     )
     licence = licence_of(config, licence)
+    image = _sampled(config, pipe) if samples else None
+    shown = None if image is None else f"Samples of seeds 0 to {CARD_IMAGES - 1}, not picked"
     return write_model_folder(
         Path(folder),
         config,
@@ -131,6 +138,20 @@ def export(
         dtype=dtype,
         licence=licence,
         figures=figures,
-        card=model_card(config, licence=licence, figures=figures or {}, notes=notes),
+        card=model_card(
+            config, licence=licence, figures=figures or {}, notes=notes, samples=shown
+        ),
+        samples=image,
         overwrite=overwrite,
     )
+
+
+def _sampled(config: ModelConfig, pipe: Pipeline) -> bytes | None:
+    """A PNG of images for the card; None of a model whose chains leave the finite numbers."""
+    model = Pipeline(config, pipe.generator, pipe.prior, pipe.encoder)
+    prior: Prior = "gaussian" if pipe.prior is None else "ebm"
+    try:
+        found = model(CARD_IMAGES, prior=prior, progress=False)
+    except NonFiniteSampleError:
+        return None
+    return png_bytes(found.grid(), found.provenance[0].of_seeds(*found.seeds).text())

@@ -1,17 +1,27 @@
 """What a run's `state.json` says of it, for the model's `config.json`, and what follows from that:
-which rows of a data set a model was not trained on.
+which rows of a data set a model was not trained on, and what a run may start from.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hebm_sample.config import TrainingRecord
 from hebm_sample.data.holdout import SEED
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import Preset
 
-__all__ = ["check_rows", "held_out_rule_of", "record_of", "same_rows"]
+__all__ = [
+    "check_generator",
+    "check_prior",
+    "check_rows",
+    "held_out_rule_of",
+    "record_of",
+    "same_rows",
+]
 
 UNKNOWN = "0000-00-00"  # of checkpoints that older releases wrote
 _ROWS = re.compile(r"([^\[]*)\[(\d+):(\d+)\]")  # of an identity: the set's, first row, end
@@ -124,3 +134,36 @@ def check_rows(
         elif _set(record.data) != _set(training.identity):
             notes = f"these are not the data that {model} was trained on, as they were then"
     return notes
+
+
+def check_generator(preset: Preset, init: Pipeline | None) -> None:
+    """Before the data are read: `UserInputError` for an `init` that the preset's generator can
+    neither go on from nor grow from.
+    """
+    if init is None or preset.generator.grows_from(init.config.generator):
+        return
+    if init.config.generator != preset.generator:
+        raise UserInputError(
+            f"{init.name} has another architecture than preset {preset.name}, and is not what it "
+            "grows from; use its own preset"
+        )
+
+
+def check_prior(preset: Preset, model: Pipeline, objective: str, init: Pipeline | None) -> None:
+    """Before the data are read: `UserInputError` for a model without an encoder, an objective that
+    the preset's energies cannot be trained with, or an `init` with others.
+    """
+    model.encoder  # noqa: B018  one line now if there is none
+    config, same = preset.prior, {"symbols": ()}
+    if objective == "score" and config.parametrization != "log_snr":
+        raise UserInputError(
+            "objective 'score' needs energies at every noise level; use parametrization log_snr"
+        )
+    if config.parametrization == "log_snr":
+        same |= {"levels": config.levels}  # defined at every level, whichever are sampled
+    if init is None:
+        return
+    if init.prior is None or replace(init.prior.config, **same) != replace(config, **same):
+        raise UserInputError(
+            f"{init.name} has other energies than preset {preset.name}; start from its own preset"
+        )

@@ -46,7 +46,7 @@ from hebm_sample.training.optim import (
 )
 from hebm_sample.training.record import record_of
 
-__all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder"]
+__all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder", "parts_of"]
 
 BEST = "best"  # folder of the averaged weights that were best on held-out images
 FEWEST_ROWS = 16  # of a part that is worth a thread of its own
@@ -145,6 +145,14 @@ def make_run_folder(folder: Path) -> None:
         ) from error
 
 
+def parts_of(settings: TrainSettings, device: torch.device) -> int:
+    """Into how many parts a batch is best cut here: as many as a CPU has threads."""
+    batch, micro = settings.batch_size, settings.accumulate
+    most = torch.get_num_threads() if device.type == "cpu" else 1
+    whole = [n for n in range(2, most + 1) if batch % (n * micro) == 0]
+    return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
+
+
 class Run:
     """One training run in one folder. `train` is the way in."""
 
@@ -178,11 +186,7 @@ class Run:
         self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
-        """Into how many parts a batch is best cut here: as many as a CPU has threads."""
-        batch, micro = self.settings.batch_size, self.settings.accumulate
-        most = torch.get_num_threads() if self.accelerator.device.type == "cpu" else 1
-        whole = [n for n in range(2, most + 1) if batch % (n * micro) == 0]
-        return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
+        return parts_of(self.settings, self.accelerator.device)
 
     def cut(self, parts: int) -> None:
         """Cut batches into parts, each with rows and noise of its own."""

@@ -17,7 +17,6 @@ from hebm_sample.config import (
     require_choice,
 )
 from hebm_sample.data.dataset import ImageDataset
-from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
@@ -37,7 +36,7 @@ from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjec
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.label_columns import label_columns
 from hebm_sample.training.lock import locked
-from hebm_sample.training.record import same_rows
+from hebm_sample.training.record import check_generator, check_prior, same_rows
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = [
@@ -175,12 +174,8 @@ def _mark_start(task: Task, init: Pipeline) -> None:
 
 def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> bool:
     """Take over `init`'s weights; whether T and encoder are now frozen, so that its prior fits."""
+    check_generator(preset, init)
     grows = preset.generator.grows_from(init.config.generator)
-    if not grows and init.config.generator != preset.generator:
-        raise UserInputError(
-            f"{init.name} has another architecture than preset {preset.name}, and is not what it "
-            "grows from; use its own preset"
-        )
     # Its groups are alive: a warm-up would only make them fill up and empty again.
     learner.warm_up = 0.0
     learner.encoder.load_state_dict(init.encoder.state_dict())
@@ -200,11 +195,6 @@ def _prior_objective(
     preset: Preset,
 ) -> PriorObjective:
     if kind == "score":
-        if energy.config.parametrization != "log_snr":
-            raise UserInputError(
-                "objective 'score' needs energies at every noise level; "
-                "use parametrization log_snr"
-            )
         return ScoreObjective(
             generator,
             encoder,
@@ -221,15 +211,10 @@ def _prior_objective(
     )
 
 
-def _warm_start(energy: JointEnergy, init: Pipeline, preset: Preset) -> None:
+def _warm_start(energy: JointEnergy, init: Pipeline) -> None:
     """Take over the energies of `init`; symbols' outputs that it lacks stay at zero."""
-    prior, same = init.prior, {"symbols": ()}
-    if energy.config.parametrization == "log_snr":
-        same |= {"levels": energy.config.levels}  # defined at every level, whichever are sampled
-    if prior is None or replace(prior.config, **same) != replace(energy.config, **same):
-        raise UserInputError(
-            f"{init.name} has other energies than preset {preset.name}; start from its own preset"
-        )
+    prior = init.prior
+    assert prior is not None
     known = prior.state_dict()
     if prior.config.symbols != energy.config.symbols:
         known = {k: v for k, v in known.items() if ".symbol_" not in k}
@@ -267,10 +252,12 @@ def train_prior(
         UserInputError: The generator was trained on other rows of these data, among others.
     """
     require_choice("objective", objective, Objective)
+    check_prior(preset, model, objective, init)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     run = _PriorRun(preset, model, objective, init, accelerator)
     training, validation = images.split(preset.prior_settings.validation)
     same_rows(model.name, model.config.training, training)
+    columns = label_columns(preset, training)
     main = accelerator.is_main_process
     make_run_folder(folder)
     with locked(folder, main):
@@ -282,7 +269,7 @@ def train_prior(
         if run.encodes_once and resume == started:  # else the loop refuses it
             prepare = _encoded(run, training, folder, show_progress)
         result = train(
-            run.task(training, validation, prepare),
+            run.task(training, validation, prepare, columns),
             training,
             preset.prior_settings,
             folder,
@@ -322,7 +309,7 @@ class _PriorRun:
         self.frozen = content_digest(self.generator, self.encoder)
         self.start = self.former_start = ""
         if init is not None:
-            _warm_start(self.energy, init, preset)
+            _warm_start(self.energy, init)
             assert init.prior is not None
             self.start, self.former_start = content_digest(init.prior), former_digest(init.prior)
         channels_last(self.energy.to(self.device))
@@ -357,10 +344,14 @@ class _PriorRun:
         """Samples of the energies."""
         prior = cast("JointEnergy", learner)
         pipe = Pipeline(self.config, self.generator, prior, device=self.device)
-        return pipe(PREVIEW, output_type="torch").images * 2 - 1
+        return pipe(PREVIEW, output_type="torch", progress=False).images * 2 - 1
 
     def task(
-        self, training: ImageDataset, validation: ImageDataset, prepare: EncodedImages | None
+        self,
+        training: ImageDataset,
+        validation: ImageDataset,
+        prepare: EncodedImages | None,
+        columns: tuple[str, ...],
     ) -> Task:
         """What the loop is given."""
 
@@ -370,7 +361,6 @@ class _PriorRun:
             names = {"drop": "heldout_gain"}
             return heldout_figures(objective, validation, count, self.device, names)
 
-        columns = label_columns(self.preset, training)
         former = self.identity(training, columns, former_digest(self.generator))
         # Maximum likelihood's loss tells energies apart from their own chains only.
         measured = len(validation) > 0 and self.kind == "score"

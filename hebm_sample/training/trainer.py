@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
@@ -83,7 +84,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         initial=run.step,
         desc=run.task.kind,
         unit="step",
-        disable=not show_progress,
+        disable=disabled(show_progress),
     ) as bar:
         while run.step < run.total:
             run.advance(means)

@@ -298,13 +298,58 @@ def front_matter(text):
 def test_the_card():
     text = model_card(CONFIG, licence="CC BY-NC 4.0: as the data", figures={"gap_closed": 0.5})
     fields, body = front_matter(text)
-    assert fields["license"] == "other" and fields["license_name"] == "cc-by-nc-4.0"
+    assert fields["license"] == "cc-by-nc-4.0" and "license_name" not in fields
     assert fields["library_name"] == "hebm-sample"
     assert fields["pipeline_tag"] == "unconditional-image-generation"
     assert "| gap closed | 0.5 |" in body and "Licence of these weights: CC BY-NC 4.0" in body
     assert "4x2x2, 2x4x4, 2x4x4 (80 dimensions)" in body and "0.1, 0.6, 0.96, 1" in body
     assert "No figures were measured." in model_card(BARE, licence="x", figures={})
     assert "(cum_sigma): none" in model_card(BARE, licence="x", figures={})
+
+
+@pytest.mark.parametrize(
+    "licence, lines",
+    [
+        ("CC0-1.0", ["license: cc0-1.0"]),
+        ("cc by-sa 4.0, after the data", ["license: cc-by-sa-4.0"]),
+        ("Apache License 2.0", ["license: apache-2.0"]),
+        ("MIT", ["license: mit"]),
+        ("the ODbL 1.0 licence", ["license: odbl"]),
+        ("ask me: by letter", ["license: other", "license_name: ask-me"]),
+        ("CC BY-NC 9.0", ["license: other", "license_name: cc-by-nc-9.0"]),
+    ],
+)
+def test_a_card_names_licences_by_their_identifiers(licence, lines):
+    text = model_card(CONFIG, licence=licence, figures={})
+    assert [line for line in text.splitlines() if line.startswith("license")] == lines
+    assert f"Licence of these weights: {licence}." in text
+
+
+@pytest.mark.parametrize("config", [CONFIG, BARE])
+def test_a_cards_program_runs(config, tmp_path, monkeypatch):
+    from hebm_sample import Pipeline
+
+    generator, encoder, prior = tiny_modules()
+    prior = None if config is BARE else prior
+    write_model_folder(tmp_path / "FOLDER", config, generator, prior, encoder)
+    monkeypatch.chdir(tmp_path)
+    card = (tmp_path / "FOLDER/README.md").read_text()
+    program = card.split("```python\n")[1].split("```")[0].replace("FOLDER", "./FOLDER")
+    exec(program, {"Pipeline": Pipeline})
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_a_card_keeps_the_image_that_it_shows(tmp_path):
+    generator, encoder, prior = tiny_modules()
+    card = model_card(CONFIG, licence="MIT", figures={}, samples="Eight of them")
+    assert "![Eight of them](samples.png)" in card
+    parts = (CONFIG, generator, prior, encoder)
+    write_model_folder(tmp_path / "a", *parts, card=card, samples=b"an image")
+    write_model_folder(tmp_path / "b", *parts, card=tmp_path / "a/README.md")
+    assert (tmp_path / "b/samples.png").read_bytes() == b"an image"
+    assert "samples.png" not in (tmp_path / "b/weights_manifest.json").read_text()
+    write_model_folder(tmp_path / "b", *parts, overwrite=True)
+    assert not (tmp_path / "b/samples.png").exists()
 
 
 def test_a_card_that_exists_is_kept(tmp_path):

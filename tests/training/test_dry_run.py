@@ -22,6 +22,7 @@ from hebm_sample.presets.models import find_preset
 from hebm_sample.training.costs.dry_run import Costs, Estimate, dry_run
 from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.energy import MleObjective
+from hebm_sample.training.train_decoder import new_learner
 
 CPU = torch.device("cpu")
 
@@ -134,6 +135,24 @@ class TestEstimate:
         assert found.learned == sum(p.numel() for p in learned)
         assert found.learned + found.frozen == sum(list(found.parameters.values())[:2])
 
+    @pytest.mark.parametrize("with_model", [False, True])
+    def test_the_decoders_run(self, with_model):
+        preset = short_preset(batch_size=4)
+        model = tiny_pipeline() if with_model else None
+        found = dry_run("decoder", preset, CPU, model=model)
+        twice = dry_run("decoder", short_preset(batch_size=8), CPU, model=model)
+        assert twice.costs.flops == 2 * found.costs.flops > 0
+        generator, encoder, _ = tiny_modules()
+        config = replace(preset.generator, sharp_decoder=preset.generator.decoder)
+        learner = new_learner(config, generator, preset.decoder)
+        assert found.learned == sum(p.numel() for p in learner.parameters())
+        assert found.costs.timed_batch == 4 and "reconstructions and samples" in found.objective
+
+    def test_the_runs_own_batch_is_timed_where_a_step_is_short(self):
+        for batch, accumulate in ((5, 1), (6, 3)):
+            preset = short_preset(batch_size=batch, accumulate=accumulate)
+            assert dry_run("generator", preset, CPU).costs.timed_batch == batch
+
     def test_score_of_the_releases_energies_is_refused(self):
         with pytest.raises(UserInputError, match="'release', which objective 'score' cannot"):
             dry_run("prior", find_preset("lsun-church"), CPU, objective="score")
@@ -167,6 +186,12 @@ class TestCommand:
         assert result.exit_code == 0 and result.stderr == "", result.output
         assert "mle, T = 3, chains of K = 20 steps" in result.stdout
         assert "7 of 3 images" in result.stdout
+
+    def test_decoder(self):
+        options = ("--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet")
+        result = invoke("decoder", *options)
+        assert result.exit_code == 0 and result.stderr == "", result.output
+        assert result.stdout.startswith("tiny, decoder: 16x16 images")
 
     def test_data_are_counted_but_not_decoded(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))

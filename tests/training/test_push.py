@@ -94,10 +94,21 @@ def test_one_commit_with_the_folders_bytes(hub, folder):
     for name in {*MODEL_FILES, "weights_manifest.json"}:
         assert files[name] == (folder / name).read_bytes()
     card = files["README.md"].decode()
-    assert "license_name: cc0-1.0" in card and f"hebm-sample --dataset {REPO}`" in card
+    assert "license: cc0-1.0" in card and f"hebm-sample --dataset {REPO}`" in card
+    assert f'from_pretrained("{REPO}")' in card and "FOLDER" not in card
     assert (row.repo_id, row.files) == (REPO, read_row(folder).files)
     sent = {(seen.host, seen.authorization) for seen in hub.requests}
     assert sent == {(hub.endpoint, f"Bearer {SECRET}"), (hub.storage, None)}
+
+
+def test_the_image_that_the_card_shows_is_published(hub, folder):
+    (folder / "samples.png").write_bytes(b"an image")
+    row = pushed(folder)
+    assert set(hub.repositories[REPO].commits[row.revision]) == PUBLISHED
+    with (folder / "README.md").open("a") as card:
+        card.write("![Samples](samples.png)\n")
+    row = pushed(folder)
+    assert hub.repositories[REPO].commits[row.revision]["samples.png"] == b"an image"
 
 
 def test_pushed_and_pulled_back_draws_the_same(hub, folder, tmp_path):
@@ -164,8 +175,10 @@ def test_a_token_of_its_own(hub, folder, monkeypatch):
 
 
 def _unstated(folder):
-    text = (folder / "README.md").read_text().replace("name: cc0-1.0", "name: unstated")
-    (folder / "README.md").write_text(text)
+    text, stated = (folder / "README.md").read_text(), "license: cc0-1.0"
+    assert stated in text
+    unstated = text.replace(stated, "license: other\nlicense_name: unstated")
+    (folder / "README.md").write_text(unstated)
 
 
 def _another_name(folder):

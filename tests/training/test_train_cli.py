@@ -17,6 +17,7 @@ from toy import draw_images
 from hebm_sample import Pipeline, __version__
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.duration import in_words
 from hebm_sample.presets.settings import parse_duration
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.log import read_log
@@ -135,6 +136,15 @@ class TestCommands:
         assert figures["held_out"] == 20 and figures["version"] == __version__
         (gap,) = figures["gaps"].values()
         assert f"{gap['fd_model']:.3f}" in result.stdout
+
+    def test_evaluate_says_how_long_it_takes_once_it_can_be_done(self, home, run):
+        command = [word for word in evaluate_command(home) if word != "--quiet"]
+        said = run(*command).stderr
+        assert "10 samples of 3 gradients, 20 images to read: about " in said
+        assert "%|" not in said and "\r" not in said  # no bars where nobody looks
+        assert "about" not in run(*command, "-n", 11).stderr
+        assert in_words(0.1) == "1 s" and in_words(89) == "89 s" and in_words(90) == "1.5 min"
+        assert in_words(3600) == "60 min" and in_words(5400) == "1.5 h"
 
     def test_evaluate_of_a_run_with_other_sampler_settings(self, home, run, tmp_path):
         of_model = ("prior", "--generator", home / "model", *generator_command(home)[1:])

@@ -65,10 +65,23 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
         from hebm_sample.evaluation.distances import evaluate
 
         sizes = {name: options[name] for name in ("num_images", "feature_steps")}
-        result = evaluate(pipe, *open_sets_of(pipe, data, options), **sizes, **common)
+        sets = open_sets_of(pipe, data, options)
+        _tell_duration(pipe, sets, common, options)
+        result = evaluate(pipe, *sets, **sizes, **common)
         click.echo(result.table())
         found = result.to_dict()
     write_json(json_path, found)
+
+
+def _tell_duration(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> None:
+    """Say how long it will take, once it is known that it can be done."""
+    from hebm_sample.evaluation.distances import make_context
+    from hebm_sample.evaluation.duration import expected_line
+
+    settings = {k: v for k, v in common.items() if k != "announce"}
+    context = make_context(pipe, *sets, num_images=options["num_images"], **settings)
+    if not options["quiet"]:
+        common["announce"](expected_line(context))
 
 
 def _without_data(pipe: Any, common: dict[str, Any], count: int) -> dict[str, Any]:

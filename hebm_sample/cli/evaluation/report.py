@@ -99,6 +99,10 @@ def report(
     plan = _plan(pipe, sets, others, options)
     check_extras(plan)
     context = _context(pipe, sets, out, options)
+    if not options["quiet"]:
+        from hebm_sample.evaluation.duration import expected_line
+
+        click.echo(expected_line(context), err=True)
     found = write_report(context, plan, out, announce=common_options(options)["announce"])
     click.echo(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
 

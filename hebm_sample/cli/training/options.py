@@ -14,6 +14,7 @@ from hebm_sample.errors import UserInputError
 
 __all__ = [
     "PATH",
+    "check_folder",
     "check_resume",
     "needed",
     "read_images",
@@ -173,10 +174,42 @@ def read_images(options: dict[str, Any], size: int, validation: int | None) -> A
     from hebm_sample.data.summary import held_out_rule
 
     refuse_same_folder(options["data"], options["out"])
+    check_rows(options["data"], validation)
     images = load_images(options["data"], size=size, progress=not options["quiet"])
     rule = held_out_rule(validation)
     tell(options["data"], *images.split(validation), rule, options["quiet"])
     return images
+
+
+def check_rows(data: str, validation: int | None) -> None:
+    """Before the images are decoded: `UserInputError` unless rows are left to train on."""
+    from hebm_sample.data.sources import open_source
+
+    if validation is None:
+        return
+    total = open_source(data, None).total
+    if not validation < total:
+        raise UserInputError(
+            f"{validation} validation images asked for; of {total} images it can be "
+            f"0 to {total - 1}"
+        )
+
+
+def check_folder(options: dict[str, Any]) -> None:
+    """Before the images are decoded: `UserInputError` if --out holds a run and --resume was not
+    typed, or the other way round.
+    """
+    from hebm_sample.training.checkpoint import latest_checkpoint
+
+    folder, held = options["out"], latest_checkpoint(options["out"]) is not None
+    if held and not options["resume"]:
+        raise UserInputError(
+            f"{folder} already holds a run; go on with --resume, or choose another folder"
+        )
+    if options["resume"] and not held:
+        raise UserInputError(
+            f"nothing to resume in {folder}: it holds no whole checkpoint; start without --resume"
+        )
 
 
 def check_resume(options: dict[str, Any]) -> None:

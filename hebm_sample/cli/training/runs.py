@@ -9,6 +9,7 @@ import click
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
+    check_folder,
     check_resume,
     needed,
     read_images,
@@ -25,7 +26,9 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     from hebm_sample.pipeline.device import pick_device
     from hebm_sample.training.costs.dry_run import dry_run
 
-    rows = open_source(options["data"], None).total if options["data"] else None
+    source = open_source(options["data"], None) if options["data"] else None
+    if options.get("labels"):
+        preset = _labelled(preset, options, source)
     if not options["quiet"]:
         click.echo("measuring a step of a few images ...", err=True)
     estimate = dry_run(
@@ -34,9 +37,18 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
         pick_device(options["device"]),
         objective=options.get("objective"),
         model=load_model(model) if model else None,
-        images=rows,
+        images=None if source is None else source.total,
     )
     click.echo("\n".join(estimate.lines()))
+
+
+def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
+    """The preset with symbols of the data's columns, for a dry run."""
+    from hebm_sample.training.label_columns import labels_of_source, with_labels
+
+    if source is None:
+        raise click.UsageError("--labels are columns of the data; give --data")
+    return with_labels(preset, labels_of_source(source), options["labels"])
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -49,26 +61,33 @@ def _announce(kind: str, folder: Path, result: Any) -> None:
     )
 
 
-def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
+def _train(
+    kind: Any, options: dict[str, Any], check: Callable[..., Any], run: Callable[..., Any]
+) -> None:
     """Read what was typed and run it.
 
     Arguments:
+        check: (preset, model of --generator or None, that of --init or None): raises what can be
+            said before the data are read.
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
     preset, base = typed_preset(kind, options), options.get("generator")
     if options.get("dry_run"):
         return _dry_run(kind, preset, options, base or options.get("init"))
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
+    check_folder(options)
     check_resume(options)
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.trainer import make_accelerator
 
     model = load_model(base) if base else None
+    init = load_model(options["init"]) if options.get("init") else None
+    check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
-    more = {"init": options["init"] and load_model(options["init"])} if "init" in options else {}
+    more = {"init": init} if "init" in options else {}
     result = run(
         preset,
         model,
@@ -81,6 +100,30 @@ def _train(kind: Any, options: dict[str, Any], run: Callable[..., Any]) -> None:
     )
     if accelerator.is_main_process:
         _announce(kind, options["out"], result)
+
+
+class _NamesType(click.ParamType):
+    """`kind,big`: columns."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names; none may be empty, or occur twice."""
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"{value!r} names no columns; write kind, or kind,big", param, ctx)
+        return names
+
+
+def _symbols_line(preset: Any) -> str:
+    """What the prior will learn of the labels."""
+    found = [
+        f"{s.name} ({', '.join(s.values[:8])}{', ...' * (len(s.values) > 8)})"
+        for s in preset.prior.symbols
+    ]
+    return f"symbols: {'; '.join(found)}"
 
 
 _INIT = click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
@@ -109,7 +152,12 @@ def generator(**options: Any) -> None:
 
         return train_generator(preset, images, **how)
 
-    _train("generator", options, run)
+    def check(preset: Any, _: Any, init: Any) -> None:
+        from hebm_sample.training.record import check_generator
+
+        check_generator(preset, init)
+
+    _train("generator", options, check, run)
 
 
 @click.command(cls=OneLineErrors)
@@ -118,6 +166,13 @@ def generator(**options: Any) -> None:
     "--objective",
     type=click.Choice(["score", "mle"]),
     help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
+)
+@click.option(
+    "--labels",
+    type=_NamesType(),
+    metavar="A,B",
+    help="Label columns of the data that become symbols, with the values that they have; all: "
+    "those that look like labels.  [default: the preset's symbols]",
 )
 @run_options
 @_INIT
@@ -128,21 +183,33 @@ def prior(**options: Any) -> None:
     """
 
     def run(preset: Any, model: Any, images: Any, **how: Any) -> Any:
+        from hebm_sample.training.label_columns import with_labels
         from hebm_sample.training.train import train_prior
 
         objective = options["objective"] or preset.objective
+        if options["labels"]:
+            columns = images.labels, images.label_names
+            preset = with_labels(preset, columns, options["labels"])
+            if not options["quiet"]:
+                click.echo(_symbols_line(preset), err=True)
         return train_prior(preset, model, images, objective=objective, **how)
 
-    _train("prior", options, run)
+    def check(preset: Any, model: Any, init: Any) -> None:
+        from hebm_sample.training.record import check_prior
+
+        check_prior(preset, model, options["objective"] or preset.objective, init)
+
+    _train("prior", options, check, run)
 
 
 @click.command(cls=OneLineErrors)
 @click.option(
     "--generator",
     metavar="MODEL",
-    help="A run's folder, or a model, with a prior or without.  [required]",
+    help="A run's folder, or a model, with a prior or without.  [required, except with --dry-run]",
 )
 @run_options
+@_DRY_RUN
 def decoder(**options: Any) -> None:
     """Train a sharp image decoder of a frozen model against a discriminator; ends with a model
     folder in DIR/model.
@@ -156,4 +223,9 @@ def decoder(**options: Any) -> None:
 
         return train_decoder(preset, model, images, **how)
 
-    _train("decoder", options, run)
+    def check(preset: Any, model: Any, _: Any) -> None:
+        from hebm_sample.training.train_decoder import check_decoder
+
+        check_decoder(preset, model)
+
+    _train("decoder", options, check, run)

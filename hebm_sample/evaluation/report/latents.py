@@ -27,6 +27,7 @@ from hebm_sample.evaluation.report.page import (
     with_error,
 )
 from hebm_sample.evaluation.report.plots import lines, scatter_pairs
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
 from hebm_sample.metrics.prior_hole import correlated_pairs, measure_prior_hole
@@ -67,7 +68,7 @@ def run_prior_hole(context: EvaluationContext, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"rate": encoded.kl.mean(0).tolist(), "count": half}
     joint = {"q(u)": _all_rows(q)}
     bar = tqdm(
-        total=2 * (len(q) + 1), desc="prior hole", unit="test", disable=not context.progress
+        total=2 * (len(q) + 1), desc="prior hole", unit="test", disable=disabled(context.progress)
     )
     for name, title in PRIORS.items():
         u = context.samples(name).u  # pyright: ignore[reportArgumentType]
@@ -143,7 +144,7 @@ def run_diagnostics(
     """The sampler's own chains, acceptance by step size, chains from different starts."""
     pipe = context.pipe
     config = replace(pipe.sampling_config(**context.sampling), denoise=False)
-    bar = tqdm(desc="diagnostics", unit="grad", disable=not context.progress)
+    bar = tqdm(desc="diagnostics", unit="grad", disable=disabled(context.progress))
     levels, latents = diagnose_levels(pipe, range(images), config, bar.update)
     chains = config.runs_chains
     known = _diffused(context, images)

@@ -19,6 +19,7 @@ from hebm_sample.evaluation.ood import (
 )
 from hebm_sample.evaluation.report.page import Block, Heading, ReportImage, Table, Text, number
 from hebm_sample.evaluation.report.plots import histograms, lines
+from hebm_sample.io.bars import disabled
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, uniformity
 
 __all__ = ["Measured", "measure_ood", "ood_table", "run_ood", "show_ood"]
@@ -54,7 +55,7 @@ def measure_ood(
     )
     calibration = _calibration(context)
     sets = {name: np.asarray(x[:count]) for name, x in others.items()} | corruptions(own_images)
-    with tqdm(desc="chains", unit="grad", disable=not context.progress) as bar:
+    with tqdm(desc="chains", unit="grad", disable=disabled(context.progress)) as bar:
         own = _scores(context, own_images, own_encoded, calibration, bar.update)
         found = {
             name: _scores(context, x, context.encode_images(x), calibration, bar.update)

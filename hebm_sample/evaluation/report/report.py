@@ -26,6 +26,7 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation.baselines import run_baselines, show_baselines
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces
+from hebm_sample.evaluation.duration import in_words
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report import images as report_images
 from hebm_sample.evaluation.report import latents as report_latents
@@ -224,8 +225,12 @@ class _Report:
         ]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
-    def measured(self, part: str) -> dict[str, Any]:
-        """A part's figures: those kept, or measured now and kept."""
+    def measured(self, part: str, which: str = "") -> dict[str, Any]:
+        """A part's figures: those kept, or measured now and kept.
+
+        Arguments:
+            which: Of how many it is, to announce.
+        """
         path, key = self.out / "parts" / f"{part}.json", self.key(part)
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -234,7 +239,7 @@ class _Report:
                 return kept["figures"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        self.announce(part)
+        self.announce(f"{part}{which}")
         start = time.perf_counter()
         figures = _plain(self.run(part))
         figures |= {"version": __version__, "part_seconds": time.perf_counter() - start}
@@ -316,7 +321,9 @@ def write_report(
         raise EnvironmentFailure(f"cannot make {out}: {error.strerror or error}") from error
     parts, missing = _chosen(context, plan)
     report, found = _Report(context, plan, out, announce), {}
-    for part in parts:
-        found[part] = report.measured(part)
+    begun = time.perf_counter()
+    for i, part in enumerate(parts, 1):
+        passed = in_words(time.perf_counter() - begun)
+        found[part] = report.measured(part, f": part {i} of {len(parts)}, after {passed}")
         report.write(found, missing)  # what is there so far can be read meanwhile
     return found

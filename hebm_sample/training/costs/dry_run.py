@@ -1,4 +1,4 @@
-"""What a run would take, before it is started: `hebm-train generator|prior --dry-run`.
+"""What a run would take, before it is started: `hebm-train generator|prior|decoder --dry-run`.
 
 A step of the whole batch is walked through without numbers (torch's device "meta"), and counted:
 
@@ -7,7 +7,8 @@ A step of the whole batch is walked through without numbers (torch's device "met
             + the most bytes of a micro-batch's activations alive at a time, in float32 and
               without kernels' own work space
 
-A step of a small batch b is made for real, on images of noise, and timed:
+A step of a batch b, the run's own or a smaller one, is made for real, on images of noise, and
+timed (`costs/measure.py`):
 
     seconds of a step = batch / b  x  forward and backward  +  the optimiser's update
 
@@ -15,19 +16,17 @@ Of a chain of K steps two short ones are taken, and the line through them is fol
 
     v(K) = v(1) + (K - 1) (v(3) - v(1)) / 2
 
-Nothing is written. A GPU makes a large batch faster than in proportion: there the time is an upper
-bound.
+Nothing is written. Where b is smaller than the run's batch, a GPU makes that faster than in
+proportion: there the time is an upper bound.
 """
 
-import copy
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hebm_sample.config import GeneratorConfig, ModelConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
@@ -37,33 +36,21 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.training.costs.flops import Meter
-from hebm_sample.training.devices import checkpointing, number_format
+from hebm_sample.training.costs.measure import Batch, Costs, measure
+from hebm_sample.training.decoder import DecoderObjective, SharpDecoder
+from hebm_sample.training.devices import checkpointing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
-from hebm_sample.training.optim import Part, averaged, make_optimizer, seed_step, train_step
+from hebm_sample.training.optim import seed_step
+from hebm_sample.training.train_decoder import new_learner, with_sharp_decoder
 
 __all__ = ["Costs", "Estimate", "dry_run"]
 
-TIMED_BATCH = {"cpu": 1, "cuda": 8}
-PROBE_CHAINS = (1, 3)
 # Weights, gradients, AdamW's two moments, the average.
 COPIES = 5
 FLOAT_BYTES = 4
 
-Kind = Literal["generator", "prior"]
-Batch = tuple[Tensor, Tensor | None]
-
-
-class Costs(NamedTuple):
-    """Of a step: FLOPs of the whole batch; most bytes of activations, of a micro-batch; seconds of
-    forward and backward and of the update, of the small batch.
-    """
-
-    flops: float
-    activations: float
-    seconds: float
-    update: float
+Kind = Literal["generator", "prior", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class Estimate:
     """What a run would take on one process of this machine.
 
     Arguments:
-        kind: "generator" or "prior".
+        kind: "generator", "prior" or "decoder".
         name: The preset's.
         objective: In words.
         generator: The generator's shape.
@@ -195,67 +182,6 @@ def _noise_batch(config: AnyGeneratorConfig, preset: Preset, kind: Kind, count: 
     return images, torch.stack([torch.randint(len(s.values), (count,)) for s in symbols], dim=1)
 
 
-def _counted(objective: nn.Module, batch: Batch, times: int) -> tuple[float, float]:
-    """FLOPs of so many forward and backward passes, and the most bytes of activations alive at
-    once.
-    """
-    shadow = copy.deepcopy(objective).to("meta")
-    for p in (p for p in shadow.parameters() if p.requires_grad):
-        p.grad = torch.empty_like(p)
-    images, labels = (None if x is None else x.to("meta") for x in batch)
-    inputs = (images, 0.5) if labels is None else (images, 0.5, labels)
-    with Meter(shadow) as meter:
-        shadow(*inputs)[0].backward()
-    return times * meter.flops, meter.peak_bytes
-
-
-def _timed(
-    objective: nn.Module,
-    learner: nn.Module,
-    settings: TrainSettings,
-    batch: Batch,
-    device: torch.device,
-) -> tuple[float, float]:
-    """Seconds of forward and backward, and of the update, in the second of two steps."""
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimizer, average = make_optimizer(learner, settings), averaged(learner, 0.999)
-    images, labels = (None if x is None else x.to(device) for x in batch)
-    assert images is not None
-    clip, start = settings.gradient_clip, 0.0
-    for _ in range(2):
-        start = _clock(device)
-        part, context = Part(images, labels), number_format(settings, device)
-        train_step(objective, [part], 0.5, optimizer, parameters, clip, context=context)
-    done = _clock(device)
-    optimizer.step()
-    average.update_parameters(learner)
-    update = _clock(device) - done
-    return max(done - start - update, 0.0), update
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _with_chain(objective: MleObjective, measure: Callable[[], Costs]) -> Costs:
-    """Two short chains measured, and the line through them followed to K."""
-    wanted, found = objective.chain_steps, []
-    for steps in PROBE_CHAINS:
-        objective.chain_steps = steps
-        found.append(measure())
-    objective.chain_steps = wanted
-    low, high = found
-    times = (wanted - PROBE_CHAINS[0]) / (PROBE_CHAINS[1] - PROBE_CHAINS[0])
-    return Costs(
-        flops=low.flops + times * (high.flops - low.flops),
-        activations=max(low.activations, high.activations),
-        seconds=low.seconds + times * max(0.0, high.seconds - low.seconds),
-        update=min(low.update, high.update),
-    )
-
-
 def _prior_objective(
     preset: Preset,
     objective: str,
@@ -281,6 +207,9 @@ def _objective_text(objective: nn.Module) -> str:
     if isinstance(objective, MleObjective):
         levels = len(objective.energy.config.levels) - 1
         return f"mle, T = {levels}, chains of K = {objective.chain_steps} steps"
+    if isinstance(objective, DecoderObjective):
+        halves = "reconstructions" if objective.pool is None else "reconstructions and samples"
+        return f"a discriminator's, features' and pixels' losses on {halves}"
     return "score, every noise level"
 
 
@@ -289,7 +218,7 @@ class _Built(NamedTuple):
 
     generator: Generator
     encoder: ImageEncoder
-    objective: PriorObjective | GeneratorObjective
+    objective: PriorObjective | GeneratorObjective | DecoderObjective
     learner: nn.Module
 
 
@@ -305,23 +234,26 @@ def dry_run(
     """Build the run of a preset, make a step of a small batch, and estimate the whole.
 
     Arguments:
-        kind: Which of the two runs.
+        kind: Which of the three runs.
         preset: With the options that were typed in its settings.
         device: Where to measure.
         objective: "score" or "mle", for a prior; the preset's if None.
-        model: A prior's generator, or the smaller model that a generator grows from; random
-            weights of the preset's shape if None.
+        model: A prior's generator, a decoder's model, or the smaller one that a generator grows
+            from; random weights of the preset's shape if None.
         images: Rows of the data, if known.
     """
-    settings = preset.generator_settings if kind == "generator" else preset.prior_settings
+    settings: TrainSettings = getattr(preset, f"{kind}_settings")
     seed_step(settings.seed, 0, 0)
     built = _build(kind, preset, objective or preset.objective, model)
     built.objective.to(device).train()
-    small = min(TIMED_BATCH.get(device.type, 1), settings.batch_size)
+
+    def noise(count: int) -> Batch:
+        return _noise_batch(built.generator.config, preset, kind, count)
+
     with checkpointing(built.objective, settings.activation_checkpointing):
-        costs = _measure(kind, preset, built, settings, small, device)
+        costs = measure(built.objective, built.learner, settings, device, noise)
     estimate = _estimate(kind, preset, built, settings, costs)
-    estimate = replace(estimate, timed_batch=small, device=_device_text(device), images=images)
+    estimate = replace(estimate, device=_device_text(device), images=images)
     if settings.steps is None and settings.time_budget is not None:
         steps = max(1, int(settings.time_budget / estimate.step_seconds))
         return replace(estimate, steps=steps)
@@ -337,6 +269,8 @@ def _build(kind: Kind, preset: Preset, objective: str, model: Pipeline | None) -
             networks = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
         energies = _prior_objective(preset, objective, *networks)
         return _Built(*networks, energies, energies.energy)
+    if kind == "decoder":
+        return _build_decoder(preset, model)
     generator, encoder = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
     learned = GeneratorObjective(generator, encoder, preset.kl_weight)
     if model is not None and generator.config.grows_from(model.config.generator):
@@ -345,28 +279,26 @@ def _build(kind: Kind, preset: Preset, objective: str, model: Pipeline | None) -
     return _Built(generator, encoder, learned, learned)
 
 
-def _measure(
-    kind: Kind,
-    preset: Preset,
-    built: _Built,
-    settings: TrainSettings,
-    small: int,
-    device: torch.device,
-) -> Costs:
-    """A step counted in micro-batches of the whole size, and timed with a small batch."""
-    config, micro = built.generator.config, settings.batch_size // settings.accumulate
-    counted = _noise_batch(config, preset, kind, micro)
-    few = _noise_batch(config, preset, kind, small)
-
-    def measure() -> Costs:
-        return Costs(
-            *_counted(built.objective, counted, settings.accumulate),
-            *_timed(built.objective, built.learner, settings, few, device),
+def _build_decoder(preset: Preset, model: Pipeline | None) -> _Built:
+    """The decoder's objective; samples of the prior are noise of their shape."""
+    if model is None:
+        networks = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
+        model = Pipeline(
+            ModelConfig(preset.model_name, preset.generator, preset.prior, preset.sampling),
+            networks[0],
+            _energies(preset),
+            networks[1],
         )
-
-    if isinstance(built.objective, MleObjective):
-        return _with_chain(built.objective, measure)
-    return measure()
+    config = with_sharp_decoder(model, preset).generator
+    generator, encoder = model.generator, model.encoder
+    assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
+    assert isinstance(config, GeneratorConfig)
+    learner: SharpDecoder = new_learner(config, generator, preset.decoder)
+    pool = None
+    if model.prior is not None and preset.decoder.samples:
+        pool = tuple(torch.randn(preset.decoder.samples, *s) for s in config.latent_shapes)
+    objective = DecoderObjective(generator, encoder, learner, preset.decoder, pool)
+    return _Built(generator, encoder, objective, learner)
 
 
 def _estimate(
@@ -387,7 +319,7 @@ def _estimate(
         batch=settings.batch_size,
         steps=settings.steps or 1,
         costs=costs,
-        timed_batch=1,
+        timed_batch=costs.timed_batch,
         device="",
         settings=settings,
     )

@@ -27,6 +27,7 @@ from hebm_sample.generator.hierarchy import (
     sharp_decoder,
 )
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -40,7 +41,7 @@ from hebm_sample.training.record import same_rows
 from hebm_sample.training.train import PREVIEW, channels_last, former_digest
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
-__all__ = ["Watch", "new_learner", "train_decoder", "with_sharp_decoder"]
+__all__ = ["Watch", "check_decoder", "new_learner", "train_decoder", "with_sharp_decoder"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 50
@@ -105,6 +106,17 @@ def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
     return replace(model.config, generator=described)
 
 
+def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
+    """Before the data are read: the config that the model will have; `UserInputError` for an
+    imported generator, a model without an encoder, or squares that no discriminator sees.
+    """
+    config = with_sharp_decoder(model, preset)
+    assert isinstance(config.generator, GeneratorConfig)
+    _seen_side(config.generator, preset.decoder)
+    model.encoder  # noqa: B018  one line now if there is none
+    return config
+
+
 def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDecoder:
     """A sharp decoder with the weights of the one that there is, or the likelihood's, wherever a
     layer has its shape.
@@ -130,9 +142,9 @@ def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: boo
     path = folder / POOL
     if not path.exists():
         found = []
-        for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=not progress):
+        for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=disabled(progress)):
             seeds = range(start, min(start + POOL_BATCH, count))
-            found.append(model(seeds=seeds, output_type="torch").latents)
+            found.append(model(seeds=seeds, output_type="torch", progress=False).latents)
         whole = concatenate(found)
         named = {str(i): u.half().contiguous() for i, u in enumerate(whole)}
         write_atomically(path, safetensors.torch.save(named))
@@ -225,8 +237,7 @@ def train_decoder(
         TrainingDivergedError: As `Watch` and the training loop raise it.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    config, main = with_sharp_decoder(model, preset), accelerator.is_main_process
-    model.encoder  # noqa: B018  one line now if there is none
+    config, main = check_decoder(preset, model), accelerator.is_main_process
     make_run_folder(folder)
     with ExitStack() as lock:
         lock.enter_context(locked(folder, main))
