@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow
 from hebm_sample.io.files import MAX_FILE_BYTES, read_capped
@@ -154,9 +155,9 @@ def push(
     row = push_folder(folder, repo_id, branch=branch, private=private, token=token)
     if not quiet:
         size = sum(file.size for file in row.files.values()) / 2**20
-        click.echo(
+        say(
             f"{repo_id}: commit {row.revision}, {len(row.files)} files, {size:.2f} MiB; "
             f"hebm-sample --dataset {repo_id}{f' --revision {branch}' if branch else ''}",
             err=True,
         )
-    click.echo(json.dumps(row.to_dict(), indent=2))
+    say(json.dumps(row.to_dict(), indent=2))

@@ -16,6 +16,7 @@ from hebm_sample.config.base import (
 __all__ = [
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
+    "MAX_FACTORS",
     "MAX_PARTICLES",
     "Kernel",
     "LangevinConfig",
@@ -32,6 +33,7 @@ EDIT_STEPS = 48
 EDIT_GUIDANCE = 32.0
 MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
+MAX_FACTORS = 1000  # temperatures, one a group
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 Kernel = Literal["corrected", "plain"]
@@ -117,6 +119,11 @@ class LangevinConfig(ConfigBase):
 
     def _check_temperature(self) -> None:
         several = isinstance(self.temperature, (tuple, list))
+        count = len(typing.cast("Any", self.temperature)) if several else 1
+        require(
+            1 <= count <= MAX_FACTORS,
+            f"temperature has {count} numbers; give one, or one per group",
+        )
         if several:  # a list from a caller becomes what a frozen dataclass should hold
             object.__setattr__(self, "temperature", tuple(typing.cast("Any", self.temperature)))
         for value in typing.cast("Any", self.temperature) if several else (self.temperature,):

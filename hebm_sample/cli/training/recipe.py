@@ -7,6 +7,8 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.cli.training.options import PATH, read_images
 
 __all__ = ["recipe"]
@@ -18,7 +20,7 @@ __all__ = ["recipe"]
 @click.option("--out", required=True, type=PATH, metavar="DIR", help="Its runs go to DIR/PRESET.")
 @click.option(
     "--scale",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberType(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="X",
@@ -55,10 +57,10 @@ def recipe(preset: str, data: str, out: Path, scale: float, device: str, quiet: 
             show_progress=not quiet,
         )
         if accelerator.is_main_process:
-            click.echo(f"{stage.folder.name}: {model.config.training[-1]}")
+            say(f"{stage.folder.name}: {model.config.training[-1]}")
     if accelerator.is_main_process and model is not None:
         model.save_pretrained(folder / "model", overwrite=True)
-        click.echo(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
+        say(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
 
 
 def _identity(images: dict[int, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
     check_resume,
@@ -27,7 +28,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
 
     rows = open_source(options["data"], None).total if options["data"] else None
     if not options["quiet"]:
-        click.echo("measuring a step of a few images ...", err=True)
+        say("measuring a step of a few images ...", err=True)
     estimate = dry_run(
         kind,
         preset,
@@ -36,14 +37,14 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
         model=load_model(model) if model else None,
         images=rows,
     )
-    click.echo("\n".join(estimate.lines()))
+    say("\n".join(estimate.lines()))
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
     skipped = f", {result.skipped} skipped" if result.skipped else ""
     best = result.best
     kept = f"; weights of step {best['step']}, the best on held-out images" if best else ""
-    click.echo(
+    say(
         f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}{kept}; "
         f"model in {folder / 'model'}"
     )

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import click
-
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
 from hebm_sample.cli.requests.edit import (
     STDIN,
@@ -282,7 +281,7 @@ def score(options: ScoreOptions) -> None:
     if options.as_json:
         seconds = round(time.perf_counter() - start, 3)
         facts = {"p_value": pipe.p_value_note(), **Provenance.of_model(pipe).facts}
-        click.echo(json.dumps({"scores": rows, **facts, "seconds": seconds}))
+        say(json.dumps({"scores": rows, **facts, "seconds": seconds}))
     else:
-        click.echo(score_table(rows))
-        click.echo(pipe.p_value_note())
+        say(score_table(rows))
+        say(pipe.p_value_note())

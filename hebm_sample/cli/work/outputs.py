@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.base import CommandOptions, counted
 from hebm_sample.errors import UserInputError
 
@@ -153,7 +154,7 @@ def tell(
     seconds = time.perf_counter() - start
     if options.as_json:
         written = {"files": list(map(os.fspath, files))}
-        click.echo(json.dumps({**written, **answer, "seconds": round(seconds, 3)}))
+        say(json.dumps({**written, **answer, "seconds": round(seconds, 3)}))
     elif not options.quiet:
         name = click.format_filename(where)
-        click.echo(f"{name}: {counted(count)} in {seconds:.1f} s{more}")
+        say(f"{name}: {counted(count)} in {seconds:.1f} s{more}")
