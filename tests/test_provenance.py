@@ -3,8 +3,10 @@
 import inspect
 import json
 import types
+from dataclasses import fields
 
 import pytest
+import torch
 
 from hebm_sample import __version__
 from hebm_sample.cli.requests.edit import EditOptions
@@ -22,7 +24,15 @@ def pipe():
         sampling=LangevinConfig(steps=6, temperature=0.9),
     )
     generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
-    return types.SimpleNamespace(name="tiny", revision=None, config=config, generator=generator)
+    return types.SimpleNamespace(
+        name="tiny",
+        revision=None,
+        config=config,
+        generator=generator,
+        weights_hash="0a",
+        dtype=torch.bfloat16,
+        model=types.SimpleNamespace(description_hash="1b", encoder_hash="2c"),
+    )
 
 
 def test_what_was_not_given_is_the_models_own(pipe):
@@ -37,8 +47,17 @@ def test_what_was_not_given_is_the_models_own(pipe):
         "temperature": 0.9,
         "decoder": "likelihood",
         "prior": "ebm",
+        "weights": "0a",
+        "description": "1b",
+        "dtype": "bfloat16",
+        "sampling": found.facts["sampling"],
     }
+    own = {"sampler", "steps", "temperature", "particles"}
+    assert {*found.facts["sampling"], *own} == {f.name for f in fields(LangevinConfig)}
+    assert found.facts["sampling"]["step_scale"] == LangevinConfig().step_scale
     gaussian = Provenance.of_samples(pipe, prior="gaussian").facts
+    assert "sampling" not in gaussian and "encoder" not in gaussian
+    assert Provenance.of_samples(pipe, encoder=True).facts["encoder"] == "2c"
     assert (gaussian["sampler"], gaussian["steps"], gaussian["temperature"]) == (None, None, 0.9)
 
 

@@ -6,6 +6,8 @@
 `sampler` samples it, `scores` asks it for densities, `pipeline` is the way in to all of them.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -81,6 +83,8 @@ class Model:
 
     Attributes:
         schedule: Noise levels of the prior; None without one.
+        fixed: Whether its networks stay as they are, as a command's do: their hashes are then
+            computed once.
     """
 
     def __init__(
@@ -102,6 +106,8 @@ class Model:
         self._generator, self._encoder = generator, encoder
         self._card, self._row, self._calibration = card, row, calibration
         self._posterior_variance: Latents | None = None
+        self.fixed = False
+        self._hashes: dict[str, str] = {}
         self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -118,7 +124,7 @@ class Model:
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        self._generator, self._posterior_variance = generator, None
+        self._generator, self._posterior_variance, self._hashes = generator, None, {}
 
     @property
     def weights_hash(self) -> str:
@@ -126,7 +132,26 @@ class Model:
         with it and the settings a seed is an image.
         """
         parts = [self.generator] if self.prior is None else [self.generator, self.prior]
-        return content_digest(*cast("list[nn.Module]", parts))
+        return self._hash_of("weights", parts)
+
+    @property
+    def encoder_hash(self) -> str:
+        """The same of the encoder, which decides what is read out of an image."""
+        return self._hash_of("encoder", [self.encoder])
+
+    @property
+    def description_hash(self) -> str:
+        """The sha256 of what `config.json` says of generator and prior, noise levels included:
+        weights alone are no model.
+        """
+        described = self.config.to_dict()
+        parts = {name: described[name] for name in ("generator", "prior")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _hash_of(self, name: str, parts: Sequence[object]) -> str:
+        if not self.fixed or name not in self._hashes:
+            self._hashes[name] = content_digest(*cast("Sequence[nn.Module]", parts))
+        return self._hashes[name]
 
     @property
     def encoder(self) -> ImageEncoder:

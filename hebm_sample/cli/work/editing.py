@@ -113,7 +113,7 @@ def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:
 
 def provenance_of(pipe: "Pipeline", options: EditOptions | InpaintOptions) -> Provenance:
     """How the images come about."""
-    return Provenance.of_samples(pipe, **options.settings).saying(**options.facts)
+    return Provenance.of_samples(pipe, **options.settings, encoder=True).saying(**options.facts)
 
 
 def _save(
@@ -220,7 +220,7 @@ def interpolate(options: InterpolateOptions) -> None:
     with within_memory(batch):
         a, b = _squares(pipe, sources)
         between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
-    provenance = Provenance.of_decoded(pipe, decoder)
+    provenance = Provenance.of_decoded(pipe, decoder, encoder=True)
     line = interpolate_line(options, provenance.facts, path)
     files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)

@@ -87,14 +87,16 @@ def refuse_others(options: CommandOptions, texts: Mapping[Path, Mapping[str, str
 
 def _difference(path: Path, text: Mapping[str, str]) -> str | None:
     """How a file came about otherwise than it would now; None if it did not."""
-    from hebm_sample.io.images import read_text
+    from hebm_sample.io.images import read_text, writable_text
 
     found = read_text(path)
     if not found:
         return "does not say how it was made"
-    for key, value in text.items():
-        if found.get(key) != value:
-            return f"was made otherwise: {key} is {found.get(key)!r}, not {value!r}"
+    for key, value in writable_text(text).items():
+        if key not in found:
+            return f"does not say its {key}"
+        if found[key] != value:
+            return f"was made otherwise: {key} is {found[key]!r}, not {value!r}"
     return None
 
 
