@@ -52,7 +52,7 @@ def push_folder(
     """
     from hebm_sample.hub.upload import publish
 
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     row, files = _checked_files(folder)
     pinned = _pinned(row, repo_id, "0" * 40)  # before anything is sent
     files[CARD_NAME] = _card(folder, repo_id)
