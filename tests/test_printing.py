@@ -129,8 +129,12 @@ def test_streams_are_as_before_afterwards():
 
 
 def calls(node):
-    found = [n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    return [call.func.id for call in sorted(found, key=lambda call: call.lineno)]
+    found = [
+        (n.lineno, n.func.id)
+        for n in ast.walk(node)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
+    return [name for _, name in sorted(found)]
 
 
 def test_all_that_commands_print_goes_one_way():
