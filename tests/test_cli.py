@@ -37,6 +37,7 @@ from hebm_sample.config import (
 )
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
 from hebm_sample.io import images
+from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.outputs import Samples, Trajectory
 
 SIZE = 8
@@ -63,7 +64,7 @@ class FakePipeline:
     symbols = {}
     generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
     weights_hash, dtype = "0a", torch.float32
-    model = types.SimpleNamespace(fixed=False, description_hash="1b", encoder_hash="2c")
+    model = types.SimpleNamespace(fixed=False)
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -154,7 +155,7 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
             "weights": "0a",
-            "description": "1b",
+            "description": description_hash(fake("celebahq", None).config),
             "dtype": "float32",
             "sampling": " ".join(f"{name}={value}" for name, value in SETTINGS.items()),
             "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
@@ -232,7 +233,7 @@ def test_json_is_one_object(fake):
         "revision": None,
         "version": "hebm_sample 0.1.0",
         "weights": "0a",
-        "description": "1b",
+        "description": description_hash(fake("celebahq", None).config),
         "dtype": "float32",
         "sampling": SETTINGS,
     }

@@ -6,13 +6,11 @@
 `sampler` samples it, `scores` asks it for densities, `pipeline` is the way in to all of them.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +22,12 @@ from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
-from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.images import prepare
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
+from hebm_sample.pipeline.identity import weights_hash
 from hebm_sample.pipeline.outputs import OutputType, choose_seeds, to_output
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.scoring import group_indices
@@ -83,8 +81,8 @@ class Model:
 
     Attributes:
         schedule: Noise levels of the prior; None without one.
-        fixed: Whether its networks stay as they are, as a command's do: their hashes are then
-            computed once.
+        fixed: Whether its networks stay as they are, as a command's do, so that `hashes` of
+            their weights hold.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class Model:
         self._card, self._row, self._calibration = card, row, calibration
         self._posterior_variance: Latents | None = None
         self.fixed = False
-        self._hashes: dict[str, str] = {}
+        self.hashes: dict[str, str] = {}
         self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -124,34 +122,12 @@ class Model:
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        self._generator, self._posterior_variance, self._hashes = generator, None, {}
+        self._generator, self._posterior_variance, self.hashes = generator, None, {}
 
     @property
     def weights_hash(self) -> str:
-        """The sha256 of every weight of generator and energies, whatever they were loaded from:
-        with it and the settings a seed is an image.
-        """
-        parts = [self.generator] if self.prior is None else [self.generator, self.prior]
-        return self._hash_of("weights", parts)
-
-    @property
-    def encoder_hash(self) -> str:
-        """The same of the encoder, which decides what is read out of an image."""
-        return self._hash_of("encoder", [self.encoder])
-
-    @property
-    def description_hash(self) -> str:
-        """The sha256 of what `config.json` says of generator and prior, noise levels included:
-        weights alone are no model.
-        """
-        described = self.config.to_dict()
-        parts = {name: described[name] for name in ("generator", "prior")}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def _hash_of(self, name: str, parts: Sequence[object]) -> str:
-        if not self.fixed or name not in self._hashes:
-            self._hashes[name] = content_digest(*cast("Sequence[nn.Module]", parts))
-        return self._hashes[name]
+        """The sha256 of every weight of generator and energies; `pipeline/identity.py`."""
+        return weights_hash(self)
 
     @property
     def encoder(self) -> ImageEncoder:

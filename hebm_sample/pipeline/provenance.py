@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hebm_sample import __version__
 from hebm_sample.config import DecoderName, LangevinConfig
 from hebm_sample.io.seeds import format_seeds
+from hebm_sample.pipeline.identity import description_hash, encoder_hash
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.pipeline import Pipeline
@@ -42,7 +43,7 @@ class Provenance:
                 "revision": pipe.revision,
                 "version": f"hebm_sample {__version__}",
                 "weights": pipe.weights_hash,
-                "description": pipe.model.description_hash,
+                "description": description_hash(pipe.config),
                 "dtype": str(pipe.dtype).removeprefix("torch."),
             }
         )
@@ -60,7 +61,7 @@ class Provenance:
             UserInputError: A decoder that the model has not.
         """
         found = cls.of_model(pipe).saying(decoder=pipe.generator.chosen_decoder(decoder))
-        return found.saying(encoder=pipe.model.encoder_hash) if encoder else found
+        return found.saying(encoder=encoder_hash(pipe.model)) if encoder else found
 
     @classmethod
     def of_samples(
