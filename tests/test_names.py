@@ -81,8 +81,10 @@ def test_data_and_runs(tmp_path):
 def test_a_card_is_utf8_whatever_it_says(tmp_path):
     pipe = symbolic_pipeline()
     parts = (pipe.generator, pipe.prior, pipe.encoder)
-    write_model_folder(tmp_path / "m", pipe.config, *parts, licence=f"mine, {CAFE}")
-    assert "mine, caf?" in (tmp_path / "m/README.md").read_text(encoding="utf-8")
+    write_model_folder(tmp_path / "m", pipe.config, *parts, card=f"mine, {CAFE}")
+    assert (tmp_path / "m/README.md").read_text(encoding="utf-8") == "mine, caf?"
+    with pytest.raises(UserInputError, match="licence is 'mine"):
+        write_model_folder(tmp_path / "n", pipe.config, *parts, licence=f"mine, {CAFE}")
 
 
 # Texts in other encodings
