@@ -37,9 +37,23 @@ from hebm_sample.config import (
 )
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
 from hebm_sample.io import images
+from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.outputs import Samples, Trajectory
 
 SIZE = 8
+# Of a chain's settings those that have no key of their own.
+SETTINGS = {
+    "kernel": "corrected",
+    "start": "flow",
+    "reference_variance": "sigma_next",
+    "step_scale": 1.5,
+    "denoise": True,
+    "early_share": 1.0,
+    "step_decay": 1.0,
+    "momentum": 0.0,
+    "metropolis": False,
+    "precondition": False,
+}
 
 
 class FakePipeline:
@@ -49,6 +63,8 @@ class FakePipeline:
     calls: list
     symbols = {}
     generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
+    weights_hash, dtype = "0a", torch.float32
+    model = types.SimpleNamespace(fixed=False)
     failure: BaseException | None = None
 
     def __init__(self, name, revision):
@@ -138,6 +154,10 @@ def test_defaults_write_sixteen_images_as_a_grid(fake, tmp_path):
             "decoder": "likelihood",
             "prior": "ebm",
             "version": "hebm_sample 0.1.0",
+            "weights": "0a",
+            "description": description_hash(fake("celebahq", None).config),
+            "dtype": "float32",
+            "sampling": " ".join(f"{name}={value}" for name, value in SETTINGS.items()),
             "command": "hebm-sample --dataset celebahq --resolution 8 --seeds 0-15 "
             "--sampler recovery --steps 6 --temperature 0.9 --decoder likelihood "
             "--out celebahq.png",
@@ -212,6 +232,10 @@ def test_json_is_one_object(fake):
         "prior": "ebm",
         "revision": None,
         "version": "hebm_sample 0.1.0",
+        "weights": "0a",
+        "description": description_hash(fake("celebahq", None).config),
+        "dtype": "float32",
+        "sampling": SETTINGS,
     }
 
 

@@ -2,27 +2,27 @@
 
 import inspect
 import json
-import types
+from dataclasses import fields
 
 import pytest
+import torch
+from tiny import tiny_config, tiny_pipeline
 
 from hebm_sample import __version__
 from hebm_sample.cli.requests.edit import EditOptions
 from hebm_sample.config import EDIT_GUIDANCE, MAX_GUIDANCE, LangevinConfig
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io import extras
+from hebm_sample.pipeline import identity
+from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.provenance import Provenance
 
 
 @pytest.fixture
 def pipe():
-    config = types.SimpleNamespace(
-        generator=types.SimpleNamespace(image_size=16),
-        sampling=LangevinConfig(steps=6, temperature=0.9),
-    )
-    generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
-    return types.SimpleNamespace(name="tiny", revision=None, config=config, generator=generator)
+    return tiny_pipeline(tiny_config(steps=6, temperature=0.9), dtype=torch.bfloat16)
 
 
 def test_what_was_not_given_is_the_models_own(pipe):
@@ -37,8 +37,18 @@ def test_what_was_not_given_is_the_models_own(pipe):
         "temperature": 0.9,
         "decoder": "likelihood",
         "prior": "ebm",
+        "weights": content_digest(pipe.generator, pipe.prior),
+        "description": description_hash(pipe.config),
+        "dtype": "bfloat16",
+        "sampling": found.facts["sampling"],
     }
+    own = {"sampler", "steps", "temperature", "particles"}
+    assert {*found.facts["sampling"], *own} == {f.name for f in fields(LangevinConfig)}
+    assert found.facts["sampling"]["step_scale"] == pipe.config.sampling.step_scale
     gaussian = Provenance.of_samples(pipe, prior="gaussian").facts
+    assert "sampling" not in gaussian and "encoder" not in gaussian
+    read = Provenance.of_samples(pipe, encoder=True).facts
+    assert read["encoder"] == content_digest(pipe.encoder)
     assert (gaussian["sampler"], gaussian["steps"], gaussian["temperature"]) == (None, None, 0.9)
 
 
@@ -52,6 +62,23 @@ def test_text_is_as_it_is_typed(pipe):
     assert "best_of" not in text and "revision" not in text
     assert found.of_seeds(7).text(single=True)["seed"] == "7"
     assert not {"seed", "seeds"} & set(found.text())
+
+
+def test_hashes_follow_the_weights_unless_they_are_fixed(pipe, monkeypatch):
+    first, calls = pipe.weights_hash, []
+    with torch.no_grad():
+        next(iter(pipe.prior.parameters())).add_(1.0)
+    changed = pipe.weights_hash
+    assert changed != first
+    monkeypatch.setattr(
+        identity, "content_digest", lambda *parts: calls.append(parts) or content_digest(*parts)
+    )
+    pipe.model.fixed = True
+    for _ in range(3):
+        assert Provenance.of_model(pipe).facts["weights"] == pipe.weights_hash == changed
+    assert len(calls) == 1
+    pipe.generator = tiny_pipeline().generator  # another one is another model
+    assert pipe.weights_hash == changed and len(calls) == 2
 
 
 def test_an_edits_guidance_is_the_same_in_shell_and_python():

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,41 @@ def test_other_settings_are_sampled_again(model, tmp_path):
     assert sample(model, tmp_path, *other, "--overwrite")["seeds"] == [0, 1]
     (tmp_path / "seed0000.png").write_bytes(b"no image")
     assert not holds(tmp_path / "seed0000.png", {}) and not holds(tmp_path / "none.png", {})
+
+
+def other_weights(pipe):
+    with torch.no_grad():
+        next(iter(pipe.generator.parameters())).add_(1.0)
+    return pipe
+
+
+def with_levels(*levels):
+    config = tiny_config(steps=6)
+    return tiny_pipeline(replace(config, prior=replace(config.prior, levels=levels)))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "more"),
+    [
+        ("weights", lambda: other_weights(tiny_pipeline(tiny_config(steps=6))), []),
+        ("description", lambda: with_levels(0.1, 0.5, 0.96, 1.0), []),
+        ("sampling", lambda: tiny_pipeline(tiny_config(steps=6, step_scale=0.5)), []),
+        ("sampling", lambda: tiny_pipeline(tiny_config(steps=6, momentum=0.5)), []),
+        ("dtype", lambda: tiny_pipeline(tiny_config(steps=6)), ["--dtype", "bfloat16"]),
+    ],
+)
+def test_images_of_two_models_never_share_a_folder(tmp_path, key, change, more):
+    """A model that was written over keeps its name; its images are those of another."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny_pipeline(tiny_config(steps=6)).save_pretrained(model)
+    assert sample(model, out, "-n", 1)["skipped"] == 0
+    assert sample(model, out, "-n", 1, "--skip-existing")["skipped"] == 1
+    change().save_pretrained(model, overwrite=True)
+    first = contents(out)
+    for going_on in (["--skip-existing"], []):
+        result = CliRunner().invoke(main, words(model, out, "-n", 2, *more, *going_on))
+        assert result.exit_code == 2 and f"made otherwise: {key} is" in result.stderr
+    assert {**contents(out), **first} == contents(out) and not (out / "seed0001.png").exists()
 
 
 def test_the_mark_stays_after_a_failure_that_left_images(tmp_path):

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 
 if TYPE_CHECKING:
     from hebm_sample.data.images import ImageDataset
 
-__all__ = ["HASH", "HoldOutType", "refuse_same_folder", "tell"]
+__all__ = ["HASH", "HoldOutType", "check_run", "tell"]
 
 HASH = "hash"
 
@@ -39,13 +40,21 @@ def tell(
     from hebm_sample.data.summary import data_line
 
     if not quiet:
-        click.echo(data_line(data, training, held_out, rule), err=True)
+        say(data_line(data, training, held_out, rule), err=True)
 
 
-def refuse_same_folder(data: str, out: Path) -> None:
-    """`UserInputError` if a run were to write into the folder of its data itself."""
+def check_run(data: str, out: Path) -> None:
+    """Find out before the data are read that a run's folder cannot be written.
+
+    Raises:
+        UserInputError: It is no folder, or that of the data itself.
+        EnvironmentFailure: The system refuses.
+    """
+    from hebm_sample.io.images import check_folder
+
     if Path(data).is_dir() and out.exists() and Path(data).samefile(out):
         raise UserInputError(
             f"--out and --data are both {out}; give the run a folder of its own, which may lie "
             "in that of the data"
         )
+    check_folder(out)

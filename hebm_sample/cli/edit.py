@@ -40,7 +40,7 @@ from hebm_sample.cli.requests.edit import (
     InterpolateOptions,
     ScoreOptions,
 )
-from hebm_sample.cli.requests.grammar import GroupsType, finite
+from hebm_sample.cli.requests.grammar import GroupsType, NumberType
 from hebm_sample.cli.work import editing
 from hebm_sample.config import EDIT_GUIDANCE
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -106,8 +106,7 @@ def _strength(default: float, text: str) -> Callable[[Any], Any]:
     return option(
         "Images",
         "--strength",
-        type=click.FloatRange(0.0, 1.0, min_open=True),
-        callback=finite,
+        type=NumberType(0.0, 1.0, min_open=True),
         default=default,
         show_default=True,
         metavar="X",
@@ -208,8 +207,7 @@ def interpolate(**options: Any) -> None:
     option(
         "Images",
         "--weight",
-        type=click.FloatRange(0.0, 1000.0),
-        callback=finite,
+        type=NumberType(0.0, 1000.0),
         default=1.0,
         show_default=True,
         metavar="W",

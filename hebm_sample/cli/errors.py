@@ -4,7 +4,6 @@ Warnings of ours are a line `Warning: ...` there, too.
 2  what was typed is wrong        1  the surroundings fail        130  Ctrl-C
 """
 
-import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from hebm_sample.cli.printing import lasting_streams, say
 from hebm_sample.errors import HebmError
 
 __all__ = ["OneLineErrors"]
@@ -30,8 +30,14 @@ class _Failure(click.ClickException):
 
 def _leave(message: str, exit_code: int) -> NoReturn:
     line = " ".join(part.strip() for part in message.splitlines())
-    click.echo(f"Error: {line}", err=True)
+    say(f"Error: {line}", err=True)
     sys.exit(exit_code)
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        say(ctx.get_help())
+        ctx.exit()
 
 
 @contextmanager
@@ -58,6 +64,13 @@ class OneLineErrors(click.Command):
     Ctrl-C with 130, and click's usage errors with 2 and without the usage text.
     """
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """click's, printed as all else is."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises becomes a click exception with its exit status."""
         try:
@@ -69,14 +82,16 @@ class OneLineErrors(click.Command):
         except MemoryError as error:
             raise _Failure("out of memory; try a smaller batch", 1) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # click leaves quietly when the reader of a pipe has gone
             raise _Failure(str(error), 1) from error
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """As `click.Command.main`, but with one line for every error."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
+        with lasting_streams():
+            self._main(*args, **extra)
+
+    def _main(self, *args: Any, **extra: Any) -> NoReturn:
         try:
             with _one_line_warnings():
                 result = super().main(*args, standalone_mode=False, **extra)
@@ -85,6 +100,8 @@ class OneLineErrors(click.Command):
             sys.exit(error.exit_code)
         except click.ClickException as error:
             _leave(error.format_message(), error.exit_code)
+        except (HebmError, OSError) as error:  # of help that cannot be printed
+            _leave(str(error), 1)
         except click.Abort:
             _leave("interrupted", 130)
         # Outside its standalone mode click returns the status of --help and the like.

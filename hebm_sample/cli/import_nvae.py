@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 
 __all__ = ["import_nvae"]
 
@@ -36,7 +37,7 @@ def import_nvae(
     row = import_checkpoint(checkpoint, out, name=name, energies=energies, overwrite=overwrite)
     size = sum(file.size for file in row.files.values()) / 2**20
     how = "" if energies else " --gaussian-prior"
-    click.echo(
+    say(
         f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "
         f"hebm-sample --dataset {shlex.quote(str(out))}{how}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from hebm_sample.cli.printing import say
 
 if TYPE_CHECKING:
     from hebm_sample.hub.manifest import ModelRow
@@ -28,7 +28,7 @@ def list_models(as_json: bool) -> None:
             | {"training": _config(row).get("training", []), "figures": dict(row.figures)}
             for row in rows
         ]
-        click.echo(json.dumps({"models": models}))
+        say(json.dumps({"models": models}))
         return
     table = [("name", "resolution", "where", "licence", "gap closed", "symbols")]
     for row in rows:
@@ -37,7 +37,7 @@ def list_models(as_json: bool) -> None:
         shown = f"{gap:.2f}" if isinstance(gap, (int, float)) else "-"
         symbols = ", ".join(_short(*item) for item in (_symbols(row) or {}).items()) or "-"
         table.append((row.name, str(row.resolution), where, row.licence, shown, symbols))
-    click.echo(aligned(table))
+    say(aligned(table))
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.card import PLACE, SAMPLES_NAME
 from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow
@@ -52,7 +53,7 @@ def push_folder(
     """
     from hebm_sample.hub.upload import publish
 
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     row, files = _checked_files(folder)
     pinned = _pinned(row, repo_id, "0" * 40)  # before anything is sent
     files |= _card_files(folder, repo_id)
@@ -165,9 +166,9 @@ def push(
     row = push_folder(folder, repo_id, branch=branch, private=private, token=token)
     if not quiet:
         size = sum(file.size for file in row.files.values()) / 2**20
-        click.echo(
+        say(
             f"{repo_id}: commit {row.revision}, {len(row.files)} files, {size:.2f} MiB; "
             f"hebm-sample --dataset {repo_id}{f' --revision {branch}' if branch else ''}",
             err=True,
         )
-    click.echo(json.dumps(row.to_dict(), indent=2))
+    say(json.dumps(row.to_dict(), indent=2))

@@ -28,7 +28,7 @@ from hebm_sample.cli.options import (
     steering,
     taking,
 )
-from hebm_sample.cli.requests.grammar import MixType, SeedType, finite
+from hebm_sample.cli.requests.grammar import MixType, NumberType, SeedType
 from hebm_sample.cli.requests.sample import DEFAULT_COLUMNS, DEFAULT_IMAGES, SampleOptions
 from hebm_sample.cli.verify import verify
 from hebm_sample.cli.work.sampling import sample
@@ -80,7 +80,7 @@ def _one_model(positional: str | None, typed: str | None) -> str | None:
 
 
 _NUMBER = click.IntRange(1, MAX_SEEDS)
-_SECONDS = click.FloatRange(0, MAX_SECONDS, min_open=True)
+_SECONDS = NumberType(0, MAX_SECONDS, min_open=True)
 _HELP = {
     "list": "Show the models and their symbols, and leave.",
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
@@ -125,7 +125,6 @@ _HELP = {
         "Images",
         "--seconds",
         type=_SECONDS,
-        callback=finite,
         metavar="S",
         help=_HELP["seconds"],
     ),

@@ -16,6 +16,7 @@ from hebm_sample.cli.evaluation.classifier import classifier, judge
 from hebm_sample.cli.evaluation.crop import crop
 from hebm_sample.cli.evaluation.legacy import evaluate
 from hebm_sample.cli.import_nvae import import_nvae
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.push import push
 from hebm_sample.cli.training.export import export
 from hebm_sample.cli.training.recipe import recipe
@@ -34,7 +35,7 @@ def _list_presets(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     from hebm_sample.presets.models import PRESETS
 
     for name, preset in sorted(PRESETS.items()):
-        click.echo(f"{name:15} {preset.note}")
+        say(f"{name:15} {preset.note}")
     ctx.exit()
 
 

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import HubError, UserInputError, WeightsError
 
 if TYPE_CHECKING:
@@ -53,9 +52,9 @@ def verify(dataset: str | None, *, as_json: bool, quiet: bool, **where: Any) -> 
                 remedies.append(_REPAIR if model.refetch else model.remedy)
             if not as_json and (fault is not None or not quiet):
                 result = fault or f"{size} bytes, as published"
-                click.echo(f"{model.row.name} {model.row.resolution}: {name}: {result}")
+                say(f"{model.row.name} {model.row.resolution}: {name}: {result}")
     if as_json:
-        click.echo(json.dumps({"files": found, "faults": len(remedies)}))
+        say(json.dumps({"files": found, "faults": len(remedies)}))
     if remedies:
         raise WeightsError(
             f"{len(remedies)} of {len(found)} files are not as published; {remedies[0]}"

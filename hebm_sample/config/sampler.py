@@ -18,6 +18,7 @@ __all__ = [
     "CHAINLESS",
     "EDIT_GUIDANCE",
     "EDIT_STEPS",
+    "MAX_FACTORS",
     "MAX_PARTICLES",
     "Kernel",
     "LangevinConfig",
@@ -34,6 +35,7 @@ EDIT_STEPS = 48
 EDIT_GUIDANCE = 32.0
 MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
+MAX_FACTORS = 1000  # temperatures, one a group
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 # Those that follow a path of their own, with a state per step of it, and have no chains.
@@ -123,6 +125,11 @@ class LangevinConfig(ConfigBase):
 
     def _check_temperature(self) -> None:
         several = isinstance(self.temperature, (tuple, list))
+        count = len(typing.cast("Any", self.temperature)) if several else 1
+        require(
+            1 <= count <= MAX_FACTORS,
+            f"temperature has {count} numbers; give one, or one per group",
+        )
         if several:  # a list from a caller becomes what a frozen dataclass should hold
             factors = map(plain, typing.cast("Any", self.temperature))
             object.__setattr__(self, "temperature", tuple(factors))

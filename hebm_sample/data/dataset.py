@@ -124,7 +124,10 @@ def load_images(
             build_cache(opened, folder, size, str(source), progress)
             images = read_cache(folder)
     except OSError as error:
-        raise EnvironmentFailure(f"decoded images could not be kept in {home}: {error}") from error
+        raise EnvironmentFailure(
+            f"decoded images could not be kept in {home}: {error}; set HEBM_CACHE to a folder "
+            "that can be written"
+        ) from error
     if images is None:
         raise EnvironmentFailure(
             f"decoded images could not be read back from {folder}; remove it and try again"

@@ -110,6 +110,8 @@ class ImageDataset:
             keys = row_keys(map(str, range(len(self)))) if self.keys is None else self.keys
             held = held_out_rows(keys, self.labels)
             return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
+        if not len(self):
+            raise UserInputError("there are no images")
         if not 0 <= validation < len(self):
             raise UserInputError(
                 f"{validation} validation images asked for; of {len(self)} images it can be "

@@ -8,6 +8,7 @@ authors publish them: LSUN's LMDBs (`lmdb.py`) and the attributes of CelebA and 
 (`celeba.py`).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -33,7 +34,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
 
     Raises `UserInputError` if there are none, `HubError` or `EnvironmentFailure` if reading fails.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     _refuse_pickles(path)
     if path.is_dir():
         if (lmdb := find_lmdb(path, split)) is not None:

@@ -297,7 +297,7 @@ def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> D
     latents = pipe.encode([source.image])
     groups = range(len(latents)) if pipe.prior is not None else ()
     energies = tuple(float(pipe.energy(latents=latents, groups=i)) for i in groups)
-    text = Provenance.of_decoded(pipe).saying(sheet="reconstruction").text()
+    text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="reconstruction").text()
     png = png_bytes(pipe.decode(latents)[0], text)
     predictions = _predictions(pipe, latents)[0]
     density = _densities(pipe, latents)[0]

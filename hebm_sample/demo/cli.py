@@ -16,6 +16,7 @@ import click
 from hebm_sample import __version__
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import CONTEXT, dataset, device
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.io.extras import missing_extra
 
@@ -72,9 +73,9 @@ def _serve(names: tuple[str, ...], host: str, port: int | None, device: str) -> 
             f"cannot listen on {host}, port {where}: it is taken, or not this machine's; "
             "give another --port or --host"
         ) from error
-    click.echo(f"{address}  (Ctrl-C ends it)")
+    say(f"{address}  (Ctrl-C ends it)")
     if host not in _LOCAL:
-        click.echo("Whoever reaches this machine can use the page.", err=True)
+        say("Whoever reaches this machine can use the page.", err=True)
     try:
         _wait()
     finally:

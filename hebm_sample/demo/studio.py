@@ -104,6 +104,7 @@ class Studio:
                 pipe = Pipeline.from_pretrained(
                     name.dataset, resolution=name.resolution, device=name.device
                 )
+                pipe.model.fixed = True
             self._loaded[name] = pipe
             while len(self._loaded) > self._most:
                 self._loaded.popitem(last=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hebm_sample import __version__
-from hebm_sample.config import require_integer, require_range
+from hebm_sample.config import require, require_integer, require_range
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.pipeline.editing import EditMethod
@@ -22,6 +22,7 @@ from hebm_sample.pipeline.editing import EditMethod
 __all__ = ["ConditionRates", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
 
 MAX_GUIDANCE = 100.0
+MAX_WEIGHTS = 100
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class ControlPlan:
             require_integer(name, getattr(self, name), 1, MAX_SEEDS)
         require_integer("layer_images", self.layer_images, 0, MAX_SEEDS)
         require_integer("variations", self.variations, 2, MAX_SEEDS)
+        require(
+            1 <= len(self.guidance) <= MAX_WEIGHTS,
+            f"guidance has {len(self.guidance)} weights; it can be 1 to {MAX_WEIGHTS}",
+        )
         for weight in self.guidance:
             require_range("guidance", weight, 0.0, MAX_GUIDANCE)
 

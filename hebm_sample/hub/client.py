@@ -103,6 +103,8 @@ def reason(error: BaseException) -> str:
         return "the answers are not those of a Hub; check HF_ENDPOINT and the proxy settings"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}; check the cache folder"
+    if isinstance(error, RuntimeError) and os.path.expanduser("~") == "~":
+        return "there is no home folder for its cache; set HF_HOME, or name a cache folder"
     if error.__cause__ is not None:  # the client's own wrapping of any of these
         return reason(error.__cause__)
     return f"the client failed with {type(error).__name__}; check HF_ENDPOINT and try again"

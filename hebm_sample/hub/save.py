@@ -159,7 +159,8 @@ def _text(
 ) -> bytes:
     """A card as it stands, whatever its encoding; a plain one for None."""
     if not isinstance(card, Path):
-        return (card or model_card(config, licence=licence, figures=figures)).encode()
+        text = card or model_card(config, licence=licence, figures=figures)
+        return text.encode(errors="replace")
     try:
         return card.read_bytes()
     except OSError as error:

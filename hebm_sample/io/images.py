@@ -53,6 +53,7 @@ __all__ = [
     "to_square_tensor",
     "to_uint8",
     "upright",
+    "writable_text",
 ]
 
 ImageLike: TypeAlias = Image.Image | Source
@@ -310,7 +311,7 @@ def check_folder(path: str | os.PathLike[str]) -> None:
 def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
     """The image as a PNG, with `text` in its text chunks."""
     info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
+    for key, value in writable_text(text).items():
         info.add_text(key, value)
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info)
@@ -360,7 +361,14 @@ def _settings(image: Image.Image, ending: str, note: str) -> dict[str, Any]:
 
 def note_of(text: Mapping[str, str] | None) -> str:
     """Facts in JSON, for formats that hold one text only; empty without any."""
-    return json.dumps(text) if text else ""
+    return json.dumps(writable_text(text)) if text else ""
+
+
+def writable_text(text: Mapping[str, str] | None) -> dict[str, str]:
+    """Facts as files hold them: bytes of a name that are no UTF-8, and that Python keeps in it as
+    surrogates, are question marks.
+    """
+    return {key: value.encode(errors="replace").decode() for key, value in (text or {}).items()}
 
 
 def exif_of(image: Image.Image, note: str) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.metrics.statistics import check_groups
 
 __all__ = [
     "FeatureStatistics",
@@ -120,11 +121,7 @@ def _leave_one_group_out(
     together cost one pass over the features; centring first keeps the subtraction accurate.
     """
     features = _checked(features)
-    if not 2 <= num_groups <= len(features) // 2:
-        raise UserInputError(
-            f"num_groups is {num_groups}; "
-            f"with {len(features)} images it can be 2 to {len(features) // 2}"
-        )
+    check_groups(num_groups, len(features))
     centre = features.mean(axis=0)
     # the same order in every set, so that rows paired by their noise are left out together
     order = np.random.default_rng(seed).permutation(len(features))

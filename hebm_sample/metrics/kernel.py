@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.metrics.statistics import Figure
+from hebm_sample.metrics.statistics import Figure, check_groups
 
 __all__ = ["Kernel", "gaussian_kernel", "kernel_distance", "mmd_squared", "polynomial_kernel"]
 
@@ -72,11 +72,7 @@ def _ready(features: np.ndarray, num_groups: int, seed: int) -> tuple[np.ndarray
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or not np.isfinite(features).all():
         raise UserInputError(f"features of shape {features.shape} must be finite and (N, D)")
-    if not 2 <= num_groups <= len(features) // 2:
-        raise UserInputError(
-            f"num_groups is {num_groups}; "
-            f"with {len(features)} images it can be 2 to {len(features) // 2}"
-        )
+    check_groups(num_groups, len(features))
     order = np.random.default_rng(seed).permutation(len(features))
     sizes = [len(g) for g in np.array_split(order, num_groups)]
     return features[order], np.cumsum([0, *sizes[:-1]])

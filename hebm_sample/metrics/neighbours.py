@@ -65,10 +65,10 @@ def nearest(
         among_itself: The two are one set, and no row is its own neighbour.
     """
     queries, points = _checked(queries, points)
-    if not 1 <= k <= len(points) - among_itself:
-        raise UserInputError(
-            f"k is {k}; among {len(points)} points it can be 1 to {len(points) - among_itself}"
-        )
+    most = len(points) - among_itself
+    if not 1 <= k <= most:
+        there = f"it can be 1 to {most}" if most > 0 else "there is no neighbour"
+        raise UserInputError(f"k is {k}; among {len(points)} points {there}")
     rows_of = np.empty((len(queries), k), dtype=np.int64)
     for rows, square in _squared_chunks(queries, points):
         if among_itself:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["Figure", "auroc", "mean_figure"]
+__all__ = ["Figure", "auroc", "check_groups", "mean_figure"]
 
 
 class Figure(NamedTuple):
@@ -27,6 +27,18 @@ class Figure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.error:.3f}"
+
+
+def check_groups(num_groups: int, count: int) -> None:
+    """`UserInputError` unless `count` images make so many groups of two or more for the
+    delete-a-group jackknife.
+    """
+    if count < 4:
+        raise UserInputError(f"{count} images are too few for an error; it takes 4 a set")
+    if not 2 <= num_groups <= count // 2:
+        raise UserInputError(
+            f"num_groups is {num_groups}; with {count} images it can be 2 to {count // 2}"
+        )
 
 
 def mean_figure(values: np.ndarray) -> Figure:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
-from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
+from hebm_sample.pipeline.identity import weights_hash
 from hebm_sample.pipeline.outputs import (
     OutputType,
     Samples,
@@ -88,6 +88,8 @@ class Model:
 
     Attributes:
         schedule: Noise levels of the prior; None without one.
+        fixed: Whether its networks stay as they are, as a command's do, so that `hashes` of
+            their weights hold.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class Model:
         self._generator, self._encoder = generator, encoder
         self._card, self._row, self._calibration = card, row, calibration
         self._posterior_variance: Latents | None = None
+        self.fixed = False
+        self.hashes: dict[str, str] = {}
         self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -125,15 +129,12 @@ class Model:
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        self._generator, self._posterior_variance = generator, None
+        self._generator, self._posterior_variance, self.hashes = generator, None, {}
 
     @property
     def weights_hash(self) -> str:
-        """The sha256 of every weight of generator and energies, whatever they were loaded from:
-        with it and the settings a seed is an image.
-        """
-        parts = [self.generator] if self.prior is None else [self.generator, self.prior]
-        return content_digest(*cast("list[nn.Module]", parts))
+        """The sha256 of every weight of generator and energies; `pipeline/identity.py`."""
+        return weights_hash(self)
 
     @property
     def encoder(self) -> ImageEncoder:

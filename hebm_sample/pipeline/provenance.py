@@ -5,12 +5,13 @@ values are written: `Smiling=yes Male=no`, `1.0,0.8`, `0-15,20`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hebm_sample import __version__
-from hebm_sample.config import DecoderName
+from hebm_sample.config import DecoderName, LangevinConfig
 from hebm_sample.io.seeds import format_seeds
+from hebm_sample.pipeline.identity import description_hash, encoder_hash
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
@@ -33,26 +34,41 @@ class Provenance:
 
     @classmethod
     def of_model(cls, pipe: "Pipeline | Model") -> "Provenance":
-        """Which model, at which resolution and revision, and which release of the package."""
+        """Which model, by name and by the hashes of its weights and its description, in which
+        number format, and which release of the package.
+        """
         return cls(
             {
                 "model": pipe.name,
                 "resolution": pipe.config.generator.image_size,
                 "revision": pipe.revision,
                 "version": f"hebm_sample {__version__}",
+                "weights": pipe.weights_hash,
+                "description": description_hash(pipe.config),
+                "dtype": str(pipe.dtype).removeprefix("torch."),
             }
         )
 
     @classmethod
     def of_decoded(
-        cls, pipe: "Pipeline | Model", decoder: DecoderName | None = None
+        cls,
+        pipe: "Pipeline | Model",
+        decoder: DecoderName | None = None,
+        *,
+        encoder: bool = False,
     ) -> "Provenance":
         """Which model, and which of its decoders; None is the one that shows images.
+
+        Arguments:
+            encoder: Whether images were read, so that the encoder's weights count.
 
         Raises:
             UserInputError: A decoder that the model has not.
         """
-        return cls.of_model(pipe).saying(decoder=pipe.generator.chosen_decoder(decoder))
+        found = cls.of_model(pipe).saying(decoder=pipe.generator.chosen_decoder(decoder))
+        return (
+            found.saying(encoder=encoder_hash(getattr(pipe, "model", pipe))) if encoder else found
+        )
 
     @classmethod
     def of_samples(
@@ -65,9 +81,10 @@ class Provenance:
         decoder: DecoderName | None = None,
         prior: str | None = None,
         particles: int | None = None,
+        encoder: bool = False,
     ) -> "Provenance":
         """Which model, how it was sampled and what decoded it: None is the model's own; the
-        Gaussian prior has no chain.
+        Gaussian prior has no chain. `sampling` are all other settings of the chain.
 
         Raises:
             UserInputError: A decoder that the model has not.
@@ -80,12 +97,12 @@ class Provenance:
         }
         chosen: dict[str, Any] = {} if prior is None else {"prior": prior}
         if has_chain:
-            settings = {"sampler": sampler, "temperature": temperature, "particles": particles}
-            count = default.changed(
-                **{k: v for k, v in settings.items() if v is not None}
-            ).particles
-            chosen |= {} if count == 1 else {"particles": count}
-        return cls.of_decoded(pipe, decoder).saying(**how, **chosen)
+            typed = {"sampler": sampler, "temperature": temperature, "particles": particles}
+            resolved = default.changed(**{k: v for k, v in typed.items() if v is not None})
+            chosen |= {} if resolved.particles == 1 else {"particles": resolved.particles}
+            chosen["sampling"] = _settings(resolved)
+            encoder = encoder or resolved.precondition  # whose steps follow the posterior
+        return cls.of_decoded(pipe, decoder, encoder=encoder).saying(**how, **chosen)
 
     def saying(self, **facts: Any) -> "Provenance":
         """With further facts."""
@@ -103,6 +120,12 @@ class Provenance:
         seeds = {key: format_seeds(self.seeds)} if self.seeds else {}
         facts = {key: _shown(value) for key, value in self.facts.items() if value is not None}
         return {**seeds, **facts}
+
+
+def _settings(config: LangevinConfig) -> dict[str, Any]:
+    """Those of a chain that have no key of their own."""
+    own = {"sampler", "steps", "temperature", "particles"}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,7 @@ number that is not finite is written as the text "nan", "inf" or "-inf".
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -177,4 +178,13 @@ def _summary_writer(folder: Path, resume_step: int | None) -> Any:
     except ImportError as error:
         raise missing_extra("tensorboard", "train") from error
     # purge_step makes TensorBoard drop what an interrupted run had logged from that step on.
-    return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
+    purge = None if resume_step is None else resume_step + 1
+    try:
+        return SummaryWriter(str(folder), purge_step=purge)
+    except UnicodeEncodeError:
+        name = os.fsencode(folder).decode(errors="backslashreplace")
+        warnings.warn(
+            f"nothing is logged for TensorBoard, which takes no name that is not UTF-8: {name}",
+            stacklevel=2,
+        )
+        return None

@@ -96,7 +96,8 @@ def _put(data: Any, keys: Sequence[str], value: Any, path: str) -> Any:
     if isinstance(data, (list, tuple)):
         items = list(cast("list[Any]", data))
         known = key.isdecimal() and int(key) < len(items)
-        require(known, f"{path} has the parts 0 to {len(items) - 1}; {key!r} is none of them")
+        there = f"the parts 0 to {len(items) - 1}" if items else "no parts"
+        require(known, f"{path} has {there}; {key!r} is none of them")
         items[int(key)] = _put(items[int(key)], rest, value, f"{path}.{key}") if rest else value
         return items
     require(isinstance(data, dict), f"{path} is {data!r}, which has no part {key!r}")

@@ -217,7 +217,7 @@ class TestMistakes:
     def test_out_that_cannot_be_made(self, home, run, tmp_path, command):
         (tmp_path / "file").write_text("")
         result = run(*command(home), "--out", tmp_path / "file/run")
-        assert_refused(result, 2, "run folder", "cannot be made")
+        assert_refused(result, 2, "cannot write to the folder", "is not a folder")
 
     @pytest.mark.parametrize("command", [generator_command, prior_command])
     def test_out_that_holds_a_run(self, home, run, tmp_path, command):

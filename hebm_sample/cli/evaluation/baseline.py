@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from hebm_sample.cli.data import HASH, refuse_same_folder, tell
+from hebm_sample.cli.data import HASH, check_run, tell
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.trained import DurationType, load_model
 from hebm_sample.errors import UserInputError
 
@@ -53,7 +54,7 @@ def baseline(
         "show_progress": not options["quiet"],
     }
     result, where = _train(kind, preset_of_run, model, images, out, run)
-    click.echo(f"{kind}: {result.steps} steps in {result.seconds:.0f} s; in {where}")
+    say(f"{kind}: {result.steps} steps in {result.seconds:.0f} s; in {where}")
 
 
 def _preset(name: str, options: dict[str, Any]) -> Any:
@@ -88,7 +89,7 @@ def _images(data: str, out: Path, model: Any, preset: Any, quiet: bool) -> Any:
     from hebm_sample.data.dataset import load_images
     from hebm_sample.data.summary import held_out_rule
 
-    refuse_same_folder(data, out)
+    check_run(data, out)
     images = load_images(data, size=model.config.generator.image_size, progress=not quiet)
     validation = preset.prior_settings.validation
     tell(data, *images.split(validation), held_out_rule(validation), quiet)

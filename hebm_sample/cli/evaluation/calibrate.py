@@ -7,6 +7,7 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import HELD_OUT, open_sets_of, with_options
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -53,9 +54,11 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
         )
     from hebm_sample.evaluation.calibration import calibrate as calibrate_model
     from hebm_sample.hub.save import write_calibration
+    from hebm_sample.io.images import check_writable
     from hebm_sample.pipeline.pipeline import Pipeline
     from hebm_sample.pipeline.runtime.process import tune_process
 
+    check_writable(folder / "calibration.json")
     tune_process()
     pipe = Pipeline.from_pretrained(folder, device=options["device"])
     _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
@@ -67,7 +70,7 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
         progress=not quiet,
     )
     row = write_calibration(folder, found)
-    click.echo(
+    say(
         f"{folder}: {len(found.names)} statistics of {found.facts['images']} held-out images, "
         f"{row.files['calibration.json'].size / 2**10:.0f} KiB; hebm-edit score --dataset {folder}"
     )

@@ -12,11 +12,12 @@ from hebm_sample.cli.evaluation.options import (
     FILE,
     HELD_OUT,
     QUIET,
-    check_folder,
+    check_file,
     data_option,
     open_sets,
     with_options,
 )
+from hebm_sample.cli.printing import say
 
 __all__ = ["classifier", "judge"]
 
@@ -35,18 +36,21 @@ __all__ = ["classifier", "judge"]
     help="Label column; repeatable.",
 )
 @click.option("--out", required=True, type=FILE, metavar="FILE", help="A safetensors file.")
+@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option(
     "--steps",
     type=click.IntRange(2),
     metavar="N",
     help="Of training.  [default: ten passes over the rows]",
 )
-def classifier(data: str, size: int, columns: tuple[str, ...], out: Path, **options: Any) -> None:
+def classifier(
+    data: str, size: int, columns: tuple[str, ...], out: Path, overwrite: bool, **options: Any
+) -> None:
     """Train a classifier of label columns, on pixels alone, for `hebm-eval control`."""
     from hebm_sample.evaluation.classifiers import find_attribute_classifier
     from hebm_sample.pipeline.device import pick_device
 
-    check_folder("--out", out)
+    check_file("--out", out, overwrite)
     training, held_out = open_sets(data, size, None, options)
     _, report = find_attribute_classifier(
         training,
@@ -58,11 +62,11 @@ def classifier(data: str, size: int, columns: tuple[str, ...], out: Path, **opti
         progress=not options["quiet"],
     )
     for name, found in report["columns"].items():
-        click.echo(
+        say(
             f"{name}: accuracy {found['accuracy']:.4f}, balanced {found['balanced_accuracy']:.4f} "
             f"on {found['count']} held-out images (commonest value {found['majority']:.4f})"
         )
-    click.echo(f"classifier: {report['recipe']['steps']} steps; {out}")
+    say(f"classifier: {report['recipe']['steps']} steps; {out}")
 
 
 # Its name of before.

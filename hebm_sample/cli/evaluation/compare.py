@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluation.options import JSON, QUIET, check_folder, with_options, write_json
+from hebm_sample.cli.evaluation.options import JSON, QUIET, check_file, with_options, write_json
+from hebm_sample.cli.printing import say
 
 __all__ = ["compare"]
 
@@ -33,12 +34,13 @@ def compare(
     size: int | None,
     inception: bool,
     json_path: Path | None,
+    overwrite: bool,
     quiet: bool,
 ) -> None:
     """Measure the images of FOLDER_A against those of FOLDER_B."""
     from hebm_sample.evaluation.folders import compare_folders
 
-    check_folder("--json", json_path)
+    check_file("--json", json_path, overwrite)
     found = compare_folders(folder_a, folder_b, size=size, inception=inception, progress=not quiet)
-    click.echo(found.table())
     write_json(json_path, found.to_dict())
+    say(found.table())

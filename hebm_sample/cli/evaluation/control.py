@@ -15,7 +15,7 @@ from hebm_sample.cli.evaluation.options import (
     JSON,
     QUIET,
     SAMPLING,
-    check_folder,
+    check_file,
     common_options,
     data_option,
     images_option,
@@ -23,6 +23,8 @@ from hebm_sample.cli.evaluation.options import (
     with_options,
     write_json,
 )
+from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.errors import UserInputError
 
 __all__ = ["CONTROL_NAMES", "CONTROL_OPTIONS", "check_classifier", "control", "measure_control"]
@@ -71,10 +73,10 @@ CONTROL_OPTIONS = (
         "--edit-images", type=click.IntRange(1), metavar="N", help="How many.  [default: 200]"
     ),
     click.option(
-        "--strength", type=click.FloatRange(0, 1), metavar="S", help="Of edits.  [default: 0.77]"
+        "--strength", type=NumberType(0, 1), metavar="S", help="Of edits.  [default: 0.77]"
     ),
     click.option(
-        "--edit-guidance", type=click.FloatRange(0), metavar="W", help="Of edits.  [default: 32]"
+        "--edit-guidance", type=NumberType(0), metavar="W", help="Of edits.  [default: 32]"
     ),
     click.option(
         "--edit-method", type=click.Choice(["flow", "noise"]), help="Of edits.  [default: flow]"
@@ -133,13 +135,13 @@ def control(model: str, data: str, json_path: Path | None, **options: Any) -> No
     """
     from hebm_sample.cli.trained import model_to_measure
 
-    check_folder("--json", json_path)
+    check_file("--json", json_path, options["overwrite"])
     check_classifier(options)
     pipe = model_to_measure(model, options["device"])
     sets = open_sets_of(pipe, data, options)
     result = measure_control(pipe, sets, common_options(options), options)
-    click.echo(result.table())
     write_json(json_path, result.to_dict())
+    say(result.table())
 
 
 def check_classifier(options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from hebm_sample.cli.evaluation.options import (
     open_sets_of,
     with_options,
 )
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
 
@@ -55,7 +56,7 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
     ) as shown:
         found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
     write_config(folder, replace(pipe.config, crop=found))
-    click.echo(
+    say(
         f"{folder}: left eye {_point(found.left_eye)}, right eye {_point(found.right_eye)}, "
         f"mouth {_point(found.mouth)} of the side; 99 in 100 within {found.spread:.3f}"
     )

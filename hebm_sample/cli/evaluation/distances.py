@@ -15,7 +15,7 @@ from hebm_sample.cli.evaluation.options import (
     JSON,
     QUIET,
     SAMPLING,
-    check_folder,
+    check_file,
     check_needs_data,
     common_options,
     data_option,
@@ -24,6 +24,7 @@ from hebm_sample.cli.evaluation.options import (
     with_options,
     write_json,
 )
+from hebm_sample.cli.printing import say
 
 __all__ = ["distances"]
 
@@ -54,13 +55,13 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
     """
     from hebm_sample.cli.trained import model_to_measure
 
-    check_folder("--json", json_path)
+    check_file("--json", json_path, options["overwrite"])
     check_needs_data(data, options, ["validation", "split", "feature_steps"])
     pipe = model_to_measure(model, options["device"])
     common = common_options(options)
     if data is None:
-        found = {"version": __version__}
-        found |= _without_data(pipe, common, options["num_images"])
+        figures, table = _without_data(pipe, common, options["num_images"])
+        found = {"version": __version__, **figures}
     else:
         from hebm_sample.evaluation.distances import evaluate
 
@@ -68,9 +69,9 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
         sets = open_sets_of(pipe, data, options)
         _tell_duration(pipe, sets, common, options)
         result = evaluate(pipe, *sets, **sizes, **common)
-        click.echo(result.table())
-        found = result.to_dict()
+        found, table = result.to_dict(), result.table()
     write_json(json_path, found)
+    say(table)
 
 
 def _tell_duration(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> None:
@@ -84,8 +85,8 @@ def _tell_duration(pipe: Any, sets: Any, common: dict[str, Any], options: dict[s
         common["announce"](expected_line(context))
 
 
-def _without_data(pipe: Any, common: dict[str, Any], count: int) -> dict[str, Any]:
-    """Distances to the reference that comes with the package; prints them."""
+def _without_data(pipe: Any, common: dict[str, Any], count: int) -> tuple[dict[str, Any], str]:
+    """Distances to the reference that comes with the package, and their table."""
     from hebm_sample.evaluation.distances import make_context_without_data
     from hebm_sample.evaluation.report.images import show_gap
     from hebm_sample.evaluation.report.page import to_markdown
@@ -93,5 +94,4 @@ def _without_data(pipe: Any, common: dict[str, Any], count: int) -> dict[str, An
 
     settings = {k: v for k, v in common.items() if k != "announce"}
     found = shipped_gap(make_context_without_data(pipe, num_images=count, **settings))
-    click.echo(to_markdown(show_gap(found)).rstrip())
-    return found
+    return found, to_markdown(show_gap(found)).rstrip()

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 
 __all__ = ["evaluate", "translated"]
 
-_FLAGS = ("--control", "--quiet", "--inception")
+_FLAGS = ("--control", "--quiet", "--inception", "--overwrite")
 _VALUES = {"--report": 1, "--compare": 2}  # of the options that choose a subcommand
 
 
@@ -85,5 +86,5 @@ def evaluate(arguments: tuple[str, ...]) -> None:
 
     line = translated(arguments)
     if "--quiet" not in line:
-        click.echo(f"hebm-train evaluate is now: hebm-eval {shlex.join(line)}", err=True)
+        say(f"hebm-train evaluate is now: hebm-eval {shlex.join(line)}", err=True)
     main.main(args=line, prog_name="hebm-eval", standalone_mode=False)

@@ -14,7 +14,7 @@ from hebm_sample.cli.evaluation.options import (
     JSON,
     QUIET,
     SAMPLING,
-    check_folder,
+    check_file,
     common_options,
     data_option,
     images_option,
@@ -23,6 +23,7 @@ from hebm_sample.cli.evaluation.options import (
     with_options,
     write_json,
 )
+from hebm_sample.cli.printing import say
 
 __all__ = ["OOD", "ood"]
 
@@ -61,7 +62,7 @@ def ood(
     from hebm_sample.evaluation.report.ood import measure_ood, show_ood
     from hebm_sample.evaluation.report.page import ReportImage, to_markdown
 
-    check_folder("--json", json_path)
+    check_file("--json", json_path, options["overwrite"])
     pipe, count = model_to_measure(model, options["device"]), options["num_images"]
     images = named_sources("--ood", others, pipe.config.generator.image_size, count)
     sets = open_sets_of(pipe, data, options)
@@ -70,5 +71,5 @@ def ood(
     plain = {name: found for name, (found, _) in images.items()}
     found = measure_ood(context, plain, images=count).figures
     blocks = [b for b in show_ood(found) if not isinstance(b, ReportImage)]
-    click.echo(to_markdown(blocks).rstrip())
     write_json(json_path, {"version": __version__, **found})
+    say(to_markdown(blocks).rstrip())

@@ -9,6 +9,8 @@ from typing import Any, get_args
 import click
 
 from hebm_sample.cli.data import HoldOutType, tell
+from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.config import SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
@@ -25,6 +27,7 @@ __all__ = [
     "JSON",
     "QUIET",
     "SAMPLING",
+    "check_file",
     "check_folder",
     "check_needs_data",
     "command_line",
@@ -56,8 +59,11 @@ BATCH: Decorator = click.option(
     metavar="N",
     help="Images at a time.",
 )
-JSON: Decorator = click.option(
-    "--json", "json_path", type=FILE, metavar="FILE", help="Write the figures there too."
+JSON: Sequence[Decorator] = (
+    click.option(
+        "--json", "json_path", type=FILE, metavar="FILE", help="Write the figures there too."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace the file of --json."),
 )
 FEATURE_STEPS: Decorator = click.option(
     "--feature-steps",
@@ -88,7 +94,7 @@ SAMPLING: Sequence[Decorator] = (
         help="Gradients, in place of the model's own.",
     ),
     click.option(
-        "--step-scale", type=click.FloatRange(0), metavar="C", help="In place of the model's own."
+        "--step-scale", type=NumberType(0), metavar="C", help="In place of the model's own."
     ),
 )
 
@@ -137,9 +143,36 @@ def check_needs_data(data: str | None, options: dict[str, Any], names: Sequence[
         raise UserInputError(f"{option_names(typed)} need --data")
 
 
-def check_folder(option: str, path: Path | None) -> None:
-    """Before hours of work, not after them."""
-    if path is not None and not path.absolute().parent.is_dir():
+def check_file(option: str, path: Path | None, overwrite: bool) -> None:
+    """Before hours of work, not after them: that a file can be written, and replaces none
+    unasked.
+
+    Raises:
+        UserInputError: Its folder does not exist, it is no file, or it is there already.
+        EnvironmentFailure: The system refuses.
+    """
+    from hebm_sample.io.images import check_writable
+
+    if path is None:
+        return
+    _check_parent(option, path)
+    check_writable(path)
+    if path.exists() and not overwrite:
+        raise UserInputError(
+            f"{option} {path} is there already; choose another place, or add --overwrite"
+        )
+
+
+def check_folder(option: str, path: Path) -> None:
+    """The same of a folder, which need not exist."""
+    from hebm_sample.io import images
+
+    _check_parent(option, path)
+    images.check_folder(path)
+
+
+def _check_parent(option: str, path: Path) -> None:
+    if not path.absolute().parent.is_dir():
         raise UserInputError(f"{option} {path}: the folder {path.parent} does not exist")
 
 
@@ -177,7 +210,7 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "batch_size": options["batch"],
         "progress": not quiet,
-        "announce": lambda text: None if quiet else click.echo(text, err=True),
+        "announce": lambda text: None if quiet else say(text, err=True),
         **{name: options[name] for name in ("sampler", "steps", "step_scale")},
     }
 

@@ -31,6 +31,7 @@ from hebm_sample.cli.evaluation.options import (
     open_sets_of,
     with_options,
 )
+from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 
 __all__ = ["report"]
@@ -102,9 +103,9 @@ def report(
     if not options["quiet"]:
         from hebm_sample.evaluation.duration import expected_line
 
-        click.echo(expected_line(context), err=True)
+        say(expected_line(context), err=True)
     found = write_report(context, plan, out, announce=common_options(options)["announce"])
-    click.echo(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
+    say(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
 
 
 def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]) -> Any:

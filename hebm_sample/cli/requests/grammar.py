@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from hebm_sample.config import MAX_GUIDANCE
+from hebm_sample.config.sampler import MAX_FACTORS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS, parse_seeds
 
@@ -26,9 +27,9 @@ __all__ = [
     "GroupsType",
     "GuidanceType",
     "MixType",
+    "NumberType",
     "SeedType",
     "SeedsType",
-    "finite",
     "known_value",
     "known_word",
 ]
@@ -198,6 +199,10 @@ class FactorsType(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float | tuple[float, ...]:
         """One number, or several."""
+        if value.count(",") >= MAX_FACTORS:
+            self.fail(
+                f"{value.count(',') + 1} numbers are too many: one, or one per group", param, ctx
+            )
         try:
             numbers = tuple(_number(part, MAX_TEMPERATURE) for part in value.split(","))
         except ValueError:
@@ -209,12 +214,15 @@ class FactorsType(click.ParamType):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
-def finite(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
-    """Refuse nan and the infinities."""
-    # nan lies in no range, yet passes click's comparison with the ends.
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
-    return value
+class NumberType(click.FloatRange):
+    """A finite number of a range: nan lies in none, yet passes click's comparisons."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As `FloatRange`, or fail."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 # Words that a model knows by another spelling

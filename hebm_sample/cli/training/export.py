@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.cli.training.options import PATH
 from hebm_sample.config import TrainingRecord
 from hebm_sample.errors import UserInputError
@@ -42,9 +44,7 @@ def _notes(path: Path | None) -> str:
 )
 @click.option("--sampler", metavar="NAME", help="Becomes the model's default.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Becomes the model's default.")
-@click.option(
-    "--step-scale", type=click.FloatRange(0), metavar="C", help="Becomes the model's default."
-)
+@click.option("--step-scale", type=NumberType(0), metavar="C", help="Becomes the model's default.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")
 def export(
     run: Path,
@@ -71,9 +71,9 @@ def export(
     )
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     for made in config.get("training", []):
-        click.echo(str(TrainingRecord.from_dict(made)))
+        say(str(TrainingRecord.from_dict(made)))
     size = sum(file.size for file in row.files.values()) / 2**20
-    click.echo(
+    say(
         f"{out}: {row.name}, {row.resolution}x{row.resolution}, {size:.2f} MiB; "
         f"hebm-sample --dataset {out}"
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from hebm_sample.cli.data import HASH, HoldOutType, refuse_same_folder, tell
+from hebm_sample.cli.data import HASH, HoldOutType, check_run, tell
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.cli.trained import DurationType
 from hebm_sample.errors import UserInputError
 
@@ -82,7 +83,7 @@ RUN_OPTIONS = (
     *STEP_OPTIONS,
     click.option(
         "--learning-rate",
-        type=click.FloatRange(0),
+        type=NumberType(0),
         metavar="X",
         help="Peak of the cosine.",
     ),
@@ -173,7 +174,7 @@ def read_images(options: dict[str, Any], size: int, validation: int | None) -> A
     from hebm_sample.data.dataset import load_images
     from hebm_sample.data.summary import held_out_rule
 
-    refuse_same_folder(options["data"], options["out"])
+    check_run(options["data"], options["out"])
     check_rows(options["data"], validation)
     images = load_images(options["data"], size=size, progress=not options["quiet"])
     rule = held_out_rule(validation)

@@ -7,6 +7,8 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET, open_sets_of, write_json
+from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.cli.training.options import PATH, read_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -24,7 +26,7 @@ EVALUATION = "evaluation.json"
 @click.option("--out", required=True, type=PATH, metavar="DIR", help="Its runs go to DIR/PRESET.")
 @click.option(
     "--scale",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberType(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="X",
@@ -72,11 +74,11 @@ def recipe(
             show_progress=not quiet,
         )
         if accelerator.is_main_process:
-            click.echo(f"{stage.folder.name}: {model.config.training[-1]}")
+            say(f"{stage.folder.name}: {model.config.training[-1]}")
     if accelerator.is_main_process and model is not None:
         model.save_pretrained(folder / "model", overwrite=True)
         _evaluate(folder, data, round(num_images * scale), device, quiet)
-        click.echo(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
+        say(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
 
 
 def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> None:
@@ -101,12 +103,12 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
             held_out,
             num_images=max(FEWEST, min(count, len(held_out) // 2)),
             progress=not quiet,
-            announce=lambda text: None if quiet else click.echo(text, err=True),
+            announce=lambda text: None if quiet else say(text, err=True),
         )
     except UserInputError as error:
-        click.echo(f"not evaluated: {error}", err=True)
+        say(f"not evaluated: {error}", err=True)
         return
-    click.echo(result.table())
+    say(result.table())
     write_json(path, result.to_dict() | asked)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
     check_folder,
@@ -30,7 +31,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
     if options.get("labels"):
         preset = _labelled(preset, options, source)
     if not options["quiet"]:
-        click.echo("measuring a step of a few images ...", err=True)
+        say("measuring a step of a few images ...", err=True)
     estimate = dry_run(
         kind,
         preset,
@@ -39,7 +40,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
         model=load_model(model) if model else None,
         images=None if source is None else source.total,
     )
-    click.echo("\n".join(estimate.lines()))
+    say("\n".join(estimate.lines()))
 
 
 def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
@@ -55,7 +56,7 @@ def _announce(kind: str, folder: Path, result: Any) -> None:
     skipped = f", {result.skipped} skipped" if result.skipped else ""
     best = result.best
     kept = f"; weights of step {best['step']}, the best on held-out images" if best else ""
-    click.echo(
+    say(
         f"{kind}: {result.steps} steps in {result.seconds:.0f} s{skipped}{kept}; "
         f"model in {folder / 'model'}"
     )
@@ -191,7 +192,7 @@ def prior(**options: Any) -> None:
             columns = images.labels, images.label_names
             preset = with_labels(preset, columns, options["labels"])
             if not options["quiet"]:
-                click.echo(_symbols_line(preset), err=True)
+                say(_symbols_line(preset), err=True)
         return train_prior(preset, model, images, objective=objective, **how)
 
     def check(preset: Any, model: Any, init: Any) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import click
-
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
 from hebm_sample.cli.requests.edit import (
     STDIN,
@@ -121,7 +120,7 @@ def _framed(
     framed = frame(pipe.model, list(sources), align=options.align, **names)
     if not (options.align or options.quiet):
         for note in pipe.framing_notes(list(sources)):
-            click.echo(f"warning: {note}", err=True)
+            say(f"warning: {note}", err=True)
     return framed
 
 
@@ -131,7 +130,7 @@ def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:
 
 def provenance_of(pipe: "Pipeline", options: EditOptions | InpaintOptions) -> Provenance:
     """How the images come about."""
-    return Provenance.of_samples(pipe, **options.settings).saying(**options.facts)
+    return Provenance.of_samples(pipe, **options.settings, encoder=True).saying(**options.facts)
 
 
 def _save(
@@ -246,7 +245,7 @@ def interpolate(options: InterpolateOptions) -> None:
     with within_memory(batch):
         a, b = _squares(pipe, sources)
         between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
-    provenance = Provenance.of_decoded(pipe, decoder)
+    provenance = Provenance.of_decoded(pipe, decoder, encoder=True)
     line = interpolate_line(options, provenance.facts, path)
     files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)
@@ -310,7 +309,7 @@ def score(options: ScoreOptions) -> None:
     if options.as_json:
         seconds = round(time.perf_counter() - start, 3)
         facts = {"p_value": pipe.p_value_note(), **Provenance.of_model(pipe).facts}
-        click.echo(json.dumps({"scores": rows, **facts, "seconds": seconds}))
+        say(json.dumps({"scores": rows, **facts, "seconds": seconds}))
     else:
-        click.echo(score_table(rows))
-        click.echo(pipe.p_value_note())
+        say(score_table(rows))
+        say(pipe.p_value_note())

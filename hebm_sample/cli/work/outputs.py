@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.base import CommandOptions, counted
 from hebm_sample.errors import UserInputError
 
@@ -86,14 +87,16 @@ def refuse_others(options: CommandOptions, texts: Mapping[Path, Mapping[str, str
 
 def _difference(path: Path, text: Mapping[str, str]) -> str | None:
     """How a file came about otherwise than it would now; None if it did not."""
-    from hebm_sample.io.images import read_text
+    from hebm_sample.io.images import read_text, writable_text
 
     found = read_text(path)
     if not found:
         return "does not say how it was made"
-    for key, value in text.items():
-        if found.get(key) != value:
-            return f"was made otherwise: {key} is {found.get(key)!r}, not {value!r}"
+    for key, value in writable_text(text).items():
+        if key not in found:
+            return f"does not say its {key}"
+        if found[key] != value:
+            return f"was made otherwise: {key} is {found[key]!r}, not {value!r}"
     return None
 
 
@@ -153,7 +156,7 @@ def tell(
     seconds = time.perf_counter() - start
     if options.as_json:
         written = {"files": list(map(os.fspath, files))}
-        click.echo(json.dumps({**written, **answer, "seconds": round(seconds, 3)}))
+        say(json.dumps({**written, **answer, "seconds": round(seconds, 3)}))
     elif not options.quiet:
         name = click.format_filename(where)
-        click.echo(f"{name}: {counted(count)} in {seconds:.1f} s{more}")
+        say(f"{name}: {counted(count)} in {seconds:.1f} s{more}")

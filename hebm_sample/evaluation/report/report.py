@@ -267,8 +267,12 @@ class _Report:
             blocks.append(Heading("Not measured"))
             blocks += [Text(f"{part}: {reason}.") for part, reason in missing.items()]
         write_atomically(self.out / "results.json", _json(results))
-        write_atomically(self.out / "index.md", to_markdown(blocks).encode())
-        write_atomically(self.out / "index.html", to_html(blocks).encode())
+        write_atomically(
+            self.out / "index.md", to_markdown(blocks).encode(errors="backslashreplace")
+        )
+        write_atomically(
+            self.out / "index.html", to_html(blocks).encode(errors="backslashreplace")
+        )
 
 
 def _folder_keys(folders: Mapping[str, Path]) -> list[Any]:
