@@ -25,7 +25,6 @@ from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
-from hebm_sample.pipeline.batch_size import check_memory
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.identity import weights_hash
 from hebm_sample.pipeline.outputs import (
@@ -37,6 +36,7 @@ from hebm_sample.pipeline.outputs import (
     to_output,
 )
 from hebm_sample.pipeline.posterior_variance import posterior_variance
+from hebm_sample.pipeline.runtime.batch_size import check_memory
 from hebm_sample.pipeline.scoring import group_indices
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
     from hebm_sample.pipeline.pipeline import Pipeline
 
-__all__ = ["Provenance"]
+__all__ = ["Provenance", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Provenance:
             typed = {"sampler": sampler, "temperature": temperature, "particles": particles}
             resolved = default.changed(**{k: v for k, v in typed.items() if v is not None})
             chosen |= {} if resolved.particles == 1 else {"particles": resolved.particles}
-            chosen["sampling"] = _settings(resolved)
+            chosen["sampling"] = settings_of(resolved)
             encoder = encoder or resolved.precondition  # whose steps follow the posterior
         return cls.of_decoded(pipe, decoder, encoder=encoder).saying(**how, **chosen)
 
@@ -122,7 +122,7 @@ class Provenance:
         return {**seeds, **facts}
 
 
-def _settings(config: LangevinConfig) -> dict[str, Any]:
+def settings_of(config: LangevinConfig) -> dict[str, Any]:
     """Those of a chain that have no key of their own."""
     own = {"sampler", "steps", "temperature", "particles"}
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}

@@ -15,11 +15,11 @@ from hebm_sample.config import DecoderName, LangevinConfig, require_choice, requ
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
-from hebm_sample.pipeline.batch_size import bytes_per_image, free_bytes
 from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import SeedsFrom, choose_seeds
 from hebm_sample.pipeline.progress import Callback, Progress, Watch, check_watchers
+from hebm_sample.pipeline.runtime.batch_size import bytes_per_image, free_bytes
 from hebm_sample.pipeline.words import unknown_setting
 from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint

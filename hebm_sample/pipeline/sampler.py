@@ -9,7 +9,7 @@ energy-based one as in "Learning Latent Space Energy-Based Prior Model" (arXiv 2
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, to_output
 from hebm_sample.pipeline.progress import Callback, Progress, Watch
-from hebm_sample.pipeline.provenance import Provenance
+from hebm_sample.pipeline.provenance import Provenance, settings_of
 from hebm_sample.pipeline.request import (
     Likelihood,
     Prior,
@@ -258,7 +258,7 @@ class Sampler:
 
     def _provenance(self, request: Request) -> tuple[Provenance, ...]:
         """What the file of each image says."""
-        config, usual = request.config, self.model.config.sampling
+        config = request.config
         chain = request.prior != "gaussian"
         how: dict[str, Any] = {
             "sampler": config.sampler if chain else None,
@@ -266,9 +266,8 @@ class Sampler:
             "temperature": config.temperature,
             "prior": request.prior,
         }
-        names = [f.name for f in fields(config) if chain and f.name not in how]
-        how |= {k: v for k in names if (v := getattr(config, k)) != getattr(usual, k)}
         how |= {"particles": config.particles} if chain and config.particles > 1 else {}
+        how |= {"sampling": settings_of(config)} if chain else {}
         common = Provenance.of_decoded(self.model, request.decoder).saying(**how, **request.facts)
         rows = zip(request.seeds, request.asked or ({},) * len(request.seeds), strict=True)
         return tuple(common.saying(**asked).of_seeds(seed) for seed, asked in rows)

@@ -271,7 +271,7 @@ def _prepared(options: SampleOptions, share: Share) -> tuple["Pipeline", SampleO
     pipe = load(options, share.device(options.device))
     pipe.compile_chains, options = options.compiled, with_known_names(options, pipe)
     if not options.batch:
-        from hebm_sample.pipeline.batch_size import fitting_batch
+        from hebm_sample.pipeline.runtime.batch_size import fitting_batch
 
         options = replace(options, batch=fitting_batch(pipe.model))
     return pipe, options

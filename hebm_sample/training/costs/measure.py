@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.pipeline.batch_size import free_bytes
+from hebm_sample.pipeline.runtime.batch_size import free_bytes
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.decoder import DecoderObjective
