@@ -25,9 +25,9 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.generator.kinds import new_generator
 from hebm_sample.io import memory as system
 from hebm_sample.io.seeds import MAX_SEEDS
-from hebm_sample.pipeline import batch_size as memory
 from hebm_sample.pipeline.outputs import choose_seeds
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.pipeline.runtime import batch_size as memory
 from hebm_sample.pipeline.runtime.batch_size import bytes_per_image, fitting_batch, free_bytes
 
 

@@ -38,11 +38,11 @@ from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.costs.measure import Batch, Costs, measure
 from hebm_sample.training.decoder import DecoderObjective, SharpDecoder
+from hebm_sample.training.decoding.train import new_learner, with_sharp_decoder
 from hebm_sample.training.devices import checkpointing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.optim import seed_step
-from hebm_sample.training.train_decoder import new_learner, with_sharp_decoder
 
 __all__ = ["Costs", "Estimate", "dry_run"]
 

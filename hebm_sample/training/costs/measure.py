@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hebm_sample.pipeline.runtime.batch_size import free_bytes
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.costs.flops import Meter
-from hebm_sample.training.decoder import DecoderObjective
+from hebm_sample.training.decoding.objective import DecoderObjective
 from hebm_sample.training.devices import number_format
 from hebm_sample.training.energy import MleObjective, PriorObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
