@@ -12,9 +12,9 @@ from hebm_sample import __version__
 from hebm_sample.cli.requests.edit import EditOptions
 from hebm_sample.config import EDIT_GUIDANCE, MAX_GUIDANCE, LangevinConfig
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.hub import weights
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io import extras
-from hebm_sample.pipeline import identity
 from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.provenance import Provenance
@@ -71,7 +71,7 @@ def test_hashes_follow_the_weights_unless_they_are_fixed(pipe, monkeypatch):
     changed = pipe.weights_hash
     assert changed != first
     monkeypatch.setattr(
-        identity, "content_digest", lambda *parts: calls.append(parts) or content_digest(*parts)
+        weights, "content_digest", lambda *parts: calls.append(parts) or content_digest(*parts)
     )
     pipe.model.fixed = True
     for _ in range(3):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from hebm_sample.config import ModelConfig
-from hebm_sample.hub.weights import content_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +38,8 @@ def description_hash(config: ModelConfig) -> str:
 
 def _hash_of(model: "Model", name: str, parts: Sequence[object]) -> str:
     """Computed once where the networks stay as they are."""
+    from hebm_sample.hub.weights import content_digest  # torch: commands start without it
+
     modules = cast("Sequence[nn.Module]", parts)
     if not model.fixed:
         return content_digest(*modules)
