@@ -61,14 +61,14 @@ def steering(measured: dict[str, Any]) -> dict[str, Any]:
         if len(variable["asked"]) > 1:
             found[name] = variable["found"]
             accuracy = variable["reconstructed"]["accuracy"]
-            bounds[f"classifier's accuracy on reconstructions, {name}"] = round(accuracy, 2)
+            bounds[f"judge's accuracy on reconstructions, {name}"] = round(accuracy, 2)
             continue
         (asked,) = variable["asked"]
         found[_spelt(asked["symbols"])] = asked["found"]
     for asked in measured["combinations"]:
         found[_spelt(asked["symbols"])] = asked["found"]
     shares = {
-        f"classifier predicts {name}, by guidance": ", ".join(
+        f"judge finds {name}, by guidance": ", ".join(
             f"{g}: {s['share']:.2f}" for g, s in by_guidance.items()
         )
         for name, by_guidance in found.items()
