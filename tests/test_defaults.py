@@ -38,7 +38,7 @@ def found(pipe):
     yield pipe.edit(faces, {"class": "b"}, method="noise", **few).images
     yield pipe.inpaint(faces, mask, **few).images
     yield pipe.vary(out, [0], 2, **few).images
-    yield from (pipe.mix(*faces, 1, **tensors), pipe.reconstruct(faces, **tensors))
+    yield from (pipe.mix(*faces, 1, **tensors).images, pipe.reconstruct(faces, **tensors).images)
 
 
 def loaded():

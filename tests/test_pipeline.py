@@ -452,7 +452,7 @@ BAD_CALLS = [
     ({"temperature": -1.0}, r"temperature is -1\.0"),
     ({"batch_size": 0}, r"batch_size is 0; it must lie in"),
     ({"prior": "uniform"}, r"prior is 'uniform'; it can be 'ebm', 'gaussian'"),
-    ({"output_type": "np"}, r"output_type is 'np'; it can be 'pil', 'numpy', 'torch'"),
+    ({"output_type": "jpg"}, r"output_type is 'jpg'; it can be 'pil', 'numpy', 'torch'"),
 ]
 
 

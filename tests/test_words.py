@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("hebm_sample", "docs", "tests", "examples", "tools", "benchmarks")
 ENDINGS = {".py", ".md", ".in", ".ipynb", ".css"}
 # Notes say what was measured in the words of their day; this file names the words.
-LEFT_OUT = re.compile(r"docs/lab-notes|docs/build|tests/test_words|/weights/|nvae/data")
+LEFT_OUT = re.compile(r"docs/lab-notes|docs/_?build|tests/test_words|/weights/|nvae/data")
 
 INSTEAD = {
     r"pictures?": "image",

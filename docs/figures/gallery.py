@@ -125,7 +125,7 @@ def frogs() -> Image.Image:
 
 
 @figure
-def moving() -> Trajectory:
+def animation() -> Trajectory:
     """Seeds 0 to 8 of celeba64 on their way, 24 steps of the flow; moves."""
     pipe = model("celeba64")
     return pipe.trajectory(9, sampler="flow", steps=24)

@@ -35,7 +35,7 @@ EDIT_STEPS = 48
 EDIT_GUIDANCE = 32.0
 MAX_GUIDANCE = 100.0
 MAX_PARTICLES = 1000
-MAX_FACTORS = 1000  # temperatures, one a group
+MAX_FACTORS = 1000  # temperatures, one per group
 
 SamplerName = Literal["recovery", "annealed", "flow"]
 # Those that follow a path of their own, with a state per step of it, and have no chains.

@@ -21,8 +21,8 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.presets.models import find_preset
 from hebm_sample.training.costs.dry_run import Costs, Estimate, dry_run
 from hebm_sample.training.costs.flops import Meter
+from hebm_sample.training.decoding.train import new_learner
 from hebm_sample.training.energy import MleObjective
-from hebm_sample.training.train_decoder import new_learner
 
 CPU = torch.device("cpu")
 

@@ -175,7 +175,7 @@ class TestExport:
         (tmp_path / "model/mine.txt").write_text("x")
         assert self.export(home, tmp_path / "model", "--overwrite").exit_code == 0
         after = {p.name for p in (tmp_path / "model").iterdir()}
-        assert after == set(before) - {"prior.safetensors"} | {"mine.txt"}
+        assert after == set(before) - {"prior.safetensors"} | {"mine.txt", "samples.png"}
 
     @pytest.mark.parametrize("name", ["README.md", "config.json", "prior.safetensors"])
     def test_files_of_others_are_never_touched(self, home, tmp_path, name):

@@ -225,7 +225,7 @@ def decoder(**options: Any) -> None:
         return train_decoder(preset, model, images, **how)
 
     def check(preset: Any, model: Any, _: Any) -> None:
-        from hebm_sample.training.train_decoder import check_decoder
+        from hebm_sample.training.decoding.train import check_decoder
 
         check_decoder(preset, model)
 

@@ -37,7 +37,7 @@ from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.costs.measure import Batch, Costs, measure
-from hebm_sample.training.decoder import DecoderObjective, SharpDecoder
+from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder
 from hebm_sample.training.decoding.train import new_learner, with_sharp_decoder
 from hebm_sample.training.devices import checkpointing
 from hebm_sample.training.elbo import GeneratorObjective
