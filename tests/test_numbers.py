@@ -59,10 +59,10 @@ def test_seeds_may_be_one_array(pipe):
 
 def test_guidance_of_other_libraries_is_a_number():
     pipe = symbolic_pipeline()
-    wish = {"seeds": [1], "symbols": {"class": "b"}}
-    plain = images(pipe, **wish, guidance=2.0)
-    assert torch.equal(images(pipe, **wish, guidance=np.float64(2)), plain)
-    assert torch.equal(images(pipe, **wish, guidance=torch.tensor(2.0)), plain)
+    asked = {"seeds": [1], "symbols": {"class": "b"}}
+    plain = images(pipe, **asked, guidance=2.0)
+    assert torch.equal(images(pipe, **asked, guidance=np.float64(2)), plain)
+    assert torch.equal(images(pipe, **asked, guidance=torch.tensor(2.0)), plain)
 
 
 def test_settings_are_pythons_own_numbers_in_files():

@@ -52,14 +52,17 @@ def require_range(name: str, value: object, low: float, high: float) -> None:
     require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
 
 
-def require_integer(name: str, value: object, low: int, high: int) -> None:
-    """Raise `UserInputError` unless `value` is a whole number in [low, high]."""
+def require_integer(name: str, value: object, low: int, high: int) -> int:
+    """`value` as Python's own number; raises `UserInputError` unless it is whole and in [low,
+    high].
+    """
     value = plain(value)
     require(
         isinstance(value, int) and not isinstance(value, bool),
         f"{name} is {value!r}; it must be a whole number",
     )
-    require_range(name, typing.cast("int", value), low, high)
+    require_range(name, value, low, high)
+    return typing.cast("int", value)
 
 
 def _decode(kind: Any, value: Any, path: str) -> Any:

@@ -27,7 +27,7 @@ def measure_images(
 ) -> Measured:
     """`pipeline.scoring.measure` of images, uint8 (N, 3, S, S)."""
     require_integer("draws", draws, 1, 1000)
-    require_integer("batch_size", batch_size, 1, 2**31)
+    batch_size = require_integer("batch_size", batch_size, 1, 2**31)
     parts = []
     starts = range(0, len(images), batch_size)
     for i in tqdm(starts, desc="scoring", unit="batch", disable=disabled(progress)):

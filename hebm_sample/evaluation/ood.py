@@ -92,7 +92,7 @@ def top_group_energies(pipe: Pipeline, u: Latents, batch_size: int = 50) -> np.n
     """-F_G at the lowest noise level for G = the top 1, 2, ... L groups, (N, L); the nets run
     once.
     """
-    require_integer("batch_size", batch_size, 1, 2**31)
+    batch_size = require_integer("batch_size", batch_size, 1, 2**31)
     prior, config = pipe.prior, pipe.config.prior
     if prior is None or config is None:
         raise UserInputError(f"{pipe.name} has no energy-based prior, so no energies")

@@ -290,7 +290,7 @@ class Model:
         """
         self.generator.chosen_decoder(decoder)
         require_choice("output_type", output_type, OutputType)
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
             self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents), decoder)
@@ -330,7 +330,7 @@ class Model:
         Raises:
             UserInputError: The model has no encoder, or these are no images of its size.
         """
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
         x = self.read_images(crops(self, images, align, face))
         chosen = choose_seeds(len(x), seeds)
@@ -377,7 +377,7 @@ class Model:
         batch_size: int,
     ) -> Latents:
         """u of images, or the latents themselves; `UserInputError` unless it is one of them."""
-        require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+        batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         if (images is None) == (latents is None):
             raise UserInputError("give either images or latents, and not both")
         if latents is not None:

@@ -157,7 +157,7 @@ def total_steps(
     prior: Prior = "ebm",
 ) -> int:
     """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian prior."""
-    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     if prior == "gaussian":
         return 0
     return sampling_config(model, steps=steps).steps * -(-num_images // batch_size)
@@ -187,7 +187,7 @@ def read_request(
             Gaussian prior, or symbols or a decoder that the model has not.
     """
     require_choice("prior", prior, Prior)
-    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     check_watchers(progress, callback)
     idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
     idle += ["symbols"] if symbols is not None else []

@@ -136,7 +136,7 @@ def rate(
         UserInputError: As for `log_density`.
     """
     require_integer("draws", draws, 1, MAX_DRAWS)
-    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     chosen, _ = model.group_indices(groups), model.energies()
     return scoring.rate(model, model.read_images(images), chosen, draws, batch_size)
 
@@ -163,7 +163,7 @@ def score(
     Raises:
         UserInputError: No prior, no encoder, or a calibration that another release made.
     """
-    require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     model.energies()
     calibration, x = model.calibration, model.read_images(crops(model, images, align, face))
     draws = calibration.facts.get("draws", SCORE_DRAWS) if calibration else SCORE_DRAWS
