@@ -1,7 +1,7 @@
 """From a verified model folder to modules."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator as Yields
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -144,7 +144,7 @@ def _fill(module: nn.Module, resolved: ResolvedModel, filename: str) -> None:
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
+def _own_random_state() -> Yields[None]:
     """Initial weights are drawn and then overwritten: the caller's streams must not notice, and
     the caller's default device is none of theirs.
     """

@@ -103,7 +103,7 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # (size, size, 3)
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32))  # pyright: ignore
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
@@ -200,7 +200,7 @@ def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     square = mask.crop((left, top, left + side, top + side))
     # Nearest: a pixel is known or not.
     square = square.resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(square) >= 128)[None]
+    return torch.from_numpy(np.array(square) >= 128)[None]  # pyright: ignore
 
 
 # Grids

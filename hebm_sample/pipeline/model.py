@@ -156,7 +156,7 @@ class Model:
 
     @torch.inference_mode(False)
     def _settle(self, module: _Module) -> _Module:
-        moved = module.to(self.device, torch.float32, memory_format=torch.channels_last)
+        moved = module.to(self.device, torch.float32, memory_format=torch.channels_last)  # pyright: ignore
         return moved.requires_grad_(False).eval()
 
     def to(

@@ -277,7 +277,7 @@ def choose_seeds(
         return tuple(islice(seeds, num_images or 1))
     if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
         seeds = (operator.index(seeds),)
-    asked = range(1 if num_images is None else num_images) if seeds is None else seeds
+    asked: Any = range(1 if num_images is None else num_images) if seeds is None else seeds
     chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too
     if len(chosen) > MAX_SEEDS:
         raise UserInputError(

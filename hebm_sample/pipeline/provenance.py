@@ -6,7 +6,7 @@ values are written: `Smiling=yes Male=no`, `1.0,0.8`, `0-15,20`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hebm_sample import __version__
 from hebm_sample.config import DecoderName, LangevinConfig
@@ -67,7 +67,9 @@ class Provenance:
         """
         found = cls.of_model(pipe).saying(decoder=pipe.generator.chosen_decoder(decoder))
         return (
-            found.saying(encoder=encoder_hash(getattr(pipe, "model", pipe))) if encoder else found
+            found.saying(encoder=encoder_hash(cast("Model", getattr(pipe, "model", pipe))))
+            if encoder
+            else found
         )
 
     @classmethod

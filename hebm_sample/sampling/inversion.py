@@ -67,7 +67,8 @@ def invert(
         tally: Called after each gradient, of which there are n.
         first_step: Spend one more, on the step up to u_1: u_1 = u_0 - w_1 g(u_0, 1).
     """
-    u, ways, missed = u_0, [u_0], []
+    u, ways = u_0, [u_0]
+    missed: list[Latents] = []
     if first_step:
         slope, _ = _slope(energy, u_0, path[-2], tally)
         u = _plus(u_0, -flow_weight(path[-2], path[-1]), slope)

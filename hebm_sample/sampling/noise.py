@@ -86,8 +86,10 @@ class NoiseStreams:
 
     def uniform(self) -> torch.Tensor:
         """The next number in [0, 1) of every stream, (B,)."""
-        single = {"dtype": torch.float32, "device": "cpu"}
-        drawn = [torch.rand((), generator=stream, **single) for stream in self._streams]
+        drawn = [
+            torch.rand((), generator=stream, dtype=torch.float32, device="cpu")
+            for stream in self._streams
+        ]
         return torch.stack(drawn).to(self.device)
 
 

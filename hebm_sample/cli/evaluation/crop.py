@@ -50,8 +50,9 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
 
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
-    rows = training.images[:num_images]
-    with click.progressbar(
+    rows: list[Any] = list(training.images[:num_images])
+    bar: Any = click.progressbar  # whose stubs know no images
+    with bar(
         rows, label="finding faces", hidden=quiet, file=click.get_text_stream("stderr")
     ) as shown:
         found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
