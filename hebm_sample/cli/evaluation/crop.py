@@ -1,5 +1,6 @@
 """`hebm-train crop`: where a model's data have eyes and mouths, into its config.json."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,7 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
     rows: list[Any] = list(training.images[:num_images])
-    bar: Any = click.progressbar  # whose stubs know no images
-    with bar(
-        rows, label="finding faces", hidden=quiet, file=click.get_text_stream("stderr")
-    ) as shown:
+    with click.progressbar(rows, label="finding faces", hidden=quiet, file=sys.stderr) as shown:
         found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
     write_config(folder, replace(pipe.config, crop=found))
     say(
