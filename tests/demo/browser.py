@@ -143,7 +143,7 @@ class Visitor:
         """Until the line above the images is new and final."""
         code = (
             "const e = document.querySelector('.hebm-status:not([data-old])');"
-            "return e !== null && e.textContent !== 'drawing'"
+            "return e !== null && e.textContent !== 'sampling'"
         )
         self.until(lambda: self.js(code))
         return self.status
