@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hebm_sample import __version__
-from hebm_sample.config import require, require_integer, require_range
+from hebm_sample.config import EDIT_GUIDANCE, require, require_integer, require_range
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.pipeline.editing import EditMethod
@@ -49,7 +49,7 @@ class ControlPlan:
     edit: TargetValues | None = None
     edit_images: int = 200
     strength: float = 0.77
-    edit_guidance: float = 32.0
+    edit_guidance: float = EDIT_GUIDANCE
     edit_method: EditMethod = "flow"
     held_out: int = 2000
     layer_images: int = 4

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hebm_sample.config import EDIT_STEPS, require_choice, require_range
+from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, require_choice, require_range
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
@@ -44,7 +44,7 @@ def edit(
     *,
     groups: Groups | None = None,
     strength: float = 0.77,
-    guidance: Guidance = 32.0,
+    guidance: Guidance = EDIT_GUIDANCE,
     method: EditMethod = "flow",
     seeds: int | Iterable[int] | None = None,
     mode: EncodeMode = "sample",

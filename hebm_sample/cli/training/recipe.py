@@ -89,10 +89,12 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
     from hebm_sample.evaluation.distances import evaluate
     from hebm_sample.io.files import parse_json
 
+    if not count:
+        return
     model, path = model_to_measure(str(folder / "model"), device), folder / EVALUATION
     asked = {"weights": model.weights_hash, "num_images": count}
     known = parse_json(path.read_bytes()) if path.exists() else {}
-    if not count or asked == {name: known.get(name) for name in asked}:
+    if asked == {name: known.get(name) for name in asked}:
         return
     options = {"validation": None, "split": None, "quiet": quiet}
     try:
@@ -108,8 +110,8 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
     except UserInputError as error:
         say(f"not evaluated: {error}", err=True)
         return
-    say(result.table())
     write_json(path, result.to_dict() | asked)
+    say(result.table())
 
 
 def _identity(images: dict[int, Any]) -> str:
