@@ -7,8 +7,11 @@ called damaged, and one broken file ends a training run with a traceback.
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -208,3 +211,62 @@ class TestStreams:
         monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 100)
         with pytest.raises(UserInputError, match="more than 100 bytes; save it as a file"):
             open_image(io.BufferedReader(Stream(bytes(1000))))
+
+
+class TestMemory:
+    @pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "grey16"])
+    def test_strips_make_the_same_image(self, kind, monkeypatch):
+        image = noise(9, 7, "RGBA")
+        if kind == "P":
+            image = image.convert("L").quantize(8)
+        elif kind == "grey16":
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 251)
+        else:
+            image = image.convert(kind)
+        data = encoded(image, **({"transparency": 3} if kind == "P" else {}))
+        whole = open_image(io.BytesIO(data))
+        for pixels in (1, 20):
+            monkeypatch.setattr(decode, "_STRIP_PIXELS", pixels)
+            assert open_image(io.BytesIO(data)).tobytes() == whole.tobytes()
+
+    def test_large_images_are_decoded_one_at_a_time(self, monkeypatch):
+        monkeypatch.setattr(decode, "_LARGE_PIXELS", 100)
+        real, at_once, most = Image.Image.convert, [], []
+
+        def watched(image, *args, **options):
+            at_once.append(1)
+            most.append(len(at_once))
+            threading.Event().wait(0.02)
+            at_once.pop()
+            return real(image, *args, **options)
+
+        monkeypatch.setattr(Image.Image, "convert", watched)
+        for size, alone in ((20, True), (4, False)):
+            most.clear()
+            data = encoded(noise(size, size, "L"))
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(open_image, [io.BytesIO(data) for _ in range(8)]))
+            assert (max(most) == 1) is alone
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+    def test_the_largest_takes_less_than_a_gibibyte(self, mode, tmp_path):
+        pytest.importorskip("resource")
+        path = tmp_path / "a.png"
+        whole = Image.new("L", (8192, 8192), 77)
+        if mode == "I;16":
+            whole = Image.fromarray(np.full((8192, 8192), 777, np.uint16))
+        whole = whole.convert(mode)
+        whole.save(path, compress_level=1)
+        lines = (
+            "import resource, sys\n"
+            "from hebm_sample.data.decoding import decode_square\n"
+            "from pathlib import Path\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "before, square = peak(), decode_square(Path(sys.argv[1]), 64)\n"
+            "assert square.shape == (3, 64, 64), square\n"
+            "print((peak() - before) * (1 if sys.platform == 'darwin' else 1024))\n"
+        )
+        words = [sys.executable, "-c", lines, str(path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 2**30

@@ -9,6 +9,9 @@ is its file's fault: one error, whichever of its many it was.
 import io
 import os
 import stat
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
@@ -20,14 +23,18 @@ __all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright"]
 
 Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
 
-# 8192 x 8192: larger than cameras make, small enough to decode and convert within 1 GiB.
+# 8192 x 8192: larger than cameras make, small enough to decode and convert within 1 GiB, since
+# large ones are decoded one at a time and converted a strip at a time.
 MAX_PIXELS = 2**26
+_LARGE_PIXELS = 2**24
+_STRIP_PIXELS = 2**20
 MAX_STREAM_BYTES = 2**29
 WHITE = (255, 255, 255)
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TIFF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _EXIF_ORIENTATION = 0x0112
+_large = threading.Lock()
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,7 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _from_integers(image)
+        return _by_strips(image, _from_integers)
     if image.mode == "F":
         raise UserInputError(
             "the image holds floating point numbers; convert it to 8-bit RGB first"
@@ -76,11 +83,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         if not image.has_transparency_data:
             return image.convert("RGB")
-        over = image.convert("RGBA")
+        return _by_strips(image, _on_white)
     except ValueError:  # La, grey multiplied by its transparency
         raise UserInputError(
             f"the image is of mode {image.mode}; convert it to 8-bit RGB first"
         ) from None
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """As RGB by `convert`, whose copies take no more memory than a strip's."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    over = image.convert("RGBA")
     white = Image.new("RGBA", over.size, (*WHITE, 255))
     return Image.alpha_composite(white, over).convert("RGB")
 
@@ -146,7 +167,10 @@ def _open(source: Source, name: str) -> Image.Image:
 def _decode(source: Source, name: str) -> Image.Image:
     # Pillow's warnings are let through: silencing them is a switch of the whole process, and
     # images are decoded in threads.
-    with _open(source, name) as image:
+    with (
+        _open(source, name) as image,
+        _large if image.width * image.height > _LARGE_PIXELS else nullcontext(),
+    ):
         _halve_transparency(image)
         image.load()
         # A copy: the file behind the opened image is about to close.

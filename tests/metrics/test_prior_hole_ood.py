@@ -368,6 +368,49 @@ class TestDiagnostics:
         correlation = torch.corrcoef(torch.stack([made.flatten(), flatten(seen[0]).flatten()]))
         assert abs(float(correlation[0, 1])) < 4 / math.sqrt(made.numel())
 
+    @pytest.mark.parametrize("level", [0, 2])
+    def test_acceptance_is_what_a_metropolis_chain_accepts(self, level):
+        """A second estimate: proposals drawn and accepted or not, from formulas of its own."""
+        pipe = tiny_pipeline()
+        with torch.no_grad():
+            for net in pipe.prior.nets:
+                net.out.weight.mul_(8)
+        count, scale, repeats = 24, 1.5, 12
+        schedule = DiffusionSchedule(pipe.config.prior.levels)
+        u = tiny_latents(pipe.config, count, seed=3)
+        u = schedule.diffuse(u, level, tiny_latents(pipe.config, count, seed=4))
+        found = [
+            check_steps(pipe, {level: u}, [scale], seed=1000 * i)[0].acceptance
+            for i in range(repeats)
+        ]
+        noisy = float(schedule.cum_sigma[level]) ** 2
+        step, log_snr = scale * noisy, math.log((1 - noisy) / noisy)
+        variance, levels = step - step**2 / 4, torch.full((count,), log_snr)
+        shapes, stream = [g.shape for g in u], torch.Generator().manual_seed(5)
+
+        def density_and_mean(row):
+            row = row.detach().requires_grad_()
+            parts = row.split([s[1:].numel() for s in shapes], dim=1)
+            groups = tuple(p.reshape(s) for p, s in zip(parts, shapes, strict=True))
+            value = pipe.energy_terms(groups, levels).sum(1) - row.square().sum(1) / 2
+            (gradient,) = torch.autograd.grad(value.sum(), row)
+            return value.detach().double(), (row + step / 2 * gradient).detach().double()
+
+        row, accepted = torch.cat([g.flatten(1) for g in u], dim=1), []
+        before, mean = density_and_mean(row)
+        for _ in range(repeats):
+            noise = torch.randn(row.shape, generator=stream, dtype=torch.float64)
+            moved = (mean + math.sqrt(variance) * noise).float()
+            after, back = density_and_mean(moved)
+            forth_distance = (moved.double() - mean).square().sum(1)
+            back_distance = (row.double() - back).square().sum(1)
+            ratio = after - before + (forth_distance - back_distance) / (2 * variance)
+            uniform = torch.rand(count, generator=stream, dtype=torch.float64)
+            accepted.append(float((uniform.log() < ratio).double().mean()))
+        error = math.hypot(*(np.std(x, ddof=1) / math.sqrt(repeats) for x in (found, accepted)))
+        assert 0.05 < np.mean(found) < 0.95
+        assert abs(np.mean(found) - np.mean(accepted)) < 4 * error < 0.2
+
     def test_chains_from_two_starts_have_noise_of_their_own(self, pipe, monkeypatch):
         draws = []
         real = mcmc.run_chain

@@ -26,7 +26,7 @@ from hebm_sample.errors import HebmError
 
 SECONDS = float(os.environ.get("HEBM_FUZZ_SECONDS", "60"))
 SEED = None if "HEBM_FUZZ_SECONDS" in os.environ else 0
-MOST_MEMORY = 2**29  # bytes beyond what the process had before
+MOST_MEMORY = 2**30  # bytes beyond what the process had before; what one large image may take
 SIZE = 8
 
 
