@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -36,6 +37,7 @@ from hebm_sample.config import (
     ScaleConfig,
 )
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
+from hebm_sample.hub.manifest import REQUIRED_FILES, FileRow, ModelRow
 from hebm_sample.io import images
 from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.outputs import Samples, Trajectory
@@ -554,15 +556,13 @@ def models(monkeypatch, tmp_path):
     monkeypatch.setattr(listing, "_EMBEDDED", tmp_path)
 
     def row(name, resolution, folder, repo_id, figures):
-        return types.SimpleNamespace(
+        return ModelRow(
             name=name,
             resolution=resolution,
-            default=True,
             folder=folder,
             repo_id=repo_id,
-            revision=None,
             licence="CC-BY-NC-4.0",
-            files={},
+            files=dict.fromkeys(REQUIRED_FILES, FileRow(1, "0" * 64)),
             figures=figures,
         )
 
@@ -581,6 +581,17 @@ def test_list_is_a_table(models):
         "celebahq  64          embedded    CC-BY-NC-4.0  0.85        class (3), Smiling",
         "cifar10   32          me/cifar10  CC-BY-NC-4.0  -           -",
     ]
+
+
+def test_list_says_what_steers_weakly(models, monkeypatch):
+    rows = hebm_sample.list_models()
+    rows[1] = replace(rows[1], figures={"steers weakly": "Smiling"})
+    monkeypatch.setattr(hebm_sample, "list_models", lambda: rows)
+    lines = hebm_sample_command("--list").stdout.splitlines()
+    assert lines[1].endswith("class (3), Smiling (weak)")
+    assert lines[-1].startswith("(weak): guidance moves it less than half")
+    listed = json.loads(hebm_sample_command("--list", "--json").stdout)["models"]
+    assert [row["weak"] for row in listed] == [["Smiling"], []]
 
 
 def test_list_as_json(models):

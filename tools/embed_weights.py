@@ -20,9 +20,12 @@ from typing import Any
 import click
 
 from hebm_sample.config import ModelConfig
+from hebm_sample.evaluation.control_results import STEERING_GUIDANCE
+from hebm_sample.evaluation.control_results import steering as which_steer
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import (
     KNOWN_FILES,
+    WEAK,
     FileRow,
     Manifest,
     ModelRow,
@@ -54,7 +57,7 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
 
 def steering(measured: dict[str, Any]) -> dict[str, Any]:
     """Of `hebm-train evaluate --control --json`: how often the classifier predicts the
-    target values, by guidance, "0" without a condition.
+    target values, by guidance, "0" without a condition; and which variables steer.
     """
     found, bounds = {}, {}
     for name, variable in measured["variables"].items():
@@ -73,7 +76,12 @@ def steering(measured: dict[str, Any]) -> dict[str, Any]:
         )
         for name, by_guidance in found.items()
     }
-    return shares | bounds
+    known = which_steer(measured)
+    names = {
+        f"steers at guidance {STEERING_GUIDANCE:g}": [n for n, strong in known.items() if strong],
+        WEAK: [n for n, strong in known.items() if not strong],
+    }
+    return shares | bounds | {title: ", ".join(those) for title, those in names.items() if those}
 
 
 def _spelt(symbols: dict[str, str]) -> str:

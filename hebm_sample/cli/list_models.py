@@ -25,6 +25,7 @@ def list_models(as_json: bool) -> None:
         models = [
             {key: getattr(row, key) for key in keys}
             | {"embedded": row.folder is not None, "symbols": _symbols(row)}
+            | {"weak": list(row.weak)}
             | {"training": _config(row).get("training", []), "figures": dict(row.figures)}
             for row in rows
         ]
@@ -35,9 +36,15 @@ def list_models(as_json: bool) -> None:
         where = "embedded" if row.folder is not None else row.repo_id or "not published"
         gap = row.figures.get("gap_closed")
         shown = f"{gap:.2f}" if isinstance(gap, (int, float)) else "-"
-        symbols = ", ".join(_short(*item) for item in (_symbols(row) or {}).items()) or "-"
+        names = [
+            _short(name, values) + (" (weak)" if name in row.weak else "")
+            for name, values in (_symbols(row) or {}).items()
+        ]
+        symbols = ", ".join(names) or "-"
         table.append((row.name, str(row.resolution), where, row.licence, shown, symbols))
     say(aligned(table))
+    if any(row.weak for row in rows):
+        say("(weak): guidance moves it less than half of the way; see the model's card")
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:

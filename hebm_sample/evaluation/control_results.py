@@ -3,6 +3,10 @@
 share = hits / n,    standard error = sqrt(share (1 - share) / n)
 
 Over several values, whose samples share their seeds, the error is that of the seeds' means.
+
+An attribute *steers* if at guidance `STEERING_GUIDANCE` the conditional accuracy has come at least
+`STEERING_THRESHOLD` of the way from the unconditional rate to what the classifier finds in real
+images of the value; otherwise it steers weakly.
 """
 
 import math
@@ -19,8 +23,21 @@ from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.pipeline.editing import EditMethod
 
-__all__ = ["ConditionRates", "Control", "ControlPlan", "Edit", "Layers", "Share", "Variable"]
+__all__ = [
+    "STEERING_GUIDANCE",
+    "STEERING_THRESHOLD",
+    "ConditionRates",
+    "Control",
+    "ControlPlan",
+    "Edit",
+    "Layers",
+    "Share",
+    "Variable",
+    "steering",
+]
 
+STEERING_GUIDANCE = 4.0
+STEERING_THRESHOLD = 0.5
 MAX_GUIDANCE = 100.0
 MAX_WEIGHTS = 100
 
@@ -305,7 +322,20 @@ class Control:
             lines += [_header("together", guidance), *(c.row() for c in self.combinations)]
         lines += self.edit.lines() if self.edit is not None else []
         lines += [self.layers.line()] if self.layers is not None else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._steering()])
+
+    def _steering(self) -> list[str]:
+        rule = (
+            f"{STEERING_THRESHOLD:g} of the way from the unconditional rate to real images at "
+            f"guidance {STEERING_GUIDANCE:g}"
+        )
+        names = {True: "Steer", False: "Steer weakly"}
+        found = steering(self.to_dict())
+        lines = []
+        for strong, title in names.items():
+            those = [name for name, reached in found.items() if reached is strong]
+            lines += [f"{title} ({rule}): {', '.join(those)}"] if those else []
+        return lines
 
     def _title(self) -> list[str]:
         how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
@@ -318,6 +348,27 @@ class Control:
             *textwrap.wrap(accuracy, 120),
             "Shares for which the classifier predicts the target values, ± one standard error:",
         ]
+
+
+def steering(measured: Mapping[str, Any]) -> dict[str, bool]:
+    """Which variables steer, by the module's rule; without those that were not measured at its
+    guidance, and those that cannot be told because real images say no more than unconditional
+    samples.
+
+    Arguments:
+        measured: A `Control` as it stands in files (`Control.to_dict`).
+    """
+    found = {}
+    for name, variable in measured["variables"].items():
+        several = len(variable["asked"]) > 1
+        rates = variable["found"] if several else variable["asked"][0]["found"]
+        real = (
+            variable["real"].get("accuracy") if several else variable["asked"][0]["real"]["share"]
+        )
+        at, base = (rates.get(f"{w:g}", {}).get("share") for w in (STEERING_GUIDANCE, 0.0))
+        if None not in (real, at, base) and real > base:
+            found[name] = (at - base) / (real - base) >= STEERING_THRESHOLD
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,7 @@ __all__ = [
     "KNOWN_FILES",
     "MANIFEST_NAME",
     "MODEL_FILES",
+    "WEAK",
     "FileRow",
     "Manifest",
     "ModelRow",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+WEAK = "steers weakly"  # the figure that names such variables, with commas between
 MANIFEST_NAME = "weights_manifest.json"
 MAX_MANIFEST_BYTES = 1_000_000
 
@@ -166,6 +168,12 @@ class ModelRow:
             _check_keys(row, FileRow, f"files[{short(name)}]")
         rest = {key: value for key, value in data.items() if key != "files"}
         return cls(files={name: FileRow(**row) for name, row in files.items()}, **rest)
+
+    @property
+    def weak(self) -> tuple[str, ...]:
+        """Variables that were measured to steer weakly (`hebm-eval control`)."""
+        named = self.figures.get(WEAK)
+        return tuple(named.split(", ")) if isinstance(named, str) else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict(to_dict())` is the identity."""

@@ -25,7 +25,7 @@ from hebm_sample.evaluation.classifiers import (
     parse_condition,
 )
 from hebm_sample.evaluation.control import ControlContext, _over_all, control
-from hebm_sample.evaluation.control_results import ControlPlan, Share
+from hebm_sample.evaluation.control_results import ControlPlan, Share, steering
 from hebm_sample.metrics.attribute_classifier import AttributeClassifier, Predictions
 from hebm_sample.pipeline.outputs import Samples
 
@@ -258,6 +258,47 @@ def test_table_and_json_hold_the_figures(result):
     assert all(len(line) < 200 for line in table.splitlines())
     nothing = replace(result, edit=None, layers=None, combinations=[])
     assert "Edit" not in nothing.table() and nothing.to_dict()["edit"] is None
+
+
+def of_rates(unconditional, conditional, real, weight="4"):
+    """A measurement's file with the variable `Smiling` and these rates."""
+    found = {"0": {"share": unconditional}, weight: {"share": conditional}}
+    row = {"found": found, "real": {"share": real}}
+    return {"variables": {"Smiling": {"asked": [row], "found": found, "real": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ((0.5, 0.75, 1.0), {"Smiling": True}),
+        ((0.5, 0.74, 1.0), {"Smiling": False}),
+        ((0.06, 0.35, 0.78), {"Smiling": False}),
+        ((0.5, 0.4, 0.9), {"Smiling": False}),
+        ((0.9, 0.9, 0.9), {}),
+        ((0.1, 0.9, None), {}),
+        ((0.1, 0.9, 0.9, "2"), {}),
+    ],
+)
+def test_what_steers_has_come_half_of_the_way(rates, expected):
+    assert steering(of_rates(*rates)) == expected
+
+
+def test_a_variable_of_many_values_steers_over_all_of_them(result):
+    plain = replace(result, combinations=[]).to_dict()
+    several = plain["variables"]["class"]
+    several["found"] = {"0": {"share": 1 / 3}, "4": {"share": 0.6}}
+    for accuracy, strong in ((0.85, True), (0.9, False)):
+        several["real"] = {"accuracy": accuracy}
+        assert steering(plain)["class"] is strong
+
+
+def test_the_table_says_what_steers(result):
+    weak = replace(
+        result.variables["class"], by_guidance={"0": Share.of([1, 0]), "4": Share.of([1, 0])}
+    )
+    table = replace(result, variables={"class": weak}).table()
+    assert table.splitlines()[-1].endswith("at guidance 4): class")
+    assert table.splitlines()[-1].startswith("Steer weakly (0.5 of the way")
 
 
 def test_an_undefined_share_is_null_in_json(result):
