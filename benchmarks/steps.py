@@ -6,10 +6,15 @@ r"""How few gradients give images as good as the full chain's.
     cost         gradients per image, seconds per image
 
 A setting is written as the sampler's fields, such as `steps=24,start=ancestral`; what it does not
-name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`. In
-place of steps=T*50 one may write steps=full. What is done is kept in a folder: a run that was
-stopped goes on where it was, in steps of 500 images, and a setting that was measured is not
-measured again. With `--dtype bfloat16` the folder is OUT/bfloat16.
+name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`,
+after which fields may follow: `own,particles=4`. In place of steps=T*50 one may write steps=full.
+Beside the sampler's fields there are `best_of=N` (candidates per image, ranked by the prior's
+density) and `autoguidance=W` with the energies of `--weak` (`guided.py`); both count in the
+gradients.
+
+What is done is kept in a folder: a run that was stopped goes on where it was, in steps of 500
+images, and a setting that was measured is not measured again. With `--dtype bfloat16` the folder
+is OUT/bfloat16.
 """
 
 import ast
@@ -23,10 +28,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from guided import guided
 
 from hebm_sample import Pipeline, __version__
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.context import EvaluationContext, fingerprint
+from hebm_sample.evaluation.context import EvaluationContext, PriorSamples, fingerprint
 from hebm_sample.evaluation.reference import EvaluationSet, find_set
 from hebm_sample.io.files import write_atomically
 from hebm_sample.metrics.frechet import (
@@ -99,16 +105,27 @@ SETS = {
         "steps=16,start=ancestral,momentum=0.5",
         "steps=16,start=ancestral,momentum=0.8",
     ],
+    # What the energies know, spent in other ways; gradients alike, 64 or 16 a pair of rows.
+    "search": [
+        "own",
+        "own,steps=32",
+        "own,steps=64",
+        "own,best_of=4",
+        "own,particles=4",
+        "own,steps=32,best_of=2",
+        "own,steps=32,particles=2",
+    ],
     "own": ["own"],
 }
+OURS = ("best_of", "autoguidance")  # of a setting, and no fields of the sampler's
 
 
 def read_setting(text: str, levels: int) -> dict[str, Any]:
     """Fields of the sampler's config of such a text."""
-    if text == "own":
-        return {}
-    found: dict[str, Any] = dict(USUAL)
-    for part in text.split(","):
+    parts = text.split(",")
+    own = parts[0] == "own"
+    found: dict[str, Any] = {} if own else dict(USUAL)
+    for part in parts[own:]:
         name, equals, value = part.partition("=")
         if not equals:
             raise UserInputError(f"setting {text!r} must be name=value,name=value,...")
@@ -121,22 +138,58 @@ def read_setting(text: str, levels: int) -> dict[str, Any]:
     return found
 
 
+def best_samples(context: EvaluationContext, best_of: int) -> PriorSamples:
+    """`EvaluationContext.samples` of the best of several candidates an image; seconds with
+    decoding.
+    """
+    pipe, size = context.pipe, context.batch_size
+    key: list[Any] = [
+        best_of,
+        fingerprint(pipe),
+        pipe.sampling_config(**context.sampling).to_dict(),
+    ]
+
+    def make(start: int, stop: int) -> dict[str, torch.Tensor]:
+        began = time.perf_counter()
+        options = {"batch_size": size, "output_type": "torch", "progress": False}
+        u = pipe(seeds=range(start, stop), best_of=best_of, **options, **context.sampling).latents
+        seconds = torch.tensor([time.perf_counter() - began])
+        return {f"u{i}": g for i, g in enumerate(u)} | {"seconds": seconds}
+
+    found = context.cached("ebm-best", key, context.num_images, make)
+    return PriorSamples(context.latents_of(found), float(found["seconds"].sum()))
+
+
 def features_of(
-    pipe: Any, known: EvaluationSet, setting: dict[str, Any], images: int, batch: int, out: Path
+    pipe: Any,
+    known: EvaluationSet,
+    setting: dict[str, Any],
+    images: int,
+    batch: int,
+    out: Path,
+    weak: Any = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Features (N, D) of a setting's images, and what they cost."""
+    sampling = {k: v for k, v in setting.items() if k not in OURS}
+    best_of, weight = setting.get("best_of", 1), setting.get("autoguidance", 0.0)
     context = EvaluationContext(
-        pipe, images, batch_size=batch, folder=out / "latents", sampling=setting
+        guided(pipe, weak, weight) if weight else pipe,
+        images,
+        batch_size=batch,
+        folder=out / "latents",
+        sampling=sampling,
     )
     cpu, fresh = time.process_time(), not any((out / "latents").glob("ebm-*"))
     before = set((out / "latents").glob("ebm-*"))
-    drawn = context.samples("ebm")
+    drawn = context.samples("ebm") if best_of == 1 else best_samples(context, best_of)
     cpu = time.process_time() - cpu
     new = len(set((out / "latents").glob("ebm-*")) - before)
-    features = context.features("ebm", {known.space: (known.net, {})})[known.space]
+    spaces = {known.space: (known.net, {})}
+    features = context.features_of("ebm", drawn.u, spaces)[known.space]
     whole = fresh or new == -(-images // 500)
+    config = context.pipe.sampling_config(**sampling)
     return features, {
-        "gradients": context.pipe.sampling_config(**setting).steps,
+        "gradients": config.steps * config.particles * best_of * (2 if weight else 1),
         "seconds_per_image": drawn.seconds / images,
         # a setting that was gone on with has no CPU time of the whole
         "cpu_seconds_per_image": cpu / images if whole else None,
@@ -195,10 +248,17 @@ def table(result: dict[str, Any]) -> str:
 
 
 def measure(
-    pipe: Any, known: EvaluationSet, settings: Iterable[str], images: int, batch: int, out: Path
+    pipe: Any,
+    known: EvaluationSet,
+    settings: Iterable[str],
+    images: int,
+    batch: int,
+    out: Path,
+    weak: Any = None,
 ) -> dict[str, Any]:
     """All settings; the JSON is written after each."""
     path, key = out / "steps.json", [fingerprint(pipe), images, __version__]
+    key += [] if weak is None else [fingerprint(weak)]
     result: dict[str, Any] = {
         "key": key,
         "images": images,
@@ -224,9 +284,9 @@ def measure(
         click.echo(f"[{i + 1}/{len(chosen)}] {text}", err=True)
         setting = read_setting(text, pipe.config.prior.num_levels)
         if i > 0 and full is None:
-            full, _ = features_of(pipe, known, first, images, batch, out)
+            full, _ = features_of(pipe, known, first, images, batch, out, weak)
         known_row = result["settings"].get(text)
-        found, row = features_of(pipe, known, setting, images, batch, out)
+        found, row = features_of(pipe, known, setting, images, batch, out, weak)
         if known_row is None:
             result["settings"][text] = row | distances(found, full, known.statistics)
         full = found if i == 0 else full
@@ -241,7 +301,8 @@ def measure(
     "--set", "name", type=click.Choice(sorted(SETS)), default="objects", show_default=True
 )
 @click.option("--setting", "extra", multiple=True, metavar="TEXT", help="One more.")
-@click.option("--pictures", type=click.IntRange(20), default=1000, show_default=True)
+@click.option("--weak", help="Model of an earlier step of the same run, for autoguidance.")
+@click.option("--images", "--pictures", type=click.IntRange(20), default=1000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=50, show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
@@ -251,6 +312,7 @@ def main(
     dataset: str,
     name: str,
     extra: tuple[str, ...],
+    weak: str | None,
     images: int,
     batch: int,
     dtype: str,
@@ -263,13 +325,19 @@ def main(
     chosen = list(dict.fromkeys([*SETS[name], *extra]))
     if pipe.config.prior is None:
         raise click.ClickException(f"{pipe.name} has no energy-based prior")
+    poor = None if weak is None else Pipeline.from_pretrained(weak, dtype=getattr(torch, dtype))
     for text in chosen:
-        pipe.sampling_config(**read_setting(text, pipe.config.prior.num_levels))
+        setting = read_setting(text, pipe.config.prior.num_levels)
+        if "autoguidance" in setting:
+            if poor is None:
+                raise click.ClickException(f"setting {text!r} needs --weak, a model")
+            guided(pipe, poor, setting["autoguidance"])
+        pipe.sampling_config(**{k: v for k, v in setting.items() if k not in OURS})
     known = find_set(pipe.name, pipe.config.generator.image_size)
     if known is None:
         raise click.ClickException(f"the package has no evaluation set for {pipe.name}")
     out.mkdir(parents=True, exist_ok=True)
-    text = table(measure(pipe, known, chosen, images, batch, out))
+    text = table(measure(pipe, known, chosen, images, batch, out, poor))
     (out / "steps.txt").write_text(text + "\n", encoding="utf-8")
     click.echo(text)
 
