@@ -55,7 +55,8 @@ def _model(name: str, resolution: int, quick: bool) -> dict[str, str]:
         pipe.vary(samples, keep=slice(0, 2), num_variations=2, output_type="numpy")
     )
     found["layers"] = _of(pipe.layers(seed=7, output_type="numpy"))
-    found["reconstructed"] = _digest(pipe.reconstruct(images, output_type="torch").images)
+    again = pipe.reconstruct(images, output_type="torch")
+    found["reconstructed"] = _digest(getattr(again, "images", again))  # older trees: the images
     found["energy"] = _digest(pipe.energy(images))
     if pipe.symbols:
         variable, values = next(iter(pipe.symbols.items()))
@@ -126,7 +127,9 @@ def main(trees: tuple[Path, ...], quick: bool, hashes: bool) -> None:
             continue
         path = {**os.environ, "PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": THREADS}
         command = [sys.executable, __file__, "--hashes", *(["--quick"] if quick else [])]
-        done = subprocess.run(command, env=path, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, env=path, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise click.ClickException(f"{tree} cannot be measured; what it said stands above")
         found.append(json.loads(done.stdout))
     if len(found) == 1:
         click.echo(json.dumps(found[0], indent=1))
