@@ -25,6 +25,7 @@ from hebm_sample.latents import Latents
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.decoding.adversary import (
     Discriminator,
+    Response,
     feature_distance,
     gradient_penalty,
 )
@@ -113,7 +114,7 @@ class DecoderObjective(nn.Module):
         return own, self.generator.transform(drawn).features
 
     def decoded(self, h: Tensor, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """What the decoder makes of h, and `images`, both cut to one random square."""
+        """What the decoder makes of h (N, W, H, H), and `images`, all cut to one random square."""
         side = h.shape[-1]
         square = self.plan.square
         if square is None or square >= side:
@@ -137,54 +138,65 @@ class DecoderObjective(nn.Module):
         in. For the arguments see `training/optim.py`.
         """
         own, drawn = self.states(part.images, part.stream)
-        y, x = self.decoded(own, part.images, part.stream)
-        fakes = [y]
-        if drawn is not None:
-            fakes.append(self.decoded(drawn, part.images, part.stream)[0])
-        weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
-        loss_d, real, stats = self.discriminated(x, fakes)
-        loss_g, more = self.improved(x, fakes, real, weight)
+        count = len(own)
+        h = own if drawn is None else torch.cat([own, drawn])
+        decoded, x = self.decoded(h, part.images, part.stream)
+        # The discriminator sees what was decoded once: from its side, as an image that learns
+        # nothing; and the slope of its losses at that image is the decoder's share.
+        y = decoded.detach().requires_grad_()
+        response, real = self.learner.discriminator(y), self.learner.discriminator(x)
+        loss_d, stats = self.discriminated(x, real, response)
         mine = list(self.learner.discriminator.parameters())
+        grads_d = torch.autograd.grad(loss_d, mine, retain_graph=True)
+        weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
+        opinion, more = self.opinion(response, real, count)
+        (slope,) = torch.autograd.grad(weight * opinion, y)
+        pixels = (decoded[:count] - x).abs().mean()
+        loss_g = self.plan.pixels * pixels
         others = list(self.learner.decoder.parameters())
-        grads_d = torch.autograd.grad(loss_d, mine)
-        grads_g = torch.autograd.grad(loss_g, others)
+        grads_g = torch.autograd.grad((loss_g, decoded), others, (torch.ones_like(loss_g), slope))
         if fraction < ALONE:
             grads_g = tuple(torch.zeros_like(g) for g in grads_g)
         found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))
-        return tuple(found[id(p)] for p in parameters), stats | more | {
-            "loss": loss_g.detach() + loss_d.detach()
+        loss = loss_g.detach() + weight * opinion.detach() + loss_d.detach()
+        return tuple(found[id(p)] for p in parameters), {
+            **stats,
+            "pixels": pixels.detach(),
+            **more,
+            "loss": loss,
         }
 
     def discriminated(
-        self, x: Tensor, fakes: list[Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        """The discriminator's loss, its maps of the images x, and statistics."""
+        self, x: Tensor, real: Response, found: Response
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, and statistics.
+
+        Arguments:
+            x: Images.
+            real, found: What it makes of them, and of decoded images.
+        """
         critic = self.learner.discriminator
-        real = critic(x)
-        logits = torch.stack([critic(y.detach()).logits for y in fakes])
-        few = x[: max(1, len(x) // PENALIZED)]
-        penalty = gradient_penalty(critic, few)
-        loss = F.softplus(-real.logits).mean() + F.softplus(logits).mean()
+        penalty = gradient_penalty(critic, x[: max(1, len(x) // PENALIZED)])
+        loss = F.softplus(-real.logits).mean() + F.softplus(found.logits).mean()
         stats = {
             "discriminator": loss.detach(),
             "logit_real": real.logits.detach().mean(),
-            "logit_fake": logits.detach().mean(),
+            "logit_fake": found.logits.detach().mean(),
             "penalty": penalty.detach(),
         }
-        loss = loss + 0.5 * self.plan.penalty * penalty
-        return loss, tuple(m.detach() for m in real.maps), stats
+        return loss + 0.5 * self.plan.penalty * penalty, stats
 
-    def improved(
-        self, x: Tensor, fakes: list[Tensor], real: tuple[Tensor, ...], weight: float
+    def opinion(
+        self, found: Response, real: Response, count: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The decoder's loss, and statistics."""
-        critic, plan = self.learner.discriminator, self.plan
-        found = [critic(y) for y in fakes]
-        pixels = (fakes[0] - x).abs().mean()
-        features = feature_distance(found[0].maps, real)
-        fooled = torch.stack([F.softplus(-v.logits).mean() for v in found]).mean()
-        loss = plan.pixels * pixels + weight * (
-            plan.features * features + plan.adversarial * fooled
-        )
-        stats = {"pixels": pixels.detach(), "features": features.detach()}
-        return loss, stats | {"adversarial": fooled.detach()}
+        """The discriminator's part of the decoder's loss, and statistics.
+
+        Arguments:
+            found, real: As of `discriminated`.
+            count: How many of the decoded images are reconstructions; they are the first.
+        """
+        wanted = [m.detach() for m in real.maps]
+        features = feature_distance([m[:count] for m in found.maps], wanted)
+        fooled = F.softplus(-found.logits).mean()
+        loss = self.plan.features * features + self.plan.adversarial * fooled
+        return loss, {"features": features.detach(), "adversarial": fooled.detach()}
