@@ -12,7 +12,7 @@ help:
 	@echo "make clean   remove what these have written"
 
 test:
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -n 2 -m "not slow"
 
 slow:
 	$(PYTHON) -m pytest -m slow

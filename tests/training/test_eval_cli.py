@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
-from tiny import symbolic_pipeline, tiny_pipeline
+from tiny import symbolic_pipeline, tiny_config, tiny_pipeline
 from toy import draw_images
 
 from hebm_sample import __version__
@@ -144,3 +144,26 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_sampler_is_measured_as_it_is_asked_for(home, tmp_path):
+    """Every field of the sampler that an option gives, in the figures and in the samples."""
+    asked = ("--temperature", 0.8, "--particles", 2, "--sampler", "annealed", "--steps", 12)
+    asked += ("--step-scale", 0.5)
+    pipe = tiny_pipeline(tiny_config(start="ancestral"))
+    pipe.save_pretrained(tmp_path / "model")
+    data = ("--data", home / "images", "--validation", 40, "-n", 10, "--device", "cpu")
+    found = []
+    for options in (asked, asked[2:]):
+        json_path = tmp_path / f"{len(found)}.json"
+        done = run(home, "distances", tmp_path / "model", *data, *options, "--json", json_path)
+        assert done.exit_code == 0, done.output
+        found.append(json.loads(json_path.read_text()))
+    calm, own = found
+    assert calm["sampling"] == own["sampling"] | {"temperature": 0.8}
+    assert (calm["sampling"]["particles"], calm["sampling"]["step_scale"]) == (2, 0.5)
+    space = next(iter(calm["gaps"]))
+    assert calm["gaps"][space]["fd_model"] != own["gaps"][space]["fd_model"]
+    assert calm["gaps"][space]["fd_gauss"] == own["gaps"][space]["fd_gauss"]
+    refused = run(home, "distances", tmp_path / "model", *data, "--temperature", "nan")
+    assert refused.exit_code == 2 and "Traceback" not in refused.output

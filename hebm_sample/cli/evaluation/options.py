@@ -10,8 +10,9 @@ import click
 
 from hebm_sample.cli.data import HoldOutType, tell
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.requests.grammar import NumberType
+from hebm_sample.cli.requests.grammar import FactorsType, NumberType
 from hebm_sample.config import SamplerName
+from hebm_sample.config.sampler import MAX_PARTICLES
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -65,6 +66,7 @@ JSON: Sequence[Decorator] = (
     ),
     click.option("--overwrite", is_flag=True, help="Replace the file of --json."),
 )
+SETTINGS = ("sampler", "steps", "step_scale", "temperature", "particles")  # those of SAMPLING
 FEATURE_STEPS: Decorator = click.option(
     "--feature-steps",
     type=click.IntRange(2),
@@ -95,6 +97,19 @@ SAMPLING: Sequence[Decorator] = (
     ),
     click.option(
         "--step-scale", type=NumberType(0), metavar="C", help="In place of the model's own."
+    ),
+    click.option(
+        "--temperature",
+        "--trunc",
+        type=FactorsType(),
+        metavar="FACTOR[,...]",
+        help="Factor on the noise, or one per group, in place of the model's own.",
+    ),
+    click.option(
+        "--particles",
+        type=click.IntRange(1, MAX_PARTICLES),
+        metavar="N",
+        help="Chains per image, in place of the model's own.",
     ),
 )
 
@@ -211,7 +226,7 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
         "batch_size": options["batch"],
         "progress": not quiet,
         "announce": lambda text: None if quiet else say(text, err=True),
-        **{name: options[name] for name in ("sampler", "steps", "step_scale")},
+        **{name: options[name] for name in SETTINGS},
     }
 
 
