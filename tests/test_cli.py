@@ -66,7 +66,7 @@ class FakePipeline:
     symbols = {}
     generator = types.SimpleNamespace(chosen_decoder=lambda decoder: decoder or "likelihood")
     weights_hash, dtype = "0a", torch.float32
-    model = types.SimpleNamespace(fixed=False)
+    model = types.SimpleNamespace()
     failure: BaseException | None = None
 
     def __init__(self, name, revision):

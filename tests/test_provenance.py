@@ -64,21 +64,70 @@ def test_text_is_as_it_is_typed(pipe):
     assert not {"seed", "seeds"} & set(found.text())
 
 
-def test_hashes_follow_the_weights_unless_they_are_fixed(pipe, monkeypatch):
-    first, calls = pipe.weights_hash, []
+def in_place(p):
     with torch.no_grad():
-        next(iter(pipe.prior.parameters())).add_(1.0)
+        p.neg_()
+
+
+def through_data(p):
+    p.data.mul_(2)
+
+
+def other_storage(p):
+    p.data = p.data.neg()
+
+
+def rounded(p):
+    p.data = p.data.half()
+    p.data = p.data.float()
+
+
+@pytest.mark.parametrize("change", [in_place, through_data, other_storage, rounded])
+@pytest.mark.parametrize("part", ["generator", "prior"])
+def test_hashes_follow_the_weights(pipe, change, part):
+    first = pipe.weights_hash
+    change(next(p for p in getattr(pipe, part).parameters() if p.abs().max() > 0))
     changed = pipe.weights_hash
-    assert changed != first
+    assert changed == content_digest(pipe.generator, pipe.prior) != first
+    before = {k: v.clone() for k, v in pipe.prior.state_dict().items()}
+    pipe.prior.load_state_dict({k: v + 1 for k, v in before.items()})
+    assert pipe.weights_hash != changed
+    pipe.prior.load_state_dict(before)
+    assert pipe.weights_hash == changed
+
+
+def test_weights_that_stay_are_hashed_once(pipe, monkeypatch):
+    known, calls = pipe.weights_hash, []
     monkeypatch.setattr(
         weights, "content_digest", lambda *parts: calls.append(parts) or content_digest(*parts)
     )
-    pipe.model.fixed = True
     for _ in range(3):
-        assert Provenance.of_model(pipe).facts["weights"] == pipe.weights_hash == changed
-    assert len(calls) == 1
-    pipe.generator = tiny_pipeline().generator  # another one is another model
-    assert pipe.weights_hash == changed and len(calls) == 2
+        assert Provenance.of_model(pipe).facts["weights"] == pipe.weights_hash == known
+    assert calls == []
+    pipe.generator = tiny_pipeline().generator
+    assert pipe.weights_hash == known and len(calls) == 1
+
+
+def test_a_stream_is_hashed_once(pipe, monkeypatch):
+    asked = []
+    real = Provenance.of_model.__func__
+    monkeypatch.setattr(
+        Provenance, "of_model", classmethod(lambda cls, m: asked.append(1) or real(cls, m))
+    )
+    states = list(pipe.stream(seeds=[3], steps=12))
+    assert len(states) > 2 and len(asked) == 1
+    assert all(s.provenance == states[0].provenance for s in states)
+
+
+def test_weights_made_in_inference_mode_are_hashed_each_time(pipe):
+    with torch.inference_mode():
+        pipe.prior.nets[0].out.weight = torch.nn.Parameter(
+            pipe.prior.nets[0].out.weight.clone(), requires_grad=False
+        )
+    first = pipe.weights_hash
+    with torch.inference_mode():
+        pipe.prior.nets[0].out.weight.neg_()
+    assert pipe.weights_hash == content_digest(pipe.generator, pipe.prior) != first
 
 
 def test_an_edits_guidance_is_the_same_in_shell_and_python():

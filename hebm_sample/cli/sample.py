@@ -31,7 +31,6 @@ from hebm_sample.cli.options import (
 from hebm_sample.cli.requests.grammar import MixType, NumberType, SeedType
 from hebm_sample.cli.requests.sample import DEFAULT_COLUMNS, DEFAULT_IMAGES, SampleOptions
 from hebm_sample.cli.verify import verify
-from hebm_sample.cli.work.sampling import sample
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, HOLD, MAX_SECONDS, SECONDS
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -163,6 +162,8 @@ def main(ctx: click.Context, /, **options: Any) -> None:
             quiet=options["quiet"],
         )
     else:
+        from hebm_sample.cli.work.sampling import sample
+
         sample(SampleOptions(**options))
 
 

@@ -26,7 +26,7 @@ from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.device import pick_device
-from hebm_sample.pipeline.identity import weights_hash
+from hebm_sample.pipeline.identity import state_of, weights_hash
 from hebm_sample.pipeline.outputs import (
     OutputType,
     Samples,
@@ -88,8 +88,7 @@ class Model:
 
     Attributes:
         schedule: Noise levels of the prior; None without one.
-        fixed: Whether its networks stay as they are, as a command's do, so that `hashes` of
-            their weights hold.
+        hashes: Those of weights by name, each with the state of the weights that it is of.
     """
 
     def __init__(
@@ -110,9 +109,8 @@ class Model:
         self.prior = prior
         self._generator, self._encoder = generator, encoder
         self._card, self._row, self._calibration = card, row, calibration
-        self._posterior_variance: Latents | None = None
-        self.fixed = False
-        self.hashes: dict[str, str] = {}
+        self._posterior_variance: tuple[object, Latents] | None = None
+        self.hashes: dict[str, tuple[object, str]] = {}
         self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
@@ -241,16 +239,17 @@ class Model:
     def posterior_variance(self) -> Latents:
         """w of every coordinate, (1, C_i, H_i, W_i) a group, on the model's device: how wide
         q(u | x) is there, averaged over images (`pipeline/posterior_variance.py`). The steps of
-        `precondition=True` follow it. Found once, and again after `to` and for another generator.
+        `precondition=True` follow it. Found once, and again where a weight was changed.
 
         Raises:
             UserInputError: the model has no encoder.
         """
-        if self._posterior_variance is None:
+        state, known = state_of(self.generator, self.encoder), self._posterior_variance
+        if known is None or state is None or known[0] != state:
             with self.precision():
                 found = posterior_variance(self.generator, self.encoder, self.device)
-            self._posterior_variance = found
-        return self._posterior_variance
+            known = self._posterior_variance = (state, found)
+        return known[1]
 
     # Images and latents
 

@@ -198,8 +198,8 @@ class Sampler:
         # Built eagerly: what is wrong with the request is said now, not when the first image is
         # needed.
         check_particles(self.model, request)
-        states = self.run(request)
-        return (self.samples(state, request, output_type) for state in states)
+        states, said = self.run(request), self._provenance(request)
+        return (self.samples(state, request, output_type, said) for state in states)
 
     def trajectory(
         self,
@@ -246,11 +246,22 @@ class Sampler:
         walks = [self._batch(batch, energy) for batch in request.batches()]
         return (join_batches(states) for states in zip(*walks, strict=True))
 
-    def samples(self, state: DecodedState, request: Request, output_type: OutputType) -> Samples:
-        """A state of a request as it is given to the user."""
+    def samples(
+        self,
+        state: DecodedState,
+        request: Request,
+        output_type: OutputType,
+        said: tuple[Provenance, ...] | None = None,
+    ) -> Samples:
+        """A state of a request as it is given to the user.
+
+        Arguments:
+            said: What the files of its images say, where that is known already.
+        """
         groups = len(self.model.generator.latent_shapes)
         energies = None if state.terms is None else -state.terms[:, :groups]
-        images, said = to_output(state.images, output_type), self._provenance(request)
+        images = to_output(state.images, output_type)
+        said = self._provenance(request) if said is None else said
         seeds, decoder = request.seeds, request.decoder
         return Samples(
             images, state.u, energies, seeds, state.level, decoder=decoder, provenance=said

@@ -35,7 +35,7 @@ def load(options: CommandOptions, device: str | None = None) -> "Pipeline":
     from hebm_sample.pipeline.runtime.process import tune_process
 
     tune_process()
-    pipe = Pipeline.from_pretrained(
+    return Pipeline.from_pretrained(
         options.dataset or "",
         resolution=options.resolution,
         revision=options.revision,
@@ -44,8 +44,6 @@ def load(options: CommandOptions, device: str | None = None) -> "Pipeline":
         device=device or options.device,
         dtype=getattr(torch, options.dtype),
     )
-    pipe.model.fixed = True  # no command trains what it samples
-    return pipe
 
 
 def with_known_names(options: _O, pipe: "Pipeline") -> _O:
