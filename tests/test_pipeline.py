@@ -310,14 +310,15 @@ def test_the_posteriors_variance_is_that_of_the_models_own_images(pipe):
     for group, shape in zip(found, pipe.generator.latent_shapes, strict=True):
         assert tuple(group.shape) == (1, *shape) and bool((group > 0).all())
     torch.testing.assert_close(tiny_pipeline().posterior_variance(), found)
-    with torch.no_grad():
-        for head in pipe.encoder.heads:
-            head.out.weight.zero_()
-    assert pipe.posterior_variance() is not found
     drawn = pipe(num_images=64, prior="gaussian", output_type="torch").images
     means, draws = (pipe.encode(drawn, mode=mode) for mode in ("mean", "sample"))
     spread = (draws[0] - means[0]).square().mean()  # of the first group: the same h for both
     assert float(spread) == pytest.approx(float(found[0].mean()), rel=0.1)
+    changed = tiny_pipeline()
+    before = changed.posterior_variance()
+    with torch.no_grad():
+        changed.encoder.heads[0].out.weight.mul_(0.5)
+    assert not torch.equal(changed.posterior_variance()[0], before[0])
 
 
 def test_none_means_the_models_own(pipe):
