@@ -139,6 +139,7 @@ CSS = """
     overflow-wrap: anywhere; background: var(--background-fill-secondary); }
 .hebm-error { background: #b3261e; color: #fff; }
 #hebm-view { align-items: start; }
+#hebm-controls .tab-container button { padding: 0 9px !important; }
 .hebm-big { margin: 0; }
 .hebm-big > div { position: relative; max-width: 512px; margin: 0 auto; }
 .hebm-big img { width: 100%; display: block; border-radius: 12px; }
@@ -191,16 +192,20 @@ body:has(#hebm-tab-inpaint-button[aria-selected=true]) .hebm-big canvas { displa
 .hebm-samples button:is(:hover, :focus-visible) { border-color: var(--color-accent); }
 .hebm-samples img { height: 52px; display: block; border-radius: 6px; }
 @media (max-width: 760px) {
+    .gradio-container { overflow: clip !important; }  /* what is hidden does not stick */
     #hebm-page { flex-direction: column; flex-wrap: nowrap; align-items: stretch; }
-    #hebm-stage, #hebm-view, #hebm-about { display: contents; }
-    #hebm-line { order: 1; position: sticky; top: 0; z-index: 6; padding-top: 4px;
+    .hebm-head p { display: none; }
+    #hebm-stage, #hebm-view, #hebm-seen, #hebm-about { display: contents; }
+    #hebm-line { order: 1; position: sticky; top: 0; z-index: 51; padding-top: 4px;
         background: var(--body-background-fill); }
-    #hebm-images { order: 2; position: sticky; top: 46px; z-index: 5;
-        padding-bottom: 6px !important; background: var(--body-background-fill); }
-    #hebm-next { order: 3; } #hebm-controls { order: 4; } #hebm-facts { order: 5; }
+    #hebm-images { order: 2; position: sticky; top: 46px; z-index: 50;
+        padding-bottom: 6px !important; background: var(--body-background-fill) !important; }
+    #hebm-next { order: 3; flex-wrap: nowrap; gap: 8px; }
+    #hebm-next button { min-width: 0 !important; padding: 6px; font-size: .85rem; }
+    #hebm-controls .tab-container button { padding: 0 5px !important; font-size: .85rem; }
+    #hebm-controls { order: 4; } #hebm-facts { order: 5; }
     #hebm-lines { order: 6; }
     #hebm-controls [role=tablist] { scroll-margin-top: 44vh; }
-    #hebm-controls [role=tablist] button { padding: 0 8px !important; }
     .hebm-big > div { max-width: 30vh; }
     .hebm-big figcaption { margin: 0; font-size: .75rem; }
     .hebm-thumbs { display: flex; overflow-x: auto; margin-top: .25rem; gap: .25rem; }

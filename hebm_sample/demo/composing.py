@@ -109,7 +109,7 @@ def inpaint(
     def text(index: int) -> dict[str, str]:
         return editing.single_text(options, provenance, index)
 
-    found = of_samples(pipe, samples, step, [f"filled in, seed {seed}" for seed in seeds], text)
+    found = of_samples(pipe, samples, step, [f"filling {seed}" for seed in seeds], text)
     files = (*source.files, (step.mask_name, png_bytes(mask)))
     # Known pixels are the image's own, so the latents are not quite what is seen.
     own: dict[str, Any] = {"latents": None, "files": files, "photo": source.photo}

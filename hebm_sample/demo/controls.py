@@ -69,7 +69,7 @@ class Controls:
                 visible=aligns(offer.config),
                 elem_id="hebm-align",
             )
-        with gr.Tabs() as self.tabs:
+        with gr.Tabs(overflow_behavior="wrap") as self.tabs:
             self._tabs(offer)
 
     def _tabs(self, offer: Offer) -> None:
@@ -142,7 +142,7 @@ class Controls:
                 50,
                 16,
                 step=1,
-                label="Brush, % of the side",
+                label="Brush",
                 elem_id="hebm-brush",
                 min_width=150,
             )

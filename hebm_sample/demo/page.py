@@ -28,7 +28,7 @@ _WORK: dict[str, Any] = {
 # Short, and so apart: whoever opens the page sees a model at once, even while others draw.
 _OPEN: dict[str, Any] = _WORK | {"concurrency_id": "open"}
 # Which button below the images opens which tab.
-_NEXT = {"Vary this one": "vary", "Edit this one": "edit", "Inpaint this one": "inpaint"}
+_NEXT = {"Vary this": "vary", "Edit this": "edit", "Inpaint this": "inpaint"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _stage() -> _Stage:
             for text, tab in _NEXT.items()
         }
         paste = gr.Button(
-            "Put back into the photograph", visible=False, elem_id="hebm-paste", min_width=100
+            "Put back into the photo", visible=False, elem_id="hebm-paste", min_width=100
         )
     return _Stage(status, html, facts, *_lines(), stop, paste, buttons)
 

@@ -71,8 +71,8 @@ def upload_box(samples: Sequence[bytes]) -> str:
     )
     row = f'<div class="hebm-samples">Or one of these drawings: {shown}</div>' if samples else ""
     return (
-        '<label class="hebm-drop">Choose an image, or drop one here'
-        f"<small>PNG, JPEG, WebP, GIF, TIFF and others, up to {limit} MB</small>"
+        '<label class="hebm-drop">Choose or drop an image'
+        f"<small>PNG, JPEG, WebP and others, up to {limit} MB</small>"
         f'<input type="file" accept="image/*"></label>{row}'
     )
 
@@ -138,7 +138,7 @@ def _downloads(images: Sequence[DemoImage], big: DemoImage) -> str:
     width, height = big.image.size
     links = _link(file_name(big.origin), big.png, f"Save {width}×{height} PNG")
     for name, data in big.files:
-        links += _link(name, data, f"Save {name}, which the lines read")
+        links += _link(name, data, f"Save {name}")
     if len(images) > 1 and all(image.finished for image in images):
         count = f"Save all {len(images)} as a ZIP"
         links += _link("images.zip", archive(images), count, "application/zip", "hebm-all")

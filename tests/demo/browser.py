@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
@@ -176,6 +177,19 @@ class Visitor:
         self.find("#hebm-upload input[type=file]").send_keys(str(path))
         return self.wait()
 
+    def paint(self, *places: tuple[float, float]) -> None:
+        """Draw a line through places of the large image, (0, 0) to (1, 1)."""
+        canvas = self.find(".hebm-big canvas")
+        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
+        self.until(canvas.is_displayed)
+        size = canvas.size
+        at = [((x - 0.5) * size["width"], (y - 0.5) * size["height"]) for x, y in places]
+        action = ActionChains(self.driver, 20).move_to_element_with_offset(canvas, *at[0])
+        action.click_and_hold()
+        for place in at[1:]:
+            action.move_to_element_with_offset(canvas, *place)
+        action.release().perform()
+
     @property
     def images(self) -> list[bytes]:
         """The files of all small images; of the large one if there is but one."""
@@ -186,12 +200,13 @@ class Visitor:
         )
         return [base64.b64decode(text) for text in self.js(code)]
 
-    def save(self) -> tuple[str, bytes]:
-        """Save the large image; its file's name and content."""
-        self.click(".hebm-download")
+    def save(self, link: str = ".hebm-one") -> tuple[str, bytes]:
+        """Save the large image, or what another link gives; the file's name and content."""
+        self.click(link)
 
         def files() -> list[Path]:
-            return [p for p in self.folder.glob("*.png") if p.stat().st_size]
+            found = [p for ending in ("png", "zip") for p in self.folder.glob(f"*.{ending}")]
+            return [p for p in found if p.stat().st_size]
 
         self.until(files)
         (path,) = files()
