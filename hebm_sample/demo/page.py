@@ -12,9 +12,11 @@ import gradio as gr
 
 from hebm_sample.demo import client, view
 from hebm_sample.demo.controls import QUICK, Controls, target_values
+from hebm_sample.demo.drawings import drawings
 from hebm_sample.demo.handlers import Handlers
 from hebm_sample.demo.serving import Page, launch
 from hebm_sample.demo.studio import Studio
+from hebm_sample.presets.crops import crop_for
 
 __all__ = ["build", "launch"]
 
@@ -52,7 +54,8 @@ class _Stage:
 
 def build(studio: Studio) -> Page:
     """The page for these models; the first of them is shown at first."""
-    samples: list[bytes] = []
+    crops = {crop_for(offer.config) is not None for offer in studio.offers.values()}
+    samples = drawings(faces=True in crops, places=False in crops)
     handlers, first = Handlers(studio, samples), next(iter(studio.offers))
     with Page(title="hebm_sample", analytics_enabled=False, fill_width=True) as page:
         page.visitors = handlers.visitors
