@@ -187,6 +187,7 @@ body:has(#hebm-tab-inpaint-button[aria-selected=true]) .hebm-big canvas { displa
 .hebm-drop:focus-within, .hebm-drop:hover { background: var(--background-fill-secondary); }
 .hebm-samples { display: flex; gap: .5rem; margin: .6rem 0 0; align-items: center;
     font-size: .8rem; color: var(--body-text-color-subdued); flex-wrap: wrap; }
+.hebm-samples p { flex: 0 0 100%; margin: 0; }
 .hebm-samples button { padding: 0; border: 2px solid transparent; border-radius: 8px;
     background: none; cursor: pointer; }
 .hebm-samples button:is(:hover, :focus-visible) { border-color: var(--color-accent); }

@@ -137,6 +137,7 @@ class Controls:
         self.inpaint = _main("Inpaint")
         gr.Markdown("Paint on the large image; what is painted over is filled in.")
         with gr.Row(equal_height=True):
+            # No listener reads these two: the brush in the browser does.
             self.brush = gr.Slider(
                 2,
                 50,
@@ -145,9 +146,12 @@ class Controls:
                 label="Brush",
                 elem_id="hebm-brush",
                 min_width=150,
+                interactive=True,
             )
             with gr.Column(min_width=120, scale=0):
-                self.erase = gr.Checkbox(False, label="Erase", elem_id="hebm-erase")
+                self.erase = gr.Checkbox(
+                    False, label="Erase", elem_id="hebm-erase", interactive=True
+                )
                 self.clear = gr.Button("Clear", elem_id="hebm-clear", size="sm")
         self.mask = gr.Textbox("", visible=False)
         self.inpaint_seeds = _seeds(

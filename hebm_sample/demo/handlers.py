@@ -9,7 +9,7 @@ import base64
 import binascii
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -338,6 +338,8 @@ class Handlers:
             name, data = self._given(event)
             model = offer.name if align and photos.aligns(offer.config) else None
             image, line = photos.upload(pipe, name, data, model)
+            if data in self._samples:  # which the lines read, and the visitor has not
+                image = replace(image, files=((name, data),))
             shown, error = Shown(label, (image,)), False
         except HebmError as failure:
             shown, line, error = before, _line(failure), True

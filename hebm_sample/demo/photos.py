@@ -56,7 +56,7 @@ def upload(
     pipe: "Pipeline", name: str, data: bytes, model: ModelName | None = None
 ) -> tuple[DemoImage, str]:
     """A visitor's file as the model sees it: the middle square, or the largest face, at the
-    model's size; and a line of what is to be said of it.
+    model's size; and a line that says which. Where there is no face it is the middle square.
 
     Arguments:
         name: What its sender calls it.
@@ -64,26 +64,34 @@ def upload(
         model: What loads `pipe`, to align the face to it; None takes the middle square.
 
     Raises:
-        UserInputError: It is no image of a format that is read, too large, or has no face.
+        UserInputError: It is no image of a format that is read, or too large.
         EnvironmentFailure: It is damaged, or the extra `align` is not installed.
     """
-    from hebm_sample.io.images import png_bytes, prepare, to_pil
+    from hebm_sample.io.images import png_bytes
 
     name = safe_name(name)
     if len(data) > MAX_UPLOAD_BYTES:
         raise too_large(name)
     image, step = _opened(data, name), Upload(name, model)
     if model is None:
-        square = to_pil(prepare(image, pipe.config.generator.image_size))[0]
         notes = [note.replace(HOW, "turn on Align the face") for note in pipe.framing_notes(image)]
-        line = "".join(f"; {note}" for note in notes)
-        shown = DemoImage(png_bytes(square), "your image", Origin(step))
-        return shown, f"your image, as the model sees it: its middle square{line}"
-    (face,) = pipe.align([image])
+        return _square(pipe, image, name), "; ".join(["the middle square of your image", *notes])
+    try:
+        (face,) = pipe.align([image])
+    except UserInputError:
+        line = f"no face was found in {name}, so this is its middle square"
+        return _square(pipe, image, name), line
     photo = Photo(step, data, replace(face, photo=face.image))
-    found = "face" if face.count == 1 else f"largest of its {face.count} faces"
+    found = "the face" if face.count == 1 else f"the largest of the {face.count} faces"
     shown = DemoImage(png_bytes(face.image), "your image, aligned", Origin(step), photo=photo)
-    return shown, f"your image: its {found}, turned and cropped as the model's images are"
+    return shown, f"{found} of your image, aligned"
+
+
+def _square(pipe: "Pipeline", image: "Image", name: str) -> DemoImage:
+    from hebm_sample.io.images import png_bytes, prepare, to_pil
+
+    square = to_pil(prepare(image, pipe.config.generator.image_size))[0]
+    return DemoImage(png_bytes(square), "your image", Origin(Upload(name)))
 
 
 def too_large(name: str) -> UserInputError:

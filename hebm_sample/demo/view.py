@@ -69,7 +69,7 @@ def upload_box(samples: Sequence[bytes]) -> str:
         f'<img src="{_data(png)}" alt=""></button>'
         for i, png in enumerate(samples)
     )
-    row = f'<div class="hebm-samples">Or one of these drawings: {shown}</div>' if samples else ""
+    row = f'<div class="hebm-samples"><p>Or a drawing of ours:</p>{shown}</div>' if samples else ""
     return (
         '<label class="hebm-drop">Choose or drop an image'
         f"<small>PNG, JPEG, WebP and others, up to {limit} MB</small>"

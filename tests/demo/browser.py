@@ -89,16 +89,9 @@ def visitor(address: str, size: tuple[int, int] = (1280, 900)) -> Iterator["Visi
         service = webdriver.ChromeService(str(shutil.which("chromedriver")))
         driver = webdriver.Chrome(options=options, service=service)
         try:
-            # A window has a least width; the page's own can be less, as on a telephone.
-            metrics = {
-                "width": size[0],
-                "height": size[1],
-                "deviceScaleFactor": 1,
-                "mobile": False,
-            }
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            driver.get(address)
             found = Visitor(driver, Path(folder))
+            found.resize(*size)
+            driver.get(address)
             found.until(lambda: found.status == "ready")
             yield found
         finally:
@@ -110,6 +103,11 @@ class Visitor:
 
     def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
         self.driver, self.folder = driver, folder
+
+    def resize(self, width: int, height: int) -> None:
+        """A window has a least width; the page's own can be less, as on a telephone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         WebDriverWait(self.driver, seconds, 0.1).until(lambda _: condition())
@@ -181,7 +179,7 @@ class Visitor:
         """Draw a line through places of the large image, (0, 0) to (1, 1)."""
         canvas = self.find(".hebm-big canvas")
         self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
-        self.until(canvas.is_displayed)
+        self.until(lambda: canvas.size["width"])
         size = canvas.size
         at = [((x - 0.5) * size["width"], (y - 0.5) * size["height"]) for x, y in places]
         action = ActionChains(self.driver, 20).move_to_element_with_offset(canvas, *at[0])

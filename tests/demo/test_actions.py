@@ -7,6 +7,8 @@ Without it the page could show lines that make other images than those above the
 import io
 import os
 import threading
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ import pytest
 from click.testing import CliRunner
 from demo.running import run_python, run_shell
 from PIL import Image
-from tiny import symbolic_pipeline
+from tiny import symbolic_config, symbolic_pipeline, tiny_pipeline
 
+from hebm_sample.align.faces import default_detector, has_detector
+from hebm_sample.config import SymbolConfig
 from hebm_sample.demo import actions, composing, options, photos, recipes, steps, view
 from hebm_sample.demo.actions import Stopped, Watch
+from hebm_sample.demo.drawings import drawings
 from hebm_sample.demo.images import MAX_IMAGES, DemoImage
 from hebm_sample.demo.steps import (
     Draw,
@@ -26,6 +31,7 @@ from hebm_sample.demo.steps import (
     Interpolate,
     Mix,
     ModelName,
+    PasteBack,
     Reconstruct,
     Settings,
     Vary,
@@ -34,6 +40,7 @@ from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.io.images import png_bytes
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.crops import CROPS
 
 NOTHING = Settings({}, {})
 STEERED = Settings(
@@ -227,6 +234,57 @@ def test_lines_of_the_way_between_two_images(pipe, name, photo) -> None:
     assert ends == [pixels(pipe.reconstruct([p.image])[0]) for p in (b, source)]
 
 
+needs_detector = pytest.mark.skipif(
+    not has_detector(), reason="mtcnn is not installed (extra: align)"
+)
+
+
+@needs_detector
+def test_lines_of_a_face_that_is_put_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(symbolic_config(steps=6), crop=CROPS["celebahq"])
+    tiny_pipeline(config).save_pretrained("faces")
+    name, pipe = ModelName("faces"), Pipeline.from_pretrained("faces")
+    with Image.open(io.BytesIO(drawings(faces=True, places=False)[0])) as image:
+        data = png_bytes(image.resize((360, 270)))
+    Path("me.png").write_bytes(data)
+    source, line = photos.upload(pipe, "me.png", data, name)
+    assert line == "the face of your image, aligned" and photos.aligns(pipe.config)
+    step = Edit(name, Settings({"Smiling": "yes"}, {"Smiling": 8.0}), 0.6, "flow", source.origin)
+    *_, edited = actions.edit(pipe, step, source, Watch())
+    pasting = PasteBack(name, edited.photo.upload, edited.origin)
+    _, found = photos.paste_back(pipe, pasting, edited)
+    assert found.image.size == (360, 270)
+    assert pixels(run_python(recipes.python_lines(found.origin))["image"]) == pixels(found)
+    run_shell(recipes.shell_lines(found.origin))
+    with Image.open("pasted/me.png") as image:
+        assert image.convert("RGB").tobytes() == pixels(found)
+    assert pixels(run_python(recipes.python_lines(source.origin))["image"]) == pixels(source)
+
+
+def test_an_image_without_a_face_is_its_middle_square(pipe, name, monkeypatch) -> None:
+    def align(_images):
+        raise UserInputError("no face was found in the image")
+
+    monkeypatch.setattr(pipe, "align", align, raising=False)
+    data = drawings(faces=False, places=True)[0]
+    found, line = photos.upload(pipe, "church.png", data, name)
+    assert line == "no face was found in church.png, so this is its middle square"
+    assert pixels(found) == pixels(photos.upload(pipe, "church.png", data)[0])
+    assert found.photo is None and found.origin.step.aligned_to is None
+
+
+@needs_detector
+def test_drawn_faces_are_found_off_centre_and_turned() -> None:
+    turned = []
+    for png in drawings(faces=True, places=False):
+        (face,) = default_detector()(Image.open(io.BytesIO(png)))
+        (left, right, mouth), (width, height) = face.points, (720, 540)
+        assert np.abs(mouth - np.array([width, height]) / 2).max() > 40
+        turned.append(np.degrees(np.arctan2(*(left - right)[::-1])) % 360 - 180)
+    assert turned == pytest.approx([-9, 12, -4], abs=3)
+
+
 def test_masks_that_ask_for_nothing_or_for_everything_are_one_line(mask) -> None:
     for image, says in (
         (Image.new("L", (16, 16)), "nothing is painted"),
@@ -335,6 +393,42 @@ def test_what_is_given_wrongly_is_one_line(pipe, name) -> None:
 
 
 # What is shown
+
+
+def test_all_images_are_one_archive(pipe, name, mask) -> None:
+    (source,) = sampled(pipe, Draw(name, NOTHING, (7,)))
+    step = Inpaint(name, Settings({}, {}, steps=6), (0, 1), 0.8, source.origin)
+    found = composing.inpaint(pipe, step, source, mask, Watch())
+    data = view.archive([*found, found[1], replace(found[1], png=source.png)])
+    assert data == view.archive([*found, found[1], replace(found[1], png=source.png)])
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        files = {file: packed.read(file) for file in packed.namelist()}
+    assert files == {
+        "toy-seed0007.png": source.png,
+        "toy-filled-seed0000.png": found[1].png,
+        "mask.png": found[1].files[0][1],
+        "toy-filled-seed0001.png": found[2].png,
+        "toy-filled-seed0000-2.png": source.png,
+    }
+    assert "Save all 3 as a ZIP" in view.facts(found, 0, (4, 4, 8))
+    assert "ZIP" not in view.facts([replace(p, finished=False) for p in found], 0, (4, 4, 8))
+
+
+def test_nobody_says_no_twice() -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    from hebm_sample.demo.controls import target_values
+
+    config = symbolic_config()
+    symbols = (SymbolConfig("No_Beard", ("no", "yes")), SymbolConfig("Nose", ("no", "yes")))
+    config = replace(config, prior=replace(config.prior, symbols=symbols))
+    pipe = tiny_pipeline(config)
+    offer = Offer(ModelName("toy"), config, "none")
+    shown = {box["label"]: box["choices"] for box in (target_values(offer, i) for i in (0, 1))}
+    assert shown["Beard"] == [("any", ""), ("no", "yes"), ("yes", "no")]
+    assert shown["Nose"] == [("any", ""), ("no", "no"), ("yes", "yes")]
+    (found,) = sampled(pipe, Draw(ModelName("toy"), NOTHING, (7,)))
+    probability = pipe.classify(latents=found.latents)["No_Beard"][0, 0].item()
+    assert found.predictions[0] == ("Beard", pytest.approx(probability))
 
 
 def test_the_stage_shows_every_image_and_a_bar_a_layer(pipe, name) -> None:

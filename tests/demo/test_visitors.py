@@ -142,7 +142,7 @@ def test_an_upload_is_its_senders_and_never_on_the_disk(served) -> None:
     Image.linear_gradient("L").resize((50, 40)).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     assert sender.ask("/queue/join", "give", TOY, False, name="me.png", data=data).is_success
-    assert "your image" in sender.results()[0][0]
+    assert "of your image" in sender.results()[0][0]
     mine = shown(sender.pick()[1])
     for event in ({"name": "me.png"}, {"name": "../me.png", "data": "/etc/passwd"}):
         assert other.ask("/queue/join", "give", TOY, False, **event).is_success
