@@ -4,7 +4,6 @@ import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from hebm_sample.align.notes import HOW
 from hebm_sample.demo.images import DemoImage
 from hebm_sample.demo.steps import ModelName, Origin, PasteBack, Upload, safe_name
 from hebm_sample.errors import UserInputError
@@ -21,6 +20,7 @@ __all__ = ["MAX_UPLOAD_BYTES", "Photo", "aligns", "paste_back", "too_large", "up
 
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 2**25  # 33 megapixels: what cameras and telephones make
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TIFF")  # that are read
 SHOWN_SIDE = 1600  # of a photograph in the page
 
 
@@ -74,8 +74,11 @@ def upload(
         raise too_large(name)
     image, step = _opened(data, name), Upload(name, model)
     if model is None:
-        notes = [note.replace(HOW, "turn on Align the face") for note in pipe.framing_notes(image)]
-        return _square(pipe, image, name), "; ".join(["the middle square of your image", *notes])
+        line = "the middle square of your image"
+        if pipe.framing_notes(image):
+            how = "; turn on Align the face" if aligns(pipe.config) else ""
+            line += f", which is unlike this model's images{how}"
+        return _square(pipe, image, name), line
     try:
         (face,) = pipe.align([image])
     except UserInputError:
@@ -115,7 +118,7 @@ def _check_pixels(file: io.BytesIO, name: str) -> None:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             pixels = image.width * image.height
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pixels = 0

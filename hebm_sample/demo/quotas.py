@@ -7,7 +7,7 @@
 
 Nothing of a visitor is ever written to a disk: uploads travel in the requests of their session,
 and the routes by which files could be left on the machine are closed. What is refused is one line,
-with the status 403, 404, 408, 413, 429 or 503. The door is an ASGI middleware.
+with the status 403, 404, 408, 413 or 429; the page shows it. The door is an ASGI middleware.
 """
 
 import asyncio
@@ -155,7 +155,7 @@ class Door:
         try:
             visitor = self._visitors.of(session, address)
         except Full as full:
-            raise Refused(503, str(full)) from None
+            raise Refused(429, str(full)) from None
         if len(body) > self._limits.small:
             self._check_uploads(visitor, len(body))
         if route == _JOIN:
@@ -250,7 +250,7 @@ class _Held:
         if traffic.held[address] > limits.address or in_minute > limits.minute:
             raise Refused(429, "too much is coming from your address at once; wait a minute")
         if sum(traffic.held.values()) > limits.total:
-            raise Refused(503, "too much is coming in at once; try again in a minute")
+            raise Refused(429, "too much is coming in at once; try again in a minute")
 
     def release(self) -> None:
         """They are gone."""

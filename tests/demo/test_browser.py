@@ -287,7 +287,7 @@ def test_a_drawn_face_is_aligned_edited_and_put_back(at, pipe) -> None:
     assert pixels(at.images[-1]) == own.images[0].tobytes()
     assert "a whole photograph is shown" in at.do("#hebm-edit")
     at.click("#hebm-align input")
-    assert "its middle square" in at.do("[data-sample='1']")
+    assert "turn on Align the face" in at.do("[data-sample='1']")
 
 
 @WIDTHS

@@ -148,7 +148,7 @@ def test_all_together_are_bounded() -> None:
         house.open.set()
         return [(await task)[0] for task in tasks]
 
-    assert sorted(run(crowd())) == [200] * 4 + [503] * 2
+    assert sorted(run(crowd())) == [200] * 4 + [429] * 2
 
 
 def test_bytes_of_an_address_in_a_minute() -> None:

@@ -125,7 +125,7 @@ def test_a_crowd_from_one_address_leaves_places_and_images_to_others(served, pip
     assert "done in" in other.results()[0][0]
     crowd = [Guest(served, f"crowd{i}", "10.0.0.3") for i in range(40)]
     answers = [guest.draw("0-8", 200) for guest in crowd]
-    assert {a.status_code for a in answers} == {200, 429, 503}
+    assert {a.status_code for a in answers} == {200, 429}
     assert sum(a.status_code == 200 for a in answers) <= 10
     assert all("\n" not in a.json().get("detail", "") for a in answers)
     assert shown(other.pick()[1]) == own(pipe, [6])
