@@ -64,7 +64,7 @@ def stated_mask(png: bytes, side: int) -> "Image":
         raise UserInputError(f"nothing is painted; {_HOW}")
     file = io.BytesIO(png)
     file.name = "the mask"
-    mask = open_image(file).convert("L").point(lambda value: 255 * (value >= 128))
+    mask = open_image(file).convert("L").point([0] * 128 + [255] * 128)
     if mask.size != (side, side):
         raise UserInputError(f"the mask is of another size than the image; {_HOW}")
     low, high = mask.getextrema()

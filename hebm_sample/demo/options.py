@@ -90,9 +90,10 @@ def sample_words(step: Draw | Vary) -> list[str]:
 
 def seeds_of_mix(step: Mix) -> Draw | None:
     """The two seeds sampled together, as `hebm-sample --mix` does; None for other images."""
-    step_a, step_b = step.coarse.step, step.fine.step
-    together = isinstance(step_a, Draw) and step_a == step_b and len(step_a.seeds) == 2
-    return step_a if together and (step.coarse.index, step.fine.index) == (0, 1) else None
+    draw, places = step.coarse.step, (step.coarse.index, step.fine.index)
+    if isinstance(draw, Draw) and draw == step.fine.step and len(draw.seeds) == 2:
+        return draw if places == (0, 1) else None
+    return None
 
 
 def mix_words(step: Mix) -> list[str] | None:

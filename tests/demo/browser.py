@@ -171,6 +171,8 @@ class Visitor:
 
     def give(self, path: Path) -> str:
         """Upload a file."""
+        if not self.js("return document.querySelector('#hebm-upload') !== null"):
+            self.click("#hebm-own button")
         self.js("document.querySelector('.hebm-status').dataset.old = 1")
         self.find("#hebm-upload input[type=file]").send_keys(str(path))
         return self.wait()
