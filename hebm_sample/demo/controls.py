@@ -165,7 +165,7 @@ class Controls:
 
     def _mixing(self, offer: Offer) -> None:
         self.mix = _main("Mix")
-        gr.Markdown("The top layers of one image, and those below of another.")
+        gr.Markdown("The top layers of one image with those below of another.")
         self.coarse, self.fine = _pair("mix", "Top layers of", "Layers below of", ("7", "8"))
         info = "Layers from the top that are the first one's."
         self.cut = _cut(offer, "Layers of the first", info, "cut", whole=True)
