@@ -9,20 +9,16 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from gradio.themes import Base, Soft
 
-from hebm_sample.demo import view
-from hebm_sample.demo.actions import MAX_UPLOAD_BYTES
+from hebm_sample.demo import client, view
 from hebm_sample.demo.controls import QUICK, Controls, target_values
-from hebm_sample.demo.handlers import Handlers, Shown
+from hebm_sample.demo.drawings import drawings
+from hebm_sample.demo.handlers import Handlers
+from hebm_sample.demo.serving import Page, launch
 from hebm_sample.demo.studio import Studio
+from hebm_sample.presets.crops import crop_for
 
 __all__ = ["build", "launch"]
-
-MOST_WAITING = 16
-MOST_VISITORS = 32
-STATE_SECONDS = 3600
-CACHE_SECONDS = 600
 
 _WORK: dict[str, Any] = {
     "concurrency_id": "chain",
@@ -33,14 +29,8 @@ _WORK: dict[str, Any] = {
 }
 # Short, and so apart: whoever opens the page sees a model at once, even while others draw.
 _OPEN: dict[str, Any] = _WORK | {"concurrency_id": "open"}
-_TO_CONTROLS = (
-    "() => { if (window.innerWidth < 761) "
-    "document.getElementById('hebm-controls').scrollIntoView({behavior: 'smooth'}); }"
-)
-_TO_STAGE = (
-    "() => { if (window.innerWidth < 761) "
-    "document.getElementById('hebm-stage').scrollIntoView({behavior: 'smooth'}); }"
-)
+# Which button below the images opens which tab.
+_NEXT = {"Vary this": "vary", "Edit this": "edit", "Inpaint this": "inpaint"}
 
 
 @dataclass(frozen=True)
@@ -49,30 +39,28 @@ class _Stage:
 
     status: gr.HTML
     html: gr.HTML
+    facts: gr.HTML
     python: gr.Code
     shell: gr.Code
-    shown: gr.State
     stop: gr.Button
-    to_vary: gr.Button
-    to_edit: gr.Button
+    paste: gr.Button
+    next: dict[str, gr.Button]
 
     @property
     def parts(self) -> list[Any]:
         """In the order in which handlers return them."""
-        return [self.status, self.html, self.python, self.shell, self.shown]
+        return [self.status, self.html, self.facts, self.python, self.shell, self.paste]
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build(studio: Studio) -> Page:
     """The page for these models; the first of them is shown at first."""
-    handlers, first = Handlers(studio), next(iter(studio.offers))
-    with gr.Blocks(
-        title="hebm_sample",
-        analytics_enabled=False,
-        delete_cache=(CACHE_SECONDS, CACHE_SECONDS),
-        fill_width=True,
-    ) as page:
+    crops = {crop_for(offer.config) is not None for offer in studio.offers.values()}
+    samples = drawings(faces=True in crops, places=False in crops)
+    handlers, first = Handlers(studio, samples), next(iter(studio.offers))
+    with Page(title="hebm_sample", analytics_enabled=False, fill_width=True) as page:
+        page.visitors = handlers.visitors
         gr.HTML(view.HEADER, apply_default_css=False)
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_id="hebm-page"):
             with gr.Column(scale=4, min_width=330, elem_id="hebm-controls"):
                 model = gr.Dropdown(
                     list(studio.offers),
@@ -82,35 +70,43 @@ def build(studio: Studio) -> gr.Blocks:
                     elem_id="hebm-model",
                 )
                 note = gr.HTML(view.model_note(studio.offers[first]), apply_default_css=False)
-                with gr.Tabs() as tabs:
-                    controls = Controls(studio, first)
+                controls = Controls(studio, first, samples)
             with gr.Column(scale=7, min_width=330, elem_id="hebm-stage"):
-                stage = _stage(first)
+                stage = _stage()
         _connect_model(page, handlers, controls, model, note, stage)
         _connect_work(handlers, controls, model, stage)
-        for button, tab in ((stage.to_vary, "vary"), (stage.to_edit, "edit")):
-            button.click(partial(_open_tab, tab), None, tabs, js=_TO_CONTROLS, **QUICK)
-        stage.html.select(handlers.pick, stage.shown, stage.parts[1:], **QUICK)
-        stage.stop.click(handlers.stop, None, None, **QUICK)
-        page.unload(handlers.stop)
+        _connect_hand(page, handlers, controls, model, stage)
     return page
 
 
-def _open_tab(tab: str) -> Any:
-    return gr.update(selected=tab)
-
-
-def _stage(first: str) -> _Stage:
+def _stage() -> _Stage:
     """Made inside the context of the page."""
     with gr.Row(elem_id="hebm-line"):
         status = gr.HTML(view.status("loading"), elem_id="hebm-status", apply_default_css=False)
         stop = gr.Button(
             "Stop", variant="stop", interactive=False, elem_id="hebm-stop", scale=0, min_width=90
         )
-    html = gr.HTML(js_on_load=view.PICK, elem_id="hebm-images", apply_default_css=False)
-    with gr.Row():
-        to_vary = gr.Button("Vary this one", elem_id="hebm-to-vary", min_width=120)
-        to_edit = gr.Button("Edit this one", elem_id="hebm-to-edit", min_width=120)
+    with gr.Row(elem_id="hebm-view"):
+        with gr.Column(scale=3, min_width=200, elem_id="hebm-seen"):
+            html = gr.HTML(
+                js_on_load=client.PICK + client.PAINT,
+                elem_id="hebm-images",
+                apply_default_css=False,
+            )
+        with gr.Column(scale=2, min_width=200, elem_id="hebm-about"):
+            facts = gr.HTML(elem_id="hebm-facts", apply_default_css=False)
+    with gr.Row(elem_id="hebm-next"):
+        buttons = {
+            tab: gr.Button(text, elem_id=f"hebm-to-{tab}", min_width=100)
+            for text, tab in _NEXT.items()
+        }
+        paste = gr.Button(
+            "Put back into the photo", visible=False, elem_id="hebm-paste", min_width=100
+        )
+    return _Stage(status, html, facts, *_lines(), stop, paste, buttons)
+
+
+def _lines() -> tuple[gr.Code, gr.Code]:
     with gr.Accordion("The same in Python and in the shell", open=False, elem_id="hebm-lines"):
         how: dict[str, Any] = {
             "wrap_lines": True,
@@ -120,8 +116,7 @@ def _stage(first: str) -> _Stage:
         }
         python = gr.Code(language="python", label="Python", elem_id="hebm-python", **how)
         shell = gr.Code(language="shell", label="Shell", elem_id="hebm-shell", **how)
-    shown = gr.State(Shown(first, ()), time_to_live=STATE_SECONDS)
-    return _Stage(status, html, python, shell, shown, stop, to_vary, to_edit)
+    return python, shell
 
 
 def _connect_model(
@@ -143,90 +138,64 @@ def _connect_model(
         return updates
 
     targets = [part for group in groups for each in group for part in (each.box, each.value)]
-    parts = [*stage.parts, note, controls.keep]
+    parts = [*stage.parts, note, controls.keep, controls.cut, controls.align]
     page.load(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
     model.change(refresh, model, targets, **QUICK)
     model.change(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
 
 
-def _jobs(handlers: Handlers, c: Controls) -> list[tuple[gr.Button, Any, list[Any]]]:
+def _jobs(handlers: Handlers, c: Controls, stage: _Stage) -> list[tuple[Any, Any, list[Any]]]:
     """Which button does what, and with which values."""
     weights = [target.weight for target in c.targets if target.weight is not None]
-    sampling = [c.temperature, c.sampler, c.steps, *(t.value for t in c.targets), *weights]
+    drawing = [c.temperature, c.sampler, c.steps, *(t.value for t in c.targets), *weights]
     editing = [c.strength, c.guidance, c.method, c.edit_steps]
+    inpainting = [c.inpaint_seeds, c.inpaint_strength, c.inpaint_steps, c.mask]
     return [
-        (c.draw, handlers.draw, [c.seeds, *sampling]),
+        (c.draw, handlers.draw, [c.seeds, *drawing]),
         (c.vary, handlers.vary, [c.keep, c.vary_seeds]),
         (c.reconstruct, handlers.reconstruct, []),
         (c.edit, handlers.edit, [*editing, *(t.value for t in c.edit_targets)]),
+        (c.inpaint, handlers.inpaint, inpainting),
+        (c.mix, handlers.mix, [c.coarse, c.fine, c.cut, *drawing]),
+        (c.interpolate, handlers.interpolate, [c.first, c.second, c.frames, *drawing]),
+        (stage.paste, handlers.paste, []),
     ]
 
 
 def _connect_work(
     handlers: Handlers, controls: Controls, model: gr.Dropdown, stage: _Stage
 ) -> None:
-    given = [model, stage.shown]
-    for button, work, values in _jobs(handlers, controls):
-        armed = button.click(handlers.arm, None, stage.stop, js=_TO_STAGE, **QUICK)
+    for button, work, values in _jobs(handlers, controls, stage):
+        armed = button.click(handlers.arm, None, stage.stop, **QUICK)
         armed.then(
             work,
-            [*given, *values],
+            [model, *values],
             [*stage.parts, stage.stop],
             show_progress_on=stage.status,
+            js=client.MASK if controls.mask in values else None,
             **_WORK,
         )
-    controls.file.upload(
-        handlers.upload,
-        [*given, controls.file],
-        [*stage.parts, controls.file],
+
+
+def _connect_hand(
+    page: gr.Blocks, handlers: Handlers, controls: Controls, model: gr.Dropdown, stage: _Stage
+) -> None:
+    """What visitors do with their hands beside the main buttons."""
+    controls.upload.give(
+        handlers.give,
+        [model, controls.align],
+        stage.parts,
         show_progress_on=stage.status,
         **_OPEN,
     )
+    controls.clear.click(None, None, None, js="() => window.hebmMask.clear()")
+    for tab, button in stage.next.items():
+        show = partial(_open_tab, tab)
+        button.click(show, None, controls.tabs, js=client.TO_CONTROLS, **QUICK)
+    stage.html.select(handlers.pick, None, stage.parts, **QUICK)
+    stage.stop.click(handlers.stop, None, None, **QUICK)
+    page.unload(handlers.leave)
 
 
-def launch(page: gr.Blocks, host: str, port: int | None, **options: Any) -> str:
-    """Serve it from a thread; its address.
-
-    Arguments:
-        host, port: Where to listen; without a port the first free one from 7860 on.
-        options: As of `gr.Blocks.launch`.
-
-    Raises:
-        OSError: The port is taken, or there is no such host.
-    """
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=MAX_UPLOAD_BYTES,
-        state_session_capacity=MOST_VISITORS,
-        ssr_mode=False,
-        footer_links=[],
-        theme=_theme(),
-        head=f"<style>{view.CSS}</style>",  # gradio would put words before its selectors
-        **options,
-    )
-    return str(address)
-
-
-def _theme() -> Base:
-    """Plain, and in the visitor's own fonts: none is fetched."""
-    theme = Soft(
-        primary_hue="teal",
-        neutral_hue="stone",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-    return theme.set(
-        body_background_fill="*neutral_50",
-        block_title_background_fill="none",
-        block_title_text_color="*body_text_color",
-        block_title_padding="0",
-        block_label_background_fill="none",
-        block_label_text_color="*body_text_color",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_400",
-    )
+def _open_tab(tab: str) -> Any:
+    return gr.update(selected=tab)

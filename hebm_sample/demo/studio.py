@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hebm_sample.config import ModelConfig
-from hebm_sample.demo.recipes import ModelName
+from hebm_sample.demo.steps import ModelName
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.pipeline import Pipeline
 
-__all__ = ["Offer", "Studio", "offers"]
+__all__ = ["Offer", "Studio", "offers", "positive"]
 
 MOST_LOADED = 3
 
@@ -52,6 +52,14 @@ class Offer:
     def resolutions(self) -> tuple[int, ...]:
         """Side of each group's maps, top to bottom."""
         return tuple(shape[1] for shape in self.config.generator.latent_shapes)
+
+
+def positive(name: str, values: Sequence[str]) -> str | None:
+    """What a symbol such as `No_Beard` denies: shown as it is, its "no" would be a double
+    negative. None for the others.
+    """
+    denies = set(values) == {"no", "yes"} and name[:3].lower() in ("no_", "no ")
+    return name[3:] or None if denies else None
 
 
 def offers(names: Sequence[str], device: str) -> list[Offer]:

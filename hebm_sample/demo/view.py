@@ -1,25 +1,29 @@
-"""What the page shows, as HTML and CSS: images, energies, messages. No word of a visitor reaches
+"""What the page shows, as HTML: images, energies, messages, files. No word of a visitor reaches
 it unescaped.
 """
 
 import base64
+import io
+import zipfile
 from collections.abc import Sequence
 from html import escape
 
-from hebm_sample.demo.actions import DemoImage
-from hebm_sample.demo.recipes import file_name
+from hebm_sample.demo.images import DemoImage
+from hebm_sample.demo.photos import MAX_UPLOAD_BYTES
+from hebm_sample.demo.steps import PasteBack, file_name
 from hebm_sample.demo.studio import Offer
 
 __all__ = [
-    "CSS",
     "HEADER",
-    "PICK",
+    "archive",
     "energy_chart",
+    "facts",
     "model_note",
     "prediction_chart",
     "readable",
     "stage",
     "status",
+    "upload_box",
 ]
 
 HEADER = (
@@ -27,15 +31,6 @@ HEADER = (
     "<p>Draw images from noise, keep their broad strokes and vary the rest, "
     "change what they show. One seed is one image.</p></header>"
 )
-
-# Runs once in the browser: a click on a small image tells which one it was.
-PICK = """
-element.addEventListener('click', (event) => {
-    const thumb = event.target.closest('[data-pick]');
-    if (thumb) trigger('select', {index: Number(thumb.dataset.pick)});
-});
-"""
-
 
 # On a telephone the charts are folded away, so that the controls are near the image.
 _FOLD = (
@@ -66,35 +61,67 @@ def model_note(offer: Offer) -> str:
     return f'<p class="hebm-note">{escape(text)}</p>'
 
 
-def stage(images: Sequence[DemoImage], chosen: int, resolutions: Sequence[int]) -> str:
-    """All images, one of them large, with its energies and its file.
+def upload_box(samples: Sequence[bytes]) -> str:
+    """Where a visitor gives an image: a field to drop it on, and drawn ones to click."""
+    limit = MAX_UPLOAD_BYTES >> 20
+    shown = "".join(
+        f'<button type="button" data-sample="{i}" aria-label="Drawn image {i + 1}">'
+        f'<img src="{_data(png)}" alt=""></button>'
+        for i, png in enumerate(samples)
+    )
+    row = f'<div class="hebm-samples"><p>Or a drawing of ours:</p>{shown}</div>' if samples else ""
+    return (
+        '<label class="hebm-drop">Choose or drop an image'
+        f"<small>PNG, JPEG, WebP and others, up to {limit} MB</small>"
+        f'<input type="file" accept="image/*"></label>{row}'
+    )
+
+
+def stage(images: Sequence[DemoImage], chosen: int) -> str:
+    """All images, one of them large: with a canvas for the mask, if something can begin from it.
 
     Arguments:
         images: At least one.
         chosen: Which is large.
-        resolutions: Side of each layer's maps.
     """
     big = images[chosen]
-    facts = "" if big.origin is None else _download(big)
-    if big.energies:
-        facts += _FOLD + energy_chart(big.energies, resolutions)
-    if big.log_density is not None:
-        text = f"Log density {big.log_density:.1f}, high for images like those it learned from"
-        facts += f'<p class="hebm-note">{text}</p>'
-    if big.predictions:
-        facts += prediction_chart(big.predictions)
     thumbs = "".join(_thumb(p, i, i == chosen) for i, p in enumerate(images))
     strip = f'<div class="hebm-thumbs">{thumbs}</div>' if len(images) > 1 else ""
+    canvas = ""
+    if big.origin is not None and not isinstance(big.origin.step, PasteBack):
+        side = big.image.width
+        canvas = f'<canvas width="{side}" height="{side}"></canvas>'
     return (
-        f'<div class="hebm-stage{"" if facts else " hebm-alone"}">'
-        f'<figure class="hebm-big"><img src="{_source(big)}" alt="{escape(big.caption)}">'
-        f"<figcaption>{escape(big.caption)}</figcaption></figure>"
-        f'{strip}<div class="hebm-facts">{facts}</div></div>'
+        f'<div class="hebm-stage"><figure class="hebm-big">'
+        f'<div><img src="{_source(big)}" alt="{escape(big.caption)}">{canvas}</div>'
+        f"<figcaption>{escape(big.caption)}</figcaption></figure>{strip}</div>"
     )
 
 
+def facts(images: Sequence[DemoImage], chosen: int, resolutions: Sequence[int]) -> str:
+    """Of the chosen image: files to save, its energies, what the model predicts.
+
+    Arguments:
+        resolutions: Side of each layer's maps.
+    """
+    big = images[chosen]
+    parts = "" if big.origin is None else _downloads(images, big)
+    if big.energies:
+        parts += _FOLD + energy_chart(big.energies, resolutions)
+    if big.log_density is not None:
+        text = f"Log density {big.log_density:.1f}, high for images like those it learned from"
+        parts += f'<p class="hebm-note">{text}</p>'
+    if big.predictions:
+        parts += prediction_chart(big.predictions)
+    return f'<div class="hebm-facts">{parts}</div>' if parts else ""
+
+
 def _source(image: DemoImage) -> str:
-    return "data:image/png;base64," + base64.b64encode(image.png).decode()
+    return _data(image.png)
+
+
+def _data(png: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(png).decode()}"
 
 
 def _thumb(image: DemoImage, index: int, chosen: bool) -> str:
@@ -105,14 +132,52 @@ def _thumb(image: DemoImage, index: int, chosen: bool) -> str:
     )
 
 
-def _download(image: DemoImage) -> str:
-    assert image.origin is not None
-    name = escape(file_name(image.origin))
-    size = image.image.size
+def _downloads(images: Sequence[DemoImage], big: DemoImage) -> str:
+    """Links to the image's file, to those that its lines read, and to all that is shown."""
+    assert big.origin is not None
+    width, height = big.image.size
+    links = _link(file_name(big.origin), big.png, f"Save {width}×{height} PNG")
+    for name, data in big.files:
+        links += _link(name, data, f"Save {name}")
+    if len(images) > 1 and all(image.finished for image in images):
+        count = f"Save all {len(images)} as a ZIP"
+        links += _link("images.zip", archive(images), count, "application/zip", "hebm-all")
+    return links
+
+
+def _link(
+    name: str, data: bytes, text: str, kind: str = "image/png", more: str = "hebm-one"
+) -> str:
     return (
-        f'<a class="hebm-download" download="{name}" href="{_source(image)}">'
-        f"Save {size[0]}×{size[1]} PNG</a>"
+        f'<a class="hebm-download {more}" download="{escape(name)}" href="{_data(data, kind)}">'
+        f"{escape(text)}</a>"
     )
+
+
+def archive(images: Sequence[DemoImage]) -> bytes:
+    """A ZIP of images, each by the name it is saved by, and of the files that their lines read.
+    The same images give the same bytes.
+    """
+    files: dict[str, bytes] = {}
+    for image in images:
+        if image.origin is not None:
+            _add(files, file_name(image.origin), image.png)
+        for name, data in image.files:
+            _add(files, name, data)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as packed:
+        for name, data in files.items():
+            packed.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+    return content.getvalue()
+
+
+def _add(files: dict[str, bytes], name: str, data: bytes) -> None:
+    """Under a name that nothing else has; the same once."""
+    stem, dot, ending = name.rpartition(".")
+    number = 1
+    while files.setdefault(name, data) != data:
+        number += 1
+        name = f"{stem}-{number}{dot}{ending}"
 
 
 def energy_chart(energies: Sequence[float], resolutions: Sequence[int]) -> str:
@@ -149,72 +214,3 @@ def prediction_chart(predictions: Sequence[tuple[str, float]]) -> str:
         "<small>its own probabilities</small></caption>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
-
-
-CSS = """
-.gradio-container { width: 100%; max-width: 1240px !important; margin: 0 auto !important; }
-#hebm-images, #hebm-status, :is(#hebm-images, #hebm-status) > div { padding: 0 !important; }
-#hebm-line { align-items: center; }
-.hebm-condition { display: grid !important; gap: 8px !important; align-items: start;
-    grid-template-columns: repeat(2, minmax(0, 1fr)); }
-.hebm-condition > * { min-width: 0 !important; }
-.hebm-seeds { align-items: flex-end !important; }
-.hebm-seeds button { height: 42px; margin-bottom: 10px; }
-.hebm-head h1 { font-size: 1.5rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
-.hebm-head p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
-.hebm-note { margin: 0; font-size: .8rem; line-height: 1.35;
-    color: var(--body-text-color-subdued); }
-.hebm-status { margin: 0; padding: .5rem .75rem; border-radius: 8px; min-height: 2.4rem;
-    overflow-wrap: anywhere; background: var(--background-fill-secondary); }
-.hebm-error { background: #b3261e; color: #fff; }
-.hebm-stage { display: grid; gap: 1rem; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr);
-    grid-template-rows: auto 1fr; align-items: start; }
-.hebm-alone { grid-template-columns: minmax(0, 1fr); }
-.hebm-alone .hebm-facts { display: none; }
-.hebm-big { margin: 0; }
-.hebm-big img { width: 100%; max-width: 512px; aspect-ratio: 1; display: block; margin: 0 auto;
-    border-radius: 12px; }
-.hebm-big figcaption { text-align: center; font-size: .85rem; margin-top: .4rem;
-    color: var(--body-text-color-subdued); }
-.hebm-facts { display: grid; gap: .9rem; grid-column: 2; grid-row: 1 / span 2; }
-.hebm-fold { display: none !important; }
-.hebm-chart { width: 100%; border-collapse: collapse; font-size: .85rem; table-layout: fixed; }
-.hebm-chart caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
-.hebm-chart caption small { display: block; font-weight: 400;
-    color: var(--body-text-color-subdued); }
-.hebm-chart th { text-align: left; font-weight: 500; width: 4.6em; white-space: nowrap; }
-.hebm-predictions th { width: 7.6em; overflow: hidden; text-overflow: ellipsis; }
-.hebm-chart th small { color: var(--body-text-color-subdued); font-weight: 400; }
-.hebm-chart, .hebm-chart :is(tr, td, th) { border: 0 !important; }
-.hebm-chart td, .hebm-chart th { padding: 3px 0 !important; }
-.hebm-chart td:last-child { text-align: right; width: 3.6em; font-variant-numeric: tabular-nums; }
-.hebm-track { position: relative; height: 1.3em; }
-.hebm-track i { position: absolute; top: 22%; height: 56%; border-radius: 3px; min-width: 1px; }
-.hebm-track b { position: absolute; top: 0; bottom: 0; width: 1px;
-    background: var(--body-text-color-subdued); opacity: .5; }
-.hebm-low { background: #2f7d6d; } .hebm-high { background: #d0803a; }
-.hebm-download { display: block; text-align: center; padding: .55rem; border-radius: 8px;
-    text-decoration: none !important; font-weight: 600; color: var(--body-text-color) !important;
-    border: 1px solid var(--border-color-primary); }
-.hebm-download:hover { background: var(--background-fill-secondary); }
-.hebm-thumbs { grid-column: 1; display: grid; gap: .5rem;
-    grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)); }
-.hebm-thumbs button { padding: 0 0 .2rem; border: 2px solid transparent; border-radius: 10px;
-    background: none; cursor: pointer; color: inherit; font-size: .72rem; min-width: 0; }
-.hebm-thumbs button[aria-pressed=true] { border-color: var(--color-accent); }
-.hebm-thumbs button:focus-visible { outline: 2px solid var(--color-accent); }
-.hebm-thumbs img { width: 100%; aspect-ratio: 1; display: block; border-radius: 8px; }
-.hebm-thumbs span { display: block; overflow: hidden; text-overflow: ellipsis;
-    white-space: nowrap; }
-@media (max-width: 760px) {
-    #hebm-stage { order: -1; }
-    .hebm-stage { grid-template-columns: minmax(0, 1fr); }
-    .hebm-big img { max-width: 320px; }
-    .hebm-facts { grid-column: 1; grid-row: auto; }
-    label.hebm-fold { display: block !important; text-align: center; padding: .5rem;
-        cursor: pointer; border-radius: 8px; border: 1px solid var(--border-color-primary); }
-    input.hebm-fold { display: block !important; position: absolute; opacity: 0; }
-    input.hebm-fold:focus-visible + label { outline: 2px solid var(--color-accent); }
-    input.hebm-fold:not(:checked) ~ .hebm-chart { display: none; }
-}
-"""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
@@ -88,16 +89,9 @@ def visitor(address: str, size: tuple[int, int] = (1280, 900)) -> Iterator["Visi
         service = webdriver.ChromeService(str(shutil.which("chromedriver")))
         driver = webdriver.Chrome(options=options, service=service)
         try:
-            # A window has a least width; the page's own can be less, as on a telephone.
-            metrics = {
-                "width": size[0],
-                "height": size[1],
-                "deviceScaleFactor": 1,
-                "mobile": False,
-            }
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            driver.get(address)
             found = Visitor(driver, Path(folder))
+            found.resize(*size)
+            driver.get(address)
             found.until(lambda: found.status == "ready")
             yield found
         finally:
@@ -109,6 +103,11 @@ class Visitor:
 
     def __init__(self, driver: webdriver.Chrome, folder: Path) -> None:
         self.driver, self.folder = driver, folder
+
+    def resize(self, width: int, height: int) -> None:
+        """A window has a least width; the page's own can be less, as on a telephone."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         WebDriverWait(self.driver, seconds, 0.1).until(lambda _: condition())
@@ -172,9 +171,24 @@ class Visitor:
 
     def give(self, path: Path) -> str:
         """Upload a file."""
+        if not self.js("return document.querySelector('#hebm-upload') !== null"):
+            self.click("#hebm-own button")
         self.js("document.querySelector('.hebm-status').dataset.old = 1")
         self.find("#hebm-upload input[type=file]").send_keys(str(path))
         return self.wait()
+
+    def paint(self, *places: tuple[float, float]) -> None:
+        """Draw a line through places of the large image, (0, 0) to (1, 1)."""
+        canvas = self.find(".hebm-big canvas")
+        self.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
+        self.until(lambda: canvas.size["width"])
+        size = canvas.size
+        at = [((x - 0.5) * size["width"], (y - 0.5) * size["height"]) for x, y in places]
+        action = ActionChains(self.driver, 20).move_to_element_with_offset(canvas, *at[0])
+        action.click_and_hold()
+        for place in at[1:]:
+            action.move_to_element_with_offset(canvas, *place)
+        action.release().perform()
 
     @property
     def images(self) -> list[bytes]:
@@ -186,12 +200,13 @@ class Visitor:
         )
         return [base64.b64decode(text) for text in self.js(code)]
 
-    def save(self) -> tuple[str, bytes]:
-        """Save the large image; its file's name and content."""
-        self.click(".hebm-download")
+    def save(self, link: str = ".hebm-one") -> tuple[str, bytes]:
+        """Save the large image, or what another link gives; the file's name and content."""
+        self.click(link)
 
         def files() -> list[Path]:
-            return [p for p in self.folder.glob("*.png") if p.stat().st_size]
+            found = [p for ending in ("png", "zip") for p in self.folder.glob(f"*.{ending}")]
+            return [p for p in found if p.stat().st_size]
 
         self.until(files)
         (path,) = files()

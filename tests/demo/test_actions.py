@@ -7,20 +7,40 @@ Without it the page could show lines that make other images than those above the
 import io
 import os
 import threading
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from demo.running import run_python, run_shell
 from PIL import Image
-from tiny import symbolic_pipeline
+from tiny import symbolic_config, symbolic_pipeline, tiny_pipeline
 
-from hebm_sample.demo import actions, recipes, view
-from hebm_sample.demo.actions import DemoImage, Stopped, Watch
-from hebm_sample.demo.recipes import Draw, Edit, ModelName, Reconstruct, Settings, Vary
+from hebm_sample.align.faces import default_detector, has_detector
+from hebm_sample.config import SymbolConfig
+from hebm_sample.demo import actions, composing, options, photos, recipes, steps, view
+from hebm_sample.demo.actions import Stopped, Watch
+from hebm_sample.demo.drawings import drawings
+from hebm_sample.demo.images import MAX_IMAGES, DemoImage
+from hebm_sample.demo.steps import (
+    Draw,
+    Edit,
+    Inpaint,
+    Interpolate,
+    Mix,
+    ModelName,
+    PasteBack,
+    Reconstruct,
+    Settings,
+    Vary,
+)
 from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
+from hebm_sample.io.images import png_bytes
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.crops import CROPS
 
 NOTHING = Settings({}, {})
 STEERED = Settings(
@@ -116,7 +136,7 @@ def test_lines_of_edits_of_edits_of_a_sample(pipe, name, tmp_path, monkeypatch) 
 
 
 def test_lines_of_an_edited_upload(pipe, name, photo) -> None:
-    source = actions.upload(pipe, photo)
+    source = photos.upload(pipe, photo.name, photo.read_bytes())[0]
     assert source.image.size == (16, 16)
     step = Edit(
         name, Settings({"class": "b"}, {"class": 32.0}, steps=8), 0.77, "flow", source.origin
@@ -130,7 +150,7 @@ def test_lines_of_an_edited_upload(pipe, name, photo) -> None:
 
 
 def test_lines_of_what_no_command_does(pipe, name, photo) -> None:
-    source = actions.upload(pipe, photo)
+    source = photos.upload(pipe, photo.name, photo.read_bytes())[0]
     _, between = actions.reconstruct(pipe, Reconstruct(name, source.origin), source)
     for begin in (source, between):
         step = Vary(name, NOTHING, (0, 1), 1, begin.origin)
@@ -142,14 +162,153 @@ def test_lines_of_what_no_command_does(pipe, name, photo) -> None:
         assert recipes.shell_lines(last.origin).startswith("# no command")
 
 
+@pytest.fixture
+def mask() -> Image.Image:
+    """Of the toy's size: a corner is to be filled in."""
+    image = Image.new("L", (16, 16))
+    image.paste(255, (0, 0, 9, 7))
+    return image
+
+
+def test_lines_of_inpaintings_of_a_sample_and_of_one_of_them(
+    pipe, name, mask, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image, found = sampled(pipe, Draw(name, NOTHING, (7, 3)))[1], []
+    for seeds in ((0, 5), (2,)):
+        step = Inpaint(name, Settings({}, {}, steps=6), seeds, 0.8, image.origin)
+        before, *found = composing.inpaint(pipe, step, image, mask, Watch())
+        assert before is image and len(found) == len(seeds)
+        image = found[-1]
+    assert [file for file, _ in image.files] == ["mask.png", "mask1.png"]
+    for file, data in image.files:
+        Path(file).write_bytes(data)
+    made = run_python(recipes.python_lines(image.origin))["out"]
+    assert [pixels(p) for p in made.images] == [pixels(p) for p in found]
+    run_shell(recipes.shell_lines(image.origin))
+    written = Path("inpainted1") / "seed0003-seed0005-seed0002.png"
+    assert written.read_bytes() == image.png
+    kept = np.asarray(mask) == 0
+    assert (np.asarray(image.image)[kept] == np.asarray(before.image)[kept]).mean() > 0.8
+
+
+def test_lines_of_a_mixture_of_two_seeds(pipe, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    a, b = composing.sampled(pipe, Draw(name, STEERED, (7, 3)), Watch())
+    *_, found = composing.mix(pipe, Mix(name, a.origin, b.origin, 2), a, b)
+    assert [g.equal(h) for g, h in zip(found.latents, a.latents, strict=True)] == [1, 1, 0]
+    assert found.latents[2].equal(b.latents[2])
+    made = run_python(recipes.python_lines(found.origin))["out"]
+    assert [pixels(p) for p in made.images] == [pixels(found)]
+    run_shell(recipes.shell_lines(found.origin))
+    with Image.open("mixed.png") as image:
+        assert image.convert("RGB").tobytes() == pixels(found)
+        with Image.open(io.BytesIO(found.png)) as ours:
+            assert {**ours.text, "command": image.text["command"]} == image.text
+
+
+def test_lines_of_a_mixture_with_an_upload(pipe, name, photo) -> None:
+    source = photos.upload(pipe, photo.name, photo.read_bytes())[0]
+    (other,) = composing.sampled(pipe, Draw(name, NOTHING, (3,)), Watch())
+    for a, b in ((source, other), (other, source)):
+        *_, found = composing.mix(pipe, Mix(name, a.origin, b.origin, 1), a, b)
+        made = run_python(recipes.python_lines(found.origin))["out"]
+        assert [pixels(p) for p in made.images] == [pixels(found)]
+        assert recipes.shell_lines(found.origin).startswith("# no command")
+
+
+def test_lines_of_the_way_between_two_images(pipe, name, photo) -> None:
+    source = photos.upload(pipe, photo.name, photo.read_bytes())[0]
+    a, b = composing.sampled(pipe, Draw(name, STEERED, (7, 3)), Watch())
+    for first, second in ((a, b), (source, b), (b, source)):
+        step = Interpolate(name, first.origin, second.origin, 4)
+        found = composing.interpolate(pipe, step, first, second)
+        made = run_python(recipes.python_lines(found[1].origin))["out"]
+        assert [pixels(p) for p in made.images] == [pixels(p) for p in found]
+        run_shell(recipes.shell_lines(found[1].origin))
+        with Image.open("interpolated.png") as grid:
+            assert grid.convert("RGB").tobytes() == made.grid().tobytes()
+        for path in Path().glob("drawn*/*"):
+            path.unlink()
+    ends = [pixels(found[i]) for i in (0, -1)]
+    assert ends == [pixels(pipe.reconstruct([p.image])[0]) for p in (b, source)]
+
+
+needs_detector = pytest.mark.skipif(
+    not has_detector(), reason="mtcnn is not installed (extra: align)"
+)
+
+
+@needs_detector
+def test_lines_of_a_face_that_is_put_back(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(symbolic_config(steps=6), crop=CROPS["celebahq"])
+    tiny_pipeline(config).save_pretrained("faces")
+    name, pipe = ModelName("faces"), Pipeline.from_pretrained("faces")
+    with Image.open(io.BytesIO(drawings(faces=True, places=False)[0])) as image:
+        data = png_bytes(image.resize((360, 270)))
+    Path("me.png").write_bytes(data)
+    source, line = photos.upload(pipe, "me.png", data, name)
+    assert line == "the face of your image, aligned" and photos.aligns(pipe.config)
+    step = Edit(name, Settings({"Smiling": "yes"}, {"Smiling": 8.0}), 0.6, "flow", source.origin)
+    *_, edited = actions.edit(pipe, step, source, Watch())
+    pasting = PasteBack(name, edited.photo.upload, edited.origin)
+    _, found = photos.paste_back(pipe, pasting, edited)
+    assert found.image.size == (360, 270)
+    assert pixels(run_python(recipes.python_lines(found.origin))["image"]) == pixels(found)
+    run_shell(recipes.shell_lines(found.origin))
+    with Image.open("pasted/me.png") as image:
+        assert image.convert("RGB").tobytes() == pixels(found)
+    assert pixels(run_python(recipes.python_lines(source.origin))["image"]) == pixels(source)
+
+
+def test_an_image_without_a_face_is_its_middle_square(pipe, name, monkeypatch) -> None:
+    def align(_images):
+        raise UserInputError("no face was found in the image")
+
+    monkeypatch.setattr(pipe, "align", align, raising=False)
+    data = drawings(faces=False, places=True)[0]
+    found, line = photos.upload(pipe, "church.png", data, name)
+    assert line == "no face was found in church.png, so this is its middle square"
+    assert pixels(found) == pixels(photos.upload(pipe, "church.png", data)[0])
+    assert found.photo is None and found.origin.step.aligned_to is None
+
+
+@needs_detector
+def test_drawn_faces_are_found_off_centre_and_turned() -> None:
+    turned = []
+    for png in drawings(faces=True, places=False):
+        (face,) = default_detector()(Image.open(io.BytesIO(png)))
+        (left, right, mouth), (width, height) = face.points, (720, 540)
+        assert np.abs(mouth - np.array([width, height]) / 2).max() > 40
+        turned.append(np.degrees(np.arctan2(*(left - right)[::-1])) % 360 - 180)
+    assert turned == pytest.approx([-9, 12, -4], abs=3)
+
+
+def test_masks_that_ask_for_nothing_or_for_everything_are_one_line(mask) -> None:
+    for image, says in (
+        (Image.new("L", (16, 16)), "nothing is painted"),
+        (Image.new("L", (16, 16), 255), "everything is painted"),
+        (Image.new("L", (8, 8), 255), "of another size"),
+    ):
+        with pytest.raises(UserInputError, match=says):
+            composing.stated_mask(png_bytes(image), 16)
+    with pytest.raises(UserInputError, match="nothing is painted"):
+        composing.stated_mask(b"", 16)
+    with pytest.raises(UserInputError, match="the mask"):
+        composing.stated_mask(b"<svg>", 16)
+    assert composing.stated_mask(png_bytes(mask), 16).tobytes() == mask.tobytes()
+
+
 def test_words_with_two_settings_are_read_as_meant(name) -> None:
     settings = Settings({"Smiling": "no"}, {"Smiling": 3.0}, "annealed", 12, 0.5)
-    options = recipes.sample_options(Draw(ModelName(name.dataset, 16, "cpu"), settings, (1, 2, 9)))
-    assert options.symbols == {"Smiling": "no"} and options.weights == {"Smiling": 3.0}
-    settings = {key: value for key, value in options.settings.items() if value is not None}
+    step = Draw(ModelName(name.dataset, 16, "cpu"), settings, (1, 2, 9))
+    found = options.sample_options(step)
+    assert found.symbols == {"Smiling": "no"} and found.weights == {"Smiling": 3.0}
+    settings = {key: value for key, value in found.settings.items() if value is not None}
     assert settings == {"sampler": "annealed", "steps": 12, "temperature": 0.5}
-    assert options.chosen_seeds == (1, 2, 9)
-    assert (options.resolution, options.device) == (16, "cpu")
+    assert found.chosen_seeds == (1, 2, 9)
+    assert (found.resolution, found.device) == (16, "cpu")
 
 
 # Streaming, stopping
@@ -196,17 +355,15 @@ def jpeg(size) -> bytes:
         (b"", "is not a PNG, JPEG, WEBP"),
         (jpeg((64, 64))[:300], "the file is damaged"),
         (jpeg((9000, 4000)), "36 megapixels"),
-        (b"\xff\xd8" + bytes(actions.MAX_UPLOAD_BYTES), "larger than 10 MB"),
+        (b"\xff\xd8" + bytes(photos.MAX_UPLOAD_BYTES), "larger than 10 MB"),
     ],
     ids=["markup", "empty", "torn", "many pixels", "many bytes"],
 )
-def test_a_bad_upload_is_one_line_without_our_paths(pipe, tmp_path, data, says) -> None:
-    path = tmp_path / "face.jpg"
-    path.write_bytes(data)
+def test_a_bad_upload_is_one_line(pipe, data, says) -> None:
     with pytest.raises(HebmError) as caught:
-        actions.upload(pipe, path)
+        photos.upload(pipe, "../me/face.jpg", data)
     assert says in str(caught.value) and "face.jpg" in str(caught.value)
-    assert str(tmp_path) not in str(caught.value) and "\n" not in str(caught.value)
+    assert "me/" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +378,12 @@ def test_a_bad_upload_is_one_line_without_our_paths(pipe, tmp_path, data, says) 
     ],
 )
 def test_names_of_uploads(given, kept) -> None:
-    assert recipes.safe_name(given) == kept
+    assert steps.safe_name(given) == kept
 
 
 def test_what_is_given_wrongly_is_one_line(pipe, name) -> None:
     for step in (
-        Draw(name, NOTHING, tuple(range(actions.MAX_IMAGES + 1))),
+        Draw(name, NOTHING, tuple(range(MAX_IMAGES + 1))),
         Draw(name, Settings({"Smiling": "perhaps"}, {}), (1,)),
         Draw(name, Settings({"Smiling": "yes"}, {"Smiling": 1e9}), (1,)),
         Draw(name, Settings({}, {}, steps=-1), (1,)),
@@ -238,10 +395,46 @@ def test_what_is_given_wrongly_is_one_line(pipe, name) -> None:
 # What is shown
 
 
+def test_all_images_are_one_archive(pipe, name, mask) -> None:
+    (source,) = sampled(pipe, Draw(name, NOTHING, (7,)))
+    step = Inpaint(name, Settings({}, {}, steps=6), (0, 1), 0.8, source.origin)
+    found = composing.inpaint(pipe, step, source, mask, Watch())
+    data = view.archive([*found, found[1], replace(found[1], png=source.png)])
+    assert data == view.archive([*found, found[1], replace(found[1], png=source.png)])
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        files = {file: packed.read(file) for file in packed.namelist()}
+    assert files == {
+        "toy-seed0007.png": source.png,
+        "toy-filled-seed0000.png": found[1].png,
+        "mask.png": found[1].files[0][1],
+        "toy-filled-seed0001.png": found[2].png,
+        "toy-filled-seed0000-2.png": source.png,
+    }
+    assert "Save all 3 as a ZIP" in view.facts(found, 0, (4, 4, 8))
+    assert "ZIP" not in view.facts([replace(p, finished=False) for p in found], 0, (4, 4, 8))
+
+
+def test_nobody_says_no_twice() -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    from hebm_sample.demo.controls import target_values
+
+    config = symbolic_config()
+    symbols = (SymbolConfig("No_Beard", ("no", "yes")), SymbolConfig("Nose", ("no", "yes")))
+    config = replace(config, prior=replace(config.prior, symbols=symbols))
+    pipe = tiny_pipeline(config)
+    offer = Offer(ModelName("toy"), config, "none")
+    shown = {box["label"]: box["choices"] for box in (target_values(offer, i) for i in (0, 1))}
+    assert shown["Beard"] == [("any", ""), ("no", "yes"), ("yes", "no")]
+    assert shown["Nose"] == [("any", ""), ("no", "no"), ("yes", "yes")]
+    (found,) = sampled(pipe, Draw(ModelName("toy"), NOTHING, (7,)))
+    probability = pipe.classify(latents=found.latents)["No_Beard"][0, 0].item()
+    assert found.predictions[0] == ("Beard", pytest.approx(probability))
+
+
 def test_the_stage_shows_every_image_and_a_bar_a_layer(pipe, name) -> None:
     found = sampled(pipe, Draw(name, NOTHING, (7, 3)))
-    html = view.stage(found, 1, (4, 4, 8))
-    assert html.count("data-pick=") == 2
+    assert view.stage(found, 1).count("data-pick=") == 2
+    html = view.facts(found, 1, (4, 4, 8))
     density = pipe.log_density(latents=found[1].latents).item()
     assert f"Log density {density:.1f}," in html
     energies, predictions = html.split("hebm-predictions")
@@ -253,7 +446,7 @@ def test_the_stage_shows_every_image_and_a_bar_a_layer(pipe, name) -> None:
 def test_what_visitors_write_is_escaped() -> None:
     words = '"><script>alert(1)</script>'
     image = DemoImage(b"", words)
-    for html in (view.stage([image], 0, ()), view.status(words)):
+    for html in (view.stage([image], 0), view.status(words)):
         assert "<script" not in html and "&lt;script&gt;" in html
 
 
