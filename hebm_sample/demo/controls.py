@@ -243,13 +243,14 @@ def target_values(offer: Offer, index: int) -> dict[str, Any]:
         return {"choices": [("any", "")], "value": "", "label": "-"}
     name, values = list(offer.symbols.items())[index]
     denied = positive(name, values)
+    label = view.readable(denied or name) + (" (weak)" if name in offer.weak else "")
     if denied is not None:
         choices = [("any", ""), ("no", "yes"), ("yes", "no")]
-        return {"choices": choices, "value": "", "label": view.readable(denied)}
+        return {"choices": choices, "value": "", "label": label}
     choices = [("any", ""), *((value, value) for value in values)]
     if len(values) > 2:  # of two, one not is the other
         choices += [(f"not {value}", f"~{value}") for value in values]
-    return {"choices": choices, "value": "", "label": view.readable(name)}
+    return {"choices": choices, "value": "", "label": label}
 
 
 def _seeds(name: str, value: str, label: str, info: str) -> gr.Textbox:

@@ -25,11 +25,13 @@ class Offer:
         name: What loads it.
         config: Its description.
         licence: Of its weights and of images made with them.
+        weak: Symbols that were measured to steer weakly.
     """
 
     name: ModelName
     config: ModelConfig
     licence: str
+    weak: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -82,7 +84,8 @@ def offers(names: Sequence[str], device: str) -> list[Offer]:
     for name, resolution in asked:
         model = locate(name, resolution=resolution)
         config = read_config(model)
-        found.append(Offer(ModelName(name, resolution, device), config, model.row.licence))
+        row = model.row
+        found.append(Offer(ModelName(name, resolution, device), config, row.licence, row.weak))
     return found
 
 
@@ -112,7 +115,6 @@ class Studio:
                 pipe = Pipeline.from_pretrained(
                     name.dataset, resolution=name.resolution, device=name.device
                 )
-                pipe.model.fixed = True
             self._loaded[name] = pipe
             while len(self._loaded) > self._most:
                 self._loaded.popitem(last=False)

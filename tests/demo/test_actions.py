@@ -426,6 +426,9 @@ def test_nobody_says_no_twice() -> None:
     shown = {box["label"]: box["choices"] for box in (target_values(offer, i) for i in (0, 1))}
     assert shown["Beard"] == [("any", ""), ("no", "yes"), ("yes", "no")]
     assert shown["Nose"] == [("any", ""), ("no", "no"), ("yes", "yes")]
+    feeble = replace(offer, weak=("No_Beard",))
+    labels = [target_values(feeble, i)["label"] for i in (0, 1)]
+    assert labels == ["Beard (weak)", "Nose"]
     (found,) = sampled(pipe, Draw(ModelName("toy"), NOTHING, (7,)))
     probability = pipe.classify(latents=found.latents)["No_Beard"][0, 0].item()
     assert found.predictions[0] == ("Beard", pytest.approx(probability))
