@@ -50,6 +50,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import Images, PriorObjective, stratified
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
@@ -304,7 +305,8 @@ def train_ddpm(
     training, _ = images.split(settings.validation)
     objective = _objective(preset, model.to(device), device)
     net = objective.net
-    make_run_folder(Path(folder))
+    folder, ended = Path(folder), has_ended(Path(folder), DDPM_FILE)
+    make_run_folder(folder)
 
     def preview(learner: nn.Module) -> Tensor:
         noise = NoiseStreams(range(16), net.shapes, device=device)
@@ -323,8 +325,8 @@ def train_ddpm(
         accelerator=accelerator,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process:
-        save_ddpm(result.learner, Path(folder) / DDPM_FILE)  # pyright: ignore[reportArgumentType]
+    if accelerator.is_main_process and not ended:
+        save_ddpm(result.learner, folder / DDPM_FILE)  # pyright: ignore[reportArgumentType]
     return result
 
 

@@ -32,6 +32,7 @@ from hebm_sample.training.elbo import (
     standard_normal,
 )
 from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
+from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.label_columns import label_columns
@@ -113,8 +114,8 @@ def train_generator(
             only the image decoder and the likelihood are trained.
         accelerator: accelerate's engine; made if None.
     """
-    accelerator = accelerator or make_accelerator()
-    settings = preset.generator_settings
+    folder, accelerator = Path(folder), accelerator or make_accelerator()
+    settings, ended = preset.generator_settings, check_model_place(folder)
     training, validation = images.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(
@@ -140,11 +141,11 @@ def train_generator(
         accelerator=accelerator,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not ended:
         before = init.config.training if init is not None else ()
         config = replace(config, training=(*before, result.record))
         learner = cast("GeneratorObjective", result.learner)
-        _save_generator(config, learner, grown_from, Path(folder) / "model")
+        _save_generator(config, learner, grown_from, folder / "model")
     return result
 
 
@@ -254,6 +255,7 @@ def train_prior(
     require_choice("objective", objective, Objective)
     check_prior(preset, model, objective, init)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
+    ended = check_model_place(folder)
     run = _PriorRun(preset, model, objective, init, accelerator)
     training, validation = images.split(preset.prior_settings.validation)
     same_rows(model.name, model.config.training, training)
@@ -278,7 +280,8 @@ def train_prior(
             show_progress=show_progress,
         )
         if main:
-            run.finished(result).save_pretrained(folder / "model", overwrite=True)
+            if not ended:
+                run.finished(result).save_pretrained(folder / "model", overwrite=True)
             remove_encoded(folder)
     return result
 
