@@ -16,6 +16,7 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.summary import data_line, held_out_rule
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.images import save_image, save_png
 from hebm_sample.io.written import mark_report_folder
 from hebm_sample.training.trainer import make_run_folder
 
@@ -356,6 +357,17 @@ class TestRuns:
         assert after.left_out["written by an export or a report"] == 5
         with pytest.raises(UserInputError, match="the folder of a report"):
             load(tmp_path / "set/page/figures", tmp_path)
+
+    @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".gif"])
+    def test_samples_are_read_and_said(self, tmp_path, ending):
+        draw(tmp_path / "set", "mine.png", "other.jpg")
+        text = {"seed": "3", "model": "m", "sampling": "x" * 99, "version": "hebm_sample 1"}
+        image = Image.effect_noise((256, 256), 90).convert("RGB")
+        save_image(image, tmp_path / f"set/seed0003{ending}", text)
+        note = {"version": "another 1", "said": "hebm_sample 1"}
+        save_png(image, tmp_path / "set/zero.png", note)
+        found = load(tmp_path / "set", tmp_path)
+        assert len(found) == 4 and "; 1 of the images was made by hebm_sample" in line(found)
 
     def test_files_beside_what_was_written_are_read(self, tmp_path):
         draw(tmp_path / "set", "cats/0.png", "cats/1.png", "dogs/nearest.png", "dogs/samples.png")
