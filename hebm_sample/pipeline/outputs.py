@@ -276,7 +276,9 @@ def choose_seeds(
     if isinstance(seeds, SeedsFrom):
         return tuple(islice(seeds, num_images or 1))
     if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
-        seeds = (operator.index(seeds),)
+        seeds = (seeds if isinstance(seeds, bool) else operator.index(seeds),)
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise UserInputError(f"seeds is {seeds!r}; give a whole number, or some in a list")
     asked: Any = range(1 if num_images is None else num_images) if seeds is None else seeds
     chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too
     if len(chosen) > MAX_SEEDS:

@@ -67,8 +67,8 @@ def group_indices(groups: Any, count: int) -> list[int]:
         if groups is None or isinstance(groups, slice):
             chosen = list(every if groups is None else every[groups])
         else:
-            named = [groups] if isinstance(groups, int) else groups
-            chosen = [every[operator.index(i)] for i in named]
+            named = map(plain, [groups] if isinstance(groups, int) else groups)
+            chosen = [every[operator.index("" if isinstance(i, bool) else i)] for i in named]
     except (IndexError, TypeError, ValueError):
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):

@@ -95,7 +95,7 @@ class NoiseStreams:
 
 def _checked(seed: int) -> int:
     try:
-        number = operator.index(seed)
+        number = operator.index("" if isinstance(seed, bool) else seed)  # pyright: ignore
     except TypeError:
         raise UserInputError(f"seed is {seed!r}; it must be a whole number") from None
     if not 0 <= number <= MAX_SEED:
