@@ -210,6 +210,8 @@ class Trajectory:
         path: str | os.PathLike[str],
         seconds: float = SECONDS,
         text: Mapping[str, str] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Write it: frames that move as .gif or .webp, the grid as .png.
 
@@ -217,8 +219,15 @@ class Trajectory:
             path: Its ending says which.
             seconds: How long the frames move before the last is held.
             text: Facts to write into the file.
+            overwrite: Replace a file of this name.
+
+        Raises:
+            UserInputError: There is such a file, or no format has this ending.
+            EnvironmentFailure: It cannot be written.
         """
         ending = Path(path).suffix.lower()
+        if os.path.lexists(path) and not overwrite:
+            raise UserInputError(f"{path} is there already; give another name, or overwrite=True")
         if ending in ANIMATED:
             save_animation(self.frames, path, seconds, text)
         elif ending == ".png":
