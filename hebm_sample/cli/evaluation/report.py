@@ -129,7 +129,9 @@ def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]
         parts=parts,
         feature_steps=options["feature_steps"],
         inception=options["inception"],
-        others=named_sources("--ood", others, size, ReportPlan.ood_images) if sets else {},
+        others=named_sources("--ood", others, size, ReportPlan.ood_images, options["quiet"])
+        if sets
+        else {},
         baselines=_folders(options["baseline"]),
         control=_control(pipe, sets, options),
         control_key=[str(options[name]) for name in CONTROL_NAMES],
