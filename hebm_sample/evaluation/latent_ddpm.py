@@ -41,6 +41,7 @@ from hebm_sample.config import require_integer, require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -232,6 +233,7 @@ def _coefficients(s: float, r: float, eta: float) -> tuple[float, float]:
     return (1 - eta**2) * turn + eta**2 * ancestral, eta * math.sqrt(1 - rho * rho)
 
 
+@usual_defaults()
 @torch.no_grad()
 def sample_ddpm(
     net: LatentDenoiser,
@@ -266,6 +268,7 @@ def save_ddpm(net: LatentDenoiser, path: Path) -> None:
     write_atomically(path, serialise(tensors, header))
 
 
+@usual_defaults()
 def load_ddpm(folder: str | Path) -> LatentDenoiser:
     """What a run of `train_ddpm` left in `folder`; `UserInputError` where there is nothing."""
     path = Path(folder) / DDPM_FILE
@@ -280,6 +283,7 @@ def load_ddpm(folder: str | Path) -> LatentDenoiser:
     return net.requires_grad_(False).eval()
 
 
+@usual_defaults()
 def train_ddpm(
     preset: Preset,
     model: Pipeline,

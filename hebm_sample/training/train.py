@@ -22,6 +22,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
 from hebm_sample.prior.joint import JointEnergy
@@ -93,6 +94,7 @@ def _generator_task(
     return Task("generator", objective, objective, config, preview, identity, evaluate=measured)
 
 
+@usual_defaults()
 def train_generator(
     preset: Preset,
     images: ImageDataset,
@@ -222,6 +224,7 @@ def _warm_start(energy: JointEnergy, init: Pipeline) -> None:
     energy.load_state_dict(known, strict=False)
 
 
+@usual_defaults()
 def train_prior(
     preset: Preset,
     model: Pipeline,

@@ -32,6 +32,7 @@ from hebm_sample.evaluation.report import images as report_images
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import ood as report_ood
 from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.io.written import check_report_folder, mark_report_folder
@@ -299,6 +300,7 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+@usual_defaults()
 def write_report(
     context: EvaluationContext,
     plan: ReportPlan,

@@ -28,6 +28,7 @@ from hebm_sample.generator.hierarchy import (
 )
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -213,6 +214,7 @@ class _Figures:
         return found
 
 
+@usual_defaults()
 def train_decoder(
     preset: Preset,
     model: Pipeline,
