@@ -28,6 +28,7 @@ __all__ = [
     "check_source",
     "mark_report_folder",
     "mark_run_folder",
+    "of_a_run",
     "written_names",
 ]
 
@@ -51,7 +52,8 @@ MODEL_FILES = ("weights_manifest.json", "config.json")
 MOST_RESULTS = 2**28
 
 
-def _of_a_run(name: str) -> bool:
+def of_a_run(name: str) -> bool:
+    """Whether a run writes files or folders of this name into its own."""
     return name in RUN_NAMES or CHECKPOINT.fullmatch(name) is not None
 
 
@@ -76,7 +78,7 @@ def check_run_folder(folder: Path) -> None:
     if is_run_folder(folder):
         return
     names = _inside(folder)
-    theirs = [name for name in names if _of_a_run(name) or name in MODEL_FILES]
+    theirs = [name for name in names if of_a_run(name) or name in MODEL_FILES]
     if theirs:
         raise UserInputError(
             f"{folder} is no run's folder and holds {', '.join(theirs[:4])}, which a run might "
@@ -170,7 +172,7 @@ def check_source(root: Path) -> None:
     inner = Path(os.path.abspath(root))
     for folder in inner.parents:
         name, inner = inner.name, folder
-        if _of_a_run(name) and is_run_folder(folder):
+        if of_a_run(name) and is_run_folder(folder):
             kind = "training run"
         elif name in REPORT_NAMES and is_report_folder(folder):
             kind = "report"

@@ -271,7 +271,7 @@ def train_prior(
         if main and not started:
             run.base.save_pretrained(folder / "generator", overwrite=True)
         prepare = None
-        if run.encodes_once and resume == started:  # else the loop refuses it
+        if run.encodes_once and resume == started and not ended:  # else the loop refuses it
             prepare = _encoded(run, training, folder, show_progress)
         result = train(
             run.task(training, validation, prepare, columns),
@@ -283,9 +283,7 @@ def train_prior(
             show_progress=show_progress,
         )
         if main:
-            if not ended:
-                run.finished(result).save_pretrained(folder / "model", overwrite=True)
-            remove_encoded(folder)
+            run.finish(result, folder, ended)
     return result
 
 
@@ -332,6 +330,12 @@ class _PriorRun:
         """The model with the energies that were learned."""
         config = replace(self.config, training=(*self.config.training, result.record))
         return Pipeline(config, self.generator, cast("JointEnergy", result.learner), self.encoder)
+
+    def finish(self, result: RunResult, folder: Path, ended: bool) -> None:
+        """Write the model, unless the run had ended before, and remove what it needs no more."""
+        if not ended:
+            self.finished(result).save_pretrained(folder / "model", overwrite=True)
+        remove_encoded(folder)
 
     def identity(self, training: ImageDataset, columns: tuple[str, ...], frozen: str) -> str:
         """Of what must agree on resuming besides config and settings.

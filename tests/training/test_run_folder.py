@@ -20,7 +20,7 @@ from toy import draw_images
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.resolve import resolve
-from hebm_sample.io.written import _of_a_run, mark_run_folder
+from hebm_sample.io.written import mark_run_folder, of_a_run
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.lock import locked
 from hebm_sample.training.trainer import make_accelerator, make_run_folder
@@ -188,7 +188,7 @@ class TestPlace:
         with pytest.raises(UserInputError, match="choose another"):
             make_run_folder(tmp_path)  # as from Python
 
-    def test_in_the_folder_of_a_run_all_is_the_runs(self, home, tmp_path):
+    def test_in_the_folderof_a_run_all_is_the_runs(self, home, tmp_path):
         make_run_folder(tmp_path)
         (tmp_path / "log.jsonl").write_text("a start that was given up\n")
         assert invoke(home, "--out", tmp_path, "--max-steps", 2).exit_code == 0
@@ -238,7 +238,7 @@ class TestEnded:
             assert invoke(home, *out, *options, "--resume", kind=kind).exit_code == 0
             assert files(run / "model") == before
             # Else a run could write over somebody's file of that name.
-            assert [n for n in os.listdir(run) if not (n[0] == "." or _of_a_run(n))] == []
+            assert [n for n in os.listdir(run) if not (n[0] == "." or of_a_run(n))] == []
 
     def test_a_model_that_is_missing_is_written(self, home, tmp_path):
         out = ("--out", tmp_path / "run", "--max-steps", 2)
