@@ -5,14 +5,14 @@ asking, draws of their initial weights included; where networks are made, traine
 these are float32 and the CPU, as of a process that has set nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 
 __all__ = ["usual_defaults"]
 
 
 @contextmanager
-def usual_defaults() -> Iterator[None]:
+def usual_defaults() -> Generator[None]:
     """float32 and the CPU until the end, then what was set before; also as a decorator. A default
     dtype is the whole process's, so other threads meet it meanwhile.
     """

@@ -79,7 +79,7 @@ def check_run_folder(folder: Path) -> None:
         return
     names = _inside(folder)
     theirs = [name for name in names if of_a_run(name) or name in MODEL_FILES]
-    if theirs:
+    if theirs and not is_run_folder(folder):  # another process of this run may have begun
         raise UserInputError(
             f"{folder} is no run's folder and holds {', '.join(theirs[:4])}, which a run might "
             "write over; choose another folder, or move them away"
