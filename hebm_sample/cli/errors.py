@@ -19,7 +19,7 @@ __all__ = ["OneLineErrors"]
 
 # New in click 8.2; older releases show the help without raising.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
-_PLACES = ("DIR", "FILE", "SOURCE")  # of options whose type is a text
+_PLACES = ("DIR", "FILE", "MODEL", "SOURCE")  # of options whose type is a text
 
 
 class _Failure(click.ClickException):
@@ -59,8 +59,9 @@ def _one_line_warnings() -> Iterator[None]:
 
 
 def _is_place(parameter: click.Parameter) -> bool:
-    """Whether it names a file, a folder, or data."""
-    return isinstance(parameter.type, click.Path) or parameter.metavar in _PLACES
+    """Whether it names a file, a folder, data, or a model."""
+    named = parameter.type is click.STRING and parameter.metavar in _PLACES
+    return named or isinstance(parameter.type, click.Path)
 
 
 def _holds_empty(value: Any) -> bool:

@@ -110,6 +110,16 @@ def test_ood_alone(home, tmp_path):
     assert wrong.exit_code == 2 and "write NAME=SOURCE" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "line", [["compare", "", "x"], ["distances", ""], ["report", "", "--out", "o"]]
+)
+def test_nothing_is_no_place(home, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    result = run(home, *line)
+    assert result.exit_code == 2 and "is empty; give a" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_was_read_is_said_first(home, tmp_path):
     """Two folders and out-of-distribution images are data as all others."""
     for part in ("train", "test"):

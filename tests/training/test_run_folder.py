@@ -214,7 +214,7 @@ class TestPlace:
             refused(invoke(home, *out, "--max-steps", 2), 2, "is a folder of the data")
         assert not list(tmp_path.rglob(".hebm-run"))
 
-    @pytest.mark.parametrize("empty", ["--data", "--out"])
+    @pytest.mark.parametrize("empty", ["--data", "--out", "--init"])
     def test_nothing_is_no_place(self, home, tmp_path, empty, monkeypatch):
         monkeypatch.chdir(tmp_path)
         draw_images(tmp_path / "images", 3)
