@@ -5,6 +5,7 @@ Without it colours would drift by a level a round trip, one image could take all
 interrupted run would leave half a PNG.
 """
 
+import errno
 import io
 import os
 import stat
@@ -233,6 +234,17 @@ def test_check_writable_leaves_nothing_behind(tmp_path):
         check_folder(tmp_path / "file")
     with pytest.raises(UserInputError, match="file is not a folder"):
         check_folder(tmp_path / "file" / "below")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, "_temporary", refuse)
+    with pytest.raises(EnvironmentFailure) as caught:
+        check_folder(tmp_path / "run")
+    told = f"cannot write to the folder {tmp_path / 'run'}: Read-only file system; choose another"
+    assert str(caught.value).startswith(told)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")

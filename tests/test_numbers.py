@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
 
 from hebm_sample.config import LangevinConfig
@@ -61,8 +62,24 @@ def test_guidance_of_other_libraries_is_a_number():
     pipe = symbolic_pipeline()
     asked = {"seeds": [1], "symbols": {"class": "b"}}
     plain = images(pipe, **asked, guidance=2.0)
-    assert torch.equal(images(pipe, **asked, guidance=np.float64(2)), plain)
-    assert torch.equal(images(pipe, **asked, guidance=torch.tensor(2.0)), plain)
+    for kind in (np.float64, np.float32, np.float16, np.int64, np.array, torch.tensor):
+        for guidance in (kind(2), {"class": kind(2)}):
+            found = pipe(**asked, guidance=guidance, output_type="torch")
+            assert torch.equal(found.images, plain)
+            told = found.provenance[0].facts["guidance"]["class"]
+            assert type(told) in (int, float) and told == 2
+    image, few = Image.new("RGB", (16, 16), "grey"), {"steps": 3, "output_type": "torch"}
+    mask = torch.arange(256).view(1, 16, 16) < 128
+    one, other = {"class": "b"}, np.float32(2)
+    edits = [pipe.edit(image, one, guidance=g, **few).images for g in (2.0, other)]
+    assert torch.equal(*edits)
+    fills = [
+        pipe.inpaint(image, mask, symbols=one, guidance=g, **few).images for g in (2.0, other)
+    ]
+    assert torch.equal(*fills)
+    for wrong in (np.array([2.0, 1.0]), True, np.float32("nan"), "2"):
+        with pytest.raises(UserInputError, match="guidance is|guidance of"):
+            pipe(**asked, guidance=wrong)
 
 
 def test_settings_are_pythons_own_numbers_in_files():
@@ -75,6 +92,29 @@ def test_settings_are_pythons_own_numbers_in_files():
     found = json.loads(json.dumps(config.to_dict()))
     assert (found["steps"], found["step_scale"], found["denoise"]) == (9, 0.5, False)
     assert LangevinConfig.from_dict(found) == config
+
+
+def test_counts_are_pythons_own(pipe):
+    assert type(pipe.total_steps(num_images=np.int64(3), steps=np.int64(3))) is int
+    assert type(pipe.total_steps(num_images=torch.tensor(3))) is int
+    assert len(pipe(batch_size=np.int64(3))) == 3  # a batch of three is three images
+    assert pipe(seed=torch.tensor(7)).seeds == (7,)
+    mixed = pipe.mix(pipe(1), pipe(1), np.int64(1))
+    assert type(mixed.provenance[0].facts["keep_top"]) is int
+    assert len(pipe.interpolate(pipe(1), pipe(1), torch.tensor(3))) == 3
+
+
+@pytest.mark.parametrize("whole", [3.0, torch.tensor(3.0), np.float32(3), True, np.bool_(True)])
+def test_what_is_no_whole_number_is_no_seed(pipe, whole):
+    for asked in ({"seeds": whole}, {"seeds": [whole]}, {"seed": whole}):
+        with pytest.raises(UserInputError, match="whole number"):
+            pipe(**asked)
+
+
+@pytest.mark.parametrize("truth", [True, [True], np.bool_(True), np.array([True])])
+def test_truth_values_are_no_groups(pipe, truth):
+    with pytest.raises(UserInputError, match="groups .* asked for; this model has 3"):
+        pipe.energy(latents=pipe(1).latents, groups=truth)
 
 
 @pytest.mark.parametrize("seeds", [np.array([0.5]), [np.float64(1.0)], torch.tensor([1.5])])

@@ -148,6 +148,13 @@ def test_other_settings_are_sampled_again(model, tmp_path):
     other = ["--seeds", "0-1", "--temperature", 0.5]
     result = CliRunner().invoke(main, words(model, tmp_path, *other))
     assert result.exit_code == 2 and "add --overwrite" in result.stderr
+    assert (tmp_path / ".unfinished-0").exists()  # of the run before
+    (tmp_path / ".unfinished-0").unlink()
+    before = contents(tmp_path), sorted(os.listdir(tmp_path))
+    for image in tmp_path.glob("*.png"):
+        os.utime(image, (1, 1))
+    assert CliRunner().invoke(main, words(model, tmp_path, *other)).exit_code == 2
+    assert before == (contents(tmp_path), sorted(os.listdir(tmp_path)))  # and no mark
     assert sample(model, tmp_path, *other, "--overwrite")["seeds"] == [0, 1]
     (tmp_path / "seed0000.png").write_bytes(b"no image")
     assert not holds(tmp_path / "seed0000.png", {}) and not holds(tmp_path / "none.png", {})

@@ -85,6 +85,18 @@ def test_the_files_are_of_the_trajectory(trajectory, tmp_path):
         assert animation.n_frames == 12 and animation.size == trajectory.samples.grid().size
 
 
+@pytest.mark.parametrize("name", ["way.gif", "way.webp", "way.png"])
+def test_no_file_is_replaced_unasked(trajectory, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserInputError, match="is there already.*overwrite=True"):
+        trajectory.save(tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+    trajectory.save(tmp_path / name, overwrite=True)
+    with Image.open(tmp_path / name) as written:
+        assert written.format.lower() == name[4:]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_grid_is_exact(trajectory, tmp_path):
     trajectory.save(tmp_path / "strip.png", text={"seeds": "3,5,8"})
     with Image.open(tmp_path / "strip.png") as grid:

@@ -47,14 +47,33 @@ def check_run(data: str, out: Path) -> None:
     """Find out before the data are read that a run's folder cannot be written.
 
     Raises:
-        UserInputError: It is no folder, or that of the data itself.
+        UserInputError: It is no folder, that of the data itself, one of theirs, or it holds files
+            that a run would write over.
         EnvironmentFailure: The system refuses.
     """
     from hebm_sample.io.images import check_folder
+    from hebm_sample.io.written import check_run_folder
 
-    if Path(data).is_dir() and out.exists() and Path(data).samefile(out):
+    source = Path(data).expanduser()
+    if source.is_dir() and out.exists() and source.samefile(out):
         raise UserInputError(
             f"--out and --data are both {out}; give the run a folder of its own, which may lie "
             "in that of the data"
         )
+    if source.is_dir() and out.is_dir():
+        _check_inside(source, out)
+    check_run_folder(out)
     check_folder(out)
+
+
+def _check_inside(source: Path, out: Path) -> None:
+    """A run's folder is passed over when data are read: none of them may be made one."""
+    from hebm_sample.io.files import is_run_folder
+
+    inside = out.resolve().is_relative_to(source.resolve())
+    files = (p for p in out.iterdir() if not p.name.startswith(".")) if inside else iter(())
+    if next(files, None) is not None and not is_run_folder(out):
+        raise UserInputError(
+            f"--out {out} is a folder of the data, whose files would no longer be read; give the "
+            "run a folder of its own, which may lie in that of the data"
+        )

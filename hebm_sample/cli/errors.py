@@ -19,6 +19,7 @@ __all__ = ["OneLineErrors"]
 
 # New in click 8.2; older releases show the help without raising.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+_PLACES = ("DIR", "FILE", "MODEL", "SOURCE")  # of options whose type is a text
 
 
 class _Failure(click.ClickException):
@@ -57,6 +58,16 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+def _is_place(parameter: click.Parameter) -> bool:
+    """Whether it names a file, a folder, data, or a model."""
+    named = parameter.type is click.STRING and parameter.metavar in _PLACES
+    return named or isinstance(parameter.type, click.Path)
+
+
+def _holds_empty(value: Any) -> bool:
+    return any(map(_holds_empty, value)) if isinstance(value, (list, tuple)) else value == ""
+
+
 class OneLineErrors(click.Command):
     """A click command (or, mixed into `click.Group`, a group) whose every error is one line.
 
@@ -70,6 +81,16 @@ class OneLineErrors(click.Command):
         if option is not None:
             option.callback = _show_help
         return option
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click, but an empty text is no place: pathlib takes it for the current folder."""
+        places = [p for p in self.get_params(ctx) if _is_place(p)]
+        if places and not ctx.resilient_parsing:
+            typed = self.make_parser(ctx).parse_args(list(args))[0]
+            for parameter in places:
+                if _holds_empty(typed.get(parameter.name or "")):
+                    raise click.BadParameter("it is empty; give a path", ctx, parameter)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises becomes a click exception with its exit status."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from hebm_sample.errors import UserInputError
+
 __all__ = ["DurationType", "load_model", "model_to_measure"]
 
 
@@ -28,6 +30,8 @@ def load_model(name: str | Path) -> Any:
     from hebm_sample.training.checkpoint import latest_checkpoint
     from hebm_sample.training.export import load_run
 
+    if not str(name):
+        raise UserInputError("the model's name is empty; give a model or a run's folder")
     if Path(name).is_dir() and latest_checkpoint(name) is not None:
         return load_run(name)
     return Pipeline.from_pretrained(name, device="cpu")

@@ -29,6 +29,7 @@ from hebm_sample.data.decoding import DecodedChunk, decoded_chunks
 from hebm_sample.data.holdout import row_keys
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.data.labels import encode_labels
+from hebm_sample.data.made import count_made, made_note
 from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
@@ -180,7 +181,7 @@ def _fill(folder: Path, source: Source, size: int, shown: str, progress: bool) -
         "part_starts": list(rows.starts.values()),
         "identity": identity.hexdigest(),
         "skipped": source.total - rows.count,
-        "notes": _dropped(sorted(set(rows.columns) - set(labels))),
+        "notes": [*_dropped(sorted(set(rows.columns) - set(labels))), *made_note(rows.made)],
     }
     meta = json.loads(json.dumps(meta))
     with (folder / META).open("wb") as file:
@@ -198,7 +199,8 @@ def _dropped(columns: list[str]) -> list[str]:
 @dataclass
 class _Rows:
     """What is known of the rows that could be read: labels as they were found, names, the first
-    row of each part, the first that could not be read and why, the hash of the pixels.
+    row of each part, the first that could not be read and why, how many this package made, the
+    hash of the pixels.
     """
 
     count: int = 0
@@ -206,6 +208,7 @@ class _Rows:
     known_by: list[str] = field(default_factory=list[str])
     starts: dict[int, int] = field(default_factory=dict[int, int])
     first_broken: str = ""
+    made: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, decoded: DecodedChunk, file: BinaryIO) -> None:
@@ -222,6 +225,7 @@ class _Rows:
             found = chunk.labels.get(name)
             values.extend(found[i] if found else None for i in good)
         self.known_by.extend(chunk.names[i] for i in good)
+        self.made += count_made(chunk.images[i] for i in good)
         for image in good.values():
             data = image.tobytes()
             self.digest.update(data)

@@ -11,6 +11,7 @@ import hashlib
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import cache_home
 
 __all__ = ["ImageDataset", "StepSampler", "last_images", "load_images", "to_float", "zoomed"]
+
+FLOATS: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the process's defaults are
 
 
 class StepSampler:
@@ -67,14 +70,16 @@ class StepSampler:
 
     def flips(self, step: int) -> Tensor:
         """Which of this rank's images (batch_size,) are mirrored at `step`: fair coins."""
-        coins = torch.rand(self.global_batch, generator=self._generator("flip", step)) < 0.5
+        draws = torch.rand(self.global_batch, generator=self._generator("flip", step), **FLOATS)
+        coins = draws < 0.5
         return coins[self.rank * self.batch_size :][: self.batch_size]
 
     def squares(self, step: int, zoom: float) -> Tensor:
         """For `zoomed`, (batch_size, 3): a random square of each of this rank's images whose
         side is at least `zoom` of the image's.
         """
-        draws = torch.rand(self.global_batch, 3, generator=self._generator("zoom", step))
+        stream = self._generator("zoom", step)
+        draws = torch.rand(self.global_batch, 3, generator=stream, **FLOATS)
         draws[:, 0] = zoom + (1 - zoom) * draws[:, 0]
         return draws[self.rank * self.batch_size :][: self.batch_size]
 
@@ -82,14 +87,17 @@ class StepSampler:
         if self._cached is None or self._cached[0] != epoch:
             generator = self._generator("order", epoch)
             repeats = -(-self.global_batch // self.num_rows)
-            order = [torch.randperm(self.num_rows, generator=generator) for _ in range(repeats)]
+            order = [
+                torch.randperm(self.num_rows, generator=generator, device="cpu")
+                for _ in range(repeats)
+            ]
             self._cached = epoch, torch.cat(order)
         return self._cached[1]
 
     def _generator(self, purpose: str, number: int) -> torch.Generator:
         # Hashed, because generators seeded with neighbouring numbers must not be related.
         digest = hashlib.sha256(f"{purpose} {self.seed} {number}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def load_images(

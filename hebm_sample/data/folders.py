@@ -102,6 +102,7 @@ def _others(tree: Tree, images: list[str], read: list[Path]) -> dict[str, int]:
     )
     found = dict(sorted(rest.items(), key=lambda item: (-item[1], item[0])))
     runs = "folder of a run" if len(tree.runs) == 1 else "folders of runs"
+    found |= {"written by an export or a report": len(tree.written)} if tree.written else {}
     return found | ({runs: len(tree.runs)} if tree.runs else {})
 
 

@@ -23,6 +23,7 @@ from hebm_sample.data.source import Chunk, Source, stamp
 from hebm_sample.data.tree import walk, with_suffixes
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import import_extra
+from hebm_sample.io.files import means_place
 
 __all__ = ["Chunk", "Source", "open_source"]
 
@@ -34,6 +35,8 @@ def open_source(source: str | Path, split: str | None) -> Source:
 
     Raises `UserInputError` if there are none, `HubError` or `EnvironmentFailure` if reading fails.
     """
+    if not str(source):
+        raise UserInputError("the data's place is empty; give a folder of images")
     path = Path(os.path.expanduser(source))
     _refuse_pickles(path)
     if path.is_dir():
@@ -55,8 +58,9 @@ def open_source(source: str | Path, split: str | None) -> Source:
                 f"{path} is not a parquet file; give a .parquet file or a folder of images"
             )
         return parquet_source([path.name], path.parent, split, {})
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
-        return hub_source(str(source), split)
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source)
+    if named and isinstance(source, str) and not means_place(source):
+        return hub_source(source, split)
     raise UserInputError(
         f"no images at {source}: give a folder of images, a parquet file, a folder of parquet "
         "files, a folder with an LMDB, or a Hub data set as owner/name"

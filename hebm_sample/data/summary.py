@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from hebm_sample.data.images import ImageDataset
+from hebm_sample.data.source import Source
 
-__all__ = ["data_line", "held_out_rule"]
+__all__ = ["data_line", "held_out_rule", "source_line"]
 
 MOST_COLUMNS = 4
 MOST_NAMES = 8
@@ -30,6 +31,14 @@ def data_line(shown: str, training: ImageDataset, held_out: ImageDataset | None,
     # A split of its own leaves the training rows out, which are no loss.
     if training.left_out:
         parts.append("left out: " + _listed(training.left_out))
+    return "; ".join(parts)
+
+
+def source_line(shown: str, source: Source) -> str:
+    """The same of data that are not decoded: how many, and what is left out."""
+    parts = [f"{shown}: {source.total:,} images", *source.notes]
+    if source.left_out:
+        parts.append("left out: " + _listed(source.left_out))
     return "; ".join(parts)
 
 

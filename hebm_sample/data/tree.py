@@ -4,8 +4,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.io.files import is_run_folder
+from hebm_sample.io.written import check_source, written_names
 
 __all__ = ["Tree", "with_suffixes", "walk"]
 
@@ -18,23 +19,22 @@ class Tree:
         root: The folder.
         names: Of the files, relative to it, with `/`; sorted.
         runs: Folders of training runs, which are passed over.
+        written: What exports and reports wrote, which is, too.
     """
 
     root: Path
     names: list[str] = field(default_factory=list[str])
     runs: list[str] = field(default_factory=list[str])
+    written: list[str] = field(default_factory=list[str])
 
 
 def walk(root: Path) -> Tree:
     """The files below `root`, through links; a link to a folder above itself is not followed.
 
-    Raises `UserInputError` if `root` is a run's folder, `EnvironmentFailure` if it cannot be read.
+    Raises `UserInputError` if a run or a report wrote `root`, `EnvironmentFailure` if it cannot be
+    read.
     """
-    if is_run_folder(root):
-        raise UserInputError(
-            f"{root} is the folder of a training run, and what a run writes is no data; "
-            "give the folder of the images"
-        )
+    check_source(root)
     tree = Tree(root)
     try:
         _into(tree, "", ())
@@ -53,10 +53,14 @@ def _into(tree: Tree, prefix: str, above: tuple[str, ...]) -> None:
     if here in above:
         return
     with os.scandir(folder) as entries:
-        found = [e for e in entries if not e.name.startswith(".")]
+        everything = list(entries)
+    written = written_names(folder, [e.name for e in everything])
+    found = [e for e in everything if not e.name.startswith(".")]
     for entry in found:
         name = f"{prefix}{entry.name}"
-        if entry.is_file():
+        if entry.name in written:
+            tree.written.append(name)
+        elif entry.is_file():
             tree.names.append(name)
         elif entry.is_dir():
             if is_run_folder(Path(entry.path)):

@@ -26,6 +26,7 @@ from hebm_sample.evaluation.context import EvaluationContext, Spaces, clock, fin
 from hebm_sample.evaluation.latent_ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
 from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import sha256_of
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
@@ -187,6 +188,7 @@ def _samples_of(
     return found
 
 
+@usual_defaults()
 def run_baselines(
     context: EvaluationContext, spaces: Spaces, folders: Mapping[str, Path | str]
 ) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, fit_calibration
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.scoring import DISTORTION_FACT, Measured, distortion_of, measure
@@ -38,6 +39,7 @@ def measure_images(
     return Measured(*joined, names=parts[0].names)
 
 
+@usual_defaults()
 def calibrate(
     pipe: Pipeline,
     images: np.ndarray,

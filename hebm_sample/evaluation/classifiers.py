@@ -14,6 +14,7 @@ from hebm_sample.config import SymbolConfig
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.distances import cache_path
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.attribute_classifier import (
     AttributeClassifier,
     accuracies,
@@ -86,6 +87,7 @@ def parse_condition(text: str, symbols: Sequence[SymbolConfig], model: str) -> T
     return target
 
 
+@usual_defaults()
 def find_attribute_classifier(
     training: ImageDataset,
     held_out: ImageDataset,

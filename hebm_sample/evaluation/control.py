@@ -34,6 +34,7 @@ from hebm_sample.evaluation.control_results import (
     Variable,
 )
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
 from hebm_sample.pipeline.editing import ENCODE_STREAM
@@ -315,6 +316,7 @@ def _check_classifier(
         raise UserInputError("no variable to ask for; give the names of some")
 
 
+@usual_defaults()
 def control(
     pipe: Pipeline,
     training: ImageDataset,

@@ -27,6 +27,7 @@ from hebm_sample.evaluation.context import EvaluationContext, as_bytes
 from hebm_sample.evaluation.held_out import held_out_by, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import cache_home
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
@@ -144,6 +145,7 @@ def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Pa
     return home / folder / f"{name}.safetensors"
 
 
+@usual_defaults()
 def feature_spaces(
     training: ImageDataset,
     *,
@@ -274,6 +276,7 @@ def _held_out_figures(context: EvaluationContext) -> dict[str, Any]:
     }
 
 
+@usual_defaults()
 def measure(
     context: EvaluationContext,
     spaces: dict[str, tuple[Any, dict[str, Any]]],
@@ -308,6 +311,7 @@ def measure(
     )
 
 
+@usual_defaults()
 def evaluate(
     pipe: Pipeline,
     training: ImageDataset,

@@ -7,6 +7,7 @@ their middle square and brought to one size, that of B's first one by default.
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hebm_sample.data.dataset import ImageDataset, load_images
 from hebm_sample.data.sources import open_source
 from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.reference import SHIPPED, find_set
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import open_image
 from hebm_sample.metrics.features import PcaFeatures, extract
 from hebm_sample.metrics.inception import InceptionFeatures
@@ -97,6 +99,7 @@ def _spaces(reference: ImageDataset, inception: bool) -> dict[str, Any]:
     return found
 
 
+@usual_defaults()
 def compare_folders(
     a: str | Path,
     b: str | Path,
@@ -105,8 +108,12 @@ def compare_folders(
     inception: bool = False,
     cache_dir: Path | None = None,
     progress: bool = True,
+    read: Callable[[str, ImageDataset], object] = lambda *_: None,
 ) -> FolderComparison:
     """Measure the images of folder A against those of folder B.
+
+    Arguments:
+        read: Told of each folder what was read in it, before anything is measured.
 
     Raises:
         UserInputError: No such folder, or fewer than 4 images in one.
@@ -117,6 +124,8 @@ def compare_folders(
     size = size or _first_size(Path(b))
     options: dict[str, Any] = {"size": size, "cache_dir": cache_dir, "progress": progress}
     sets = [load_images(folder, **options) for folder in (a, b)]
+    for folder, images in zip((a, b), sets, strict=True):
+        read(str(folder), images)
     if min(map(len, sets)) < FEWEST:
         raise UserInputError(
             f"{a} has {len(sets[0])} images and {b} {len(sets[1])}; a comparison needs {FEWEST}"

@@ -41,6 +41,7 @@ from hebm_sample.config import require_integer, require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -50,6 +51,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import Images, PriorObjective, stratified
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
@@ -231,6 +233,7 @@ def _coefficients(s: float, r: float, eta: float) -> tuple[float, float]:
     return (1 - eta**2) * turn + eta**2 * ancestral, eta * math.sqrt(1 - rho * rho)
 
 
+@usual_defaults()
 @torch.no_grad()
 def sample_ddpm(
     net: LatentDenoiser,
@@ -265,6 +268,7 @@ def save_ddpm(net: LatentDenoiser, path: Path) -> None:
     write_atomically(path, serialise(tensors, header))
 
 
+@usual_defaults()
 def load_ddpm(folder: str | Path) -> LatentDenoiser:
     """What a run of `train_ddpm` left in `folder`; `UserInputError` where there is nothing."""
     path = Path(folder) / DDPM_FILE
@@ -279,6 +283,7 @@ def load_ddpm(folder: str | Path) -> LatentDenoiser:
     return net.requires_grad_(False).eval()
 
 
+@usual_defaults()
 def train_ddpm(
     preset: Preset,
     model: Pipeline,
@@ -304,7 +309,8 @@ def train_ddpm(
     training, _ = images.split(settings.validation)
     objective = _objective(preset, model.to(device), device)
     net = objective.net
-    make_run_folder(Path(folder))
+    folder, ended = Path(folder), has_ended(Path(folder), DDPM_FILE)
+    make_run_folder(folder)
 
     def preview(learner: nn.Module) -> Tensor:
         noise = NoiseStreams(range(16), net.shapes, device=device)
@@ -323,8 +329,8 @@ def train_ddpm(
         accelerator=accelerator,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process:
-        save_ddpm(result.learner, Path(folder) / DDPM_FILE)  # pyright: ignore[reportArgumentType]
+    if accelerator.is_main_process and not ended:
+        save_ddpm(result.learner, folder / DDPM_FILE)  # pyright: ignore[reportArgumentType]
     return result
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hebm_sample.config import Kernel, LangevinConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents, Scalar, flatten, per_example, unflatten
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -185,6 +186,7 @@ class _Chain:
         return NoiseStreams(own, shapes, device=self.pipe.device)
 
 
+@usual_defaults()
 def diagnose_levels(
     pipe: Pipeline,
     seeds: Sequence[int],
@@ -270,6 +272,7 @@ class StepCheck:
     effective_step: float
 
 
+@usual_defaults()
 def check_steps(
     pipe: Pipeline,
     latents: dict[int, Latents],
@@ -312,6 +315,7 @@ def check_steps(
     return found
 
 
+@usual_defaults()
 def traces_from(
     pipe: Pipeline,
     starts: dict[str, Latents],

@@ -33,6 +33,7 @@ from PIL import Image, ImageFilter
 
 from hebm_sample.config import LangevinConfig, PriorConfig, require_integer
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.metrics.statistics import Figure, auroc
@@ -108,6 +109,7 @@ def top_group_energies(pipe: Pipeline, u: Latents, batch_size: int = 50) -> np.n
     return torch.cat(parts).double().numpy()
 
 
+@usual_defaults()
 @torch.no_grad()
 def chain_latents(
     pipe: Pipeline,
@@ -173,6 +175,7 @@ def _lowest_chain(
     return tuple(g.cpu() for g in moved)
 
 
+@usual_defaults()
 def scores(
     energies: np.ndarray,
     nats: np.ndarray,

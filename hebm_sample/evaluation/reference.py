@@ -30,6 +30,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
 from hebm_sample.errors import WeightsError
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import parse_json, read_capped, sha256_of, write_atomically
 from hebm_sample.metrics.features import FeatureNet, extract
 from hebm_sample.metrics.frechet import FeatureStatistics
@@ -92,6 +93,7 @@ def _in_half_precision(net: FeatureNet) -> FeatureNet:
     return copy.eval()
 
 
+@usual_defaults()
 def build_set(
     name: str,
     net: FeatureNet,
@@ -174,6 +176,7 @@ def _index(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not a usable index ({error}); install again") from error
 
 
+@usual_defaults()
 def find_set(name: str, image_size: int, folder: Path = SHIPPED) -> EvaluationSet | None:
     """The set of that name and image size, checked against its sha256; None if there is none.
 

@@ -22,7 +22,7 @@ from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
 from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, ModelRow, read_row
-from hebm_sample.io.files import is_run_folder, read_regular, short
+from hebm_sample.io.files import is_run_folder, means_place, read_regular, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
 
@@ -225,9 +225,7 @@ def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> b
         raise UserInputError(
             f"{short(text)} is a file; give the model folder, with config.json and *.safetensors"
         )
-    separators = tuple(filter(None, (os.sep, os.altsep)))
-    looks_like_path = text.startswith((".", "~", *separators)) or folder.is_absolute()
-    if looks_like_path or not isinstance(given, str):
+    if means_place(text) or folder.is_absolute() or not isinstance(given, str):
         raise UserInputError(f"there is no folder {short(text)}; give an existing model folder")
     return False
 

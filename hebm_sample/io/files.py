@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = [
     "cache_home",
     "is_run_folder",
     "mark_run_folder",
+    "means_place",
     "measured",
     "parse_json",
     "read_capped",
@@ -153,6 +155,15 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def means_place(text: str) -> bool:
+    """Whether a text that could be a Hub's owner/name is meant for a place here, even if there is
+    none: it begins as paths do, or its first part is a folder.
+    """
+    first, *rest = re.split(r"[/\\]" if os.name == "nt" else "/", text)
+    begins = text.startswith((".", "~")) or os.path.isabs(text)
+    return begins or (bool(rest) and os.path.isdir(first))
 
 
 def cache_home(folder: Path | None = None) -> Path:

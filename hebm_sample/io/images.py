@@ -305,7 +305,13 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     folder = _nearest_folder(Path(os.path.abspath(path)))
     if not folder.is_dir():
         raise UserInputError(f"cannot write to the folder {path}: {folder} is not a folder")
-    check_writable(folder / "image.png")
+    try:
+        with _temporary(folder):
+            pass
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"cannot write to the folder {path}: {error.strerror or error}; choose another one"
+        ) from error
 
 
 def png_bytes(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hebm_sample.errors import UserInputError, WeightsError
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.classifiers import (
     UNKNOWN,
     ClassifierRecipe,
@@ -161,6 +162,7 @@ def accuracies(
     return report
 
 
+@usual_defaults()
 def train_attribute_classifier(
     images: np.ndarray,
     labels: Mapping[str, np.ndarray],
@@ -232,6 +234,7 @@ def save_attribute_classifier(
     save_extractor(classifier, path, report)  # pyright: ignore[reportArgumentType]
 
 
+@usual_defaults()
 def load_attribute_classifier(
     path: str | Path, *, device: str | torch.device = "cpu"
 ) -> tuple[AttributeClassifier, dict[str, Any]]:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.features import FeatureNet, averaged_down, batches, to_float
 
 __all__ = [
@@ -162,6 +163,7 @@ class ClassifierRecipe:
         return optimiser, schedule
 
 
+@usual_defaults()
 def fit_classifier(
     net: Any,
     images: np.ndarray,
@@ -276,6 +278,7 @@ def _parted(
     return np.sort(shuffled[:count]), np.sort(shuffled[count:])
 
 
+@usual_defaults()
 def train_feature_net(
     images: np.ndarray,
     labels: Mapping[str, np.ndarray],

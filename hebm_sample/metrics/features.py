@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import write_atomically
 
 __all__ = [
@@ -213,6 +214,7 @@ def batches(images: np.ndarray | Tensor | Iterable[Any], batch_size: int) -> Ite
             yield to_float(part.copy() if isinstance(part, np.ndarray) else part)
 
 
+@usual_defaults()
 def extract(
     extractor: Extractor,
     images: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
@@ -263,6 +265,7 @@ def save_extractor(
     write_atomically(Path(path), serialise(tensors, header))
 
 
+@usual_defaults()
 def load_extractor(
     path: str | Path, *, device: str | torch.device = "cpu"
 ) -> tuple[Extractor, dict[str, Any]]:

@@ -15,11 +15,18 @@ from typing import Any
 
 import torch
 
-from hebm_sample.config import MAX_GUIDANCE, SymbolConfig, require_range
+from hebm_sample.config import MAX_GUIDANCE, SymbolConfig, plain, require_range
 from hebm_sample.errors import UserInputError
 from hebm_sample.prior.symbols import Condition, SymbolTable, open_condition
 
-__all__ = ["Guidance", "Symbols", "allowed_values", "find_symbol", "read_condition"]
+__all__ = [
+    "Guidance",
+    "Symbols",
+    "allowed_values",
+    "find_symbol",
+    "plain_guidance",
+    "read_condition",
+]
 
 TargetValue = str | bool | Sequence[str]
 Symbols = Mapping[str, TargetValue] | Sequence[Mapping[str, TargetValue]]
@@ -51,7 +58,17 @@ def find_symbol(symbols: Sequence[SymbolConfig], name: str, model: str) -> Symbo
     raise _unknown(name, (s.name for s in symbols), f"{model} has no symbol")
 
 
+def plain_guidance(guidance: Any) -> Guidance:
+    """Numbers of NumPy and torch as Python's own; `UserInputError` for what is out of range."""
+    named: Mapping[str, Any] = guidance if isinstance(guidance, Mapping) else {"": guidance}
+    for name, value in named.items():
+        require_range(f"guidance of {name}" if name else "guidance", value, 0.0, MAX_GUIDANCE)
+    found = {name: plain(value) for name, value in named.items()}
+    return found if isinstance(guidance, Mapping) else found[""]
+
+
 def _items(symbol: SymbolConfig, target: Any) -> list[str]:
+    target = plain(target)
     if isinstance(target, bool):
         target = "yes" if target else "no"
     items = [target] if isinstance(target, str) else target
@@ -109,13 +126,10 @@ def _weights(
                     f"guidance is given for {name!r}, which is not asked for; "
                     "name it in symbols, or leave its guidance out"
                 )
-    weights = {
+    return {
         name: guidance.get(name, 1.0) if isinstance(guidance, Mapping) else guidance
         for name in named
     }
-    for name, value in weights.items():
-        require_range(f"guidance of {name}", value, 0.0, MAX_GUIDANCE)
-    return weights
 
 
 def read_condition(
@@ -132,8 +146,7 @@ def read_condition(
         UserInputError: An unknown variable or value, a contradiction, a guidance out of range, or
             another number of mappings than images.
     """
-    if not isinstance(guidance, Mapping):
-        require_range("guidance", guidance, 0.0, MAX_GUIDANCE)
+    guidance = plain_guidance(guidance)
     if symbols is None:
         if guidance != 1.0:
             raise UserInputError("guidance is given, but no symbols that it could weigh")

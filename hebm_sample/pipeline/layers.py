@@ -148,8 +148,7 @@ def layers(
     require_integer("columns", columns := plain(columns), 2, MAX_SEEDS)
     count = len(sampler.model.generator.latent_shapes)
     cuts = range(count - 1, -1, -1) if cuts is None else cuts
-    for cut in cuts:
-        require_integer("cut", cut, 0, count - 1)
+    cuts = [require_integer("cut", cut, 0, count - 1) for cut in cuts]
     options["output_type"] = "torch"
     own = sampler(seeds=[seed], **options)
     others = [s for s in range(columns) if s != seed][: columns - 1]
@@ -191,7 +190,7 @@ def mix(
         `Samples` without seeds and energies.
     """
     count = len(model.generator.latent_shapes)
-    require_integer("cut", cut, 0, count)
+    cut = require_integer("cut", cut, 0, count)
     decoder = model.generator.chosen_decoder(decoder)
     a, b = _paired(model, coarse, fine)
     u, facts = (*a[:cut], *b[cut:]), {"sheet": "mix", "keep_top": cut}
@@ -235,7 +234,7 @@ def interpolate(
     Returns:
         `Samples` without seeds and energies, those of the first pair first, a row a pair.
     """
-    require_integer("num_images", num_images, 2, MAX_SEEDS)
+    num_images = require_integer("num_images", num_images, 2, MAX_SEEDS)
     decoder = model.generator.chosen_decoder(decoder)
     u, v = _paired(model, a, b)
     path = [i / (num_images - 1) for i in range(num_images)]

@@ -210,6 +210,8 @@ class Trajectory:
         path: str | os.PathLike[str],
         seconds: float = SECONDS,
         text: Mapping[str, str] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Write it: frames that move as .gif or .webp, the grid as .png.
 
@@ -217,8 +219,15 @@ class Trajectory:
             path: Its ending says which.
             seconds: How long the frames move before the last is held.
             text: Facts to write into the file.
+            overwrite: Replace a file of this name.
+
+        Raises:
+            UserInputError: There is such a file, or no format has this ending.
+            EnvironmentFailure: It cannot be written.
         """
         ending = Path(path).suffix.lower()
+        if os.path.lexists(path) and not overwrite:
+            raise UserInputError(f"{path} is there already; give another name, or overwrite=True")
         if ending in ANIMATED:
             save_animation(self.frames, path, seconds, text)
         elif ending == ".png":
@@ -276,7 +285,9 @@ def choose_seeds(
     if isinstance(seeds, SeedsFrom):
         return tuple(islice(seeds, num_images or 1))
     if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
-        seeds = (operator.index(seeds),)
+        seeds = (seeds if isinstance(seeds, bool) else operator.index(seeds),)
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise UserInputError(f"seeds is {seeds!r}; give a whole number, or some in a list")
     asked: Any = range(1 if num_images is None else num_images) if seeds is None else seeds
     chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too
     if len(chosen) > MAX_SEEDS:

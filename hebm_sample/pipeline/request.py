@@ -15,7 +15,7 @@ from hebm_sample.config import DecoderName, LangevinConfig, require_choice, requ
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
-from hebm_sample.pipeline.conditions import Guidance, Symbols, read_condition
+from hebm_sample.pipeline.conditions import Guidance, Symbols, plain_guidance, read_condition
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import SeedsFrom, choose_seeds
 from hebm_sample.pipeline.progress import Callback, Progress, Watch, check_watchers
@@ -158,6 +158,7 @@ def total_steps(
 ) -> int:
     """Gradient evaluations of such a call, over all its batches; 0 under the Gaussian prior."""
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    num_images = require_integer("num_images", num_images, 0, 2**53)
     if prior == "gaussian":
         return 0
     return sampling_config(model, steps=steps).steps * -(-num_images // batch_size)
@@ -188,6 +189,7 @@ def read_request(
     """
     require_choice("prior", prior, Prior)
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    guidance = plain_guidance(guidance)
     check_watchers(progress, callback)
     idle = sorted(k for k, v in settings.items() if v is not None and k != "temperature")
     idle += ["symbols"] if symbols is not None else []

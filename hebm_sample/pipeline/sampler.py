@@ -154,7 +154,7 @@ class Sampler:
             NonFiniteSampleError: A chain left the finite numbers.
         """
         require_choice("output_type", output_type, OutputType)
-        require_integer("best_of", best_of, 1, MAX_CANDIDATES)
+        best_of = require_integer("best_of", best_of, 1, MAX_CANDIDATES)
         require_choice("rank_by", rank_by, Ranking)
         if best_of > 1 and prior == "gaussian":
             raise UserInputError(

@@ -135,7 +135,7 @@ def rate(
     Raises:
         UserInputError: As for `log_density`.
     """
-    require_integer("draws", draws, 1, MAX_DRAWS)
+    draws = require_integer("draws", draws, 1, MAX_DRAWS)
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     chosen, _ = model.group_indices(groups), model.energies()
     return scoring.rate(model, model.read_images(images), chosen, draws, batch_size)

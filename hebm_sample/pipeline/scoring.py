@@ -68,7 +68,7 @@ def group_indices(groups: Any, count: int) -> list[int]:
             chosen = list(every if groups is None else every[groups])
         else:
             named = [groups] if isinstance(groups, int) else groups
-            chosen = [every[operator.index(i)] for i in named]
+            chosen = [every[_number(i)] for i in named]
     except (IndexError, TypeError, ValueError):
         chosen = []
     if not chosen or len(set(chosen)) < len(chosen):
@@ -77,6 +77,13 @@ def group_indices(groups: Any, count: int) -> list[int]:
             f"numbered 0 (top) to {count - 1}, each to be named once"
         )
     return chosen
+
+
+def _number(index: Any) -> int:
+    index = plain(index)
+    if isinstance(index, bool):
+        raise TypeError("a truth value is no number")
+    return operator.index(index)
 
 
 def log_density(model: "Model", u: Latents, groups: Sequence[int], batch_size: int = 16) -> Tensor:

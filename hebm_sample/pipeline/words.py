@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 
 from torch import Generator
 
+from hebm_sample.config import plain
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEED
 from hebm_sample.pipeline.outputs import SeedsFrom
@@ -149,7 +150,9 @@ def _read_seeds(found: dict[str, Any], given: set[str], names: frozenset[str]) -
             continue
         _refuse_both(other, own, found.get(own) is not None or own in given)
         value = _of_generators(value) if other == "generator" else value
-        if own == "seeds" and isinstance(value, SupportsIndex):
+        value = plain(value)
+        whole = isinstance(value, SupportsIndex) and not hasattr(value, "ndim")  # arrays have both
+        if own == "seeds" and whole and not isinstance(value, bool):
             value = SeedsFrom(operator.index(value))
         found[own] = value
 
@@ -175,7 +178,8 @@ def _read_batch(found: dict[str, Any], given: set[str]) -> None:
     counted = isinstance(found.get("symbols"), (list, tuple))
     if counted or not (seeds is None or isinstance(seeds, SeedsFrom)):
         return
-    if isinstance(batch, int) and batch > 0:
+    batch = plain(batch)
+    if isinstance(batch, int) and not isinstance(batch, bool) and batch > 0:
         found["num_images"] = batch
 
 

@@ -95,9 +95,11 @@ class NoiseStreams:
 
 def _checked(seed: int) -> int:
     try:
-        number = operator.index(seed)
+        number = None if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
-        raise UserInputError(f"seed is {seed!r}; it must be a whole number") from None
+        number = None
+    if number is None:
+        raise UserInputError(f"seed is {seed!r}; it must be a whole number")
     if not 0 <= number <= MAX_SEED:
         raise UserInputError(f"seed is {number}; it must lie in [0, {MAX_SEED}]")
     return number

@@ -24,6 +24,7 @@ from hebm_sample.hub.save import (
     licence_of,
     write_model_folder,
 )
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import png_bytes
 from hebm_sample.pipeline.pipeline import Pipeline, Prior
 from hebm_sample.training.checkpoint import (
@@ -43,6 +44,7 @@ __all__ = ["UNSTATED_LICENCE", "export", "load_run"]
 CARD_IMAGES = 16
 
 
+@usual_defaults()
 def load_run(run: str | Path) -> Pipeline:
     """A run's averaged weights as a pipeline on the CPU: where they were best on held-out images,
     or those of the newest whole checkpoint where nothing was measured.
@@ -95,6 +97,7 @@ def _load_average(checkpoint: Path, learner: nn.Module) -> None:
     learner.load_state_dict(ema.module.state_dict())
 
 
+@usual_defaults()
 def export(
     run: str | Path,
     folder: str | Path,

@@ -16,8 +16,10 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from hebm_sample import __version__
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.io.extras import missing_extra
+from hebm_sample.io.images import png_bytes
 
 __all__ = ["LOG_NAME", "Means", "RunLog", "read_log"]
 
@@ -75,7 +77,8 @@ class RunLog:
         path = folder / f"{name}-{step:08d}.png"
         building = folder / f".{path.name}.{os.getpid()}"
         try:
-            image.save(building, format="PNG")
+            # Else a copy of it could not be told from somebody's image.
+            building.write_bytes(png_bytes(image, {"version": f"hebm_sample {__version__}"}))
             os.replace(building, path)
         finally:
             building.unlink(missing_ok=True)

@@ -17,7 +17,10 @@ from typing import Any, Literal
 from hebm_sample.config import require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.files import mark_run_folder, parse_json, write_atomically
+from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.hub.save import check_model_folder
+from hebm_sample.io.files import parse_json, write_atomically
+from hebm_sample.io.written import check_run_folder, mark_run_folder
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import Preset
@@ -26,11 +29,11 @@ from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.train import train_generator, train_prior
 
-__all__ = ["Part", "Stage", "run_stage", "scaled", "stages", "start"]
+__all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "stages", "start"]
 
 Part = Literal["generator", "prior", "decoder"]
 PARTS: tuple[Part, ...] = ("generator", "prior", "decoder")
-DESCRIPTION = "recipe.json"
+DESCRIPTION, MODEL = "recipe.json", "model"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether its model is there."""
-        return (self.folder / "model" / "weights_manifest.json").exists()
+        return (self.folder / MODEL / MANIFEST_NAME).exists()
 
     @property
     def size(self) -> int:
@@ -112,12 +115,18 @@ def start(out: Path, preset: Preset, scale: float, data: str) -> None:
         data: The identity of the data (`ImageDataset.identity`).
 
     Raises:
-        UserInputError: The folder is that of another recipe.
+        UserInputError: The folder is that of another recipe, or holds files of others that a
+            recipe would write over.
     """
     asked = {"preset": preset.name, "scale": scale, "data": data}
     path = out / DESCRIPTION
-    if path.exists():
-        known = parse_json(path.read_bytes())
+    known = _known(path)
+    if known is None:
+        check_run_folder(out)
+    check_model_folder(out / MODEL, overwrite=True)
+    for stage in stages(preset, out, scale):
+        check_run_folder(stage.folder)
+    if known is not None:
         differing = [k for k in asked if known.get(k) != asked[k]]
         if differing:
             were = ", ".join(f"{k} {known.get(k)!r}" for k in differing)
@@ -129,6 +138,32 @@ def start(out: Path, preset: Preset, scale: float, data: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     mark_run_folder(out)
     write_atomically(path, (json.dumps(asked, indent=2) + "\n").encode())
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    """What a recipe's folder was begun with; None where there is none, or no recipe's."""
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"preset", "scale", "data"} <= set(found) else None
+
+
+def finish(out: Path, model: Pipeline) -> None:
+    """Write the last stage's model to `OUT/model`; where it is already, its card, calibration and
+    crop stay as they are.
+
+    Raises:
+        UserInputError: Another model is there.
+    """
+    place = out / MODEL
+    if not (place / MANIFEST_NAME).exists():
+        model.save_pretrained(place, overwrite=True)
+    elif Pipeline.from_pretrained(place, device="cpu").weights_hash != model.weights_hash:
+        raise UserInputError(
+            f"{place} holds another model than the one that the last stage has made in {out}; "
+            "move it away and give the same line again"
+        )
 
 
 def run_stage(
@@ -161,4 +196,4 @@ def run_stage(
 
 
 def _model(run: Path) -> Pipeline:
-    return Pipeline.from_pretrained(run / "model", device="cpu")
+    return Pipeline.from_pretrained(run / MODEL, device="cpu")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hebm_sample.config import ModelConfig, TrainingRecord
 from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.files import mark_run_folder
+from hebm_sample.io.written import check_run_folder, mark_run_folder
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import (
     check_identity,
@@ -135,7 +135,10 @@ def _time_a_step(
 
 
 def make_run_folder(folder: Path) -> None:
-    """Make the folder and mark it as a run's, or raise `UserInputError`."""
+    """Make the folder and mark it as a run's, or raise `UserInputError`; a folder that holds
+    somebody else's files is refused (`io/written.py`).
+    """
+    check_run_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark_run_folder(folder)

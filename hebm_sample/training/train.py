@@ -22,6 +22,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.weights import content_digest
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
 from hebm_sample.prior.joint import JointEnergy
@@ -32,6 +33,7 @@ from hebm_sample.training.elbo import (
     standard_normal,
 )
 from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
+from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.label_columns import label_columns
@@ -92,6 +94,7 @@ def _generator_task(
     return Task("generator", objective, objective, config, preview, identity, evaluate=measured)
 
 
+@usual_defaults()
 def train_generator(
     preset: Preset,
     images: ImageDataset,
@@ -113,8 +116,8 @@ def train_generator(
             only the image decoder and the likelihood are trained.
         accelerator: accelerate's engine; made if None.
     """
-    accelerator = accelerator or make_accelerator()
-    settings = preset.generator_settings
+    folder, accelerator = Path(folder), accelerator or make_accelerator()
+    settings, ended = preset.generator_settings, check_model_place(folder)
     training, validation = images.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(
@@ -140,11 +143,11 @@ def train_generator(
         accelerator=accelerator,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not ended:
         before = init.config.training if init is not None else ()
         config = replace(config, training=(*before, result.record))
         learner = cast("GeneratorObjective", result.learner)
-        _save_generator(config, learner, grown_from, Path(folder) / "model")
+        _save_generator(config, learner, grown_from, folder / "model")
     return result
 
 
@@ -221,6 +224,7 @@ def _warm_start(energy: JointEnergy, init: Pipeline) -> None:
     energy.load_state_dict(known, strict=False)
 
 
+@usual_defaults()
 def train_prior(
     preset: Preset,
     model: Pipeline,
@@ -254,6 +258,7 @@ def train_prior(
     require_choice("objective", objective, Objective)
     check_prior(preset, model, objective, init)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
+    ended = check_model_place(folder)
     run = _PriorRun(preset, model, objective, init, accelerator)
     training, validation = images.split(preset.prior_settings.validation)
     same_rows(model.name, model.config.training, training)
@@ -266,7 +271,7 @@ def train_prior(
         if main and not started:
             run.base.save_pretrained(folder / "generator", overwrite=True)
         prepare = None
-        if run.encodes_once and resume == started:  # else the loop refuses it
+        if run.encodes_once and resume == started and not ended:  # else the loop refuses it
             prepare = _encoded(run, training, folder, show_progress)
         result = train(
             run.task(training, validation, prepare, columns),
@@ -278,8 +283,7 @@ def train_prior(
             show_progress=show_progress,
         )
         if main:
-            run.finished(result).save_pretrained(folder / "model", overwrite=True)
-            remove_encoded(folder)
+            run.finish(result, folder, ended)
     return result
 
 
@@ -326,6 +330,12 @@ class _PriorRun:
         """The model with the energies that were learned."""
         config = replace(self.config, training=(*self.config.training, result.record))
         return Pipeline(config, self.generator, cast("JointEnergy", result.learner), self.encoder)
+
+    def finish(self, result: RunResult, folder: Path, ended: bool) -> None:
+        """Write the model, unless the run had ended before, and remove what it needs no more."""
+        if not ended:
+            self.finished(result).save_pretrained(folder / "model", overwrite=True)
+        remove_encoded(folder)
 
     def identity(self, training: ImageDataset, columns: tuple[str, ...], frozen: str) -> str:
         """Of what must agree on resuming besides config and settings.

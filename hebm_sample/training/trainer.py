@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
@@ -103,6 +104,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
                 log.image(run.step, "grid", grid(to_pil(run.preview()), columns=8))
 
 
+@usual_defaults()
 def train(
     task: Task,
     images: ImageDataset,

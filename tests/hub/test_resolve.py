@@ -100,6 +100,14 @@ def test_no_such_folder(name):
     assert caught.value.exit_code == 2
 
 
+def test_a_path_below_a_folder_is_no_hubs_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr("hebm_sample.hub.resolve._from_hub", None)
+    with pytest.raises(UserInputError, match="there is no folder 'runs/absent'"):
+        resolve("runs/absent")
+
+
 @pytest.mark.parametrize("name", ["celebahw", "a/b/c", "c\\d", "spa ce", "x" * 300, "\x1b[31m"])
 def test_unknown_name(name, install, model_folder):
     install(replace(manifest.read_row(model_folder), name="celebahq"))

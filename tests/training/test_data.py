@@ -155,6 +155,8 @@ class TestFolders:
             load(tmp_path / "empty", tmp_path)
         with pytest.raises(UserInputError, match="no images at .*nowhere"):
             load(tmp_path / "nowhere", tmp_path)
+        with pytest.raises(UserInputError, match="place is empty"):
+            load("", tmp_path)
         fill(tmp_path / "bad", 2, broken=(0, 1))
         with pytest.raises(UserInputError, match="none of the 2 images in .*bad can be read; row"):
             load(tmp_path / "bad", tmp_path)

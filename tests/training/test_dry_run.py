@@ -200,6 +200,11 @@ class TestCommand:
         result = invoke(*command, "--data", tmp_path / "images")
         assert "12.0 times through 40 images" in result.stdout  # 60 steps of 8
         assert not (tmp_path / "cache").exists()
+        assert result.stderr == ""
+        (tmp_path / "images/a.heic").touch()
+        result = invoke(*command[:-1], "--data", tmp_path / "images")
+        line = f"{tmp_path / 'images'}: 40 images; left out: 1 .heic"
+        assert result.stderr.splitlines()[0] == line
         result = invoke(*command, "--data", tmp_path / "absent")
         assert result.exit_code == 2 and "no images at" in result.stderr
 

@@ -110,6 +110,32 @@ def test_ood_alone(home, tmp_path):
     assert wrong.exit_code == 2 and "write NAME=SOURCE" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "line", [["compare", "", "x"], ["distances", ""], ["report", "", "--out", "o"]]
+)
+def test_nothing_is_no_place(home, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    result = run(home, *line)
+    assert result.exit_code == 2 and "is empty; give a" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_read_is_said_first(home, tmp_path):
+    """Two folders and out-of-distribution images are data as all others."""
+    for part in ("train", "test"):
+        draw_images(tmp_path / "a" / part, count=6)
+    draw_images(tmp_path / "b", count=6, seed=1)
+    (tmp_path / "b/x.heic").touch()
+    result = run(home, "compare", tmp_path / "a", tmp_path / "b", "--size", 16)
+    lines = [line for line in result.stderr.splitlines() if line.startswith(str(tmp_path))]
+    assert lines == [
+        f"{tmp_path / 'a'}: 6 images; no labels; none held out; left out: 6 of test/",
+        f"{tmp_path / 'b'}: 6 images; no labels; none held out; left out: 1 .heic",
+    ]
+    result = run(home, "ood", *distances_of(home), "--ood", f"other={tmp_path / 'b'}")
+    assert f"other: {tmp_path / 'b'}: 6 images; left out: 1 .heic" in result.stderr.splitlines()
+
+
 def test_control_with_a_classifier_that_was_trained(home, tmp_path):
     where = ("--data", home / "labelled", "--validation", 0, "--device", "cpu", "--quiet")
     size = ("--size", 16, "--column", "bright", "--steps", 2)

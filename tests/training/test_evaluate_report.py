@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_images
 
+from hebm_sample.cli.evaluation.main import main as hebm_eval
 from hebm_sample.cli.evaluation.report import _folders
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
@@ -38,6 +39,7 @@ from hebm_sample.evaluation.report.page import (
     with_error,
 )
 from hebm_sample.evaluation.report.report import ReportPlan, shipped_gap, write_report
+from hebm_sample.io.written import check_report_folder
 from hebm_sample.metrics.features import FeatureNet
 
 pytest.importorskip("matplotlib")
@@ -339,6 +341,28 @@ class TestCommand:
         results = json.loads((tmp_path / "out/results.json").read_text())
         assert "Smiling" in results["parts"]["control"]["table"]
         assert "Control" in (tmp_path / "out/index.html").read_text()
+
+    def test_files_of_others_are_never_touched(self, home, tmp_path, monkeypatch):
+        monkeypatch.setenv("HEBM_CACHE", str(home / "cli-cache"))
+        symbolic_pipeline().save_pretrained(tmp_path / "model")
+        line = ("report", tmp_path / "model", "--out", tmp_path / "out", "--parts", "diagnostics")
+        for name in ("index.html", "index.md", "results.json", "nearest.png", "figures", "parts"):
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / name).write_text("mine")
+            result = CliRunner().invoke(hebm_eval, [str(x) for x in line])
+            assert result.exit_code == 2 and result.stderr.startswith("Error: "), result.stderr
+            assert f"holds {name}, which no report of hebm_sample wrote" in result.stderr
+            assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+            assert (tmp_path / "out" / name).read_text() == "mine"
+            (tmp_path / "out" / name).unlink()
+
+    def test_another_models_report_is_replaced_when_asked(self, tmp_path):
+        kept = {"format_version": 1, "version": "1", "model": "mine", "parts": {}}
+        (tmp_path / "results.json").write_text(json.dumps(kept))
+        check_report_folder(tmp_path, "mine")
+        with pytest.raises(UserInputError, match="the report of mine.*add --overwrite"):
+            check_report_folder(tmp_path, "other")
+        check_report_folder(tmp_path, "other", overwrite=True)
 
     def test_a_name_may_have_an_equals_sign(self, tmp_path):
         assert _folders((f"T = 1={tmp_path}",)) == {"T = 1": tmp_path}

@@ -10,11 +10,14 @@ import unicodedata
 
 import pytest
 from PIL import Image
+from tiny import tiny_pipeline
 
 from hebm_sample.data.dataset import load_images
 from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.summary import data_line, held_out_rule
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.images import save_image, save_png
+from hebm_sample.io.written import mark_report_folder
 from hebm_sample.training.trainer import make_run_folder
 
 SIZE = 8
@@ -332,7 +335,46 @@ class TestRuns:
         assert after.left_out == {"folder of a run": 1}
         with pytest.raises(UserInputError, match="folder of a training run"):
             load(tmp_path / "set/runs/mine", tmp_path)
-        assert len(load(tmp_path / "set/runs/mine/samples", tmp_path)) == 1
+        for inner in ("samples", "model/figures"):
+            draw(tmp_path / "set/runs/mine", f"{inner}/grid.png")
+            with pytest.raises(
+                UserInputError, match="lies in .*mine, the folder of a training run"
+            ):
+                load(tmp_path / "set/runs/mine" / inner, tmp_path)
+        assert len(load(tmp_path / "set/runs/mine/a", tmp_path)) == 1  # no run writes it
+
+    def test_exports_and_reports_are_no_data(self, tmp_path):
+        draw(tmp_path / "set", "cats/0.png", "dogs/0.png", "dogs/1.png")
+        before = load(tmp_path / "set", tmp_path)
+        tiny_pipeline().save_pretrained(tmp_path / "set/export")
+        draw(tmp_path / "set", "export/samples.png", "page/nearest.png", "page/figures/hole.png")
+        mark_report_folder(tmp_path / "set/page")
+        old = {"format_version": 1, "version": "1", "model": "m", "parts": {}}
+        draw(tmp_path / "set", "older/nearest.png")
+        (tmp_path / "set/older/results.json").write_text(json.dumps(old))
+        after = load(tmp_path / "set", tmp_path)
+        assert after.identity == before.identity and after.label_names == before.label_names
+        assert after.left_out["written by an export or a report"] == 5
+        with pytest.raises(UserInputError, match="the folder of a report"):
+            load(tmp_path / "set/page/figures", tmp_path)
+
+    @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".gif"])
+    def test_samples_are_read_and_said(self, tmp_path, ending):
+        draw(tmp_path / "set", "mine.png", "other.jpg")
+        text = {"seed": "3", "model": "m", "sampling": "x" * 99, "version": "hebm_sample 1"}
+        image = Image.effect_noise((256, 256), 90).convert("RGB")
+        save_image(image, tmp_path / f"set/seed0003{ending}", text)
+        note = {"version": "another 1", "said": "hebm_sample 1"}
+        save_png(image, tmp_path / "set/zero.png", note)
+        found = load(tmp_path / "set", tmp_path)
+        assert len(found) == 4 and "; 1 of the images was made by hebm_sample" in line(found)
+
+    def test_files_beside_what_was_written_are_read(self, tmp_path):
+        draw(tmp_path / "set", "cats/0.png", "cats/1.png", "dogs/nearest.png", "dogs/samples.png")
+        (tmp_path / "set/dogs/results.json").write_text("{}")
+        assert len(load(tmp_path / "set", tmp_path)) == 4
+        mark_report_folder(tmp_path / "set/cats")
+        assert len(load(tmp_path / "set", tmp_path)) == 4
 
     def test_runs_of_before_had_no_mark(self, tmp_path):
         draw(tmp_path / "set", "0.png", "run/samples/grid.png")

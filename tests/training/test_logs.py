@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hebm_sample.data.made import count_made
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.training.log import LOG_NAME, RunLog, read_log
 
@@ -87,6 +88,7 @@ def test_images(tmp_path):
     assert path == tmp_path / "samples" / "grid-00000012.png"
     assert Image.open(path).getpixel((0, 0)) == (1, 2, 3)
     assert len(list(path.parent.iterdir())) == 1
+    assert count_made([path]) == 1  # a copy of it among somebody's images is told from them
 
 
 def test_unwritable_folder(tmp_path):

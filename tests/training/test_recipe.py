@@ -11,13 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from tiny import tiny_pipeline
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets import models
-from hebm_sample.training.recipe import scaled, stages
+from hebm_sample.training.recipe import finish, scaled, stages
 from hebm_sample.training.trainer import Run
 
 
@@ -74,6 +75,30 @@ def test_it_ends_with_figures_of_that_model(whole, data):
     recipe(data, folder.parent, "-n", 10)
     times = {"seconds": 0, "sampling_seconds": 0}
     assert json.loads(path.read_bytes()) | times == found | times
+
+
+def test_the_model_stays_as_its_owner_left_it(whole, data, tmp_path):
+    folder, _ = whole
+    card, before = folder / "model/README.md", (folder / "model/README.md").read_bytes()
+    card.write_text("mine")
+    assert recipe(data, folder.parent, "-n", 0).exit_code == 0
+    assert card.read_text() == "mine"
+    card.write_bytes(before)
+    with pytest.raises(UserInputError, match="holds another model than the one"):
+        finish(folder, tiny_pipeline())
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.json", "model/README.md", "3-decoder-16/log.jsonl", "2-prior-16/cat.png"]
+)
+def test_folders_of_others_are_found_before_the_first_stage(data, tmp_path, name):
+    place = tmp_path / "tiny" / name
+    place.parent.mkdir(parents=True)
+    place.write_text("{}")
+    result = recipe(data, tmp_path, "-n", 0)
+    assert result.exit_code == 2
+    assert "choose another" in result.stderr and result.stderr.count("\n") == 1
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [place]
 
 
 def test_too_few_images_to_measure_by_fail_nothing(whole, data, monkeypatch):

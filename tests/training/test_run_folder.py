@@ -5,6 +5,7 @@ changes nothing, and two runs overwrite each other's checkpoints.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from toy import draw_images
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.resolve import resolve
-from hebm_sample.io.files import mark_run_folder
+from hebm_sample.io.written import mark_run_folder, of_a_run
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.lock import locked
-from hebm_sample.training.trainer import make_accelerator
+from hebm_sample.training.trainer import make_accelerator, make_run_folder
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,98 @@ class TestLock:
             pass
         with locked(tmp_path):
             pass
+
+
+def files(folder):
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class TestPlace:
+    """What is not a run's is found before the run, and stays."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("log.jsonl", "samples/grid-00000002.png", "best/x", "model/README.md"),
+            *("generator/config.json", "recipe.json", "ddpm.safetensors", "cat.jpg"),
+            *("weights_manifest.json", "checkpoint-00000002/state.json", "tensorboard/x"),
+        ],
+    )
+    def test_files_of_others_are_never_touched(self, home, tmp_path, name, monkeypatch):
+        monkeypatch.setattr("hebm_sample.data.dataset.load_images", None)  # before data are read
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("mine")
+        more = ("--generator", home / "generator")
+        for kind, options in (("generator", ()), ("prior", more), ("decoder", more)):
+            out = ("--out", tmp_path, "--max-steps", 2)
+            refused(invoke(home, *out, *options, kind=kind), 2, name.split("/")[0], "choose")
+        baseline = ("baseline", "ddpm", "--preset", "tiny", "--data", home / "images")
+        line = (*baseline, "--generator", home / "generator", "--out", tmp_path, "--quiet")
+        refused(CliRunner().invoke(main, [str(x) for x in line]), 2, name.split("/")[0], "choose")
+        assert files(tmp_path) == {str(tmp_path / name): b"mine"}
+        with pytest.raises(UserInputError, match="choose another"):
+            make_run_folder(tmp_path)  # as from Python
+
+    def test_in_the_folderof_a_run_all_is_the_runs(self, home, tmp_path):
+        make_run_folder(tmp_path)
+        (tmp_path / "log.jsonl").write_text("a start that was given up\n")
+        assert invoke(home, "--out", tmp_path, "--max-steps", 2).exit_code == 0
+        assert "given up" not in (tmp_path / "log.jsonl").read_text()
+
+    def test_a_models_place_is_looked_at_first(self, home, tmp_path):
+        make_run_folder(tmp_path)
+        symbolic_pipeline().save_pretrained(tmp_path / "model")
+        before = files(tmp_path)
+        refused(invoke(home, "--out", tmp_path, "--max-steps", 2), 2, "holds a model already")
+        (tmp_path / "model/weights_manifest.json").unlink()
+        (tmp_path / "model/config.json").write_text("{}")
+        refused(invoke(home, "--out", tmp_path, "--max-steps", 2), 2, "no model of hebm_sample")
+        assert {*files(tmp_path)} < {*before}
+
+    def test_a_folder_of_the_data_is_no_runs(self, home, tmp_path):
+        for name in ("cats", "dogs"):
+            draw_images(tmp_path / "data" / name, 3)
+        (tmp_path / "data/tables").mkdir()
+        (tmp_path / "data/tables/metadata.csv").write_text("file_name\n")
+        for place in ("cats", "tables"):
+            out = ("--data", tmp_path / "data", "--out", tmp_path / "data" / place)
+            refused(invoke(home, *out, "--max-steps", 2), 2, "is a folder of the data")
+        assert not list(tmp_path.rglob(".hebm-run"))
+
+    @pytest.mark.parametrize("empty", ["--data", "--out", "--init"])
+    def test_nothing_is_no_place(self, home, tmp_path, empty, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        draw_images(tmp_path / "images", 3)
+        result = invoke(home, "--out", "run", "--max-steps", 2, empty, "")
+        refused(result, 2, f"'{empty}': it is empty; give a path")
+        assert os.listdir(tmp_path) == ["images"]
+
+
+class TestEnded:
+    """A run that has ended leaves its model as its owner left it."""
+
+    def test_what_was_edited_stays(self, home, tmp_path):
+        run, more = tmp_path / "run", ("--generator", home / "generator")
+        out = ("--out", run, "--max-steps", 2)
+        for kind, options in (("generator", ()), ("prior", more), ("decoder", more)):
+            run.rename(tmp_path / f"before-{kind}") if run.exists() else None
+            assert invoke(home, *out, *options, kind=kind).exit_code == 0
+            (run / "model/README.md").write_text("mine")
+            (run / "model/calibration.json").write_text("mine")
+            before = files(run / "model")
+            assert invoke(home, *out, *options, "--resume", kind=kind).exit_code == 0
+            assert files(run / "model") == before
+            # Else a run could write over somebody's file of that name.
+            assert [n for n in os.listdir(run) if not (n[0] == "." or of_a_run(n))] == []
+
+    def test_a_model_that_is_missing_is_written(self, home, tmp_path):
+        out = ("--out", tmp_path / "run", "--max-steps", 2)
+        assert invoke(home, *out).exit_code == 0
+        before = files(tmp_path / "run/model")
+        shutil.rmtree(tmp_path / "run/model")
+        assert invoke(home, *out, "--resume").exit_code == 0
+        weights = str(tmp_path / "run/model/generator.safetensors")
+        assert files(tmp_path / "run/model")[weights] == before[weights]
 
 
 class TestExport:

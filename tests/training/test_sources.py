@@ -35,6 +35,19 @@ def load(source, tmp_path, **options):
     return load_images(source, **options)
 
 
+def test_a_path_that_is_not_there_is_no_hubs_name(tmp_path, monkeypatch):
+    """Else a slip of the finger waits for the network, and could load a stranger's data."""
+    asked = []
+    monkeypatch.setattr(sources, "hub_source", lambda *name: asked.append(name))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/cts", "./cts", "../cts", "~/cts", ".photos/cts", tmp_path / "photos/cts"):
+        with pytest.raises(UserInputError, match="no images at .*cts: give a folder"):
+            load(name, tmp_path)
+    sources.open_source("owner/cats", None)
+    assert asked == [("owner/cats", None)]
+
+
 def shades(images):
     return [int(x[0, 0, 0]) for x in images.images]
 

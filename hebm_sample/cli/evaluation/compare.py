@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hebm_sample.cli.data import tell
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import JSON, QUIET, check_file, with_options, write_json
 from hebm_sample.cli.printing import say
@@ -41,6 +42,13 @@ def compare(
     from hebm_sample.evaluation.folders import compare_folders
 
     check_file("--json", json_path, overwrite)
-    found = compare_folders(folder_a, folder_b, size=size, inception=inception, progress=not quiet)
+    found = compare_folders(
+        folder_a,
+        folder_b,
+        size=size,
+        inception=inception,
+        progress=not quiet,
+        read=lambda folder, images: tell(folder, images, None, "", quiet),
+    )
     write_json(json_path, found.to_dict())
     say(found.table())

@@ -47,8 +47,10 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
 
     from hebm_sample.align.measure import measure_crop
     from hebm_sample.hub.save import write_config
+    from hebm_sample.io.images import check_writable
     from hebm_sample.pipeline.pipeline import Pipeline
 
+    check_writable(folder / "config.json")
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
     rows: list[Any] = list(training.images[:num_images])

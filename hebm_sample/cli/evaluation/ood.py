@@ -64,7 +64,9 @@ def ood(
 
     check_file("--json", json_path, options["overwrite"])
     pipe, count = model_to_measure(model, options["device"]), options["num_images"]
-    images = named_sources("--ood", others, pipe.config.generator.image_size, count)
+    images = named_sources(
+        "--ood", others, pipe.config.generator.image_size, count, options["quiet"]
+    )
     sets = open_sets_of(pipe, data, options)
     settings = {k: v for k, v in common_options(options).items() if k != "announce"}
     context = make_context(pipe, *sets, num_images=count, **settings)

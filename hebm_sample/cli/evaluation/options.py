@@ -230,9 +230,13 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def named_sources(option: str, pairs: Sequence[str], size: int, count: int) -> dict[str, Any]:
-    """NAME=SOURCE: images by name, the last rows of each source."""
+def named_sources(
+    option: str, pairs: Sequence[str], size: int, count: int, quiet: bool
+) -> dict[str, Any]:
+    """NAME=SOURCE: images by name, the last rows of each source, of which a line is printed."""
     from hebm_sample.data.dataset import last_images
+    from hebm_sample.data.sources import open_source
+    from hebm_sample.data.summary import source_line
 
     found = {}
     for pair in pairs:
@@ -241,6 +245,8 @@ def named_sources(option: str, pairs: Sequence[str], size: int, count: int) -> d
             raise UserInputError(f"{option} is {pair!r}; write NAME=SOURCE")
         if name in found:
             raise UserInputError(f"{option} names {name!r} twice")
+        if not quiet:
+            say(f"{name}: {source_line(source, open_source(source, None))}", err=True)
         found[name] = last_images(source, size=size, count=count)
     return found
 

@@ -51,6 +51,7 @@ _NEEDS_DATA = ("validation", "split", "feature_steps", "baseline", *CONTROL_NAME
         metavar="DIR",
         help="The page and results.json; a second call goes on where it was.",
     ),
+    click.option("--overwrite", is_flag=True, help="Replace another model's report in --out."),
     data_option(
         False,
         "The data it was trained on. Without them only what the package's own reference allows "
@@ -83,7 +84,12 @@ _NEEDS_DATA = ("validation", "split", "feature_steps", "baseline", *CONTROL_NAME
     QUIET,
 )
 def report(
-    model: str, out: Path, data: str | None, others: tuple[str, ...], **options: Any
+    model: str,
+    out: Path,
+    data: str | None,
+    others: tuple[str, ...],
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Measure everything about MODEL, and write a page and its numbers.
 
@@ -91,11 +97,13 @@ def report(
     """
     from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.report.report import check_extras, write_report
+    from hebm_sample.io.written import check_report_folder
 
     check_folder("--out", out)
     check_needs_data(data, options | {"ood": others}, [*_NEEDS_DATA, "ood"])
     check_classifier(options)
     pipe = model_to_measure(model, options["device"])
+    check_report_folder(out, pipe.name, overwrite)
     sets = None if data is None else open_sets_of(pipe, data, options)
     plan = _plan(pipe, sets, others, options)
     check_extras(plan)
@@ -104,7 +112,8 @@ def report(
         from hebm_sample.evaluation.duration import expected_line
 
         say(expected_line(context), err=True)
-    found = write_report(context, plan, out, announce=common_options(options)["announce"])
+    announce = common_options(options)["announce"]
+    found = write_report(context, plan, out, overwrite=overwrite, announce=announce)
     say(f"{out / 'index.html'}: {', '.join(found)}; numbers in {out / 'results.json'}")
 
 
@@ -120,7 +129,9 @@ def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]
         parts=parts,
         feature_steps=options["feature_steps"],
         inception=options["inception"],
-        others=named_sources("--ood", others, size, ReportPlan.ood_images) if sets else {},
+        others=named_sources("--ood", others, size, ReportPlan.ood_images, options["quiet"])
+        if sets
+        else {},
         baselines=_folders(options["baseline"]),
         control=_control(pipe, sets, options),
         control_key=[str(options[name]) for name in CONTROL_NAMES],

@@ -53,7 +53,7 @@ def recipe(
     """
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.presets.models import find_preset
-    from hebm_sample.training.recipe import run_stage, stages, start
+    from hebm_sample.training.recipe import finish, run_stage, stages, start
     from hebm_sample.training.trainer import make_accelerator
 
     found, folder = find_preset(preset), out / preset
@@ -76,7 +76,7 @@ def recipe(
         if accelerator.is_main_process:
             say(f"{stage.folder.name}: {model.config.training[-1]}")
     if accelerator.is_main_process and model is not None:
-        model.save_pretrained(folder / "model", overwrite=True)
+        finish(folder, model)
         _evaluate(folder, data, round(num_images * scale), device, quiet)
         say(f"model in {folder / 'model'}; hebm-sample --dataset {folder / 'model'}")
 

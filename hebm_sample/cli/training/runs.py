@@ -24,10 +24,13 @@ __all__ = ["decoder", "generator", "prior"]
 def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None) -> None:
     """Print what the run would take."""
     from hebm_sample.data.sources import open_source
+    from hebm_sample.data.summary import source_line
     from hebm_sample.pipeline.device import pick_device
     from hebm_sample.training.costs.dry_run import dry_run
 
     source = open_source(options["data"], None) if options["data"] else None
+    if source is not None and not options["quiet"]:
+        say(source_line(options["data"], source), err=True)
     if options.get("labels"):
         preset = _labelled(preset, options, source)
     if not options["quiet"]:

@@ -255,7 +255,7 @@ def _save(
     if result.trajectory is None:
         return save_grid(result.images, columns, path, text, options.scale)
     if options.is_animated:
-        result.trajectory.save(path, options.seconds or SECONDS, text)
+        result.trajectory.save(path, options.seconds or SECONDS, text, overwrite=True)
     else:
         from hebm_sample.io.images import save_image
 

@@ -67,6 +67,7 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     """Marks the folder while this process samples; gives whether a run before was stopped."""
     mark = folder / f".unfinished-{share.rank}"
     stopped, is_new = any(folder.glob(".unfinished-*")), not folder.exists()
+    was_marked = mark.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.touch()
@@ -75,7 +76,7 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     try:
         yield stopped
     except BaseException:
-        if not any(folder.glob("*.png")):  # nothing to go on from
+        if not (was_marked or _has_made(folder, mark)):  # nothing to go on from
             mark.unlink(missing_ok=True)
             if is_new:
                 with suppress(OSError):
@@ -84,3 +85,9 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     # Alone, the marks of other processes are out of date too.
     for old in list(folder.glob(".unfinished-*")) if share.size == 1 else [mark]:
         old.unlink(missing_ok=True)
+
+
+def _has_made(folder: Path, mark: Path) -> bool:
+    """Whether an image is as young as the mark; a run that is refused makes none."""
+    begun = mark.stat().st_mtime_ns
+    return any(path.stat().st_mtime_ns >= begun for path in folder.glob("*.png"))

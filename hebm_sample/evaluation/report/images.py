@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hebm_sample import __version__
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import measure
 from hebm_sample.evaluation.reference import EvaluationSet
@@ -206,7 +207,8 @@ def run_memorisation(context: EvaluationContext, spaces: Spaces, out: Path) -> d
     pairs = zip(samples, found.neighbours[:GRID_PAIRS], strict=True)
     shown = [x for a, i in pairs for x in (a, np.asarray(context.training.images[i]))]
     images = [Image.fromarray(np.ascontiguousarray(x.transpose(1, 2, 0))) for x in shown]
-    save_png(grid(images, columns=8), out / "nearest.png")
+    version = {"version": f"hebm_sample {__version__}"}
+    save_png(grid(images, columns=8), out / "nearest.png", version)
     return {"features": space, **found.to_dict()}
 
 

@@ -32,8 +32,10 @@ from hebm_sample.evaluation.report import images as report_images
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import ood as report_ood
 from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.io.written import check_report_folder, mark_report_folder
 from hebm_sample.metrics.inception import InceptionFeatures
 
 __all__ = ["PARTS", "ReportPlan", "check_extras", "shipped_gap", "write_report"]
@@ -298,11 +300,13 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+@usual_defaults()
 def write_report(
     context: EvaluationContext,
     plan: ReportPlan,
     out: Path,
     *,
+    overwrite: bool = False,
     announce: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what the plan asks for and write the page; returns what `results.json` holds of each
@@ -312,15 +316,19 @@ def write_report(
         context: The model and its images; its `folder` should lie in `out`.
         plan: What to measure.
         out: The report's folder, made if it is not there.
+        overwrite: Replace another model's report.
         announce: Told what begins.
 
     Raises:
-        UserInputError: A part was asked for that cannot be measured.
+        UserInputError: A part was asked for that cannot be measured, or the folder holds somebody
+            else's files, or another model's report.
         EnvironmentFailure: A library is missing, or the folder cannot be written.
     """
     check_extras(plan)
+    check_report_folder(out, context.pipe.name, overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        mark_report_folder(out)
     except OSError as error:
         raise EnvironmentFailure(f"cannot make {out}: {error.strerror or error}") from error
     parts, missing = _chosen(context, plan)

@@ -32,6 +32,7 @@ from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.generator.kinds import AnyGeneratorConfig
 from hebm_sample.generator.protocol import Generator, ImageEncoder
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
@@ -222,6 +223,7 @@ class _Built(NamedTuple):
     learner: nn.Module
 
 
+@usual_defaults()
 def dry_run(
     kind: Kind,
     preset: Preset,

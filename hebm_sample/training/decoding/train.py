@@ -28,6 +28,7 @@ from hebm_sample.generator.hierarchy import (
 )
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.bars import disabled
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -35,6 +36,7 @@ from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder, sharpness
 from hebm_sample.training.elbo import standard_normal
+from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import same_rows
@@ -212,6 +214,7 @@ class _Figures:
         return found
 
 
+@usual_defaults()
 def train_decoder(
     preset: Preset,
     model: Pipeline,
@@ -238,6 +241,7 @@ def train_decoder(
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     config, main = check_decoder(preset, model), accelerator.is_main_process
+    ended = check_model_place(folder)
     make_run_folder(folder)
     with ExitStack() as lock:
         lock.enter_context(locked(folder, main))
@@ -256,10 +260,11 @@ def train_decoder(
             show_progress=show_progress,
         )
         if main:
-            learner = cast("SharpDecoder", result.learner)
-            config = replace(config, training=(*config.training, result.record))
-            trained = sharpened(model, config, learner.decoder)
-            trained.save_pretrained(folder / "model", overwrite=True)
+            if not ended:
+                learner = cast("SharpDecoder", result.learner)
+                config = replace(config, training=(*config.training, result.record))
+                trained = sharpened(model, config, learner.decoder)
+                trained.save_pretrained(folder / "model", overwrite=True)
             (folder / POOL).unlink(missing_ok=True)
         return result
 

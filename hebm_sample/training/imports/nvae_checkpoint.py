@@ -20,6 +20,7 @@ from hebm_sample.generator.nvae.hierarchy import NvaeGenerator
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import check_model_folder, licence_of, write_model_folder
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import short
 from hebm_sample.training.imports.nvae_weights import check_room, fill
 from hebm_sample.training.imports.pickles import unpickle
@@ -152,6 +153,7 @@ def _in_their_names(message: str) -> str:
     return found.replace("args.cells", "arch_instance")
 
 
+@usual_defaults()
 def load_nvae(path: str | Path) -> Imported:
     """A checkpoint's networks in float32 on the CPU. Errors as `read_checkpoint`'s and
     `read_config`'s.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hebm_sample.config import LangevinConfig, NvaeConfig, PriorConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import short
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.release_network import DenseBlock, HalvingBlock, ReleaseNet
@@ -109,6 +110,7 @@ def _check_room(path: Path, config: PriorConfig, generator: NvaeConfig, data: An
             raise UserInputError(f"netE{i} of {path}: {error}") from error
 
 
+@usual_defaults()
 def load_energies(
     path: str | Path, generator: NvaeConfig
 ) -> tuple[PriorConfig, LangevinConfig, JointEnergy]:
