@@ -15,18 +15,16 @@ from itertools import islice
 from pathlib import Path
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.folders import IMAGE_SUFFIXES, folder_source
+from hebm_sample.data.folders import ARCHIVES, IMAGE_SUFFIXES, folder_source
 from hebm_sample.data.hub_set import hub_source
 from hebm_sample.data.lmdb import DATA_FILE, count_values, find_lmdb, iterate_items
 from hebm_sample.data.parquet import parquet_source
-from hebm_sample.data.source import Chunk, Source, stamp
+from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.tree import walk, with_suffixes
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import import_extra
 
 __all__ = ["Chunk", "Source", "open_source"]
-
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".001")
 
 
 def open_source(source: str | Path, split: str | None) -> Source:
@@ -37,17 +35,10 @@ def open_source(source: str | Path, split: str | None) -> Source:
     path = Path(os.path.expanduser(source))
     _refuse_pickles(path)
     if path.is_dir():
-        if (lmdb := find_lmdb(path, split)) is not None:
-            return _lmdb_source(lmdb, path)
-        tree = walk(path)
-        if parquet := with_suffixes(tree.names, (".parquet",)):
-            images = with_suffixes(tree.names, IMAGE_SUFFIXES)
-            beside = {"beside the parquet files": len(images)} if images else {}
-            return parquet_source(parquet, path, split, beside)
-        return folder_source(tree, split)
+        return _folder(path, split)
     if path.is_file():
         if path.name == DATA_FILE:
-            return _lmdb_source(path.parent, path.parent)
+            return _lmdb_source(path.parent, path.parent, {})
         if path.suffix.lower() in ARCHIVES:
             raise UserInputError(f"{path} is an archive; unpack it and give the folder")
         if path.suffix.lower() != ".parquet":
@@ -63,6 +54,22 @@ def open_source(source: str | Path, split: str | None) -> Source:
     )
 
 
+def _folder(path: Path, split: str | None) -> Source:
+    """What a folder holds: an LMDB, parquet files, or images; the others of these are counted."""
+    tree = walk(path)
+    parquet = with_suffixes(tree.names, (".parquet",))
+    images = len(with_suffixes(tree.names, IMAGE_SUFFIXES))
+    if (lmdb := find_lmdb(path, tree.names, split)) is not None:
+        folder, others = lmdb
+        beside = {"LMDBs of other splits": others, "images beside the LMDB": images}
+        beside |= {".parquet beside the LMDB": len(parquet)}
+        return _lmdb_source(folder, path, {k: v for k, v in beside.items() if v})
+    if parquet:
+        beside = {"beside the parquet files": images}
+        return parquet_source(parquet, path, split, beside if images else {})
+    return folder_source(tree, split)
+
+
 def _refuse_pickles(path: Path) -> None:
     """CIFAR-10's and CIFAR-100's archives for Python hold pickles, and those can run code."""
     batches = [path / "data_batch_1", path / "cifar-10-batches-py/data_batch_1"]
@@ -76,7 +83,7 @@ def _refuse_pickles(path: Path) -> None:
 # LMDBs
 
 
-def _lmdb_source(folder: Path, root: Path) -> Source:
+def _lmdb_source(folder: Path, root: Path, left_out: dict[str, int]) -> Source:
     lmdb = import_extra("lmdb", "train")
     total = count_values(lmdb, folder)
 
@@ -85,4 +92,4 @@ def _lmdb_source(folder: Path, root: Path) -> Source:
         while some := list(islice(items, rows_source.CHUNK_ROWS)):
             yield Chunk(0, [value for _, value in some], {}, [key.hex() for key, _ in some])
 
-    return Source([stamp(folder / DATA_FILE, root)], total, {}, chunks, {})
+    return Source(stamps([folder / DATA_FILE], root), total, {}, chunks, left_out)

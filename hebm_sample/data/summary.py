@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hebm_sample.data.images import ImageDataset
+from hebm_sample.data.images import UNREADABLE, ImageDataset
 
 __all__ = ["data_line", "held_out_rule"]
 
@@ -26,11 +26,21 @@ def data_line(shown: str, training: ImageDataset, held_out: ImageDataset | None,
     parts = [f"{shown}: {sum(map(len, sets)):,} images", _labels(sets)]
     count = 0 if held_out is None else len(held_out)
     parts.append(f"{count:,} held out, {rule}" if count else "none held out")
-    parts += training.notes
-    # A split of its own leaves the training rows out, which are no loss.
-    if training.left_out:
-        parts.append("left out: " + _listed(training.left_out))
+    parts += [_plain(note) for note in dict.fromkeys(note for s in sets for note in s.notes)]
+    if left_out := _left_out(training, held_out):
+        parts.append("left out: " + _listed(left_out))
     return "; ".join(parts)
+
+
+def _left_out(training: ImageDataset, held_out: ImageDataset | None) -> dict[str, int]:
+    """What is in neither set. A split of its own leaves the training rows out, and they it."""
+    left_out = dict(training.left_out)
+    if held_out is None or held_out.taken == training.taken:
+        return left_out
+    for reason, count in held_out.taken.items():
+        left_out[reason] = left_out.get(reason, 0) - count
+    left_out[UNREADABLE] = left_out.get(UNREADABLE, 0) + held_out.left_out.get(UNREADABLE, 0)
+    return {reason: count for reason, count in left_out.items() if count > 0}
 
 
 def held_out_rule(validation: int | None) -> str:

@@ -18,15 +18,20 @@ class Tree:
         root: The folder.
         names: Of the files, relative to it, with `/`; sorted.
         runs: Folders of training runs, which are passed over.
+        lost: Links that lead nowhere, pipes and devices.
+        repeated: Links to folders that are read already.
     """
 
     root: Path
     names: list[str] = field(default_factory=list[str])
     runs: list[str] = field(default_factory=list[str])
+    lost: list[str] = field(default_factory=list[str])
+    repeated: list[str] = field(default_factory=list[str])
 
 
 def walk(root: Path) -> Tree:
-    """The files below `root`, through links; a link to a folder above itself is not followed.
+    """The files below `root`, through links, each folder once: where it lies, or else by the first
+    link to it in the order of names.
 
     Raises `UserInputError` if `root` is a run's folder, `EnvironmentFailure` if it cannot be read.
     """
@@ -35,9 +40,17 @@ def walk(root: Path) -> Tree:
             f"{root} is the folder of a training run, and what a run writes is no data; "
             "give the folder of the images"
         )
-    tree = Tree(root)
+    tree, links, seen = Tree(root), list[str](), set[str]()
     try:
-        _into(tree, "", ())
+        _into(tree, "", links, seen)
+        # Folders first, so that a link to one of them is known to be one.
+        while links:
+            links.sort(reverse=True)
+            name = links.pop()
+            if os.path.realpath(os.path.join(root, name)) in seen:
+                tree.repeated.append(name)
+            else:
+                _into(tree, f"{name}/", links, seen)
     except OSError as error:
         raise EnvironmentFailure(
             f"{error.filename or root} cannot be read: {error.strerror or error}"
@@ -47,22 +60,32 @@ def walk(root: Path) -> Tree:
     return tree
 
 
-def _into(tree: Tree, prefix: str, above: tuple[str, ...]) -> None:
+def _into(tree: Tree, prefix: str, links: list[str], seen: set[str]) -> None:
+    """Take up a folder and those in it; links to folders are put off."""
     folder = os.path.join(tree.root, prefix)
-    here = os.path.realpath(folder)
-    if here in above:
-        return
+    seen.add(os.path.realpath(folder))
     with os.scandir(folder) as entries:
         found = [e for e in entries if not e.name.startswith(".")]
     for entry in found:
         name = f"{prefix}{entry.name}"
-        if entry.is_file():
+        kind = _kind(entry)
+        if kind == "file":
             tree.names.append(name)
-        elif entry.is_dir():
-            if is_run_folder(Path(entry.path)):
-                tree.runs.append(name)
-            else:
-                _into(tree, f"{name}/", (*above, here))
+        elif kind == "lost":
+            tree.lost.append(name)
+        elif is_run_folder(Path(entry.path)):
+            tree.runs.append(name)
+        elif entry.is_symlink():
+            links.append(name)
+        elif os.path.realpath(entry.path) not in seen:
+            _into(tree, f"{name}/", links, seen)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return "file" if entry.is_file() else "folder" if entry.is_dir() else "lost"
+    except OSError:  # a link to itself
+        return "lost"
 
 
 def with_suffixes(names: list[str], suffixes: tuple[str, ...]) -> list[str]:
