@@ -32,7 +32,7 @@ from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
-from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder
+from hebm_sample.io.files import parse_json, printable, read_regular, sync_file, sync_folder
 
 __all__ = ["build_cache", "cache_folder", "mapped_bytes", "read_cache"]
 
@@ -266,7 +266,9 @@ def _decode_all(source: Source, path: Path, size: int, shown: str, progress: boo
         sync_file(file)
     if skipped := source.total - rows.count:
         warnings.warn(
-            f"{skipped} of {source.total} images in {shown} left out{rows.first_broken}",
+            printable(
+                f"{skipped} of {source.total} images in {shown} left out{rows.first_broken}"
+            ),
             stacklevel=5,
         )
     return rows

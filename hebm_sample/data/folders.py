@@ -103,7 +103,9 @@ def _others(tree: Tree, images: list[str], read: list[Path]) -> dict[str, int]:
         "linked folder that is read" if len(tree.repeated) == 1 else "linked folders that are read"
     )
     found |= {f"{links} already": len(tree.repeated)} if tree.repeated else {}
-    return found | ({"links to nothing or no files": len(tree.lost)} if tree.lost else {})
+    return found | (
+        {"that are no files, or links to nothing": len(tree.lost)} if tree.lost else {}
+    )
 
 
 def _is_below(path: Path, tree: Tree) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +11,7 @@ from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.splits import by_split, pick_split
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.extras import import_extra
+from hebm_sample.io.files import printable
 
 __all__ = ["encoded_cell", "first_line", "parquet_source"]
 
@@ -29,14 +30,14 @@ class _Part(NamedTuple):
 
 
 def parquet_source(
-    names: list[str], root: Path, split: str | None, left_out: dict[str, int]
+    names: list[str], root: Path, split: str | None, images: Sequence[str] = ()
 ) -> Source:
     """Rows of the files of one split, in the order of their names.
 
     Arguments:
         names: Of the files below `root`.
         split: As of `splits.pick_split`.
-        left_out: Of what lies beside them.
+        images: Names of the images that lie beside them; those that a cell names are read.
 
     Raises `UserInputError` where files do not fit each other.
     """
@@ -57,7 +58,9 @@ def parquet_source(
         for number, part in enumerate(parts):
             yield from _chunks(_open(parquet, part.path), number, part, root)
 
-    left_out = left_out | ({OTHER_SPLITS: others} if others else {})
+    beside = len({root / name for name in images} - set(outside))
+    left_out = {"beside the parquet files": beside} if beside else {}
+    left_out |= {OTHER_SPLITS: others} if others else {}
     taken = {OTHER_SPLITS: len(files)} if others else {}
     key = stamps([*files, *outside], root)
     return Source(key, total, label_names, chunks, left_out, _notes(parts), taken)
@@ -231,6 +234,5 @@ def encoded_cell(cell: Any) -> bytes | Path | None:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line that a terminal can show: it may quote any bytes."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = printable((str(error).strip() or type(error).__name__).splitlines()[0])
     return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 3]}..."

@@ -45,7 +45,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
             raise UserInputError(
                 f"{path} is not a parquet file; give a .parquet file or a folder of images"
             )
-        return parquet_source([path.name], path.parent, split, {})
+        return parquet_source([path.name], path.parent, split)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source):
         return hub_source(str(source), split)
     raise UserInputError(
@@ -58,15 +58,14 @@ def _folder(path: Path, split: str | None) -> Source:
     """What a folder holds: an LMDB, parquet files, or images; the others of these are counted."""
     tree = walk(path)
     parquet = with_suffixes(tree.names, (".parquet",))
-    images = len(with_suffixes(tree.names, IMAGE_SUFFIXES))
+    images = with_suffixes(tree.names, IMAGE_SUFFIXES)
     if (lmdb := find_lmdb(path, tree.names, split)) is not None:
         folder, others = lmdb
-        beside = {"LMDBs of other splits": others, "images beside the LMDB": images}
-        beside |= {".parquet beside the LMDB": len(parquet)}
+        beside = {"LMDB that is another" if others == 1 else "LMDBs that are others": others}
+        beside |= {"images beside the LMDB": len(images), ".parquet beside it": len(parquet)}
         return _lmdb_source(folder, path, {k: v for k, v in beside.items() if v})
     if parquet:
-        beside = {"beside the parquet files": images}
-        return parquet_source(parquet, path, split, beside if images else {})
+        return parquet_source(parquet, path, split, images)
     return folder_source(tree, split)
 
 

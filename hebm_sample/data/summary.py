@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hebm_sample.data.images import UNREADABLE, ImageDataset
+from hebm_sample.io.files import printable
 
 __all__ = ["data_line", "held_out_rule"]
 
@@ -23,10 +24,10 @@ def data_line(shown: str, training: ImageDataset, held_out: ImageDataset | None,
         rule: How they were chosen, of `held_out_rule`.
     """
     sets = [training] if held_out is None else [training, held_out]
-    parts = [f"{shown}: {sum(map(len, sets)):,} images", _labels(sets)]
+    parts = [f"{printable(shown)}: {sum(map(len, sets)):,} images", _labels(sets)]
     count = 0 if held_out is None else len(held_out)
     parts.append(f"{count:,} held out, {rule}" if count else "none held out")
-    parts += [_plain(note) for note in dict.fromkeys(note for s in sets for note in s.notes)]
+    parts += [printable(note) for note in dict.fromkeys(note for s in sets for note in s.notes)]
     if left_out := _left_out(training, held_out):
         parts.append("left out: " + _listed(left_out))
     return "; ".join(parts)
@@ -49,14 +50,9 @@ def held_out_rule(validation: int | None) -> str:
 
 
 def _listed(reasons: Mapping[str, int]) -> str:
-    items = [f"{count:,} {_plain(reason)}" for reason, count in reasons.items()]
+    items = [f"{count:,} {printable(reason)}" for reason, count in reasons.items()]
     more = len(items) - MOST_REASONS
     return ", ".join(items[:MOST_REASONS]) + (f" and {more} other kinds" if more > 0 else "")
-
-
-def _plain(text: str) -> str:
-    """A name that came with the data, fit for a line of a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _labels(sets: list[ImageDataset]) -> str:
@@ -71,7 +67,7 @@ def _labels(sets: list[ImageDataset]) -> str:
     if len(names) > MOST_COLUMNS:
         low, high = min(known.values()), max(known.values())
         of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        first = ", ".join(map(_plain, names[:MOST_COLUMNS]))
+        first = ", ".join(map(printable, names[:MOST_COLUMNS]))
         return f"{len(names)} label columns ({first}, ...), each known of {of} of {total:,}"
     return "; ".join(f"{_column(sets, name)}, known of {known[name]:,}" for name in names)
 
@@ -81,6 +77,6 @@ def _column(sets: list[ImageDataset], name: str) -> str:
     if values is None:
         found = {int(v) for s in sets if name in s.labels for v in np.unique(s.labels[name])}
         values = tuple(map(str, sorted(found - {-1})))
-    shown = ", ".join(map(_plain, values[:MOST_NAMES])) + (", ..." * (len(values) > MOST_NAMES))
+    shown = ", ".join(map(printable, values[:MOST_NAMES])) + (", ..." * (len(values) > MOST_NAMES))
     noun = "value" if len(values) == 1 else "values"
-    return f"{_plain(name)}: {len(values)} {noun} ({shown})"
+    return f"{printable(name)}: {len(values)} {noun} ({shown})"

@@ -247,3 +247,266 @@ class TestHeldOutSplit:
             sets = self.open(tmp_path)
         found = data_line("set", *sets, "the split 'test'")
         assert "left out: 1 of val/, 1 that cannot be read" in found
+
+
+class TestFolderNames:
+    @pytest.mark.parametrize(
+        "names",
+        [("007", "7", "8"), ("1", "1.0", "2"), ("-1", "0", "1"), ("0", "1", "none")]
+        + [(" ", "a", "b"), ("1", "2", "20240101120000"), ("NaN", "cup"), ("+1", "1")],
+    )
+    def test_a_folder_s_name_is_a_text(self, tmp_path, names):
+        draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
+        assert sorted(values(load(tmp_path / "set", tmp_path))) == sorted(names)
+
+    def test_numbers_that_are_counted_stay_numbers(self, tmp_path):
+        draw(tmp_path / "set", *(f"{i}/0.png" for i in (0, 2, 10)))
+        found = load(tmp_path / "set", tmp_path)
+        assert sorted(values(found)) == [0, 2, 10] and found.label_names == {}
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("00000/img00000000.png", "00001/img00001000.png"),
+            ("00000/00007.png", "01000/01003.png"),
+        ],
+    )
+    def test_parts_of_a_set_are_no_classes(self, tmp_path, names):
+        draw(tmp_path / "set", *names)
+        found = load(tmp_path / "set", tmp_path)
+        assert found.labels == {} and "number parts of the set" in line(found)
+
+    def test_numbered_classes_are_classes(self, tmp_path):
+        draw(tmp_path / "set", "00000/00000_00001.png", "00001/00000_00001.png")  # GTSRB
+        assert values(load(tmp_path / "set", tmp_path)) == ["00000", "00001"]
+
+
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("train", "other"),
+        [("train2017", "val2017"), ("trainA", "testA"), ("train_images", "test_images")]
+        + [("trainset", "testset"), ("Train-Set", "Val-Set"), ("cats_train", "cats_test")]
+        + [("train", "test_images"), ("train2017", "val2014")],
+    )
+    def test_folders_with_more_than_the_word(self, tmp_path, train, other):
+        draw(tmp_path / "set", f"{train}/0.png", f"{train}/1.png", f"{other}/2.png")
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [0, 1] and found.left_out == {f"of {other}/": 1}
+        split = "test" if "test" in other else "val"
+        assert shades(load(tmp_path / "set", tmp_path, split=split)) == [2]
+
+    @pytest.mark.parametrize(
+        "names",
+        [("passenger train", "tram"), ("train station", "bullet train"), ("latest", "trained")],
+    )
+    def test_classes_with_such_a_word(self, tmp_path, names):
+        draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
+        assert sorted(values(load(tmp_path / "set", tmp_path))) == sorted(names)
+
+    @pytest.mark.parametrize(
+        ("names", "seen"),
+        [
+            (("trainA", "trainB", "testA", "testB"), "holds testA/, testB/, trainA/, trainB/"),
+            (("cats_train", "cats_test", "dogs_train", "dogs_test"), "holds cats_test/, cats_tr"),
+            (
+                ("train_images", "test_images", "masks"),
+                "test_images/ and train_images/ beside mas",
+            ),
+            (("cats/train", "cats/test", "dogs/train", "dogs/test"), "holds cats/test/, cats/tr"),
+            (("images/train", "images/val", "masks/train", "masks/val"), "holds images/train/"),
+            (("train", "train/test"), "holds train/test/"),
+            (("train/train", "train/test", "test"), "holds train/test/, train/train/"),
+            (("cats", "cats/test", "dogs"), "holds cats/test/"),
+        ],
+    )
+    def test_what_is_not_guessed(self, tmp_path, names, seen):
+        draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
+        with pytest.raises(UserInputError, match=f"{seen}.*give the folder of one"):
+            load(tmp_path / "set", tmp_path)
+
+    def test_a_class_in_a_split_that_is_called_like_one(self, tmp_path):
+        draw(tmp_path / "set", *(f"train/{k}/0.png" for k in ("bus", "test", "tram")), "val/0.png")
+        assert values(load(tmp_path / "set", tmp_path)) == ["bus", "test", "tram"]
+
+    @pytest.mark.parametrize("name", ["{}_1", "1_{}", "{}set_1", "cat-{}-1", "{}2017_1"])
+    def test_file_names(self, tmp_path, name):
+        draw(tmp_path / "set", *(f"{name.format(s)}.png" for s in ("train", "test")))
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [0] and found.left_out == {"of split test": 1}
+
+    @pytest.mark.parametrize(
+        ("train", "other"),
+        [("trainset", "testset"), ("train2017/0", "val2017/0"), ("trainA", "testA")],
+    )
+    def test_parquet(self, tmp_path, train, other):
+        for shade, name in ((1, train), (2, other)):
+            write_parquet(tmp_path / f"set/{name}.parquet", {"image": [encoded(shade)]})
+        assert shades(load(tmp_path / "set", tmp_path)) == [1]
+
+    @pytest.mark.parametrize("name", ["train/0000", "train-00000-of-00001"])
+    def test_parquet_of_two_configurations(self, tmp_path, name):
+        for kind in ("fine", "coarse"):
+            write_parquet(tmp_path / f"set/{kind}/{name}.parquet", {"image": [encoded(1)]})
+        with pytest.raises(UserInputError, match="same names in coarse/, fine/"):
+            load(tmp_path / "set", tmp_path)
+        assert len(load(tmp_path / "set/fine", tmp_path)) == 1
+
+
+class TestTables:
+    def refused(self, tmp_path, text, message, name="metadata.csv"):
+        draw(tmp_path / "set", "a.png", "b.png", "c.png")
+        write(tmp_path / "set" / name, text)
+        with pytest.raises(UserInputError, match=message):
+            load(tmp_path / "set", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("file_name,kind,n\na.png,red, big,3\nb.png,blue,2\n", "line 2: 4 cells under 3 colu"),
+            ("file_name,k,k\na.png,1,2\n", "two columns called k"),
+            ("file_name,k, k\na.png,1,2\n", "two columns called k"),
+            ('file_name,k\na.png,"cup\nb.png,plate\nc.png,cup\n', "could not be read: unexpected"),
+        ],
+    )
+    def test_csv_that_says_two_things(self, tmp_path, text, message):
+        self.refused(tmp_path, text, message)
+
+    def test_keys_that_stand_twice(self, tmp_path):
+        text = '{"file_name": "a.png", "k": 1, "k": 2}\n'
+        self.refused(tmp_path, text, "line 1: not JSON .'k' stands twice", "metadata.jsonl")
+
+    @pytest.mark.parametrize(
+        ("text", "read"),
+        [
+            ("file_name, k, n\na.png, cup, 1\nb.png,cup,2\n", ["cup", "cup", None]),
+            ("file_name,k\na.png,cup\nb.png,NaN\nc.png,Nan\n", ["cup", None, "Nan"]),
+            ("file_name,k,\na.png,cup,\nb.png, cup\n", ["cup", " cup", None]),
+            (",file_name,k\n0,a.png,cup\n", ["cup", None, None]),
+            ('file_name,k\na.png,"red, big"\nb.png,5" disk\n', ["red, big", '5" disk', None]),
+        ],
+    )
+    def test_csv_that_says_one(self, tmp_path, text, read):
+        draw(tmp_path / "set", "a.png", "b.png", "c.png")
+        write(tmp_path / "set/metadata.csv", text)
+        assert values(load(tmp_path / "set", tmp_path), "k") == read
+
+    def test_a_damaged_dataset_json(self, tmp_path):
+        self.refused(tmp_path, '{"labels": [["a.png", 1], ["b', "is not JSON", "dataset.json")
+
+    @pytest.mark.parametrize(
+        ("place", "text"),
+        [
+            ("metadata.jsonl", '{"file_name": "cats/0.png", "caption": "hi"}\n'),
+            ("cats/metadata.jsonl", '{"file_name": "0.png", "n": 1}\n'),
+            ("metadata.jsonl", "\n"),
+            ("metadata.csv", ""),
+        ],
+    )
+    def test_a_table_that_says_little_leaves_the_classes(self, tmp_path, place, text):
+        draw(tmp_path / "set", "cats/0.png", "dogs/0.png")
+        write(tmp_path / "set" / place, text)
+        found = load(tmp_path / "set", tmp_path)
+        assert values(found) == ["cats", "dogs"]
+        assert text.strip() or f"{place} has no rows" in line(found)
+
+    def test_a_whole_table_is_what_counts(self, tmp_path):
+        draw(tmp_path / "set", "cats/0.png", "dogs/0.png")
+        write(tmp_path / "set/metadata.csv", "file_name,n\ncats/0.png,1\ndogs/0.png,2\n")
+        found = load(tmp_path / "set", tmp_path)
+        assert list(found.labels) == ["n"] and "the folders' names are no labels" in line(found)
+
+    def test_a_column_s_name_that_is_no_text(self, tmp_path):
+        draw(tmp_path / "set", "a.png")
+        write(tmp_path / "set/metadata.jsonl", '{"file_name": "a.png", "\\ud800": 1}\n')
+        assert "?: 1 value (1)" in line(load(tmp_path / "set", tmp_path))
+
+
+CELEBA = "2\nSmiling Male\n000001.jpg 1 1\n000002.jpg -1 1\n"
+
+
+class TestCelebA:
+    def test_rows_that_follow_each_other(self, tmp_path):
+        draw(tmp_path / "set", "1.png")
+        write(tmp_path / "set/list_attr_celeba.txt", "2\nSmiling\n1.png 1\n1.png -1\n")
+        with pytest.raises(UserInputError, match="line 4: 1 has other values above"):
+            load(tmp_path / "set", tmp_path)
+
+    def test_a_table_beside_the_folder(self, tmp_path):
+        write(tmp_path / "list_attr_celeba.txt", CELEBA)
+        draw(tmp_path / "images", "000001.jpg", "000002.jpg")
+        found = load(tmp_path / "images", tmp_path)
+        assert values(found, "Smiling") == ["yes", "no"]
+        assert "attributes of list_attr_celeba.txt beside the folder" in line(found)
+        # Where another folder says that it is CelebA's, these are not.
+        draw(tmp_path / "img_align_celeba", "000001.jpg")
+        found = load(tmp_path / "images", tmp_path)
+        assert found.labels == {} and "list_attr_celeba.txt beside the folder is not read" in line(
+            found
+        )
+        assert "Smiling" in load(tmp_path / "img_align_celeba", tmp_path).labels
+
+    def test_classes_come_first(self, tmp_path):
+        write(tmp_path / "list_attr_celeba.txt", CELEBA)
+        draw(tmp_path / "p", *(f"{k}/{n}.jpg" for k in ("cats", "dogs") for n in ("000001", "x")))
+        found = load(tmp_path / "p", tmp_path)
+        assert list(found.labels) == ["label"] and "beside the folder is not read" in line(found)
+
+
+class TestFiles:
+    def write_lmdb(self, folder, shades):
+        lmdb = pytest.importorskip("lmdb")
+        folder.mkdir(parents=True)
+        with lmdb.open(str(folder), map_size=2**20) as opened, opened.begin(write=True) as begun:
+            for i, shade in enumerate(shades):
+                begun.put(b"%d" % i, encoded(shade))
+
+    def test_what_lies_beside_an_lmdb(self, tmp_path):
+        self.write_lmdb(tmp_path / "set/x_train_lmdb", (1, 2))
+        self.write_lmdb(tmp_path / "set/x_val_lmdb", (3,))
+        draw(tmp_path / "set", "0.png", "1.png")
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [1, 2]
+        assert found.left_out == {"LMDB that is another": 1, "images beside the LMDB": 2}
+
+    def test_what_is_no_lmdb_of_images(self, tmp_path):
+        self.write_lmdb(tmp_path / "set/.cache", (1, 2))
+        draw(tmp_path / "set", "0.png")
+        write(tmp_path / "set/sub/data.mdb", "\0\1\0\0Standard Jet DB" + " " * 40)
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [0] and found.left_out == {".mdb": 1}
+
+    def test_archives_alone_are_named(self, tmp_path):
+        write(tmp_path / "set/a.tar", "x")
+        with pytest.raises(UserInputError, match=r"archives .a\.tar.; unpack them"):
+            load(tmp_path / "set", tmp_path)
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+    def test_links_to_nothing_and_pipes_are_counted(self, tmp_path):
+        draw(tmp_path / "set", "a.png")
+        (tmp_path / "set/b.png").symlink_to("/nonexistent/x.png")
+        (tmp_path / "set/c.png").symlink_to("c.png")
+        os.mkfifo(tmp_path / "set/d.png")
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [0]
+        assert found.left_out == {"that are no files, or links to nothing": 3}
+        (tmp_path / "set/metadata.csv").symlink_to("/nonexistent/x.csv")
+        with pytest.raises(UserInputError, match=r"metadata\.csv cannot be read: it is a link"):
+            load(tmp_path / "set", tmp_path)
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+    def test_folders_that_link_to_each_other_are_read_once(self, tmp_path):
+        for i in range(7):
+            draw(tmp_path / "set", f"{i}/x.png", shade=i)
+            for j in range(7):
+                if i != j:
+                    (tmp_path / f"set/{i}/l{j}").symlink_to(tmp_path / f"set/{j}")
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == list(range(7)) and values(found) == list(range(7))
+        assert found.left_out == {"linked folders that are read already": 42}
+
+    def test_names_that_cannot_be_shown(self, tmp_path):
+        draw(tmp_path / "set", "a.png")
+        write(tmp_path / "set/b\n\x1b[31m.png", "x")
+        with pytest.warns(UserWarning, match="1 of 2 images") as said:
+            load(tmp_path / "set", tmp_path)
+        assert str(said[0].message).isprintable()
