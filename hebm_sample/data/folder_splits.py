@@ -145,8 +145,9 @@ def _are_classes(tops: dict[str, list[str]]) -> bool:
 
 def _asked_folder(root: Path, tops: dict[str, list[str]], split: str) -> str | None:
     found = [top for top in tops if top and canonical(top) == canonical(split)]
-    told = _told(root, tops)
-    found = found or [top for top in told if told[top] == canonical(split)]
+    if not found:
+        told = _told(root, tops)
+        found = [top for top in told if told[top] == canonical(split)]
     if split in found:
         return split
     if len(found) > 1:

@@ -7,7 +7,7 @@ split, follows no links, and loses tables above split folders and classes beside
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.tree import Tree, with_suffixes
 from hebm_sample.errors import UserInputError
 
-__all__ = ["ARCHIVES", "IMAGE_SUFFIXES", "folder_source"]
+__all__ = ["ARCHIVES", "IMAGE_SUFFIXES", "folder_source", "left_out_of"]
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".001")
 # Columns that describe each image in its own words, and are no classes.
@@ -57,7 +57,7 @@ def folder_source(tree: Tree, split: str | None) -> Source:
         labels = _from_attributes(tree, table, chosen.images)
     else:
         labels = _from_folders(chosen.images)
-    left_out = chosen.left_out | _others(tree, images, labels.read)
+    left_out = chosen.left_out | left_out_of(tree, images, labels.read)
     return _source(tree.root, chosen, labels, left_out)
 
 
@@ -88,7 +88,7 @@ def _source(root: Path, chosen: Chosen, labels: _Labels, left_out: dict[str, int
     return Source(key, len(chosen.images), labels.names, chunks, left_out, notes, taken)
 
 
-def _others(tree: Tree, images: list[str], read: list[Path]) -> dict[str, int]:
+def left_out_of(tree: Tree, images: Iterable[str], read: Iterable[Path] = ()) -> dict[str, int]:
     """Files that are neither images nor tables that are read, by suffix; runs' folders."""
     known = {*images, *(p.relative_to(tree.root).as_posix() for p in read if _is_below(p, tree))}
     rest = Counter(

@@ -79,7 +79,7 @@ def renumbered(
         )
     number = {name: i for i, name in enumerate(wanted)}
     table = np.array([*(number.get(name, UNKNOWN) for name in names), UNKNOWN], dtype=np.int64)
-    found = np.unique(values[values >= 0])
+    found: list[int] = np.unique(values[values >= 0]).tolist()
     return table[values], tuple(names[v] for v in found if names[v] not in number)
 
 

@@ -13,9 +13,9 @@ from hebm_sample.data.splits import canonical
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import read_regular
 
-__all__ = ["DATA_FILE", "count_values", "find_lmdb", "iterate_items"]
+__all__ = ["DATA_FILE", "LOCK_FILE", "count_values", "find_lmdb", "iterate_items"]
 
-DATA_FILE = "data.mdb"
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
 _MAGIC = bytes.fromhex("beefc0de")
 
 

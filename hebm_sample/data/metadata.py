@@ -74,7 +74,7 @@ def _csv_lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # Line ends are the reader's business: cells can hold some. Strict: a quote that is never
     # closed would swallow the rows below it.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    written = next((row for row in reader if row), [])
+    written = next((row for row in reader if row), list[str]())
     header = [name.strip() for name in written]
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise UserInputError(f"{table} has two columns called {twice[0]}; rename one of them")

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
@@ -13,9 +13,10 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import printable
 
-__all__ = ["encoded_cell", "first_line", "parquet_source"]
+__all__ = ["best_named", "column_notes", "encoded_cell", "first_line", "parquet_source"]
 
 MOST_LETTERS = 300
+NOTHING: Mapping[str, int] = {}
 OTHER_SPLITS = ".parquet of other splits"
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
 
@@ -30,7 +31,11 @@ class _Part(NamedTuple):
 
 
 def parquet_source(
-    names: list[str], root: Path, split: str | None, images: Sequence[str] = ()
+    names: list[str],
+    root: Path,
+    split: str | None,
+    images: Sequence[str] = (),
+    left_out: Mapping[str, int] = NOTHING,
 ) -> Source:
     """Rows of the files of one split, in the order of their names.
 
@@ -38,6 +43,7 @@ def parquet_source(
         names: Of the files below `root`.
         split: As of `splits.pick_split`.
         images: Names of the images that lie beside them; those that a cell names are read.
+        left_out: Of what else lies there.
 
     Raises `UserInputError` where files do not fit each other.
     """
@@ -59,11 +65,13 @@ def parquet_source(
             yield from _chunks(_open(parquet, part.path), number, part, root)
 
     beside = len({root / name for name in images} - set(outside))
-    left_out = {"beside the parquet files": beside} if beside else {}
-    left_out |= {OTHER_SPLITS: others} if others else {}
+    more = {"beside the parquet files": beside, OTHER_SPLITS: others}
+    everything = {reason: count for reason, count in more.items() if count} | dict(left_out)
     taken = {OTHER_SPLITS: len(files)} if others else {}
     key = stamps([*files, *outside], root)
-    return Source(key, total, label_names, chunks, left_out, _notes(parts), taken)
+    unread = list(dict.fromkeys(name for part in parts for name in part.unread))
+    notes = column_notes(parts[0].image, unread)
+    return Source(key, total, label_names, chunks, everything, notes, taken)
 
 
 def _open(parquet: Any, path: Path) -> Any:
@@ -172,11 +180,17 @@ def _image_column(schema: Any, path: Path) -> str:
     if not found:
         raise UserInputError(f"{path} has no column of images; its columns are {schema.names}")
 
+    return best_named(found)
+
+
+def best_named(columns: list[str]) -> str:
+    """Of columns of images the one that is called so, or else the first."""
+
     def rank(name: str) -> tuple[bool, bool, int]:
         known = name.casefold() in IMAGE_COLUMNS
-        return name not in ("image", "img"), not known, found.index(name)
+        return name not in ("image", "img"), not known, columns.index(name)
 
-    return min(found, key=rank)
+    return min(columns, key=rank)
 
 
 def _same_images(first: _Part, part: _Part) -> None:
@@ -187,12 +201,12 @@ def _same_images(first: _Part, part: _Part) -> None:
         )
 
 
-def _notes(parts: list[_Part]) -> tuple[str, ...]:
-    unread = dict.fromkeys(name for part in parts for name in part.unread)
-    shown = ", ".join(list(unread)[:8]) + (", ..." if len(unread) > 8 else "")
+def column_notes(image: str, unread: Sequence[str]) -> tuple[str, ...]:
+    """What to say of columns that are not read, beside that of the images."""
+    shown = ", ".join(unread[:8]) + (", ..." if len(unread) > 8 else "")
     notes = [f"not read: the columns {shown}"] if unread else []
-    if unread and parts[0].image.casefold() not in IMAGE_COLUMNS:
-        notes.insert(0, f"images of the column {parts[0].image}")
+    if unread and image.casefold() not in IMAGE_COLUMNS:
+        notes.insert(0, f"images of the column {image}")
     return tuple(notes)
 
 

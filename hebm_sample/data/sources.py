@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.folders import ARCHIVES, IMAGE_SUFFIXES, folder_source
+from hebm_sample.data.folders import ARCHIVES, IMAGE_SUFFIXES, folder_source, left_out_of
 from hebm_sample.data.hub_set import hub_source
-from hebm_sample.data.lmdb import DATA_FILE, count_values, find_lmdb, iterate_items
+from hebm_sample.data.lmdb import DATA_FILE, LOCK_FILE, count_values, find_lmdb, iterate_items
 from hebm_sample.data.parquet import parquet_source
 from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.tree import walk, with_suffixes
@@ -62,10 +62,13 @@ def _folder(path: Path, split: str | None) -> Source:
     if (lmdb := find_lmdb(path, tree.names, split)) is not None:
         folder, others = lmdb
         beside = {"LMDB that is another" if others == 1 else "LMDBs that are others": others}
-        beside |= {"images beside the LMDB": len(images), ".parquet beside it": len(parquet)}
-        return _lmdb_source(folder, path, {k: v for k, v in beside.items() if v})
+        beside |= {"images beside the LMDB": len(images)}
+        own = [name for name in tree.names if name.rsplit("/", 1)[-1] in (DATA_FILE, LOCK_FILE)]
+        beside = {reason: count for reason, count in beside.items() if count}
+        return _lmdb_source(folder, path, beside | left_out_of(tree, [*own, *images]))
     if parquet:
-        return parquet_source(parquet, path, split, images)
+        left_out = left_out_of(tree, [*parquet, *images])
+        return parquet_source(parquet, path, split, images, left_out)
     return folder_source(tree, split)
 
 

@@ -77,7 +77,9 @@ def _into(tree: Tree, prefix: str, links: list[str], seen: set[str]) -> None:
             tree.runs.append(name)
         elif entry.is_symlink():
             links.append(name)
-        elif os.path.realpath(entry.path) not in seen:
+        elif os.path.realpath(entry.path) in seen:
+            tree.repeated.append(name)
+        else:
             _into(tree, f"{name}/", links, seen)
 
 

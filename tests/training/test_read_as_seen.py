@@ -210,6 +210,30 @@ class TestParquet:
         with pytest.raises(UserInputError, match="two columns called x"):
             load(tmp_path / "b.parquet", tmp_path)
 
+    def test_what_lies_beside(self, tmp_path):
+        rows = [{"bytes": None, "path": "cat.png"}]
+        write_parquet(tmp_path / "set/train-0.parquet", {"image": rows})
+        draw(tmp_path / "set", "cat.png", "other.png")
+        write(tmp_path / "set/metadata.csv", "file_name,k\ncat.png,1\n")
+        found = load(tmp_path / "set", tmp_path)
+        assert found.left_out == {"beside the parquet files": 1, ".csv": 1}
+
+    def test_columns_of_the_hub(self, tmp_path, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+        images = {k: [{"bytes": encoded(v), "path": None}] for k, v in (("mask", 1), ("image", 9))}
+        table = datasets.Dataset.from_dict(
+            {**images, "boxes": [[1, 2]]},
+            features=datasets.Features(
+                {
+                    **{name: datasets.Image() for name in images},
+                    "boxes": datasets.Sequence(datasets.Value("int64")),
+                }
+            ),
+        )
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+        found = load("someone/pets", tmp_path)
+        assert shades(found) == [9] and "not read: the columns mask, boxes" in line(found)
+
 
 class TestHeldOutSplit:
     def open(self, tmp_path):
@@ -323,6 +347,12 @@ class TestSplits:
         draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
         with pytest.raises(UserInputError, match=f"{seen}.*give the folder of one"):
             load(tmp_path / "set", tmp_path)
+
+    def test_what_is_asked_for_by_its_name_is_not_asked_about(self, tmp_path):
+        names = ("train_images", "test_images", "masks", "trainA", "trainB")
+        draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
+        for i, name in enumerate(names):
+            assert shades(load(tmp_path / "set", tmp_path, split=name)) == [i]
 
     def test_a_class_in_a_split_that_is_called_like_one(self, tmp_path):
         draw(tmp_path / "set", *(f"train/{k}/0.png" for k in ("bus", "test", "tram")), "val/0.png")
@@ -466,7 +496,10 @@ class TestFiles:
         draw(tmp_path / "set", "0.png", "1.png")
         found = load(tmp_path / "set", tmp_path)
         assert shades(found) == [1, 2]
-        assert found.left_out == {"LMDB that is another": 1, "images beside the LMDB": 2}
+        others = {"LMDB that is another": 1, "images beside the LMDB": 2}
+        assert found.left_out == others
+        write(tmp_path / "set/metadata.csv", "file_name,k\n0.png,1\n")
+        assert load(tmp_path / "set", tmp_path).left_out == others | {".csv": 1}
 
     def test_what_is_no_lmdb_of_images(self, tmp_path):
         self.write_lmdb(tmp_path / "set/.cache", (1, 2))
