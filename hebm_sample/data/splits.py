@@ -127,7 +127,8 @@ def _one_configuration(chosen: list[PurePath], shown: str) -> None:
     for path in chosen:
         at = next((i for i, part in enumerate(path.parts[:-1]) if split_of_folder(part)), None)
         folder = path.parent if at is None else PurePath(*path.parts[:at])
-        folders.setdefault(folder, set()).add(path.name)
+        if folder.parts:
+            folders.setdefault(folder, set()).add(path.name)
     names = [name for some in folders.values() for name in some]
     if len(set(names)) < len(names):
         listed = ", ".join(sorted(f"{folder}/" for folder in folders))

@@ -380,6 +380,9 @@ class TestSplits:
         with pytest.raises(UserInputError, match="same names in coarse/, fine/"):
             load(tmp_path / "set", tmp_path)
         assert len(load(tmp_path / "set/fine", tmp_path)) == 1
+        for place in ("", "default/"):
+            write_parquet(tmp_path / f"one/{place}{name}.parquet", {"image": [encoded(1)]})
+        assert len(load(tmp_path / "one", tmp_path)) == 2
 
 
 class TestTables:
