@@ -90,20 +90,21 @@ def _called(top: str) -> str:
 
 
 def _told(root: Path, tops: dict[str, list[str]]) -> dict[str, str]:
-    """The splits that folders side by side are: those whose names are a split's, or all of them
-    where each has a word that says one, and several are said.
+    """The splits that folders side by side are: those whose names are a split's; where they do not
+    say several, all of them if each has a word that says one, and several are said.
     """
     exact = {top: split for top in tops if (split := split_of_folder(top))}
     found = {top: said for top in tops if (said := split_in_name(top))}
     splits = {split for split, _ in found.values()}
-    if len(splits) < 2:
+    if len(splits) < 2 or len(set(exact.values())) > 1:
         return exact
     if len(found) == len([top for top in tops if top]):
         return {top: split for top, (split, _) in found.items()}
-    told = [top for top in found if top not in exact]
-    pairs = [(a, b) for a in told for b in told if a < b and found[a][1] == found[b][1]]
-    if pairs:
-        a, b = pairs[0]
+    rests = {rest: top for top, (split, rest) in found.items() if split != "train"}
+    pairs = [(top, rests.get(rest)) for top, (split, rest) in found.items() if split == "train"]
+    for a, b in pairs:
+        if b is None or a in exact:
+            continue
         others = ", ".join(sorted(f"{top}/" for top in tops if top and top not in found))
         raise UserInputError(
             f"{root} holds {a}/ and {b}/ beside {others}: whether they are splits or classes is "

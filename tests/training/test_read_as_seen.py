@@ -334,7 +334,7 @@ class TestSplits:
             (("cats_train", "cats_test", "dogs_train", "dogs_test"), "holds cats_test/, cats_tr"),
             (
                 ("train_images", "test_images", "masks"),
-                "test_images/ and train_images/ beside mas",
+                "train_images/ and test_images/ beside mas",
             ),
             (("cats/train", "cats/test", "dogs/train", "dogs/test"), "holds cats/test/, cats/tr"),
             (("images/train", "images/val", "masks/train", "masks/val"), "holds images/train/"),
@@ -347,6 +347,14 @@ class TestSplits:
         draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
         with pytest.raises(UserInputError, match=f"{seen}.*give the folder of one"):
             load(tmp_path / "set", tmp_path)
+
+    def test_splits_by_their_own_names_come_first(self, tmp_path):
+        names = ("train", "test", "train_masks", "test_masks")
+        draw(tmp_path / "set", *(f"{name}/0.png" for name in names))
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [0] and sum(found.left_out.values()) == 3
+        draw(tmp_path / "inner", *(f"train/{k}/0.png" for k in ("class_dev", "class_test", "x")))
+        assert len(load(tmp_path / "inner", tmp_path).label_names["label"]) == 3
 
     def test_what_is_asked_for_by_its_name_is_not_asked_about(self, tmp_path):
         names = ("train_images", "test_images", "masks", "trainA", "trainB")
