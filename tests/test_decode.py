@@ -270,3 +270,60 @@ class TestMemory:
         words = [sys.executable, "-c", lines, str(path)]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
         assert int(done.stdout) < 2**30
+
+
+def tiff(values, **tags):
+    """A TIFF of grey numbers, with these values of its tags in place of Pillow's."""
+    data = bytearray(encoded(Image.fromarray(values), "TIFF", tiffinfo={274: 1}))
+    start = struct.unpack("<I", data[4:8])[0]
+    for i in range(struct.unpack("<H", data[start : start + 2])[0]):
+        entry = start + 2 + 12 * i
+        (tag,) = struct.unpack("<H", data[entry : entry + 2])
+        if f"tag{tag}" in tags:
+            data[entry + 8 : entry + 10] = struct.pack("<H", tags[f"tag{tag}"])
+    return bytes(data)
+
+
+class TestGrey:
+    """Of more than 8 bits: the range is known, or the image is refused."""
+
+    @pytest.mark.parametrize(("photometric", "light"), [(0, 255 - 233), (1, 233)])
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+    def test_white_is_zero(self, kind, photometric, light):
+        values = np.full((4, 4), 233 * (257 if kind == np.uint16 else 1), kind)
+        data = tiff(values, tag262=photometric)
+        assert open_image(io.BytesIO(data)).getpixel((1, 1)) == (light,) * 3
+        with Image.open(io.BytesIO(data)) as opened:
+            assert (prepare(opened, 4) == prepare(io.BytesIO(data), 4)).all()
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+    def test_on_its_side(self, kind):
+        values = np.arange(16, dtype=kind).reshape(4, 4) * (4000 if kind == np.uint16 else 16)
+        data = tiff(values, tag262=0, tag274=6)
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.getexif()[274] == 6
+            assert (prepare(opened, 4) == prepare(io.BytesIO(data), 4)).all()
+        corners = open_image(io.BytesIO(data)).getchannel(0)
+        assert corners.getpixel((3, 0)) == 255 and corners.getpixel((3, 3)) > 200
+
+    @pytest.mark.parametrize("value", [200, 2**30, -5])
+    def test_numbers_of_32_bits_are_refused(self, value):
+        data = tiff(np.full((4, 4), value, np.int32))
+        with pytest.raises(UserInputError, match="whole numbers of 32 bits, or negative ones"):
+            open_image(io.BytesIO(data))
+
+    def test_an_image_in_memory(self):
+        assert (prepare(Image.fromarray(np.full((4, 4), 65535, np.int32)), 4) == 1).all()
+        for value in (-1, 65536):
+            with pytest.raises(UserInputError, match="convert it to 8-bit RGB first"):
+                prepare(Image.fromarray(np.full((4, 4), value, np.int32)), 4)
+
+    def test_twelve_bits(self):
+        row = bytes([0xFF, 0xF0, 0x00])  # 4095, 0
+        head = struct.pack("<2sHI", b"II", 42, 8)
+        tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1)]
+        tags.append((279, 3))
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        data = head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0) + row
+        image = open_image(io.BytesIO(data))
+        assert [image.getpixel((x, 0))[0] for x in (0, 1)] == [255, 0]

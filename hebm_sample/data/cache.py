@@ -33,12 +33,12 @@ from hebm_sample.data.made import count_made, made_note
 from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
-from hebm_sample.io.files import parse_json, read_regular, sync_file, sync_folder
+from hebm_sample.io.files import parse_json, printable, read_regular, sync_file, sync_folder
 
 __all__ = ["build_cache", "cache_folder", "mapped_bytes", "read_cache"]
 
 # Raised when decoding or these files change, so that old caches are not taken for new ones.
-RECIPE = 3
+RECIPE = 4
 IMAGES, LABELS, META = "images.npy", "labels.npz", "meta.json"
 MOST_BYTES = 2**33  # of labels and of the description
 BLOCK = 2**26
@@ -171,7 +171,7 @@ def _fill(folder: Path, source: Source, size: int, shown: str, progress: bool) -
         sync_file(file)
     identity = hashlib.sha256(rows.digest.hexdigest().encode())
     for name, column in sorted(labels.items()):
-        identity.update(name.encode() + column.tobytes())
+        identity.update(name.encode("utf-8", "surrogatepass") + column.tobytes())
     meta: dict[str, Any] = {
         "shape": [rows.count, 3, size, size],
         "pixels": rows.digest.hexdigest(),
@@ -181,7 +181,11 @@ def _fill(folder: Path, source: Source, size: int, shown: str, progress: bool) -
         "part_starts": list(rows.starts.values()),
         "identity": identity.hexdigest(),
         "skipped": source.total - rows.count,
-        "notes": [*_dropped(sorted(set(rows.columns) - set(labels))), *made_note(rows.made)],
+        "notes": [
+            *_dropped(sorted(set(rows.columns) - set(labels))),
+            *_unfit(labels, values, source.label_names),
+            *made_note(rows.made),
+        ],
     }
     meta = json.loads(json.dumps(meta))
     with (folder / META).open("wb") as file:
@@ -194,6 +198,20 @@ def _dropped(columns: list[str]) -> list[str]:
     """What to say of columns that are no labels."""
     shown = ", ".join(columns[:5]) + (", ..." if len(columns) > 5 else "")
     return [f"no labels in {shown}"] if columns else []
+
+
+def _unfit(
+    labels: dict[str, np.ndarray],
+    used: dict[str, tuple[str, ...]],
+    known: dict[str, tuple[str, ...]],
+) -> list[str]:
+    """What to say of columns with values that the source has no names for."""
+    return [
+        f"{column} has the value {labels[column].max()}, and names of {len(names)} values, which "
+        "are left out"
+        for column, names in known.items()
+        if column in labels and column not in used
+    ]
 
 
 @dataclass
@@ -253,7 +271,9 @@ def _decode_all(source: Source, path: Path, size: int, shown: str, progress: boo
         sync_file(file)
     if skipped := source.total - rows.count:
         warnings.warn(
-            f"{skipped} of {source.total} images in {shown} left out{rows.first_broken}",
+            printable(
+                f"{skipped} of {source.total} images in {shown} left out{rows.first_broken}"
+            ),
             stacklevel=5,
         )
     return rows

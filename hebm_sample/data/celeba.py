@@ -16,9 +16,9 @@ import numpy as np
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["AttributeTable", "find_attributes", "read_attributes"]
+__all__ = ["CELEBA_NAMES", "AttributeTable", "find_attributes", "read_attributes"]
 
-NAMES = ("list_attr_celeba.txt", "list_attr_celeba.csv", "CelebAMask-HQ-attribute-anno.txt")
+CELEBA_NAMES = ("list_attr_celeba.txt", "list_attr_celeba.csv", "CelebAMask-HQ-attribute-anno.txt")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def find_attributes(folder: Path, names: Sequence[str]) -> Path | None:
     """The table of attributes among `names`, files in or below `folder`, or else right beside
     the folder, or None.
     """
-    below = (folder / name for name in names if name.rsplit("/", 1)[-1] in NAMES)
-    beside = (folder.resolve().parent / name for name in NAMES)
+    below = (folder / name for name in names if name.rsplit("/", 1)[-1] in CELEBA_NAMES)
+    beside = (folder.resolve().parent / name for name in CELEBA_NAMES)
     return next((p for p in (*below, *beside) if p.is_file()), None)
 
 
@@ -73,8 +73,9 @@ def read_attributes(table: Path) -> AttributeTable:
                 "-1 or 1"
             )
         labels, stem = [value == "1" for value in found], Path(name).stem
+        known = stem in rows
         row = rows.setdefault(stem, len(rows))
-        if row < len(rows) - 1 and values[row].tolist() != labels:
+        if known and values[row].tolist() != labels:
             raise UserInputError(f"{table}, line {number}: {stem} has other values above")
         values[row] = labels
     return AttributeTable(names, rows, values[: len(rows)])

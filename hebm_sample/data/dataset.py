@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hebm_sample.data.cache import build_cache, cache_folder, read_cache
 from hebm_sample.data.decoding import decode_squares
-from hebm_sample.data.images import ImageDataset, to_float, zoomed
+from hebm_sample.data.images import UNREADABLE, ImageDataset, to_float, zoomed
 from hebm_sample.data.sources import Source, open_source
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import cache_home
@@ -145,11 +145,12 @@ def load_images(
 
 def _described(images: ImageDataset, source: Source) -> ImageDataset:
     """With what the source says of itself."""
-    left_out = {"that cannot be read": images.skipped} if images.skipped else {}
+    left_out = {UNREADABLE: images.skipped} if images.skipped else {}
     return replace(
         images,
         left_out=left_out | source.left_out,
         notes=(*images.notes, *source.notes),
+        taken=source.taken,
     )
 
 

@@ -2,10 +2,17 @@
 
     key(row) = first 64 bits of SHA-256("seed name")        held out: key < share * 2^64
 
-A row's identity is its file's name below the data's folder, or its number in a table of rows, so
-that a row stays where it is when others are added. Of large sets the lowest keys are taken: rows
-that join never push a training row of before into the hold-out. Every value of a label that
-`ENOUGH` rows have is on both sides, and every value that occurs at all is trained on.
+A row's identity is its file's name below the data's folder, or its number in a table of rows. Its
+key alone decides, except that
+
+- of large sets the lowest `HELD_OUT_MOST` keys are taken, so that rows that join send some of the
+  highest back to training;
+- a value of a label that `ENOUGH` rows have is on both sides, and every value that occurs is
+  trained on: where none of its rows would be held out the lowest key is, where all would be the
+  highest is not, until rows join that make this needless.
+
+So which rows are held out is a matter of one state of the data, and records of training name it
+(`TrainingRecord.data`). What is to be kept apart for good lies in a folder of its own, test/.
 """
 
 import hashlib

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.parquet import encoded_cell, first_line
+from hebm_sample.data.parquet import best_named, column_notes, encoded_cell, first_line
 from hebm_sample.data.source import Chunk, Source
 from hebm_sample.errors import HubError, UserInputError
 from hebm_sample.io.extras import import_extra
@@ -13,7 +13,7 @@ __all__ = ["hub_source"]
 
 
 def hub_source(name: str, split: str | None) -> Source:
-    """The rows of `owner/name`: its first column of images, and its simple columns as labels.
+    """The rows of `owner/name`: its column of images, and its simple columns as labels.
 
     Raises `UserInputError` where there is no such data set, split or column, `HubError` where it
     cannot be fetched.
@@ -26,20 +26,20 @@ def hub_source(name: str, split: str | None) -> Source:
         raise UserInputError(
             f"the data set {name} has no column of images; it has {list(table.features)}"
         )
+    image = best_named(images)
     names = {k: tuple(v.names) for k, v in kinds if isinstance(v, datasets.ClassLabel)}
     simple = [k for k, v in kinds if isinstance(v, (datasets.Value, datasets.ClassLabel))]
-    table = table.select_columns([images[0], *simple]).cast_column(
-        images[0], datasets.Image(decode=False)
-    )
+    notes = column_notes(image, [k for k in table.features if k not in (image, *simple)])
+    table = table.select_columns([image, *simple]).cast_column(image, datasets.Image(decode=False))
 
     def chunks() -> Iterator[Chunk]:
         size = rows_source.CHUNK_ROWS
         for start in range(0, len(table), size):
             columns = table[start : start + size]
-            cells = [encoded_cell(cell) for cell in columns.pop(images[0])]
+            cells = [encoded_cell(cell) for cell in columns.pop(image)]
             yield Chunk(0, cells, columns, [str(start + i) for i in range(len(cells))])
 
-    return Source([name, split, table._fingerprint], len(table), names, chunks, {})
+    return Source([name, split, table._fingerprint], len(table), names, chunks, {}, notes)
 
 
 def _loaded(datasets: Any, name: str, split: str) -> Any:

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hebm_sample.data.holdout import held_out_rows, row_keys, selected
+from hebm_sample.data.labels import renumbered
 from hebm_sample.errors import UserInputError
 
-__all__ = ["ImageDataset", "to_float", "zoomed"]
+__all__ = ["UNREADABLE", "ImageDataset", "to_float", "zoomed"]
+
+UNREADABLE = "that cannot be read"  # of `left_out`
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -59,6 +62,7 @@ class ImageDataset:
         keys: (N,) uint64, of each row's identity (`holdout.row_keys`); None: of its number.
         left_out: What of the source is not here, and how many of it, `skipped` included.
         notes: What else a user should know of the source.
+        taken: What the source's other splits say of these rows in their `left_out`.
     """
 
     images: np.ndarray
@@ -70,6 +74,7 @@ class ImageDataset:
     keys: np.ndarray | None = None
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     notes: tuple[str, ...] = ()
+    taken: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __len__(self) -> int:
         """Rows."""
@@ -119,6 +124,30 @@ class ImageDataset:
             )
         cut = len(self) - validation
         return self.rows(0, cut), self.rows(cut, len(self))
+
+    def numbered_as(self, other: "ImageDataset") -> "ImageDataset":
+        """The same rows, whose labels' numbers mean what they mean in `other`, such as those of
+        the split `test` as in `train`. Values that it does not have are unknown, and noted.
+
+        Raises `UserInputError` where a column has names here and numbers there.
+        """
+        labels, names, notes = dict(self.labels), dict(self.label_names), list(self.notes)
+        for column in sorted(self.labels.keys() & other.labels.keys()):
+            own, wanted = self.label_names.get(column), other.label_names.get(column)
+            if wanted is None and not (other.labels[column] >= 0).any():
+                continue
+            labels[column], lacking = renumbered(column, self.labels[column], own, wanted)
+            if wanted is not None:
+                names[column] = wanted
+            if lacking:
+                notes.append(f"{column}: no training image has {', '.join(lacking[:8])}")
+        identity = self.identity
+        if any(not np.array_equal(labels[k], self.labels[k]) for k in labels):
+            packed = b"".join(v.tobytes() for _, v in sorted(labels.items()))
+            identity += f"[labels:{hashlib.sha256(packed).hexdigest()[:16]}]"
+        return dataclasses.replace(
+            self, labels=labels, label_names=names, identity=identity, notes=tuple(notes)
+        )
 
     def batch(
         self, indices: Tensor, flip: Tensor | None = None, device: torch.device | str | None = None

@@ -2,9 +2,9 @@
 labels.
 
 A cell is a whole number however it is written (1, "1", 1.0, "1.0", true), a text, or unknown
-(None, NaN, an empty text). A column of whole numbers keeps them; a column with texts is numbered
-in their alphabetical order. Fractions, nested values and more than `MAX_NAMED_VALUES` texts are no
-labels.
+(None, NaN, "nan", an empty text). What is known to be a text (`Text`) is never a number. A column
+of whole numbers keeps them; a column with texts is numbered in their alphabetical order.
+Fractions, nested values and more than `MAX_NAMED_VALUES` texts are no labels.
 """
 
 import math
@@ -13,13 +13,21 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["MAX_NAMED_VALUES", "encode_labels"]
+from hebm_sample.errors import UserInputError
+
+__all__ = ["MAX_NAMED_VALUES", "Text", "encode_labels", "renumbered"]
 
 MAX_NAMED_VALUES = 256
 UNKNOWN = -1
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*)?\s*", re.ASCII)
 # What programs write for a missing number; a text of its own where the others are texts.
 _MISSING = ("nan", "na", "n/a", "null", "none", "<na>")
+# And for a missing text: "Nan" is somebody's name.
+_NAN = ("nan", "NaN", "NAN")
+
+
+class Text(str):
+    """A cell that is a text, whatever it looks like: the name of a folder."""
 
 
 def encode_labels(
@@ -43,13 +51,42 @@ def encode_labels(
         labels[column] = np.array(
             [UNKNOWN if v is None or v < 0 else v for v in found], dtype=np.int64
         )
-        if column in known_names:
-            names[column] = known_names[column]
+        # Names of other values than the column has say nothing.
+        if column in known_names and labels[column].max(initial=-1) < len(known_names[column]):
+            names.setdefault(column, known_names[column])
     return labels, names
+
+
+def renumbered(
+    column: str, values: np.ndarray, names: tuple[str, ...] | None, wanted: tuple[str, ...] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(a column in other numbers, the names that these numbers lack, whose rows are unknown).
+
+    Arguments:
+        values: (N,) int64, -1 where unknown.
+        names: Of the values 0, 1, ...; None where numbers are all there is.
+        wanted: Those of the numbers to have.
+
+    Raises `UserInputError` where one side has names and the other has numbers.
+    """
+    known = bool((values >= 0).any())
+    if names == wanted or not known:
+        return values, ()
+    if names is None or wanted is None:
+        raise UserInputError(
+            f"{column} has names in one split ({', '.join((names or wanted or ())[:8])}) and "
+            "numbers in the other; write both in the same way"
+        )
+    number = {name: i for i, name in enumerate(wanted)}
+    table = np.array([*(number.get(name, UNKNOWN) for name in names), UNKNOWN], dtype=np.int64)
+    found: list[int] = np.unique(values[values >= 0]).tolist()
+    return table[values], tuple(names[v] for v in found if names[v] not in number)
 
 
 def _cell(value: Any) -> Any:
     """The value as int, float, str or None; what is none of them as it is."""
+    if isinstance(value, Text):
+        return value
     if isinstance(value, (bytes, memoryview)):
         data = bytes(cast("bytes", value))
         try:
@@ -59,7 +96,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = cast("Any", value).item()
     if isinstance(value, str):
-        return value if value.strip() else None
+        return value if value.strip() and value.strip() not in _NAN else None
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, float):
@@ -73,6 +110,8 @@ def _numbers(cells: list[Any]) -> list[int | None] | None:
     """The cells as whole numbers, or None if one of them is none."""
     found: list[int | None] = []
     for cell in cells:
+        if isinstance(cell, Text):
+            return None
         if isinstance(cell, str):
             whole = _WHOLE.fullmatch(cell)
             if whole is None and cell.strip().lower() not in _MISSING:

@@ -4,36 +4,52 @@ Rows are in the order of the keys. Keys of LSUN are hashes, so that the last row
 kind than the rest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hebm_sample.data.splits import canonical
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.files import read_regular
 
-__all__ = ["DATA_FILE", "count_values", "find_lmdb", "iterate_items"]
+__all__ = ["DATA_FILE", "LOCK_FILE", "count_values", "find_lmdb", "iterate_items"]
 
-DATA_FILE = "data.mdb"
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
+_MAGIC = bytes.fromhex("beefc0de")
 
 
-def find_lmdb(folder: Path, split: str | None) -> Path | None:
-    """The LMDB in `folder`: itself, or below it, as LSUN names them, `church_outdoor_train_lmdb`.
+def find_lmdb(root: Path, names: Sequence[str], split: str | None) -> tuple[Path, int] | None:
+    """(the LMDB in a folder, how many others there are): the folder itself, or one right below it,
+    as LSUN names them, `church_outdoor_train_lmdb`.
+
+    Arguments:
+        names: Of the files below `root`.
 
     None if there is none; `UserInputError` if several could be meant.
     """
-    if (folder / DATA_FILE).is_file():
-        return folder
-    found = sorted(p.parent for p in folder.glob(f"*/{DATA_FILE}"))
+    if DATA_FILE in names:
+        return root, 0
+    inner = [name for name in names if name.count("/") == 1 and name.endswith(f"/{DATA_FILE}")]
+    found = sorted((root / name).parent for name in inner if _is_lmdb(root / name))
     if not found:
         return None
     wanted = [p for p in found if _split(p) == canonical(split or "train")]
     wanted = wanted or (found if split is None else [])
     if len(wanted) != 1:
         raise UserInputError(
-            f"{folder} holds the LMDBs {', '.join(p.name for p in found)}; give the folder of one"
+            f"{root} holds the LMDBs {', '.join(p.name for p in found)}; give the folder of one"
         )
-    return wanted[0]
+    return wanted[0], len(found) - 1
+
+
+def _is_lmdb(path: Path) -> bool:
+    """Whether a file begins as an LMDB does: other data bases have that name, too."""
+    try:
+        head = read_regular(path, 24)
+    except OSError:
+        return False
+    return head is not None and head[16:20] in (_MAGIC, _MAGIC[::-1])
 
 
 def _split(folder: Path) -> str:

@@ -10,10 +10,12 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.files import short
 
 __all__ = ["METADATA_NAMES", "STYLEGAN_NAME", "is_stylegan", "match_rows", "metadata_rows"]
 
@@ -54,26 +56,61 @@ def _json_lines(table: Path, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, object_pairs_hook=_once)
             except ValueError as error:
                 reason = getattr(error, "msg", error)
                 raise UserInputError(f"{table}, line {number}: not JSON ({reason})") from error
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise ValueError(f"{short(twice)} stands twice")
+    return found
+
+
 def _csv_lines(table: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Line ends are the reader's business: cells can hold some.
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    # Line ends are the reader's business: cells can hold some. Strict: a quote that is never
+    # closed would swallow the rows below it.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    written = next((row for row in reader if row), list[str]())
+    header = [name.strip() for name in written]
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise UserInputError(f"{table} has two columns called {twice[0]}; rename one of them")
     for row in reader:
-        # restkey collects surplus cells; an empty cell is an unknown label.
-        yield reader.line_num, {k: v or None for k, v in row.items() if k}
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise UserInputError(
+                f"{table}, line {reader.line_num}: {len(row)} cells under {len(header)} columns; "
+                'write texts that hold commas in quotes, "red, big"'
+            )
+        # Where the header has spaces after its commas, so have the rows.
+        cells = [
+            cell.strip() if name.startswith(" ") else cell
+            for name, cell in zip(written, row, strict=False)
+        ]
+        if row:  # an empty cell is an unknown label
+            yield (
+                reader.line_num,
+                {
+                    name: cell or None
+                    for name, cell in zip_longest(header, cells[: len(header)])
+                    if name
+                },
+            )
 
 
 def is_stylegan(table: Path) -> bool:
-    """Whether a `dataset.json` is StyleGAN's: others have that name for other things."""
+    """Whether a `dataset.json` is StyleGAN's: others have that name for other things.
+
+    Raises `UserInputError` where it is no JSON: then nobody knows what it was.
+    """
     try:
         found = json.loads(_text(table))
-    except (ValueError, OSError, RecursionError):
-        return False
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserInputError(
+            f"{table} is not JSON ({short(str(error))}); copy it again, or remove it"
+        ) from error
     return isinstance(found, dict) and "labels" in found
 
 

@@ -2,47 +2,76 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.source import Chunk, Source, stamp
+from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.splits import by_split, pick_split
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.extras import import_extra
+from hebm_sample.io.files import printable
 
-__all__ = ["encoded_cell", "first_line", "parquet_source"]
+__all__ = ["best_named", "column_notes", "encoded_cell", "first_line", "parquet_source"]
 
 MOST_LETTERS = 300
+NOTHING: Mapping[str, int] = {}
+OTHER_SPLITS = ".parquet of other splits"
+IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")
+
+
+class _Part(NamedTuple):
+    """A file: the column of its images, those of its labels, and what is not read."""
+
+    path: Path
+    image: str
+    labels: list[str]
+    unread: list[str]
 
 
 def parquet_source(
-    names: list[str], root: Path, split: str | None, left_out: dict[str, int]
+    names: list[str],
+    root: Path,
+    split: str | None,
+    images: Sequence[str] = (),
+    left_out: Mapping[str, int] = NOTHING,
 ) -> Source:
     """Rows of the files of one split, in the order of their names.
 
     Arguments:
         names: Of the files below `root`.
         split: As of `splits.pick_split`.
-        left_out: Of what lies beside them.
+        images: Names of the images that lie beside them; those that a cell names are read.
+        left_out: Of what else lies there.
+
+    Raises `UserInputError` where files do not fit each other.
     """
     parquet = import_extra("pyarrow.parquet", "train")
     found, others = pick_split(by_split(map(PurePosixPath, names)), split, str(root))
-    files = [root / path for path in found]
     total, label_names = 0, dict[str, tuple[str, ...]]()
-    for f in files:
-        opened = _open(parquet, f)
+    parts, files, outside = list[_Part](), list[Path](), list[Path]()
+    for path in (root / name for name in found):
+        opened = _open(parquet, path)
         total += opened.metadata.num_rows
-        _image_column(opened.schema_arrow, f)
-        label_names.update(_value_names(opened.schema_arrow.metadata or {}))
+        parts.append(_part(opened.schema_arrow, path))
+        _same_images(parts[0], parts[-1])
+        _add_names(label_names, opened.schema_arrow, path)
+        files.append(path)
+        outside += _named_files(opened, parts[-1])
 
     def chunks() -> Iterator[Chunk]:
-        for part, f in enumerate(files):
-            yield from _chunks(_open(parquet, f), part, f, root)
+        for number, part in enumerate(parts):
+            yield from _chunks(_open(parquet, part.path), number, part, root)
 
-    left_out = left_out | ({".parquet of other splits": others} if others else {})
-    return Source([stamp(f, root) for f in files], total, label_names, chunks, left_out)
+    beside = len({root / name for name in images} - set(outside))
+    more = {"beside the parquet files": beside, OTHER_SPLITS: others}
+    everything = {reason: count for reason, count in more.items() if count} | dict(left_out)
+    taken = {OTHER_SPLITS: len(files)} if others else {}
+    key = stamps([*files, *outside], root)
+    unread = list(dict.fromkeys(name for part in parts for name in part.unread))
+    notes = column_notes(parts[0].image, unread)
+    return Source(key, total, label_names, chunks, everything, notes, taken)
 
 
 def _open(parquet: Any, path: Path) -> Any:
@@ -54,13 +83,21 @@ def _open(parquet: Any, path: Path) -> Any:
         ) from error
 
 
-def _chunks(opened: Any, part: int, path: Path, root: Path) -> Iterator[Chunk]:
-    image = _image_column(opened.schema_arrow, path)
-    wanted = _wanted_columns(opened.schema_arrow, image)
+def _chunks(opened: Any, number: int, part: _Part, root: Path) -> Iterator[Chunk]:
     # Files of a set that grows: train-00000-of-00003 is train-00000-of-00004 later.
-    name = re.sub(r"-of-\d+", "", path.relative_to(root).as_posix())
+    name = re.sub(r"-of-\d+", "", part.path.relative_to(root).as_posix())
     row = 0
-    batches = opened.iter_batches(rows_source.CHUNK_ROWS, columns=wanted)
+    wanted = [part.image, *part.labels]
+    for columns in _batches(opened, part.path, columns=wanted):
+        images = [_beside(encoded_cell(cell), part.path) for cell in columns.pop(part.image)]
+        names = [f"{name}:{row + i}" for i in range(len(images))]
+        row += len(images)
+        yield Chunk(number, images, columns, names)
+
+
+def _batches(opened: Any, path: Path, **options: Any) -> Iterator[dict[str, list[Any]]]:
+    """Cells by column; `EnvironmentFailure` where the file is damaged."""
+    batches = opened.iter_batches(rows_source.CHUNK_ROWS, **options)
     while True:
         try:
             batch = next(batches, None)
@@ -69,10 +106,38 @@ def _chunks(opened: Any, part: int, path: Path, root: Path) -> Iterator[Chunk]:
             raise EnvironmentFailure(f"{path} is damaged: {first_line(error)}") from error
         if columns is None:
             return
-        images = [encoded_cell(cell) for cell in columns.pop(image)]
-        names = [f"{name}:{row + i}" for i in range(len(images))]
-        row += len(images)
-        yield Chunk(part, images, columns, names)
+        yield columns
+
+
+# Images that cells name in place of holding them
+
+
+def _beside(cell: bytes | Path | None, table: Path) -> bytes | Path | None:
+    """A name in a cell is one below the folder of its table, wherever the process is."""
+    return table.parent / cell if isinstance(cell, Path) else cell
+
+
+def _named_files(opened: Any, part: _Part) -> Iterator[Path]:
+    """Files that the cells of a part name; only row groups that may have some are read."""
+    for group in range(opened.metadata.num_row_groups):
+        if not _may_name_files(opened.metadata.row_group(group), part.image):
+            continue
+        options = {"row_groups": [group], "columns": [part.image]}
+        for columns in _batches(opened, part.path, **options):
+            cells = (_beside(encoded_cell(cell), part.path) for cell in columns[part.image])
+            yield from (cell for cell in cells if isinstance(cell, Path))
+
+
+def _may_name_files(group: Any, image: str) -> bool:
+    columns = [group.column(i) for i in range(group.num_columns)]
+    found = {column.path_in_schema: column.statistics for column in columns}
+    if f"{image}.path" not in found:
+        return False
+    counted = found.get(f"{image}.bytes")
+    return counted is None or not counted.has_null_count or counted.null_count > 0
+
+
+# Columns
 
 
 def _kinds(types: Any, *names: str) -> list[Any]:
@@ -80,8 +145,30 @@ def _kinds(types: Any, *names: str) -> list[Any]:
     return [check for name in names if (check := getattr(types, name, None)) is not None]
 
 
+def _part(schema: Any, path: Path) -> _Part:
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise UserInputError(f"{path} has two columns called {twice[0]}; rename one of them")
+    types = import_extra("pyarrow.types", "train")
+    simple = _kinds(
+        types,
+        *("is_integer", "is_boolean", "is_floating", "is_string", "is_large_string"),
+        *("is_string_view", "is_dictionary"),
+    )
+    image = _image_column(schema, path)
+    labels = [f.name for f in schema if any(is_kind(f.type) for is_kind in simple)]
+    unread = [f.name for f in schema if f.name not in (image, *labels)]
+    kind = schema.field(image).type
+    if types.is_struct(kind):
+        fields = (kind.field(i).name for i in range(kind.num_fields))
+        unread += [f"{image}.{name}" for name in fields if name not in ("bytes", "path")]
+    return _Part(path, image, labels, unread)
+
+
 def _image_column(schema: Any, path: Path) -> str:
-    """The column that holds encoded images: a struct with the field `bytes`, or plain binary."""
+    """The column that holds encoded images: a struct with the field `bytes`, or plain binary; of
+    several the one that is called so.
+    """
     types: Any = import_extra("pyarrow.types", "train")
     binary = _kinds(types, "is_binary", "is_large_binary", "is_binary_view")
     found: list[str] = []
@@ -92,19 +179,49 @@ def _image_column(schema: Any, path: Path) -> str:
             found.append(field.name)
     if not found:
         raise UserInputError(f"{path} has no column of images; its columns are {schema.names}")
-    return min(found, key=lambda name: (name not in ("image", "img"), found.index(name)))
+
+    return best_named(found)
 
 
-def _wanted_columns(schema: Any, image: str) -> list[str]:
-    types = import_extra("pyarrow.types", "train")
-    simple = _kinds(
-        types,
-        *("is_integer", "is_boolean", "is_floating", "is_string", "is_large_string"),
-        *("is_string_view", "is_dictionary"),
-    )
-    return [
-        f.name for f in schema if f.name == image or any(is_kind(f.type) for is_kind in simple)
-    ]
+def best_named(columns: list[str]) -> str:
+    """Of columns of images the one that is called so, or else the first."""
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        known = name.casefold() in IMAGE_COLUMNS
+        return name not in ("image", "img"), not known, columns.index(name)
+
+    return min(columns, key=rank)
+
+
+def _same_images(first: _Part, part: _Part) -> None:
+    if part.image != first.image:
+        raise UserInputError(
+            f"the images of {first.path} are in the column {first.image}, those of {part.path} in "
+            f"{part.image}; give one of the files, or rename the column"
+        )
+
+
+def column_notes(image: str, unread: Sequence[str]) -> tuple[str, ...]:
+    """What to say of columns that are not read, beside that of the images."""
+    shown = ", ".join(unread[:8]) + (", ..." if len(unread) > 8 else "")
+    notes = [f"not read: the columns {shown}"] if unread else []
+    if unread and image.casefold() not in IMAGE_COLUMNS:
+        notes.insert(0, f"images of the column {image}")
+    return tuple(notes)
+
+
+def _add_names(known: dict[str, tuple[str, ...]], schema: Any, path: Path) -> None:
+    """Names of the values of whole numbers, which have to be the same in all files."""
+    types: Any = import_extra("pyarrow.types", "train")
+    for column, names in _value_names(schema.metadata or {}).items():
+        at = schema.get_field_index(column)
+        if at < 0 or not types.is_integer(schema.field(at).type):
+            continue
+        if known.setdefault(column, names) != names:
+            raise UserInputError(
+                f"{path} calls the values of {column} {', '.join(names[:8])}, and files before it "
+                f"{', '.join(known[column][:8])}; give files with the same names"
+            )
 
 
 def _value_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
@@ -131,6 +248,5 @@ def encoded_cell(cell: Any) -> bytes | Path | None:
 
 def first_line(error: BaseException) -> str:
     """What an error says, in one line that a terminal can show: it may quote any bytes."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = printable((str(error).strip() or type(error).__name__).splitlines()[0])
     return line if len(line) <= MOST_LETTERS else f"{line[: MOST_LETTERS - 3]}..."

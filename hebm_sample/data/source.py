@@ -1,10 +1,11 @@
 """What every kind of data set is read as: a stream of encoded rows."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["CHUNK_ROWS", "Chunk", "Source", "stamp"]
+__all__ = ["CHUNK_ROWS", "Chunk", "Source", "stamps"]
 
 CHUNK_ROWS = 256
 
@@ -29,12 +30,13 @@ class Source(NamedTuple):
     """A set of images before decoding.
 
     Arguments:
-        key: Names, sizes and modification times of all files: what the decoded copy depends on.
+        key: What the decoded copy depends on: `stamps` of its files.
         total: Rows.
         label_names: Names of a label column's values 0, 1, ..., where the files say them.
         chunks: Starts a pass over the rows.
         left_out: Why files or rows are not read, and how many.
         notes: What else a user should know, such as rows of a table that name no image.
+        taken: What the other splits' `left_out` says of these rows.
     """
 
     key: list[Any]
@@ -43,9 +45,27 @@ class Source(NamedTuple):
     chunks: Callable[[], Iterator[Chunk]]
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
+    taken: Mapping[str, int] = {}
 
 
-def stamp(path: Path, root: Path) -> list[Any]:
-    """Name below `root`, size and modification time."""
-    stat = path.stat()
-    return [path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns]
+def stamps(paths: Iterable[Path], root: Path) -> list[Any]:
+    """What tells these files from all others without reading them: the real folder, and of each
+    its name, its size, and when it was changed.
+
+    Archives and copies keep names, sizes and times of modification; the folder with its links
+    followed, and the system's own time of the last change, are of these files alone.
+
+    Arguments:
+        paths: Of files; one that is not there is told by its name.
+        root: The data's folder.
+    """
+    found: list[Any] = [os.path.realpath(root)]
+    for path in paths:
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        try:
+            stat = path.stat()
+        except OSError:
+            found.append([name])
+        else:
+            found.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return found

@@ -15,19 +15,17 @@ from itertools import islice
 from pathlib import Path
 
 from hebm_sample.data import source as rows_source
-from hebm_sample.data.folders import IMAGE_SUFFIXES, folder_source
+from hebm_sample.data.folders import ARCHIVES, IMAGE_SUFFIXES, folder_source, left_out_of
 from hebm_sample.data.hub_set import hub_source
-from hebm_sample.data.lmdb import DATA_FILE, count_values, find_lmdb, iterate_items
+from hebm_sample.data.lmdb import DATA_FILE, LOCK_FILE, count_values, find_lmdb, iterate_items
 from hebm_sample.data.parquet import parquet_source
-from hebm_sample.data.source import Chunk, Source, stamp
+from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.tree import walk, with_suffixes
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import means_place
 
 __all__ = ["Chunk", "Source", "open_source"]
-
-ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".001")
 
 
 def open_source(source: str | Path, split: str | None) -> Source:
@@ -40,24 +38,17 @@ def open_source(source: str | Path, split: str | None) -> Source:
     path = Path(os.path.expanduser(source))
     _refuse_pickles(path)
     if path.is_dir():
-        if (lmdb := find_lmdb(path, split)) is not None:
-            return _lmdb_source(lmdb, path)
-        tree = walk(path)
-        if parquet := with_suffixes(tree.names, (".parquet",)):
-            images = with_suffixes(tree.names, IMAGE_SUFFIXES)
-            beside = {"beside the parquet files": len(images)} if images else {}
-            return parquet_source(parquet, path, split, beside)
-        return folder_source(tree, split)
+        return _folder(path, split)
     if path.is_file():
         if path.name == DATA_FILE:
-            return _lmdb_source(path.parent, path.parent)
+            return _lmdb_source(path.parent, path.parent, {})
         if path.suffix.lower() in ARCHIVES:
             raise UserInputError(f"{path} is an archive; unpack it and give the folder")
         if path.suffix.lower() != ".parquet":
             raise UserInputError(
                 f"{path} is not a parquet file; give a .parquet file or a folder of images"
             )
-        return parquet_source([path.name], path.parent, split, {})
+        return parquet_source([path.name], path.parent, split)
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and ".." not in str(source)
     if named and isinstance(source, str) and not means_place(source):
         return hub_source(source, split)
@@ -65,6 +56,24 @@ def open_source(source: str | Path, split: str | None) -> Source:
         f"no images at {source}: give a folder of images, a parquet file, a folder of parquet "
         "files, a folder with an LMDB, or a Hub data set as owner/name"
     )
+
+
+def _folder(path: Path, split: str | None) -> Source:
+    """What a folder holds: an LMDB, parquet files, or images; the others of these are counted."""
+    tree = walk(path)
+    parquet = with_suffixes(tree.names, (".parquet",))
+    images = with_suffixes(tree.names, IMAGE_SUFFIXES)
+    if (lmdb := find_lmdb(path, tree.names, split)) is not None:
+        folder, others = lmdb
+        beside = {"LMDB that is another" if others == 1 else "LMDBs that are others": others}
+        beside |= {"images beside the LMDB": len(images)}
+        own = [name for name in tree.names if name.rsplit("/", 1)[-1] in (DATA_FILE, LOCK_FILE)]
+        beside = {reason: count for reason, count in beside.items() if count}
+        return _lmdb_source(folder, path, beside | left_out_of(tree, [*own, *images]))
+    if parquet:
+        left_out = left_out_of(tree, [*parquet, *images])
+        return parquet_source(parquet, path, split, images, left_out)
+    return folder_source(tree, split)
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -80,7 +89,7 @@ def _refuse_pickles(path: Path) -> None:
 # LMDBs
 
 
-def _lmdb_source(folder: Path, root: Path) -> Source:
+def _lmdb_source(folder: Path, root: Path, left_out: dict[str, int]) -> Source:
     lmdb = import_extra("lmdb", "train")
     total = count_values(lmdb, folder)
 
@@ -89,4 +98,4 @@ def _lmdb_source(folder: Path, root: Path) -> Source:
         while some := list(islice(items, rows_source.CHUNK_ROWS)):
             yield Chunk(0, [value for _, value in some], {}, [key.hex() for key, _ in some])
 
-    return Source([stamp(folder / DATA_FILE, root)], total, {}, chunks, {})
+    return Source(stamps([folder / DATA_FILE], root), total, {}, chunks, left_out)

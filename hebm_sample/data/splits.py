@@ -2,7 +2,8 @@
 
 Names are those of Hugging Face data sets, in any case: `train/`, `Training/`, `val/`, `dev/`,
 `train-00000-of-00003.parquet`, `cifar-test.parquet`. A folder's name is a split's as a whole, a
-file's if one of its words is; what lies in a folder of a split belongs to that one.
+file's if one of its words is; what lies in a folder of a split belongs to that one. Where all
+names side by side have such a word (`train2017/` and `val2017/`), folders' words count too.
 """
 
 import re
@@ -11,13 +12,14 @@ from pathlib import PurePath
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["by_split", "canonical", "pick_split", "split_of_folder"]
+__all__ = ["by_split", "canonical", "pick_split", "split_in_name", "split_of_folder"]
 
 _NAMES = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 
 
@@ -31,21 +33,48 @@ def split_of_folder(name: str) -> str | None:
     return _SPLITS.get(name.casefold())
 
 
+def _words(name: str) -> list[str]:
+    """Words of a name, in lower case: `trainA`, `train_a`, `Trainset` begin with train."""
+    found = [*_CAMEL.findall(name), *re.split(r"[^a-z]+", name.casefold())]
+    return [re.sub(r"(?<=.)sets?$", "", word.casefold()) for word in found]
+
+
+def _splits_in(name: str) -> set[str]:
+    return {_SPLITS[word] for word in _words(name) if word in _SPLITS}
+
+
+def split_in_name(name: str) -> tuple[str, str] | None:
+    """(the split that a word of a name says, the rest of the name); None where none says one, or
+    where two are said.
+    """
+    splits = _splits_in(name)
+    if len(splits) != 1:
+        return None
+    word = next(w for w in _words(name) if w in _SPLITS)
+    before, _, after = name.casefold().partition(word)
+    return splits.pop(), f"{before}*{after}"
+
+
 def _split_of_file(path: PurePath) -> str:
-    """The split of a file by its innermost folder that is one, or by a word of its name; "" if
-    neither says.
+    """The split of a file by its innermost folder that is one, or by a word of its name, or by a
+    word of a folder's; "?" and its first word if none of them says.
     """
     for folder in reversed(path.parts[:-1]):
         if (split := split_of_folder(folder)) is not None:
             return split
-    words = {_SPLITS[w] for w in re.split(r"[^a-z]+", path.stem.casefold()) if w in _SPLITS}
+    words = _splits_in(path.stem)
     if len(words) > 1:
         raise UserInputError(
             f"{path} names the splits {' and '.join(sorted(words))}; rename it, or give one file"
         )
+    if words:
+        return words.pop()
+    for folder in reversed(path.parts[:-1]):
+        if (found := split_in_name(folder)) is not None:
+            return found[0]
     # Any first word can be asked for: `extra-00000.parquet`.
     named = re.match(r"[a-z]+", path.stem.casefold())
-    return words.pop() if words else f"?{named.group() if named else ''}"
+    return f"?{named.group() if named else ''}"
 
 
 def by_split(paths: Iterable[PurePath]) -> dict[str, list[PurePath]]:
@@ -85,4 +114,25 @@ def pick_split(
         )
     else:
         chosen = sorted(path for paths in found.values() for path in paths)
+    if set(chosen) <= {path for key in told for path in found[key]}:
+        _one_configuration(chosen, shown)
     return list(chosen), total - len(chosen)
+
+
+def _one_configuration(chosen: list[PurePath], shown: str) -> None:
+    """`UserInputError` for `fine/train/0000.parquet` beside `coarse/train/0000.parquet`: the same
+    rows under other labels, and no parts of one set.
+    """
+    folders: dict[PurePath, set[str]] = {}
+    for path in chosen:
+        at = next((i for i, part in enumerate(path.parts[:-1]) if split_of_folder(part)), None)
+        folder = path.parent if at is None else PurePath(*path.parts[:at])
+        if folder.parts:
+            folders.setdefault(folder, set()).add(path.name)
+    names = [name for some in folders.values() for name in some]
+    if len(set(names)) < len(names):
+        listed = ", ".join(sorted(f"{folder}/" for folder in folders))
+        raise UserInputError(
+            f"{shown} holds files of the same names in {listed}: they may be the same rows twice; "
+            "give the folder of one"
+        )

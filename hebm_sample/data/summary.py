@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hebm_sample.data.images import ImageDataset
+from hebm_sample.data.images import UNREADABLE, ImageDataset
 from hebm_sample.data.source import Source
+from hebm_sample.io.files import printable
 
 __all__ = ["data_line", "held_out_rule", "source_line"]
 
@@ -24,22 +25,32 @@ def data_line(shown: str, training: ImageDataset, held_out: ImageDataset | None,
         rule: How they were chosen, of `held_out_rule`.
     """
     sets = [training] if held_out is None else [training, held_out]
-    parts = [f"{shown}: {sum(map(len, sets)):,} images", _labels(sets)]
+    parts = [f"{printable(shown)}: {sum(map(len, sets)):,} images", _labels(sets)]
     count = 0 if held_out is None else len(held_out)
     parts.append(f"{count:,} held out, {rule}" if count else "none held out")
-    parts += training.notes
-    # A split of its own leaves the training rows out, which are no loss.
-    if training.left_out:
-        parts.append("left out: " + _listed(training.left_out))
+    parts += [printable(note) for note in dict.fromkeys(note for s in sets for note in s.notes)]
+    if left_out := _left_out(training, held_out):
+        parts.append("left out: " + _listed(left_out))
     return "; ".join(parts)
 
 
 def source_line(shown: str, source: Source) -> str:
     """The same of data that are not decoded: how many, and what is left out."""
-    parts = [f"{shown}: {source.total:,} images", *source.notes]
+    parts = [f"{printable(shown)}: {source.total:,} images", *map(printable, source.notes)]
     if source.left_out:
         parts.append("left out: " + _listed(source.left_out))
     return "; ".join(parts)
+
+
+def _left_out(training: ImageDataset, held_out: ImageDataset | None) -> dict[str, int]:
+    """What is in neither set. A split of its own leaves the training rows out, and they it."""
+    left_out = dict(training.left_out)
+    if held_out is None or held_out.taken == training.taken:
+        return left_out
+    for reason, count in held_out.taken.items():
+        left_out[reason] = left_out.get(reason, 0) - count
+    left_out[UNREADABLE] = left_out.get(UNREADABLE, 0) + held_out.left_out.get(UNREADABLE, 0)
+    return {reason: count for reason, count in left_out.items() if count > 0}
 
 
 def held_out_rule(validation: int | None) -> str:
@@ -48,14 +59,9 @@ def held_out_rule(validation: int | None) -> str:
 
 
 def _listed(reasons: Mapping[str, int]) -> str:
-    items = [f"{count:,} {_plain(reason)}" for reason, count in reasons.items()]
+    items = [f"{count:,} {printable(reason)}" for reason, count in reasons.items()]
     more = len(items) - MOST_REASONS
     return ", ".join(items[:MOST_REASONS]) + (f" and {more} other kinds" if more > 0 else "")
-
-
-def _plain(text: str) -> str:
-    """A name that came with the data, fit for a line of a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _labels(sets: list[ImageDataset]) -> str:
@@ -70,7 +76,7 @@ def _labels(sets: list[ImageDataset]) -> str:
     if len(names) > MOST_COLUMNS:
         low, high = min(known.values()), max(known.values())
         of = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        first = ", ".join(map(_plain, names[:MOST_COLUMNS]))
+        first = ", ".join(map(printable, names[:MOST_COLUMNS]))
         return f"{len(names)} label columns ({first}, ...), each known of {of} of {total:,}"
     return "; ".join(f"{_column(sets, name)}, known of {known[name]:,}" for name in names)
 
@@ -80,6 +86,6 @@ def _column(sets: list[ImageDataset], name: str) -> str:
     if values is None:
         found = {int(v) for s in sets if name in s.labels for v in np.unique(s.labels[name])}
         values = tuple(map(str, sorted(found - {-1})))
-    shown = ", ".join(map(_plain, values[:MOST_NAMES])) + (", ..." * (len(values) > MOST_NAMES))
+    shown = ", ".join(map(printable, values[:MOST_NAMES])) + (", ..." * (len(values) > MOST_NAMES))
     noun = "value" if len(values) == 1 else "values"
-    return f"{_plain(name)}: {len(values)} {noun} ({shown})"
+    return f"{printable(name)}: {len(values)} {noun} ({shown})"

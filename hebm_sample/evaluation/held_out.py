@@ -112,4 +112,4 @@ def _other_split(
             f"the split {split!r} of {source} is what the model is trained on; "
             "name another with --split, or keep rows apart with --validation"
         )
-    return held_out
+    return held_out.numbered_as(training)

@@ -12,12 +12,14 @@ import stat
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.io.files import printable
 
 __all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright"]
 
@@ -34,6 +36,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "PPM", "TIFF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _large = threading.Lock()
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,9 +61,12 @@ def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says, which the result no longer has; the image
     itself where it says nothing.
     """
+    image.load()  # Pillow turns TIFF files itself as soon as they are loaded
     turn = _TRANSPOSITIONS.get(_orientation(image))
     if turn is None:
         return image
+    if image.mode.startswith("I"):  # a copy does not say how its numbers are meant
+        image = to_rgb(image)
     turned = image.transpose(turn)
     # Whatever else may hold the orientation (EXIF, XMP) is left behind.
     turned.info = {k: v for k, v in image.info.items() if k == "transparency"}
@@ -70,12 +76,14 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
 
-    Raises `UserInputError` for floating point images, whose range is anybody's guess.
+    Raises `UserInputError` for floating point images and whole numbers of more bits, whose range
+    is anybody's guess.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _by_strips(image, _from_integers)
+        top, inverted = _grey_range(image)
+        return _by_strips(image, partial(_from_integers, top=top, inverted=inverted))
     if image.mode == "F":
         raise UserInputError(
             "the image holds floating point numbers; convert it to 8-bit RGB first"
@@ -106,10 +114,31 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, over).convert("RGB")
 
 
-def _from_integers(image: Image.Image) -> Image.Image:
+def _grey_range(image: Image.Image) -> tuple[int, bool]:
+    """(the value of full light, whether 0 is white) of grey in more than 8 bits.
+
+    Raises `UserInputError` for a TIFF file of signed numbers, or of 32 bits.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and image.mode == "I":
+        raise _no_range()
+    bits: Any = tags.get(_TIFF_BITS, (16,))
+    return (4095 if tuple(bits) == (12,) else 65535), tags.get(_TIFF_PHOTOMETRIC) == 0
+
+
+def _no_range() -> UserInputError:
+    return UserInputError(
+        "the image holds whole numbers of 32 bits, or negative ones; convert it to 8-bit RGB first"
+    )
+
+
+def _from_integers(image: Image.Image, top: int, inverted: bool) -> Image.Image:
     """16-bit grey as RGB; its transparent value, if it has one, as white."""
     values = np.asarray(image)
-    grey = np.rint(values.astype(np.float64) / 257.0).clip(0, 255).astype(np.uint8)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise _no_range()
+    light = top - values.astype(np.float64) if inverted else values.astype(np.float64)
+    grey = np.rint(light * 255.0 / top).clip(0, 255).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey[values == clear] = 255
@@ -117,9 +146,10 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 
 def _named(source: Source) -> str:
+    """For messages: a name can hold what no line of a terminal should."""
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return str(getattr(source, "name", "the image"))
+        return printable(os.fspath(source))
+    return printable(str(getattr(source, "name", "the image")))
 
 
 def _seekable(source: Source, name: str) -> Source:

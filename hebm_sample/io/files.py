@@ -20,6 +20,7 @@ __all__ = [
     "means_place",
     "measured",
     "parse_json",
+    "printable",
     "read_capped",
     "read_regular",
     "sha256_of",
@@ -40,6 +41,13 @@ def short(value: object) -> str:
     except RecursionError:
         shown = f"a nested {type(value).__name__}"
     return shown if len(shown) <= 120 else shown[:117] + "..."
+
+
+def printable(text: str) -> str:
+    """A text that may come from anywhere, fit for a line of a terminal: `?` for what does not
+    print.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def read_regular(path: Path, limit: int) -> bytes | None:

@@ -56,6 +56,31 @@ class TestRule:
         assert before.sum() == after.sum() == 40
         assert not (after[:900] & ~before).any() and (before & ~after[:900]).any()
 
+    def test_what_else_than_its_key_decides_on_a_row(self):
+        """The rule as it is documented: rows change sides for a value's sake alone."""
+        rng = np.random.default_rng(2)
+        for count in (12, 40, 150, 600):
+            keys, values = row_keys(names(count)), rng.integers(-1, 12, count)
+            held, below = held_out_rows(keys, {"label": values}), keys < np.uint64(0.1 * 2**64)
+            for row in np.flatnonzero(held ^ below):
+                some = np.flatnonzero(values == values[row])
+                whole = np.arange(count)
+                lowest = [keys[row] == keys[g].min() and not below[g].any() for g in (some, whole)]
+                highest = [keys[row] == keys[g].max() and below[g].all() for g in (some, whole)]
+                assert (any(lowest) and held[row]) or (any(highest) and not held[row])
+
+    def test_a_set_that_grows_can_send_a_row_back(self):
+        """What the documentation says of it."""
+        keys = next(
+            keys
+            for seed in range(100)
+            if (keys := row_keys(names(60), seed))[:6].min() > 0.1 * 2**64 > keys.min()
+        )
+        assert held_out_rows(keys[:6], {}).sum() == 1 and not held_out_rows(keys, {})[:6].any()
+        before, after = (held_out_rows(row_keys(names(n)), {}) for n in (45_000, 65_000))
+        assert before.sum() == after.sum() == 4000
+        assert (before & ~after[:45_000]).sum() > 1000 and not (after[:45_000] & ~before).any()
+
     def test_order_does_not_matter(self):
         order = np.random.default_rng(1).permutation(300)
         keys = row_keys(names(300))
