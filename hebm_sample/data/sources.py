@@ -41,7 +41,7 @@ def open_source(source: str | Path, split: str | None) -> Source:
         return _folder(path, split)
     if path.is_file():
         if path.name == DATA_FILE:
-            return _lmdb_source(path.parent, path.parent, {})
+            return _lmdb_source(path.parent, path.parent)
         if path.suffix.lower() in ARCHIVES:
             raise UserInputError(f"{path} is an archive; unpack it and give the folder")
         if path.suffix.lower() != ".parquet":
@@ -65,11 +65,13 @@ def _folder(path: Path, split: str | None) -> Source:
     images = with_suffixes(tree.names, IMAGE_SUFFIXES)
     if (lmdb := find_lmdb(path, tree.names, split)) is not None:
         folder, others = lmdb
-        beside = {"LMDB that is another" if others == 1 else "LMDBs that are others": others}
-        beside |= {"images beside the LMDB": len(images)}
+        reason = "LMDB that is another" if others == 1 else "LMDBs that are others"
+        beside = {reason: others, "images beside the LMDB": len(images)}
         own = [name for name in tree.names if name.rsplit("/", 1)[-1] in (DATA_FILE, LOCK_FILE)]
         beside = {reason: count for reason, count in beside.items() if count}
-        return _lmdb_source(folder, path, beside | left_out_of(tree, [*own, *images]))
+        left_out = beside | left_out_of(tree, [*own, *images])
+        taken = {reason: 1} if others else {}
+        return _lmdb_source(folder, path)._replace(left_out=left_out, taken=taken)
     if parquet:
         left_out = left_out_of(tree, [*parquet, *images])
         return parquet_source(parquet, path, split, images, left_out)
@@ -89,7 +91,7 @@ def _refuse_pickles(path: Path) -> None:
 # LMDBs
 
 
-def _lmdb_source(folder: Path, root: Path, left_out: dict[str, int]) -> Source:
+def _lmdb_source(folder: Path, root: Path) -> Source:
     lmdb = import_extra("lmdb", "train")
     total = count_values(lmdb, folder)
 
@@ -98,4 +100,4 @@ def _lmdb_source(folder: Path, root: Path, left_out: dict[str, int]) -> Source:
         while some := list(islice(items, rows_source.CHUNK_ROWS)):
             yield Chunk(0, [value for _, value in some], {}, [key.hex() for key, _ in some])
 
-    return Source(stamps([folder / DATA_FILE], root), total, {}, chunks, left_out)
+    return Source(stamps([folder / DATA_FILE], root), total, {}, chunks, {})

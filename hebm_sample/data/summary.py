@@ -45,7 +45,7 @@ def source_line(shown: str, source: Source) -> str:
 def _left_out(training: ImageDataset, held_out: ImageDataset | None) -> dict[str, int]:
     """What is in neither set. A split of its own leaves the training rows out, and they it."""
     left_out = dict(training.left_out)
-    if held_out is None or held_out.taken == training.taken:
+    if held_out is None or _set(held_out) == _set(training):
         return left_out
     for reason, count in held_out.taken.items():
         left_out[reason] = left_out.get(reason, 0) - count
@@ -56,6 +56,11 @@ def _left_out(training: ImageDataset, held_out: ImageDataset | None) -> dict[str
 def held_out_rule(validation: int | None) -> str:
     """How `ImageDataset.split` chooses rows."""
     return "the last rows" if validation else "by a hash of their names"
+
+
+def _set(images: ImageDataset) -> str:
+    """The identity of all rows that some are of."""
+    return images.identity.partition("[")[0]
 
 
 def _listed(reasons: Mapping[str, int]) -> str:

@@ -250,6 +250,13 @@ class TestHeldOutSplit:
         assert "7 images" in found and "3 held out, the split 'test'" in found
         assert "no training image has birds" in found and "left out" not in found
 
+    def test_a_held_out_file_is_not_left_out(self, tmp_path):
+        for i, name in enumerate(("train", "test", "val")):
+            columns = {"image": [encoded(i)] * (i + 1)}
+            write_parquet(tmp_path / f"set/{name}-0.parquet", columns)
+        found = data_line("set", *self.open(tmp_path), "the split 'test'")
+        assert "3 images" in found and "left out: 1 .parquet of other splits" in found
+
     def test_what_agrees_stays_as_it_is(self, tmp_path):
         names = ("train/a/1", "train/b/1", "train/c/1", "test/a/1", "test/b/1")
         draw(tmp_path / "set", *(f"{name}.png" for name in names))
