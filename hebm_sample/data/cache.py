@@ -29,11 +29,11 @@ from hebm_sample.data.decoding import DecodedChunk, decoded_chunks
 from hebm_sample.data.holdout import row_keys
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.data.labels import encode_labels
-from hebm_sample.data.made import count_made, made_note
 from hebm_sample.data.source import Source
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import parse_json, printable, read_regular, sync_file, sync_folder
+from hebm_sample.io.made import count_made, made_note
 
 __all__ = ["build_cache", "cache_folder", "mapped_bytes", "read_cache"]
 

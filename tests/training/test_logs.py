@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hebm_sample.data.made import count_made
 from hebm_sample.errors import EnvironmentFailure
+from hebm_sample.io.made import count_made
 from hebm_sample.training.log import LOG_NAME, RunLog, read_log
 
 
