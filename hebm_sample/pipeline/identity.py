@@ -48,7 +48,7 @@ def state_of(*modules: "nn.Module") -> object:
     if any(t.is_inference() for t in tensors):
         return None
     marks = [(id(t), t.data_ptr(), t._version) for t in tensors]
-    norms = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()])
+    norms = torch._foreach_norm([t.detach() for t in tensors if t.is_floating_point()])  # pyright: ignore[reportPrivateImportUsage]
     return marks, torch.stack([n.float().cpu() for n in norms]).tolist()
 
 
