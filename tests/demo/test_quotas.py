@@ -1,6 +1,6 @@
 """What one visitor takes is not taken from another: their chain, their images, their place.
 
-Without it a stranger could stop other people's chains, push out their images, fill the queue, or
+Without it a foreignr could stop other people's chains, push out their images, fill the queue, or
 the disk.
 """
 
@@ -308,10 +308,10 @@ def test_who_left_or_rested_makes_room() -> None:
 def test_stop_is_of_a_visitor_alone() -> None:
     visitors = Visitors()
     mine, other = visitors.of("a"), visitors.of("b")
-    with visitors.busy(mine) as first, visitors.busy(other) as strange:
+    with visitors.busy(mine) as first, visitors.busy(other) as foreign:
         mine.renew()  # another waits
         mine.halt()
-        assert first.is_set() and mine.stop.is_set() and not strange.is_set()
+        assert first.is_set() and mine.stop.is_set() and not foreign.is_set()
         visitors.leave("nobody")
         visitors.leave("a")
-        assert not strange.is_set()
+        assert not foreign.is_set()
