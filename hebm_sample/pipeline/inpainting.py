@@ -214,15 +214,22 @@ def fill_smoothly(images: Tensor, known: Tensor, least: int = 2) -> Tensor:
     values, weights = images * known, known.float()
     filled, done, size = images * known, known, least
     while size < 2 * side and not bool(done.all()):
-        # Stride 1, so that what is filled in has no seams of its own.
-        pad = (size - 1 - (size - 1) // 2, (size - 1) // 2)
-        window = (*pad, *pad)
-        share = F.avg_pool2d(F.pad(weights, window), size, 1)
-        mean = F.avg_pool2d(F.pad(values, window), size, 1) / share.clamp(min=1e-9)
+        share = _box_mean(weights, size)
+        mean = _box_mean(values, size) / share.clamp(min=1e-9)
         found = share > 1e-9
         filled = torch.where(done, filled, torch.where(found, mean, filled))
         done, size = done | found, 2 * size
     return filled
+
+
+def _box_mean(maps: Tensor, size: int) -> Tensor:
+    """The mean over the square of `size` around each pixel, zeros beyond the edge: at every pixel,
+    so that what is filled in has no seams of its own; rows first, for the time of 2 `size` values
+    in place of `size`^2.
+    """
+    pad = (size - 1 - (size - 1) // 2, (size - 1) // 2)
+    rows = F.avg_pool2d(F.pad(maps, (*pad, 0, 0)), (1, size), 1)
+    return F.avg_pool2d(F.pad(rows, (0, 0, *pad)), (size, 1), 1)
 
 
 def known_cells(known: Tensor, shapes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, ...]:
