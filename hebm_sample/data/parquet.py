@@ -1,15 +1,17 @@
 """Parquet files with encoded images, as Hugging Face data sets write them."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 from hebm_sample.data import source as rows_source
 from hebm_sample.data.source import Chunk, Source, stamps
 from hebm_sample.data.splits import by_split, pick_split
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import printable
 
@@ -52,17 +54,20 @@ def parquet_source(
     total, label_names = 0, dict[str, tuple[str, ...]]()
     parts, files, outside = list[_Part](), list[Path](), list[Path]()
     for path in (root / name for name in found):
-        opened = _open(parquet, path)
-        total += opened.metadata.num_rows
-        parts.append(_part(opened.schema_arrow, path))
-        _same_images(parts[0], parts[-1])
-        _add_names(label_names, opened.schema_arrow, path)
+        with _header_of(path):
+            opened = parquet.ParquetFile(path)
+            total += opened.metadata.num_rows
+            parts.append(_part(opened.schema_arrow, path))
+            _same_images(parts[0], parts[-1])
+            _add_names(label_names, opened.schema_arrow, path)
+            outside += _named_files(opened, parts[-1])
         files.append(path)
-        outside += _named_files(opened, parts[-1])
 
     def chunks() -> Iterator[Chunk]:
         for number, part in enumerate(parts):
-            yield from _chunks(_open(parquet, part.path), number, part, root)
+            with _header_of(part.path):
+                opened = parquet.ParquetFile(part.path)
+            yield from _chunks(opened, number, part, root)
 
     beside = len({root / name for name in images} - set(outside))
     more = {"beside the parquet files": beside, OTHER_SPLITS: others}
@@ -74,10 +79,16 @@ def parquet_source(
     return Source(key, total, label_names, chunks, everything, notes, taken)
 
 
-def _open(parquet: Any, path: Path) -> Any:
+@contextmanager
+def _header_of(path: Path) -> Iterator[None]:
+    """What is raised where a header is read is its fault: a damaged one makes the reader, and
+    whatever asks it for names and types, raise anything.
+    """
     try:
-        return parquet.ParquetFile(path)
-    except Exception as error:  # a damaged header makes the reader raise anything
+        yield
+    except HebmError:
+        raise
+    except Exception as error:
         raise EnvironmentFailure(
             f"{path} is not a readable parquet file: {first_line(error)}"
         ) from error
@@ -118,23 +129,17 @@ def _beside(cell: bytes | Path | None, table: Path) -> bytes | Path | None:
 
 
 def _named_files(opened: Any, part: _Part) -> Iterator[Path]:
-    """Files that the cells of a part name; only row groups that may have some are read."""
-    for group in range(opened.metadata.num_row_groups):
-        if not _may_name_files(opened.metadata.row_group(group), part.image):
-            continue
-        options = {"row_groups": [group], "columns": [part.image]}
-        for columns in _batches(opened, part.path, **options):
-            cells = (_beside(encoded_cell(cell), part.path) for cell in columns[part.image])
-            yield from (cell for cell in cells if isinstance(cell, Path))
-
-
-def _may_name_files(group: Any, image: str) -> bool:
-    columns = [group.column(i) for i in range(group.num_columns)]
-    found = {column.path_in_schema: column.statistics for column in columns}
-    if f"{image}.path" not in found:
-        return False
-    counted = found.get(f"{image}.bytes")
-    return counted is None or not counted.has_null_count or counted.null_count > 0
+    """Files that the cells of a part name and that are there, those of cells with bytes of their
+    own too: the statistics that would tell them apart end the process where a file is damaged.
+    """
+    types = import_extra("pyarrow.types", "train")
+    kind = opened.schema_arrow.field(part.image).type
+    if not types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return
+    for columns in _batches(opened, part.path, columns=[f"{part.image}.path"]):
+        names = ((cell or {}).get("path") for cell in columns[part.image])
+        files = (part.path.parent / name for name in names if isinstance(name, str) and name)
+        yield from (file for file in files if os.path.isfile(file))
 
 
 # Columns

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hebm_sample.data.dataset import load_images
 from hebm_sample.data.summary import data_line
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.held_out import open_held_out
 
 SIZE = 8
@@ -561,3 +561,19 @@ class TestFiles:
         with pytest.warns(UserWarning, match="1 of 2 images") as said:
             load(tmp_path / "set", tmp_path)
         assert str(said[0].message).isprintable()
+
+
+@pytest.mark.parametrize("word", [b"bytes", b"path", b"image", b"label"])
+def test_parquet_whose_names_are_no_text_is_one_line(tmp_path, word):
+    cells = [{"bytes": encoded(i), "path": None} for i in range(2)]
+    path = tmp_path / "set/a.parquet"
+    path.parent.mkdir()
+    write_parquet(path, {"image": cells, "label": [0, 1]})
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    damaged = data[footer:].replace(word, word[:1] + b"\xe0" + word[2:])
+    assert damaged != data[footer:]
+    path.write_bytes(data[:footer] + damaged)
+    with pytest.raises(HebmError) as caught:
+        load(tmp_path / "set", tmp_path)
+    assert str(caught.value).isprintable()
