@@ -6,6 +6,7 @@ parsers.
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def test_tensorboard(tmp_path):
             log.log(step, bits=float(step), kl=[0.5, step], skip=float("nan"), note="text")
     assert scalars("bits") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert scalars("kl/1") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    time.sleep(1.1)  # files are read in the order of their names, which count seconds
     with RunLog(tmp_path, resume_step=2) as log:
         log.log(3, bits=30.0)
     assert scalars("bits") == [(1, 1.0), (2, 2.0), (3, 30.0)]
