@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
@@ -80,7 +80,7 @@ def parquet_source(
 
 
 @contextmanager
-def _header_of(path: Path) -> Iterator[None]:
+def _header_of(path: Path) -> Generator[None, None, None]:
     """What is raised where a header is read is its fault: a damaged one makes the reader, and
     whatever asks it for names and types, raise anything.
     """
@@ -137,7 +137,8 @@ def _named_files(opened: Any, part: _Part) -> Iterator[Path]:
     if not types.is_struct(kind) or kind.get_field_index("path") < 0:
         return
     for columns in _batches(opened, part.path, columns=[f"{part.image}.path"]):
-        names = ((cell or {}).get("path") for cell in columns[part.image])
+        cells = cast("list[dict[str, Any] | None]", columns[part.image])
+        names = (cell.get("path") for cell in cells if cell is not None)
         files = (part.path.parent / name for name in names if isinstance(name, str) and name)
         yield from (file for file in files if os.path.isfile(file))
 
