@@ -9,6 +9,7 @@ resumed run asks for step s and gets the rows and flips that the uninterrupted r
 
 import hashlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,13 +156,20 @@ def _described(images: ImageDataset, source: Source) -> ImageDataset:
 
 
 def last_images(
-    source: str | Path, *, size: int, count: int, split: str | None = None
+    source: str | Path,
+    *,
+    size: int,
+    count: int,
+    split: str | None = None,
+    opened: Callable[[Source], object] = lambda _: None,
 ) -> tuple[np.ndarray, str]:
     """The last `count` images of a set that can be read, uint8 (N, 3, size, size), and a hash of
-    them; no other is decoded, and nothing is kept. Raises `UserInputError` if there is none.
+    them; no other is decoded, and nothing is kept. `opened` is told of the set before. Raises
+    `UserInputError` if there is none.
     """
     encoded: deque[bytes | Path | None] = deque(maxlen=count)
-    for chunk in open_source(source, split).chunks():
+    opened(rows := open_source(source, split))
+    for chunk in rows.chunks():
         encoded.extend(chunk.images)
     found = decode_squares(encoded, size)
     good = [x for x in found if isinstance(x, np.ndarray)]

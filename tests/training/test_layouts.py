@@ -10,33 +10,15 @@ import unicodedata
 
 import pytest
 from PIL import Image
+from plain_images import draw, load, shades
 from tiny import tiny_pipeline
 
-from hebm_sample.data.dataset import load_images
 from hebm_sample.data.labels import encode_labels
 from hebm_sample.data.summary import data_line, held_out_rule
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import save_image, save_png
 from hebm_sample.io.written import mark_report_folder
 from hebm_sample.training.trainer import make_run_folder
-
-SIZE = 8
-
-
-def draw(folder, *names, shade=None):
-    for i, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (SIZE, SIZE), (i if shade is None else shade, 0, 0)).save(path)
-
-
-def load(source, tmp_path, **options):
-    options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **options}
-    return load_images(source, **options)
-
-
-def shades(images):
-    return [int(x[0, 0, 0]) for x in images.images]
 
 
 def line(images):

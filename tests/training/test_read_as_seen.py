@@ -11,36 +11,17 @@ import shutil
 
 import pytest
 from PIL import Image
+from plain_images import SIZE, draw, load, shades
 
-from hebm_sample.data.dataset import load_images
 from hebm_sample.data.summary import data_line
 from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.held_out import open_held_out
-
-SIZE = 8
-
-
-def draw(folder, *names, shade=None):
-    for i, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        value = i if shade is None else shade
-        Image.new("RGB", (SIZE, SIZE), (value, 2 * value % 256, 3)).save(path)
 
 
 def encoded(shade):
     file = io.BytesIO()
     Image.new("RGB", (SIZE, SIZE), (shade, 0, 0)).save(file, "PNG")
     return file.getvalue()
-
-
-def load(source, tmp_path, **options):
-    options = {"size": SIZE, "cache_dir": tmp_path / "cache", "progress": False, **options}
-    return load_images(source, **options)
-
-
-def shades(images):
-    return [int(x[0, 0, 0]) for x in images.images]
 
 
 def line(images):

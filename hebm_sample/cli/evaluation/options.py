@@ -235,7 +235,6 @@ def named_sources(
 ) -> dict[str, Any]:
     """NAME=SOURCE: images by name, the last rows of each source, of which a line is printed."""
     from hebm_sample.data.dataset import last_images
-    from hebm_sample.data.sources import open_source
     from hebm_sample.data.summary import source_line
 
     found = {}
@@ -245,9 +244,12 @@ def named_sources(
             raise UserInputError(f"{option} is {pair!r}; write NAME=SOURCE")
         if name in found:
             raise UserInputError(f"{option} names {name!r} twice")
-        if not quiet:
-            say(f"{name}: {source_line(source, open_source(source, None))}", err=True)
-        found[name] = last_images(source, size=size, count=count)
+
+        def said(opened: Any, name: str = name, source: str = source) -> None:
+            if not quiet:
+                say(f"{name}: {source_line(source, opened)}", err=True)
+
+        found[name] = last_images(source, size=size, count=count, opened=said)
     return found
 
 
