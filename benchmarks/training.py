@@ -2,7 +2,8 @@ r"""Images per second of training: generator, prior by score matching, prior by 
 likelihood.
 
     ours     what `hebm-train` does: parts of a batch in threads of their own, gradients of what
-             learns alone, the encoder's maps of the images computed beforehand, freed memory kept
+             learns alone, the encoder's maps of the images computed beforehand, freed memory kept,
+             convolutions of score matching that are made to be differentiated twice
     before   the same networks as one batch with all threads in each operation, `backward` through
              the noisy latents too, every image encoded at each step, memory given back to the
              system: how training worked until parts came
@@ -38,10 +39,12 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline.runtime.process import tune_process
 from hebm_sample.presets.models import PRESETS
+from hebm_sample.training.devices import computing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
 
+CPU = torch.device("cpu")
 VARIANTS = ("ours", "before", "plain")
 TASKS = ("generator", "score", "mle")
 SOURCES = 256  # made-up images
@@ -120,7 +123,16 @@ def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> C
     def step() -> None:
         if ours:
             parts = [Part(inputs()) for _ in range(count)]
-            train_step(objective, parts, 0.5, optimizer, parameters, 1.0, threads=threads)
+            train_step(
+                objective,
+                parts,
+                0.5,
+                optimizer,
+                parameters,
+                1.0,
+                threads=threads,
+                context=computing(objective, settings, CPU),
+            )
         else:
             optimizer.zero_grad(set_to_none=True)
             objective(inputs(), 0.5)[0].backward()

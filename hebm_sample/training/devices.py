@@ -22,13 +22,14 @@ from hebm_sample.generator.protocol import Generator
 from hebm_sample.io.extras import missing_extra
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.presets.settings import TrainSettings
+from hebm_sample.training.convolution.autograd import TrainingConvolutions
 
 __all__ = [
     "agreed",
     "averaged_over_processes",
     "checkpointing",
+    "computing",
     "make_accelerator",
-    "number_format",
 ]
 
 
@@ -71,14 +72,20 @@ def agreed(settings: TrainSettings, accelerator: Any) -> TrainSettings:
     return settings
 
 
-def number_format(
-    settings: TrainSettings, device: torch.device
+def computing(
+    objective: nn.Module, settings: TrainSettings, device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """What the objective is called in: autocast, or nothing for float32."""
-    if settings.dtype == "float32":
-        return nullcontext
-    # Uncached: a weight that was cast where nothing is differentiated has no gradient later.
-    return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    """What the objective is called in: autocast; on CPUs, if its loss holds a gradient
+    (`second_derivatives`), convolutions that are made for that; or nothing.
+    """
+    if settings.dtype != "float32":
+        # Uncached: a weight that was cast where nothing is differentiated has no gradient later.
+        return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    twice = getattr(objective, "second_derivatives", False)
+    # What is computed again is computed on the way back, outside of this context.
+    if twice and device.type == "cpu" and not settings.activation_checkpointing:
+        return TrainingConvolutions
+    return nullcontext
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.prior.symbols import Condition, GroupOutputs
 from hebm_sample.sampling.chain import run_chain
 from hebm_sample.sampling.step_size import transition
+from hebm_sample.training.convolution.autograd import no_weight_gradients
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.optim import Rows, Stream, draw
 
@@ -149,6 +150,8 @@ class ScoreObjective(PriorObjective):
             that they have.
     """
 
+    second_derivatives = True
+
     def __init__(
         self,
         generator: Generator,
@@ -188,7 +191,9 @@ class ScoreObjective(PriorObjective):
         u_t = tuple(u.requires_grad_() for u in u_t)
         with torch.enable_grad():
             terms, logits = self.energies(u_t, level, condition)
-            gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=torch.is_grad_enabled())
+            with no_weight_gradients():
+                wanted = torch.is_grad_enabled()
+                gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=wanted)
         score = flatten(gradient) - flatten(u_t)
         return cum_sigma[:, None] * score + flatten(noise), logits
 

@@ -31,7 +31,7 @@ from hebm_sample.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from hebm_sample.training.devices import agreed, number_format
+from hebm_sample.training.devices import agreed, computing
 from hebm_sample.training.log import Means
 from hebm_sample.training.optim import (
     NanGuard,
@@ -273,7 +273,7 @@ class Run:
             threads=self.threads,
             reduce=partial(self.accelerator.reduce, reduction="mean") if several else None,
             accumulate=self.settings.accumulate,
-            context=number_format(self.settings, self.accelerator.device),
+            context=computing(self.objective, self.settings, self.accelerator.device),
         )
 
     def advance(self, means: Means) -> None:

@@ -27,7 +27,7 @@ from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.costs.dry_run import dry_run
 from hebm_sample.training.costs.flops import Meter
-from hebm_sample.training.devices import agreed, checkpointing, number_format
+from hebm_sample.training.devices import agreed, checkpointing, computing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective, stratified
 from hebm_sample.training.imports.nvae_checkpoint import load_nvae
@@ -193,8 +193,8 @@ def test_activation_checkpointing_of_an_nvae(tmp_path):
 @pytest.mark.parametrize("kind", ["generator", "score", "mle"])
 def test_bfloat16_is_float32_up_to_its_rounding(kind):
     settings = TrainSettings(steps=1, dtype="bfloat16")
-    context = number_format(settings, CPU)
-    found, stats = gradients(objective(kind), [whole()], context=context)
+    built = objective(kind)
+    found, stats = gradients(built, [whole()], context=computing(built, settings, CPU))
     wanted, other = gradients(objective(kind), [whole()])
     assert all(g.dtype == torch.float32 for g in found)
     a, b = (torch.cat([g.flatten() for g in grads]) for grads in (found, wanted))
@@ -206,7 +206,7 @@ def test_bfloat16_is_float32_up_to_its_rounding(kind):
 def test_bfloat16_reaches_weights_that_a_chain_has_used_before():
     """Autocast's cache would keep casts from where nothing is differentiated."""
     built = objective("mle")
-    context = number_format(TrainSettings(steps=1, dtype="bfloat16"), CPU)
+    context = computing(built, TrainSettings(steps=1, dtype="bfloat16"), CPU)
     found, _ = gradients(built, [whole()], context=context)
     wanted, _ = gradients(built, [whole()])
     zero = [bool((g == 0).all()) for g in wanted]

@@ -20,7 +20,7 @@ from hebm_sample.pipeline.runtime.batch_size import free_bytes
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.decoding.objective import DecoderObjective
-from hebm_sample.training.devices import number_format
+from hebm_sample.training.devices import computing
 from hebm_sample.training.energy import MleObjective, PriorObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
 from hebm_sample.training.run import parts_of
@@ -161,7 +161,7 @@ def _step(
                 settings.gradient_clip,
                 threads=threads,
                 accumulate=accumulate,
-                context=number_format(settings, device),
+                context=computing(objective, settings, device),
             )
             average.update_parameters(learner)
             done = _clock(device)
