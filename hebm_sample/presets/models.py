@@ -264,9 +264,14 @@ PRESETS: dict[str, Preset] = {
             kl_weight=_FACES_KL_WEIGHT,
             prior=PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1),
             sampling=LangevinConfig(step_scale=1.0),
-            # The best weights by what is held out: so few images are learned by heart early.
-            generator_settings=replace(_LONG_GENERATOR_SETTINGS, **_FEW_IMAGES),
-            prior_settings=replace(_LONG_PRIOR_SETTINGS, **_FEW_IMAGES),
+            # The best weights by what is held out, until that turns: so few images are learned by
+            # heart early.
+            generator_settings=replace(
+                _LONG_GENERATOR_SETTINGS, steps=6000, patience=1500, **_FEW_IMAGES
+            ),
+            prior_settings=replace(
+                _LONG_PRIOR_SETTINGS, steps=12_000, patience=2000, **_FEW_IMAGES
+            ),
             decoder_settings=replace(DECODER_SETTINGS, zoom=0.75, validation=500),
             decoder=_SHARP_64,
         ),

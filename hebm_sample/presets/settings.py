@@ -45,6 +45,8 @@ class TrainSettings(ConfigBase):
         evaluate_every: Steps between measurements of the averaged weights on held-out images; the
             best of them is kept and exported. 0 for none. A multiple of `log_every`.
         heldout: Held-out images that are measured on, with fixed noise.
+        patience: Steps without a better measurement after which a run ends before its time; 0 for
+            none. For small data sets, which are learned by heart.
         seed: Of the weights, the order of the images and every draw.
     """
 
@@ -71,6 +73,7 @@ class TrainSettings(ConfigBase):
     sample_every: float = 600.0
     evaluate_every: int = 0
     heldout: int = 500
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +99,11 @@ class TrainSettings(ConfigBase):
             f"{self.log_every}",
         )
         require_integer("heldout", self.heldout, 1, 10**6)
+        require_integer("patience", self.patience, 0, 10**9)
+        require(
+            not self.patience or self.evaluate_every > 0,
+            f"patience is {self.patience}, but nothing is measured; set evaluate_every too",
+        )
         require_range("zoom", self.zoom, 0.5, 1.0)
         require_integer("seed", self.seed, 0, 2**31)
 

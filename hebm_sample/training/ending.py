@@ -15,7 +15,7 @@ __all__ = ["check_model_place", "has_ended"]
 
 
 def has_ended(folder: Path, result: str = f"model/{MANIFEST_NAME}") -> bool:
-    """Whether the run's newest whole checkpoint is of its last step, and its result is there.
+    """Whether the run's newest whole checkpoint is of its end, and its result is there.
 
     Arguments:
         result: The file that tells, below the run's folder.
@@ -24,7 +24,7 @@ def has_ended(folder: Path, result: str = f"model/{MANIFEST_NAME}") -> bool:
     if path is None:
         return False
     state = read_state(path)
-    return state["step"] == state["total"]
+    return state.get("finished", state["step"] == state["total"])
 
 
 def check_model_place(folder: Path) -> bool:

@@ -56,7 +56,14 @@ PROBE_STEPS = 6
 BUDGET_SHARE = 0.93
 
 # What may differ where a run is resumed, and what its identity names only if it is used.
-FREE = ("steps", "time_budget", "checkpoint_every", "sample_every", "activation_checkpointing")
+FREE = (
+    "steps",
+    "time_budget",
+    "checkpoint_every",
+    "sample_every",
+    "activation_checkpointing",
+    "patience",
+)
 NAMED_IF_USED = ("accumulate", "dtype")
 
 
@@ -276,6 +283,13 @@ class Run:
             context=computing(self.objective, self.settings, self.accelerator.device),
         )
 
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done, or held-out figures have not been better for too long."""
+        patience, best = self.settings.patience, self.best
+        turned = bool(patience and best) and self.step - best["step"] >= patience
+        return self.step >= self.total or turned
+
     def advance(self, means: Means) -> None:
         """One step, with the average and the guard; its statistics are added to `means`."""
         finite, stats = self.one_step(self.step)
@@ -316,6 +330,7 @@ class Run:
         return {
             "step": self.step,
             "total": self.total,
+            "finished": self.ended,
             "parts": self.parts,
             "seconds": self.seconds,
             "started": self.started,

@@ -53,7 +53,7 @@ class _Clock:
         # The clock differs between processes: what one of them asks for, all do.
         save, draw = (run.accelerator.reduce(due.float(), "sum") > 0).tolist()
         self.drawn = now if draw else self.drawn
-        ends = run.step == run.total
+        ends = run.ended
         return save or ends, draw or ends
 
 
@@ -87,7 +87,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         unit="step",
         disable=disabled(show_progress),
     ) as bar:
-        while run.step < run.total:
+        while not run.ended:
             run.advance(means)
             bar.update()
             if run.step % run.settings.log_every and run.step < run.total:

@@ -25,11 +25,13 @@ from hebm_sample import Pipeline
 from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.evaluation.latent_ddpm import train_ddpm
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training import encoded
 from hebm_sample.training import run as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.encoded import encode_images, remove_encoded
+from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.export import load_run
 from hebm_sample.training.log import read_log
@@ -366,6 +368,21 @@ class TestHeldOut:
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
         assert tensors(tmp_path / "cut" / BEST).keys() == {"ema.safetensors"}
         assert tensors(tmp_path / "cut" / BEST) == tensors(tmp_path / "whole" / BEST)
+
+    @pytest.mark.parametrize("kind", ["generator", "score"])
+    def test_patience_ends_a_run_where_they_turn(self, run, tmp_path, kind):
+        options = {"steps": 40, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}
+        result = run(tmp_path / "run", kind, patience=8, **options)
+        # Weights that stay have the same figures, so the first is the best.
+        assert [line["step"] for line in logged(tmp_path / "run")] == [4, 8, 12]
+        assert (result.steps, result.best["step"]) == (12, 4)
+        assert has_ended(tmp_path / "run")
+        again = run(tmp_path / "run", kind, resume=True, patience=8, **options)
+        assert again.steps == 12
+
+    def test_patience_needs_figures(self):
+        with pytest.raises(UserInputError, match="patience is 8, but nothing is measured"):
+            TrainSettings(steps=4, patience=8)
 
     def test_a_run_from_before_the_settings_goes_on(self, run, tmp_path, monkeypatch):
         identity = Run.identity
