@@ -373,6 +373,8 @@ def _restore_optimizer(
     owners: dict[int, tuple[Tensor, dict[str, Any]]] = {}
     for group, current in zip(groups, optimizer.param_groups, strict=True):
         group |= {k: tuple(v) for k, v in group.items() if isinstance(current.get(k), tuple)}
+        # How an update is computed is this process's affair.
+        group |= {k: current[k] for k in ("foreach", "fused") if k in current}
         for index, parameter in zip(group["params"], current["params"], strict=True):
             owners[index] = parameter, group
     # torch would cast to the parameter's dtype and drop the memory layout; both must survive.

@@ -160,8 +160,11 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     """
     groups = getattr(model, "parameter_groups", None)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # One pass over a weight and its averages in place of a dozen: a tenth of a step on a CPU.
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(
         parameters if groups is None else groups(),
+        fused=fused,
         lr=settings.learning_rate,
         betas=(settings.betas[0], settings.betas[1]),
         weight_decay=settings.weight_decay,
@@ -330,13 +333,22 @@ def _set_gradients(
 ) -> None:
     """Every parameter's `grad` as the mean over parts and processes."""
     for p, *own in zip(parameters, *grads, strict=True):
-        p.grad = own[0] if len(own) == 1 else torch.stack(own).mean(0)
+        p.grad = _laid_out_as(p, own[0] if len(own) == 1 else sum(own[1:], own[0]) / len(own))
     if reduce is None:
         return
     row = reduce(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
     sizes = [p.numel() for p in parameters]
     for p, part in zip(parameters, row.split(sizes), strict=True):
-        p.grad = part.view_as(p)
+        p.grad = _laid_out_as(p, part.view_as(p))
+
+
+def _laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the weight's memory layout: an update in one pass takes both in the order in
+    which they lie in memory.
+    """
+    if gradient.stride() == weight.stride():
+        return gradient
+    return torch.empty_like(weight, requires_grad=False).copy_(gradient)
 
 
 def _mean(stats: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -56,6 +56,13 @@ def names(run_dir):
 
 
 class TestResume:
+    def test_how_updates_are_computed_is_the_resuming_process_choice(self, tmp_path):
+        net, optimizer = make(foreach=False)
+        save_checkpoint(tmp_path, 1, modules={"net": net}, optimizer=optimizer, state={})
+        again, resumed = make(seed=1, foreach=True)
+        load_checkpoint(latest_checkpoint(tmp_path), modules={"net": again}, optimizer=resumed)
+        assert all(group["foreach"] is True for group in resumed.param_groups)
+
     @pytest.mark.parametrize("foreach", [False, True])
     def test_bit_exact_with_adamw(self, tmp_path, foreach):
         whole, whole_optimizer = make(foreach=foreach)

@@ -440,6 +440,36 @@ def test_only_what_trains_is_optimised():
     assert len(group["params"]) == 2 and group["betas"] == SETTINGS.betas
 
 
+def test_updates_are_those_of_plain_adamw_and_made_in_one_pass():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    model.to(memory_format=torch.channels_last)  # pyright: ignore
+    twin = copy.deepcopy(model)
+
+    def objective(images, *_):
+        return model(images).square().mean(), {}
+
+    optimizer = make_optimizer(model, SETTINGS)
+    (group,) = optimizer.param_groups
+    assert group["fused"] is True
+    plain = torch.optim.AdamW(
+        twin.parameters(),
+        lr=group["lr"],
+        betas=group["betas"],
+        weight_decay=group["weight_decay"],
+        foreach=False,
+    )
+    for step in range(5):
+        stream = torch.Generator().manual_seed(step)
+        parts = [Part(torch.randn(2, 3, 4, 4, generator=stream)) for _ in range(3)]
+        train_step(objective, parts, 0.5, optimizer, list(model.parameters()), 1e9)
+        plain.zero_grad()
+        torch.stack([twin(part.images).square().mean() for part in parts]).mean().backward()
+        plain.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
 def feed(guard, *steps):
     for step, finite in enumerate(steps):
         guard.record(finite, step)
