@@ -13,7 +13,19 @@ __all__ = [
     "TrainingDivergedError",
     "UserInputError",
     "WeightsError",
+    "short",
 ]
+
+
+def short(value: object) -> str:
+    """A stranger's value for an error message: one line of ASCII, at most 120 characters."""
+    try:
+        shown = " ".join(ascii(value).splitlines())  # of tensors there are several
+    except RecursionError:
+        shown = f"a nested {type(value).__name__}"
+    except Exception:  # as of whole numbers of more than 4300 digits
+        shown = f"a value of type {type(value).__name__} that cannot be shown"
+    return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
 class HebmError(Exception):

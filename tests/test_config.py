@@ -8,7 +8,9 @@ import json
 import math
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
+import torch
 from tiny import symbolic_config, tiny_config
 
 from hebm_sample.config import (
@@ -139,6 +141,25 @@ def nested(path, value):
 def test_wrong_keys_and_types(path, value, match):
     with pytest.raises(UserInputError, match=match):
         ModelConfig.from_dict(nested(path, value))
+
+
+def deep():
+    value = []
+    for _ in range(3000):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("path", (["name"], ["sampling", "steps"], ["sampling", "sampler"]))
+@pytest.mark.parametrize(
+    "value",
+    (deep(), "x" * 3000, 10**5000, np.zeros((3, 3)), torch.zeros(2)),
+    ids=("deep", "long", "large", "array", "tensor"),
+)
+def test_what_is_long_or_nested_is_told_in_one_short_line(path, value):
+    with pytest.raises(UserInputError) as told:
+        ModelConfig.from_dict(nested(path, value))
+    assert len(str(told.value)) < 400 and "\n" not in str(told.value)
 
 
 def test_missing_keys_are_named():

@@ -5,7 +5,7 @@ import types
 import typing
 from typing import Any, TypeVar, get_args
 
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import UserInputError, short
 
 __all__ = [
     "FORMAT_VERSION",
@@ -32,7 +32,9 @@ def require(condition: bool, message: str) -> None:
 def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise `UserInputError` unless `value` is one of the `Literal` type's values."""
     allowed = get_args(choices)
-    require(value in allowed, f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+    # Arrays and tensors compare number by number.
+    known = isinstance(value, tuple({type(choice) for choice in allowed})) and value in allowed
+    require(known, f"{name} is {short(value)}; it can be {', '.join(map(repr, allowed))}")
 
 
 def plain(value: Any) -> Any:
@@ -49,7 +51,7 @@ def require_range(name: str, value: object, low: float, high: float) -> None:
     """Raise `UserInputError` unless `value` is a finite number in [low, high]."""
     value = plain(value)
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    require(fits, f"{name} is {value!r}; it must lie in [{low}, {high}]")
+    require(fits, f"{name} is {short(value)}; it must lie in [{low}, {high}]")
 
 
 def require_integer(name: str, value: object, low: int, high: int) -> int:
@@ -59,7 +61,7 @@ def require_integer(name: str, value: object, low: int, high: int) -> int:
     value = plain(value)
     require(
         isinstance(value, int) and not isinstance(value, bool),
-        f"{name} is {value!r}; it must be a whole number",
+        f"{name} is {short(value)}; it must be a whole number",
     )
     require_range(name, value, low, high)
     return typing.cast("int", value)
@@ -79,7 +81,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         fitting = [k for k in kinds if (typing.get_origin(k) is tuple) == listed]
         return _decode((fitting or kinds)[0], value, path)
     if origin is tuple:
-        require(isinstance(value, (list, tuple)), f"{path} is {value!r}; it must be a list")
+        require(isinstance(value, (list, tuple)), f"{path} is {short(value)}; it must be a list")
         item = get_args(kind)[0]
         return tuple(_decode(item, v, f"{path}[{i}]") for i, v in enumerate(value))
     if dataclasses.is_dataclass(kind):
@@ -88,7 +90,9 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         require(abs(value) < 2**1023, f"{path} is a whole number of too many digits")
         return float(value)
     if kind in (int, float, str, bool):
-        require(type(value) is kind, f"{path} is {value!r}; it must be of type {kind.__name__}")
+        require(
+            type(value) is kind, f"{path} is {short(value)}; it must be of type {kind.__name__}"
+        )
     return value
 
 
@@ -100,7 +104,7 @@ def _of_kind(classes: list[Any], value: Any, path: str) -> Any:
     known = [k for k in kinds if k is not None]
     require(
         kind is None or (isinstance(kind, str) and kind in kinds),
-        f"{path}.kind is {kind!r}; it can be {', '.join(map(repr, known))}, or left out",
+        f"{path}.kind is {short(kind)}; it can be {', '.join(map(repr, known))}, or left out",
     )
     return kinds.get(kind, classes[0])
 
@@ -109,7 +113,7 @@ def require_version(version: object) -> None:
     """Raise `UserInputError` unless it is this release's `FORMAT_VERSION`."""
     require(
         version == FORMAT_VERSION and not isinstance(version, bool),
-        f"format_version is {version!r}; this release reads {FORMAT_VERSION}: "
+        f"format_version is {short(version)}; this release reads {FORMAT_VERSION}: "
         "upgrade hebm_sample, or export the model again",
     )
 
@@ -124,8 +128,10 @@ class ConfigBase:
         """
         require(isinstance(data, dict), f"{path} is {type(data).__name__}; it must be an object")
         fields = {f.name: f for f in dataclasses.fields(typing.cast("Any", cls))}
-        unknown = sorted(set(data) - set(fields))
-        require(not unknown, f"{path} has unknown keys {unknown}; known are {sorted(fields)}")
+        unknown = sorted(set(data) - set(fields), key=short)
+        require(
+            not unknown, f"{path} has unknown keys {short(unknown)}; known are {sorted(fields)}"
+        )
         needed = {
             n
             for n, f in fields.items()

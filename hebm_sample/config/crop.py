@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hebm_sample.config.base import ConfigBase, require, require_range
+from hebm_sample.errors import short
 
 __all__ = ["FaceCrop"]
 
@@ -36,7 +37,7 @@ class FaceCrop(ConfigBase):
     def __post_init__(self) -> None:
         for name in _NAMES:
             point = getattr(self, name)
-            require(len(point) == 2, f"{name} is {point!r}; it must be [x, y]")
+            require(len(point) == 2, f"{name} is {short(point)}; it must be [x, y]")
             for value in point:
                 require_range(name, value, 0.0, 1.0)
         require_range("spread", self.spread, 0.0, 1.0)

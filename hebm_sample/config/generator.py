@@ -11,6 +11,7 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
+from hebm_sample.errors import short
 
 __all__ = ["DecoderName", "GeneratorConfig", "Likelihood", "ScaleConfig", "StageConfig"]
 
@@ -129,7 +130,7 @@ class GeneratorConfig(ConfigBase):
         sizes = [r * self.head_upsample for r in resolutions[len(self.scales) - 1 :]]
         require(
             self.encoder_size is None or self.encoder_size in sizes,
-            f"encoder_size is {self.encoder_size!r}; it can be {sizes} with these stages",
+            f"encoder_size is {short(self.encoder_size)}; it can be {sizes} with these stages",
         )
         sides = [s.resolution for s in self.decoder]
         sharp = sides if self.sharp_decoder is None else [s.resolution for s in self.sharp_decoder]

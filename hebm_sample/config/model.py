@@ -12,6 +12,7 @@ from hebm_sample.config.nvae import NvaeConfig
 from hebm_sample.config.prior import PriorConfig
 from hebm_sample.config.record import TrainingRecord
 from hebm_sample.config.sampler import LangevinConfig
+from hebm_sample.errors import short
 
 __all__ = ["ModelConfig"]
 
@@ -52,7 +53,7 @@ class ModelConfig(ConfigBase):
         require_version(self.format_version)
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None,
-            f"name is {self.name!r}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
+            f"name is {short(self.name)}; it must have 1 to 100 letters, digits, '.', '_' or '-'",
         )
         self._check_network()
         most = self.prior.max_resolution if self.prior is not None else 1

@@ -11,6 +11,7 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
+from hebm_sample.errors import short
 
 __all__ = ["Parametrization", "PriorConfig", "SymbolConfig"]
 
@@ -39,12 +40,12 @@ class SymbolConfig(ConfigBase):
         for text in (self.name, *self.values):
             require(
                 re.fullmatch(SYMBOL_NAME, text) is not None,
-                f"symbol name {text!r}; it must have 1 to 64 letters, digits, '.', '_' or '-' "
-                "and begin with a letter or digit",
+                f"symbol name {short(text)}; it must have 1 to 64 letters, digits, '.', '_' or "
+                "'-' and begin with a letter or digit",
             )
         require(
             2 <= len(self.values) <= 1000 and len(set(self.values)) == len(self.values),
-            f"symbol {self.name!r} has the values {list(self.values)[:9]}; "
+            f"symbol {short(self.name)} has the values {short(list(self.values)[:9])}; "
             "it needs 2 to 1000 different ones",
         )
 

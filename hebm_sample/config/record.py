@@ -11,6 +11,7 @@ from hebm_sample.config.base import (
     require_integer,
     require_range,
 )
+from hebm_sample.errors import short
 
 __all__ = ["TrainedPart", "TrainingRecord"]
 
@@ -61,22 +62,24 @@ class TrainingRecord(ConfigBase):
         require_choice("part", self.part, TrainedPart)
         require(
             _HELD_OUT.fullmatch(self.held_out) is not None,
-            f"held_out is {self.held_out!r}; write hash, last:N or none",
+            f"held_out is {short(self.held_out)}; write hash, last:N or none",
         )
         require(
             _DATA.fullmatch(self.data) is not None,
-            f"data is {self.data!r}; it must be the identity of a data set, or empty",
+            f"data is {short(self.data)}; it must be the identity of a data set, or empty",
         )
         require(
             _NOTE.fullmatch(self.note) is not None,
-            f"note is {self.note!r}; it must be a plain line of at most 300 characters",
+            f"note is {short(self.note)}; it must be a plain line of at most 300 characters",
         )
         for name in ("images", "steps", "kept", "image_size", "held_out_seed"):
             require_integer(name, getattr(self, name), 0, 10**12)
         require_range("seconds", self.seconds, 0.0, 1e12)
         for name in ("started", "ended"):
             date = getattr(self, name)
-            require(_DATE.fullmatch(date) is not None, f"{name} is {date!r}; write YYYY-MM-DD")
+            require(
+                _DATE.fullmatch(date) is not None, f"{name} is {short(date)}; write YYYY-MM-DD"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As any other, without what is not known of the data, and without an empty note: so it

@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
-from hebm_sample.errors import EnvironmentFailure, WeightsError
+from hebm_sample.errors import EnvironmentFailure, WeightsError, short
 
 __all__ = [
     "MAX_FILE_BYTES",
@@ -32,15 +32,6 @@ __all__ = [
 
 MAX_FILE_BYTES = 2**31
 RUN_MARKER = ".hebm-run"
-
-
-def short(value: object) -> str:
-    """A stranger's value for an error message: one line of ASCII, at most 120 characters."""
-    try:
-        shown = ascii(value)
-    except RecursionError:
-        shown = f"a nested {type(value).__name__}"
-    return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
 def printable(text: str) -> str:
