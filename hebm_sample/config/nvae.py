@@ -11,6 +11,7 @@ from hebm_sample.config.base import (
     require_integer,
 )
 from hebm_sample.config.generator import ScaleConfig
+from hebm_sample.errors import short
 
 __all__ = ["CellKind", "NvaeCells", "NvaeConfig"]
 
@@ -29,6 +30,7 @@ and inverted bottlenecks (`mconv`) of expansion e, kernel k, g convolution group
 """
 
 MOST_GROUPS, MOST_OPERATIONS = 128, 1024
+GROUPED = "mconv_e3k5g8"
 Operations = tuple[str, ...]
 
 
@@ -61,7 +63,7 @@ class NvaeCells(ConfigBase):
                 known = ", ".join(get_args(CellKind))
                 require(
                     name in get_args(CellKind),
-                    f"the cells {role} have the operation {name!r}; known are {known}",
+                    f"the cells {role} have the operation {short(name)}; known are {known}",
                 )
 
 
@@ -148,7 +150,38 @@ class NvaeConfig(ConfigBase):
             total <= MOST_OPERATIONS,
             f"the network has {total} cells; it can have {MOST_OPERATIONS}",
         )
+        self._check_convolution_groups()
         _ = self.scales  # which check themselves
+
+    def _check_convolution_groups(self) -> None:
+        """Of `mconv_e3k5g8`: 8 groups of channels, three times as many as its input has."""
+        for role, names in vars(self.cells).items():
+            before, after = self._narrowest(role)
+            # The first operation meets the cell's input, the others its output.
+            met = [before] * (names[0] == GROUPED) + [after] * (GROUPED in names[1:])
+            for width in met:
+                require(
+                    width % 8 == 0,
+                    f"the cells {role} have the operation {GROUPED!r} on {width} channels; its "
+                    "groups need a multiple of 8",
+                )
+
+    def _narrowest(self, role: str) -> tuple[int, int]:
+        """Channels before and after the narrowest cells of a role, of which the others have a
+        multiple; zeros where there are none.
+        """
+        there = {
+            "normal_pre": self.preprocess_cells > 1,
+            "normal_post": self.postprocess_cells > 1,
+            "down_enc": len(self.groups) > 1,
+            "up_dec": len(self.groups) > 1,
+        }
+        if not there.get(role, True):
+            return 0, 0
+        kind, _, place = role.partition("_")
+        fine = self.encoder_width if place in ("pre", "enc") else self.decoder_width
+        fine *= 2**self.blocks if place in ("enc", "dec") else 1
+        return {"normal": (fine, fine), "down": (fine, 2 * fine), "up": (2 * fine, fine)}[kind]
 
     @property
     def image_channels(self) -> int:

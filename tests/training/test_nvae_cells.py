@@ -4,14 +4,18 @@ NVAE's own numbers in `tests/nvae` are of three kinds in one arrangement. Withou
 others could fold a norm into the wrong neighbour, or double their maps at another place.
 """
 
+from dataclasses import fields
 from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from hebm_sample.config.nvae import CellKind
+from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
+from hebm_sample.errors import UserInputError
 from hebm_sample.generator.nvae.cells import Cell, cell_width
+from hebm_sample.generator.nvae.encoder import NvaeEncoder
+from hebm_sample.generator.nvae.hierarchy import NvaeGenerator
 from hebm_sample.training.imports.nvae_weights import Source, fill_cell
 
 WIDTH = 16  # four to each of eight groups of an expansion by three, and a quarter for the corners
@@ -126,3 +130,32 @@ def test_a_cell_with_its_norms_folded_in_is_its_layers(kind, stride, gated):
     assert found.shape == (2, cell_width(WIDTH, stride), side, side)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     assert float((found - skip).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("role", [field.name for field in fields(NvaeCells)])
+@pytest.mark.parametrize("place", (0, 1))
+def test_a_description_is_refused_just_where_no_network_can_be_built(monkeypatch, role, place):
+    """Eight groups divide the channels of some cells and not of others."""
+    names = ["res_elu", "res_elu"]
+    names[place] = "mconv_e3k5g8"
+    every = {field.name: ("res_elu",) for field in fields(NvaeCells)}
+    cells, outcomes = NvaeCells(**every | {role: tuple(names)}), set()
+    check = NvaeConfig._check_convolution_groups
+    monkeypatch.setattr(NvaeConfig, "_check_convolution_groups", lambda _: None)
+    for width in (3, 4, 8):
+        for groups, count in (((2,), 1), ((1, 1), 2)):
+            config = NvaeConfig(16, groups, 2, width, width, cells, 1, count, count)
+            fits = not _raises(UserInputError, check, config)
+            with torch.device("meta"):
+                network = NvaeEncoder if role.endswith(("pre", "enc")) else NvaeGenerator
+                assert fits == (not _raises(ValueError, network, config))
+            outcomes.add(fits)
+    assert outcomes == {True, False}
+
+
+def _raises(error, call, config):
+    try:
+        call(config)
+    except error:
+        return True
+    return False
