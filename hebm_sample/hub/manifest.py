@@ -39,6 +39,7 @@ __all__ = [
     "FileRow",
     "Manifest",
     "ModelRow",
+    "check_name",
     "list_models",
     "read_row",
     "write_manifest",
@@ -100,6 +101,11 @@ def _is_repo_id(value: object) -> bool:
     return _is_match(_REPO_ID, value) and len(text) <= 96 and ".." not in text and "--" not in text
 
 
+def check_name(name: object) -> None:
+    """`UserInputError` for what can be no model's name."""
+    _must(_is_plain_name(name), "name", name, _PLAIN)
+
+
 @dataclass(frozen=True)
 class FileRow:
     """One file's size in bytes and its sha256 in lower-case hexadecimal."""
@@ -141,7 +147,7 @@ class ModelRow:
 
     def __post_init__(self) -> None:
         folder, repo_id, revision = self.folder, self.repo_id, self.revision
-        _must(_is_plain_name(self.name), "name", self.name, _PLAIN)
+        check_name(self.name)
         fits = _is_integer(self.resolution, 4, 1024)
         _must(fits, "resolution", self.resolution, "a whole number from 4 to 1024")
         _must(_is_line(self.licence), "licence", self.licence, "one line of 1 to 200 characters")

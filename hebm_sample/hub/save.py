@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import Module
 
-from hebm_sample.config import ModelConfig, NvaeConfig
+from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.hub.card import SAMPLES_NAME, model_card
 from hebm_sample.hub.manifest import (
@@ -26,7 +26,14 @@ from hebm_sample.hub.manifest import (
     write_manifest,
 )
 from hebm_sample.hub.weights import weights_bytes
-from hebm_sample.io.files import read_regular, sync_folder, write_atomically
+from hebm_sample.io.files import (
+    MAX_FILE_BYTES,
+    is_run_folder,
+    read_regular,
+    short,
+    sync_folder,
+    write_atomically,
+)
 from hebm_sample.io.lock import exclusive
 
 if TYPE_CHECKING:
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "UNSTATED_LICENCE",
     "check_model_folder",
+    "check_new_model",
+    "check_sizes",
     "licence_of",
     "write_calibration",
     "write_config",
@@ -44,6 +53,7 @@ __all__ = [
 _PARTS = ("generator", "prior", "encoder")
 CARD_NAME = "README.md"
 MAX_SAMPLES_BYTES = 2**24
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # bytes, of a folder
 _FILES = (
     *("config.json", CARD_NAME, SAMPLES_NAME, MANIFEST_NAME, CALIBRATION_NAME),
     *(f"{part}.safetensors" for part in _PARTS),
@@ -75,6 +85,51 @@ def check_model_folder(folder: Path, overwrite: bool = False) -> None:
         raise UserInputError(
             f"{folder} holds {', '.join(there)} and no model of hebm_sample; choose another folder"
         )
+
+
+def check_new_model(folder: Path, overwrite: bool = False) -> None:
+    """Before anything is read or made for a model: that it can be written into the folder.
+
+    Raises:
+        UserInputError: A file is in the way, the folder is a training run's, which a model there
+            would hide, or `check_model_folder` refuses it.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        kind = "a file" if place.exists() else "a link to nothing"
+        raise UserInputError(
+            f"{folder} cannot be written: {place} is {kind}; name another folder for the model"
+            if place != folder
+            else f"{folder} is {kind}; name a folder for the model"
+        )
+    long = any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts)
+    if long or len(os.fsencode(folder)) > LONGEST_PATH:
+        raise UserInputError(f"the name {short(str(folder))} is too long for a folder")
+    if is_run_folder(folder):
+        raise UserInputError(
+            f"{folder} is the folder of a training run, which a model in it would hide; name "
+            "another folder for the model"
+        )
+    check_model_folder(folder, overwrite)
+
+
+def check_sizes(parts: Mapping[str, Module | None], dtype: torch.dtype) -> None:
+    """`UserInputError` if a part's file would be larger than any that is loaded.
+
+    Arguments:
+        parts: The networks, on the meta device or not, by the names of their files.
+    """
+    for name, module in parts.items():
+        tensors = {} if module is None else module.state_dict()
+        size = sum(value.numel() for value in tensors.values()) * dtype.itemsize
+        if size > MAX_FILE_BYTES:
+            raise UserInputError(
+                f"{name} would have {size} bytes, and files of a model have at most "
+                f"{MAX_FILE_BYTES}: the network is too large to be stored as "
+                f"{str(dtype).removeprefix('torch.')}"
+            )
 
 
 def _is_config(path: Path) -> bool:
@@ -116,20 +171,20 @@ def write_model_folder(
         overwrite: Replace a model that is there.
 
     Raises:
-        UserInputError: The folder cannot be made there, or holds such files already: a model's
-            without `overwrite`, or others, which are never touched.
+        UserInputError: The folder cannot be made there, is a training run's, or holds such files
+            already: a model's without `overwrite`, or others, which are never touched. Or the
+            networks are larger than any that is loaded.
         EnvironmentFailure: The disk is full or read-only, or the card cannot be read.
     """
     licence = licence_of(config, licence)
-    if folder.exists() and not folder.is_dir():
-        raise UserInputError(f"{folder} is a file; name a folder for the model")
-    check_model_folder(folder, overwrite)
+    check_new_model(folder, overwrite)
     figures = dict(figures or {})
+    parts = zip(_PARTS, (generator, prior, encoder), strict=True)
+    modules = {f"{part}.safetensors": module for part, module in parts}
+    check_sizes(modules, dtype)
     contents: dict[str, bytes | Module | None] = {
-        "config.json": (json.dumps(config.to_dict(), indent=2) + "\n").encode(),
-        "generator.safetensors": generator,
-        "prior.safetensors": prior,
-        "encoder.safetensors": encoder,
+        "config.json": _described(config),
+        **modules,
         CALIBRATION_NAME: None if calibration is None else _json(calibration),
         CARD_NAME: _text(card, config, licence, figures),
         SAMPLES_NAME: samples or _beside(card),
@@ -137,12 +192,11 @@ def write_model_folder(
     try:
         with _staging_for(folder) as staging:
             files = {
-                name: _write(staging / name, content, dtype)
+                name: _write(staging / name, content, _precision(config, name, content, dtype))
                 for name, content in contents.items()
                 if content is not None
             }
-            for name in (CARD_NAME, SAMPLES_NAME):
-                files.pop(name, None)
+            files = {k: v for k, v in files.items() if k not in (CARD_NAME, SAMPLES_NAME)}
             size = config.generator.image_size
             row = ModelRow(config.name, size, licence, files, figures=figures)
             write_manifest(staging / MANIFEST_NAME, [row])
@@ -180,6 +234,22 @@ def _beside(card: Path | str | None) -> bytes | None:
         return None
 
 
+def _precision(
+    config: ModelConfig, name: str, content: bytes | Module, dtype: torch.dtype
+) -> torch.dtype:
+    """float32 for an imported network that has weights out of the range of `dtype`. They are
+    given: only in a network that was trained here are they a fault.
+    """
+    learned = config.prior is None or config.prior.network == "energy_net"
+    ours = isinstance(config.generator, GeneratorConfig)
+    trained = learned if name.startswith("prior.") else ours
+    if trained or not isinstance(content, Module) or not dtype.is_floating_point:
+        return dtype
+    most = torch.finfo(dtype).max
+    large = any(bool((value.abs() > most).any()) for value in content.state_dict().values())
+    return torch.float32 if large else dtype
+
+
 def _write(path: Path, content: bytes | Module, dtype: torch.dtype) -> FileRow:
     """Write a file; the row of the bytes that were written."""
     if isinstance(content, Module):
@@ -192,7 +262,8 @@ def _write(path: Path, content: bytes | Module, dtype: torch.dtype) -> FileRow:
 def _staging_for(folder: Path) -> Generator[Path]:
     """A new folder on the disk of `folder`: in it where it exists, else beside it."""
     name = f"hebm-{uuid.uuid4().hex}.tmp"
-    staging = folder / f".{name}" if folder.is_dir() else folder.parent / f".{folder.name}.{name}"
+    beside = folder.parent / f".{folder.name[:40]}.{name}"  # a name as long as any can be
+    staging = folder / f".{name}" if folder.is_dir() else beside
     staging.parent.mkdir(parents=True, exist_ok=True)
     staging.mkdir()
     try:
@@ -234,7 +305,7 @@ def write_config(folder: Path, config: ModelConfig) -> ModelRow:
         WeightsError: The folder has no manifest.
         EnvironmentFailure: It cannot be written.
     """
-    data = (json.dumps(config.to_dict(), indent=2) + "\n").encode()
+    data = _described(config)
     read_row(folder)  # there must be one
     with exclusive(folder):
         row = read_row(folder)
@@ -266,6 +337,10 @@ def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
         row = replace(row, files={**files, CALIBRATION_NAME: file})
         write_manifest(folder / MANIFEST_NAME, [row])
     return row
+
+
+def _described(config: ModelConfig) -> bytes:
+    return (json.dumps(config.to_dict(), indent=2) + "\n").encode()
 
 
 def _json(calibration: "Calibration") -> bytes:

@@ -17,10 +17,10 @@ from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, sharp_decoder
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.load import new_prior
-from hebm_sample.hub.manifest import ModelRow
+from hebm_sample.hub.manifest import ModelRow, check_name
 from hebm_sample.hub.save import (
     UNSTATED_LICENCE,
-    check_model_folder,
+    check_new_model,
     licence_of,
     write_model_folder,
 )
@@ -124,11 +124,12 @@ def export(
         samples: Sample images for the card, seeds 0 to 15.
         sampling: Fields of `LangevinConfig` that become the model's defaults.
     """
-    check_model_folder(Path(folder), overwrite)
+    check_new_model(Path(folder), overwrite)
+    if name is not None:
+        check_name(name)
     pipe = load_run(run)
-    config = replace(
-        pipe.config, name=name or pipe.name, sampling=pipe.sampling_config(**sampling)
-    )
+    config = pipe.config if name is None else replace(pipe.config, name=name)
+    config = replace(config, sampling=pipe.sampling_config(**sampling))
     licence = licence_of(config, licence)
     image = _sampled(config, pipe) if samples else None
     shown = None if image is None else f"Samples of seeds 0 to {CARD_IMAGES - 1}, not picked"
