@@ -193,6 +193,14 @@ class TestCommand:
         assert result.exit_code == 0 and result.stderr == "", result.output
         assert result.stdout.startswith("tiny, decoder: 16x16 images")
 
+    def test_models_are_refused_as_a_run_would(self, tmp_path):
+        """Costs of a run that does not start help nobody."""
+        tiny_pipeline().save_pretrained(tmp_path / "model")
+        options = ("--preset", "cifar10", "--dry-run", "--device", "cpu", "--quiet")
+        result = invoke("generator", *options, "--init", tmp_path / "model")
+        assert result.exit_code == 2 and "has another architecture than preset" in result.stderr
+        assert result.stderr.count("\n") == 1 and result.stdout == ""
+
     def test_data_are_counted_but_not_decoded(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
         draw_images(tmp_path / "images")

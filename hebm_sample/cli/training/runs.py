@@ -21,13 +21,16 @@ from hebm_sample.cli.training.options import (
 __all__ = ["decoder", "generator", "prior"]
 
 
-def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None) -> None:
-    """Print what the run would take."""
+def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..., Any]) -> None:
+    """Print what the run would take; models are refused by `check` as the run would."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.data.summary import source_line
     from hebm_sample.pipeline.device import pick_device
     from hebm_sample.training.costs.dry_run import dry_run
 
+    base, init = (_loaded(options, name) for name in ("generator", "init"))
+    if base is not None or "generator" not in options:  # else of the preset's shape
+        check(preset, base, init)
     source = open_source(options["data"], None) if options["data"] else None
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
@@ -40,10 +43,15 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
         preset,
         pick_device(options["device"]),
         objective=options.get("objective"),
-        model=load_model(model) if model else None,
+        model=init if base is None else base,
         images=None if source is None else source.total,
     )
     say("\n".join(estimate.lines()))
+
+
+def _loaded(options: dict[str, Any], name: str) -> Any:
+    """The model of an option; None where it is left out, or the command has none of that name."""
+    return load_model(options[name]) if options.get(name) else None
 
 
 def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
@@ -75,17 +83,16 @@ def _train(
             said before the data are read.
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
-    preset, base = typed_preset(kind, options), options.get("generator")
+    preset = typed_preset(kind, options)
     if options.get("dry_run"):
-        return _dry_run(kind, preset, options, base or options.get("init"))
+        return _dry_run(kind, preset, options, check)
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
     check_folder(options)
     check_resume(options)
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.trainer import make_accelerator
 
-    model = load_model(base) if base else None
-    init = load_model(options["init"]) if options.get("init") else None
+    model, init = (_loaded(options, name) for name in ("generator", "init"))
     check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
     tune_process(training=True)
