@@ -271,7 +271,9 @@ def test_missing_and_extra_keys_and_shapes_are_named(tmp_path):
     ("value", "said"),
     [
         (torch.full((8,), torch.nan), "not finite"),
-        (torch.zeros(8, dtype=int), "of torch.int64"),
+        (torch.zeros(8, dtype=int), "of int64"),
+        (torch.zeros(8).to(torch.float8_e4m3fn), "of float8_e4m3fn"),
+        (torch.zeros(0), "empty"),
         (torch.zeros(8).to_sparse(), "not stored number by number"),
         (torch.zeros(1).expand(8), "not stored number by number"),
         (3.0, "of type float"),
@@ -280,7 +282,34 @@ def test_missing_and_extra_keys_and_shapes_are_named(tmp_path):
 def test_what_is_no_finite_float_tensor_is_refused(tmp_path, value, said):
     data = checkpoint(ONE)
     data["state_dict"]["stem.bias"] = value
-    assert f"'stem.bias' is {said} and no tensor of finite floats" in refused(tmp_path, data)
+    text = refused(tmp_path, data)
+    assert f"'stem.bias' is {said}; weights are finite tensors of float16, bfloat16" in text
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(tmp_path):
+    data = checkpoint(ONE)
+    data["state_dict"]["stem.bias"] = torch.nested.nested_tensor([torch.zeros(8), torch.zeros(1)])
+    assert "'stem.bias' is not stored number by number" in refused(tmp_path, data)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_floats_of_other_widths_are_weights_too(tmp_path, dtype):
+    data = checkpoint(ONE)
+    bias = data["state_dict"]["stem.bias"] = data["state_dict"]["stem.bias"].to(dtype)
+    torch.save(data, tmp_path / "x.pt")
+    assert torch.equal(load_nvae(tmp_path / "x.pt").encoder.stem.bias.detach(), bias.float())
+
+
+def test_counts_of_batches_are_numbers(tmp_path):
+    data = checkpoint(ONE)
+    key = next(key for key in data["state_dict"] if key.endswith("num_batches_tracked"))
+    for value, said in (("abc", "of type str"), (torch.zeros(2, dtype=int), "of int64")):
+        data["state_dict"][key] = value
+        assert f"is {said}, and no single number" in refused(tmp_path, data)
+    del data["state_dict"][key]
+    torch.save(data, tmp_path / "y.pt")
+    load_nvae(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +340,10 @@ def test_unknown_cells_are_named_with_those_that_are_known(tmp_path):
     assert "normal_dec have the operation 'mconv_e6k9g0'; known are res_elu, res_bnelu" in text
     data["arch_instance"] |= {3: ["res_elu"], "other": ["res_elu"]}
     assert "arch_instance has unknown keys ['3', 'other']" in refused(tmp_path, data)
+    for long in ({"normal_dec": ["x" * 3000]}, {"q" * 5000: ["res_elu"]}):
+        odd = checkpoint(ONE)
+        odd["arch_instance"] |= long
+        assert "...; known are" in refused(tmp_path, odd)
     data["arch_instance"] = {"normal_enc": ["res_elu"]}
     assert "the checkpoint's arch_instance lacks the keys" in refused(tmp_path, data)
 
@@ -333,12 +366,34 @@ def test_other_data_sets_heads_are_refused(tmp_path, dataset):
         ({"num_postprocess_blocks": 2}, "1 preprocessing and 2 postprocessing blocks"),
         ({"num_x_bits": 16}, "num_x_bits is 16"),
         ({"use_se": 1}, "args.use_se is 1"),
+        ({"ada_groups": "False"}, "args.ada_groups is 'False'; it must be of type bool"),
+        ({"ada_groups": torch.zeros(2)}, "args.ada_groups is tensor([0., 0.])"),
+        ({"num_preprocess_blocks": torch.zeros(2)}, "num_preprocess_blocks is tensor([0., 0.])"),
+        ({"num_nf": torch.zeros(3, 3)}, "args.num_nf is tensor([[0., 0., 0.], "),
+        ({"num_x_bits": 10**400}, "num_x_bits is 10000000"),
+        ({"num_nf": argparse.Namespace()}, "args.num_nf is Namespace()"),
     ],
 )
 def test_arguments_that_are_not_supported_are_named(tmp_path, changes, said):
     data = checkpoint(ONE)
     vars(data["args"]).update(changes)
     assert said in refused(tmp_path, data)
+
+
+def test_arguments_that_hold_themselves_are_told_in_short(tmp_path):
+    data = checkpoint(ONE)
+    data["args"].num_latent_per_group = data["args"]
+    assert "args.num_latent_per_group is a nested Namespace" in refused(tmp_path, data)
+
+
+@pytest.mark.parametrize("role", ("normal_pre", "normal_dec"))
+def test_groups_of_channels_need_a_width_that_they_divide(tmp_path, role):
+    data = checkpoint(ONE)
+    data["arch_instance"][role] = ["mconv_e3k5g8"]
+    vars(data["args"]).update(num_channels_enc=9, num_channels_dec=9)
+    text = refused(tmp_path, data)
+    width = {"normal_pre": 9, "normal_dec": 18}[role]
+    assert f"cells {role} have the operation 'mconv_e3k5g8' on {width} channels" in text
 
 
 def test_missing_arguments_are_named(tmp_path):

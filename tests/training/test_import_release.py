@@ -5,6 +5,7 @@ should give is written down here a second time, from the layers' formulas.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -172,7 +173,10 @@ def test_other_files_and_other_groups_are_refused(models, tmp_path):
     del data["netE1"]["out.1.weight_u"]
     data["netE1"]["more"] = torch.zeros(1)
     torch.save(data, path)
-    with pytest.raises(UserInputError, match=r"netE1 of .* lacks out.1.weight_u; also has more"):
+    with pytest.raises(
+        UserInputError,
+        match=r"netE1 of .* does not fit the net of its group: it lacks out.1.weight_u; also ",
+    ):
         load_energies(path, models[ONE].config)
     torch.save({f"netE{i}": ([] if i == 1 else {}) for i in range(3)}, path)
     with pytest.raises(UserInputError, match="'netE1: list'.*each net has a dictionary"):
@@ -186,7 +190,7 @@ def test_other_files_and_other_groups_are_refused(models, tmp_path):
     ("key", "value", "said"),
     [
         ("out.1.weight_orig", torch.nan, "'out.1.weight_orig' is not finite"),
-        ("out.1.weight_u", 1e-45, "energies.out.weight is not finite in float32"),
+        ("out.1.weight_u", 0.0, r"the spectral norm u\^T W v of 'out.1' is 0, and"),
     ],
 )
 def test_weights_that_are_not_finite_are_refused(models, tmp_path, key, value, said):
@@ -196,6 +200,25 @@ def test_weights_that_are_not_finite_are_refused(models, tmp_path, key, value, s
     torch.save(data, path)
     with pytest.raises(UserInputError, match=f"netE2 of .*{said}"):
         load_energies(path, models[ONE].config)
+
+
+@pytest.mark.parametrize("factor", (0.0, -1.0, 1e-30, 1e-4, 300.0))
+def test_spectral_norms_that_none_can_be_are_refused(models, tmp_path, factor):
+    """u and v are unit vectors near the largest singular value's: neither 0, nor above |W|."""
+    energies(models[ONE], True, path := tmp_path / "e.pth")
+    data = torch.load(path, weights_only=True)
+    data["netE1"]["t_linear.1.weight_v"] *= factor
+    torch.save(data, path)
+    with pytest.raises(UserInputError, match=r"netE1 of .*: the spectral norm .* 't_linear.1' is"):
+        load_energies(path, models[ONE].config)
+
+
+def test_groups_that_no_net_fits_are_refused_before_one_is_made(models, tmp_path):
+    energies(models[ONE], False, path := tmp_path / "e.pth")
+    small = replace(models[ONE].config, image_size=4)
+    assert small.latent_shapes[0][1] == 2
+    with pytest.raises(UserInputError, match=r"e.pth: network is .* resolution 2 do not fit"):
+        load_energies(path, small)
 
 
 def test_nets_too_large_for_their_file_are_refused_before_they_are_made(models, tmp_path):

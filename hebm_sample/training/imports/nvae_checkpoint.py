@@ -18,12 +18,12 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.nvae.encoder import NvaeEncoder
 from hebm_sample.generator.nvae.hierarchy import NvaeGenerator
 from hebm_sample.hub.card import model_card
-from hebm_sample.hub.manifest import ModelRow
-from hebm_sample.hub.save import check_model_folder, licence_of, write_model_folder
+from hebm_sample.hub.manifest import ModelRow, check_name
+from hebm_sample.hub.save import check_new_model, check_sizes, licence_of, write_model_folder
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import short
 from hebm_sample.training.imports.nvae_weights import check_room, fill
-from hebm_sample.training.imports.pickles import unpickle
+from hebm_sample.training.imports.pickles import check_file, named, unpickle, within_memory
 
 __all__ = ["Imported", "import_nvae", "load_nvae", "read_checkpoint", "read_config"]
 
@@ -32,6 +32,7 @@ DATASETS = (
     "cifar10, celeba_64, celeba_256, imagenet_32, imagenet_64, ffhq, lsun_bedroom_128, "
     "lsun_bedroom_256, lsun_church_64 and lsun_church_128"
 )
+FILES = ("generator.safetensors", "encoder.safetensors")
 PARTS = ("state_dict", "args", "arch_instance")  # what is read of the file
 # Added to NVAE later: what a checkpoint without them meant.
 DEFAULTS = {"ada_groups": False, "min_groups_per_scale": 1, "num_mixture_dec": 10, "num_nf": 0}
@@ -82,8 +83,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
     state, arguments, cells = parts
     fits = isinstance(state, dict) and isinstance(arguments, argparse.Namespace)
     if not fits or not isinstance(cells, dict):
-        order = sorted(found, key=lambda key: (key not in PARTS, str(key)))
-        kinds = {str(key): type(found[key]).__name__ for key in order}
+        order = sorted(found, key=lambda key: (named(key) not in PARTS, named(key)))
+        kinds = {named(key): type(found[key]).__name__ for key in order}
         raise UserInputError(
             f"{path} holds {short(kinds) if found else type(data).__name__}; a checkpoint of NVAE "
             "has state_dict (a dictionary), args (a namespace) and arch_instance (a dictionary)"
@@ -102,16 +103,25 @@ def _image_size(dataset: object) -> int:
     return SIZES.get(name) or int(name.rpartition("_")[2])
 
 
+def _count(arguments: dict[str, Any], name: str) -> int:
+    value = arguments[name]
+    if type(value) is not int or not 1 <= value <= 128:
+        raise UserInputError(f"the checkpoint's {name} is {short(value)}; it can be 1 to 128")
+    return value
+
+
 def _groups(arguments: dict[str, Any]) -> tuple[int, ...]:
     """Groups of each scale, coarse to fine; adaptive schedules halve them from scale to scale."""
     names = ("num_latent_scales", "num_groups_per_scale", "min_groups_per_scale")
-    scales, count, least = (arguments[name] for name in names)
-    for name, value in zip(names, (scales, count, least), strict=True):
-        if type(value) is not int or not 1 <= value <= 128:
-            raise UserInputError(f"the checkpoint's {name} is {short(value)}; it can be 1 to 128")
+    scales, count, least = (_count(arguments, name) for name in names)
+    adaptive = arguments["ada_groups"]
+    if type(adaptive) is not bool:
+        raise UserInputError(
+            f"the checkpoint's args.ada_groups is {short(adaptive)}; it must be of type bool"
+        )
     found = [count]
     for _ in range(scales - 1):
-        found.append(max(least, found[-1] // 2) if arguments["ada_groups"] else count)
+        found.append(max(least, found[-1] // 2) if adaptive else count)
     return tuple(reversed(found))
 
 
@@ -130,14 +140,14 @@ def read_config(arguments: dict[str, Any], cells: dict[str, Any]) -> NvaeConfig:
     if missing:
         raise UserInputError(f"the checkpoint's args lack {', '.join(missing)}; it is no NVAE")
     size = _image_size(arguments["dataset"])
-    ends = arguments["num_preprocess_blocks"], arguments["num_postprocess_blocks"]
+    ends = [_count(arguments, f"num_{end}process_blocks") for end in ("pre", "post")]
     if ends[0] != ends[1]:
         raise UserInputError(
-            f"the checkpoint has {short(ends[0])} preprocessing and {short(ends[1])} "
-            "postprocessing blocks; the two must be equal"
+            f"the checkpoint has {ends[0]} preprocessing and {ends[1]} postprocessing blocks; the "
+            "two must be equal"
         )
     values = {ours: arguments[theirs] for ours, theirs in ARGUMENTS.items()}
-    roles = {str(k): v for k, v in cells.items() if k != "ar_nn"}
+    roles = {named(k): v for k, v in cells.items() if named(k) != "ar_nn"}
     described = {"image_size": size, "groups": list(_groups(arguments)), "cells": roles, **values}
     try:
         return NvaeConfig.from_dict(described, "the checkpoint's args")
@@ -154,20 +164,39 @@ def _in_their_names(message: str) -> str:
 
 
 @usual_defaults()
-def load_nvae(path: str | Path) -> Imported:
+def load_nvae(path: str | Path, *, stored: bool = False) -> Imported:
     """A checkpoint's networks in float32 on the CPU. Errors as `read_checkpoint`'s and
     `read_config`'s.
+
+    Arguments:
+        stored: Refuse networks that no folder of a model can hold before they are made.
     """
-    state, arguments, cells = read_checkpoint(Path(path))
+    path = Path(path)
+    state, arguments, cells = read_checkpoint(path)
     try:
         config = read_config(arguments, cells)
         with torch.device("meta"):
-            check_room((NvaeGenerator(config), NvaeEncoder(config)), state)
+            networks = NvaeGenerator(config), NvaeEncoder(config)
+        check_room(networks, state)
+        if stored:
+            check_sizes(dict(zip(FILES, networks, strict=True)), torch.float32)
     except UserInputError as error:
         raise UserInputError(f"{path}: {error}") from error
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), within_memory(path):
         generator, encoder = fill(config, state, str(path))
     return Imported(config, generator, encoder, arguments["dataset"])
+
+
+def _check_request(
+    path: Path, folder: Path, name: str | None, energies: str | Path | None, overwrite: bool
+) -> None:
+    """Before a checkpoint of gigabytes is read, what is refused without it."""
+    check_new_model(folder, overwrite)
+    if name is not None:
+        check_name(name)
+    check_file(path)
+    if energies is not None:
+        check_file(Path(energies))
 
 
 def import_nvae(
@@ -190,17 +219,20 @@ def import_nvae(
 
     Raises:
         UserInputError: There is no such file, it is broken, does not fit its own arguments, or is
-            no checkpoint that is supported; or the folder is taken.
-        EnvironmentFailure: torch is too old to read it safely, or the disk fails.
+            no checkpoint that is supported; the folder is taken, or no model can be there; or
+            `name` can be none.
+        EnvironmentFailure: torch is too old to read it safely, the disk fails, or there is too
+            little memory.
     """
-    check_model_folder(Path(folder), overwrite)
-    found = load_nvae(path)
-    config = ModelConfig(name or f"nvae-{found.dataset}", found.config)
+    _check_request(Path(path), Path(folder), name, energies, overwrite)
+    found = load_nvae(path, stored=True)
+    config = ModelConfig(f"nvae-{found.dataset}" if name is None else name, found.config)
     prior = None
     if energies is not None:
         from hebm_sample.training.imports.release_checkpoint import load_energies
 
-        described, sampling, prior = load_energies(energies, found.config)
+        with within_memory(Path(energies)):
+            described, sampling, prior = load_energies(energies, found.config)
         config = replace(config, prior=described, sampling=sampling)
     licence = licence_of(config)
     return write_model_folder(

@@ -28,11 +28,15 @@ from hebm_sample.generator.nvae.cells import (
 from hebm_sample.generator.nvae.encoder import NvaeEncoder, PosteriorHead, Shift
 from hebm_sample.generator.nvae.hierarchy import NvaeGenerator, NvaeGroup
 from hebm_sample.io.files import short
+from hebm_sample.training.imports.pickles import named
 
 __all__ = ["Source", "causal_mask", "check_room", "fill", "fill_cell"]
 
 EPSILON = 1e-5  # of both normalisations
 SHOWN = 3
+AS_WRITTEN = "give a checkpoint as its training wrote it"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE = (torch.int32, torch.int64)
 
 
 class Source:
@@ -42,10 +46,14 @@ class Source:
         tensors: The state dictionary.
         name: Of the file, for errors: `UserInputError` for what is no plain tensor of finite
             floats.
+        described: What says which keys and shapes there are, for errors.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], name: str) -> None:
-        self.tensors, self.name, self.used = tensors, name, set[str]()
+    def __init__(
+        self, tensors: Mapping[str, Any], name: str, described: str = "its own arguments"
+    ) -> None:
+        self.tensors, self.name, self.described = tensors, name, described
+        self.used = set[str]()
         self.missing: list[str] = []
         self.misshapen: list[str] = []
 
@@ -69,11 +77,21 @@ class Source:
         if key in self.tensors:
             self.take(key, shape)
 
+    def _pass_over_count(self, key: str) -> None:
+        """A whole number that only training needs, and files without momentum lack."""
+        self.used.add(key)
+        value = self.tensors.get(key)
+        if value is None or (_numbers(value) == 1 and value.dtype in (*WHOLE, *FLOATS)):
+            return
+        raise UserInputError(
+            f"{self.name}: {short(key)} is {_told(value)}, and no single number; {AS_WRITTEN}"
+        )
+
     def batch_norm(self, prefix: str, width: int) -> tuple[Tensor, Tensor]:
         """Scale and shift, (C,) each."""
         names = ("weight", "bias", "running_mean", "running_var")
         gamma, beta, mean, variance = (self.take(f"{prefix}.{n}", (width,)) for n in names)
-        self.used.add(f"{prefix}.num_batches_tracked")
+        self._pass_over_count(f"{prefix}.num_batches_tracked")
         scale = gamma / (variance + EPSILON).sqrt()
         return scale, beta - mean * scale
 
@@ -97,24 +115,24 @@ class Source:
         return self.take(f"{prefix}.weight", tuple(conv.weight.shape))
 
     def _check_plain(self, key: str, value: Any) -> None:
-        if _numbers(value) and value.is_floating_point() and bool(torch.isfinite(value).all()):
+        fits = _numbers(value) and value.dtype in FLOATS
+        if fits and bool(torch.isfinite(value).all()):
             return
         raise UserInputError(
-            f"{self.name}: {short(key)} is {_told(value)} and no tensor of finite floats; the "
-            "checkpoint is broken"
+            f"{self.name}: {short(key)} is {'not finite' if fits else _told(value)}; weights are "
+            f"finite tensors of float16, bfloat16, float32 or float64; {AS_WRITTEN}"
         )
 
     def finish(self, **networks: nn.Module) -> None:
         """Raise `UserInputError` unless every key was there, of its shape, and was used, and the
         networks that were filled are finite.
         """
-        extra = sorted(str(k) for k in set(self.tensors) - self.used)
+        extra = sorted(named(k) for k in set(self.tensors) - self.used)
         faults = (("lacks", self.missing), ("also has", extra), ("differs:", self.misshapen))
         told = [f"{verb} {_listed(keys)}" for verb, keys in faults if keys]
         if told:
             raise UserInputError(
-                f"{self.name} does not fit its own arguments: it {'; '.join(told)}; give a "
-                "checkpoint as its training wrote it"
+                f"{self.name} does not fit {self.described}: it {'; '.join(told)}; {AS_WRITTEN}"
             )
         for part, network in networks.items():
             for key, weight in network.named_parameters():
@@ -127,7 +145,9 @@ class Source:
 
 def _numbers(value: Any) -> int:
     """How many numbers a plain tensor has; 0 for another, as one that repeats what it holds."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+    if type(value) not in (Tensor, nn.Parameter) or value.is_nested:
+        return 0
+    if value.layout != torch.strided or value.is_meta:
         return 0
     count = value.numel()
     return count if count * value.element_size() <= value.untyped_storage().nbytes() else 0
@@ -145,8 +165,7 @@ def check_room(networks: Iterable[nn.Module], tensors: Mapping[Any, Any]) -> Non
     held = sum(_numbers(value) for value in tensors.values())
     if least > 2 * held:  # what two networks share is in the file once
         raise UserInputError(
-            f"its networks have {least} weights, and its tensors {held} numbers; give a "
-            "checkpoint as its training wrote it"
+            f"its networks have {least} weights, and its tensors {held} numbers; {AS_WRITTEN}"
         )
 
 
@@ -158,9 +177,9 @@ def _listed(keys: list[str]) -> str:
 def _told(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
-    if not value.is_floating_point():
-        return f"of {value.dtype}"
-    return "not finite" if _numbers(value) else "not stored number by number"
+    if _numbers(value):
+        return f"of {str(value.dtype).removeprefix('torch.')}"
+    return "empty" if value.numel() == 0 else "not stored number by number"
 
 
 def _set(parameter: nn.Parameter | Tensor, value: Tensor) -> None:

@@ -13,19 +13,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import LangevinConfig, NvaeConfig, PriorConfig
+from hebm_sample.config import LangevinConfig, ModelConfig, NvaeConfig, PriorConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import short
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.release_network import DenseBlock, HalvingBlock, ReleaseNet
 from hebm_sample.prior.schedule import release_levels
-from hebm_sample.training.imports.nvae_weights import Source, check_room
-from hebm_sample.training.imports.pickles import unpickle
+from hebm_sample.training.imports.nvae_weights import AS_WRITTEN, Source, check_room
+from hebm_sample.training.imports.pickles import named, unpickle
 
 __all__ = ["load_energies"]
 
 LEVELS = 3
+LEAST_SHARE = 1e-3  # of |W| that a spectral norm has: more than 1 / sqrt(rank) of any layer
 STEPS = {True: (3e-5, 50), False: (2e-5, 30)}  # s_0 and K of residual and plain nets
 
 
@@ -40,9 +41,22 @@ def _layer(source: Source, key: str, layer: nn.Module) -> None:
         matrix = weight.flatten(1)
         left = source.take(f"{key}.weight_u", (matrix.shape[0],))
         right = source.take(f"{key}.weight_v", (matrix.shape[1],))
-        sigma = left @ matrix @ right
-        weight = weight / (sigma if bool(sigma != 0) else 1.0)
+        weight = weight / _spectral_norm(source, key, left, matrix, right)
     conv.weight.data = weight.to(conv.weight.dtype)
+
+
+def _spectral_norm(source: Source, key: str, left: Tensor, matrix: Tensor, right: Tensor) -> float:
+    """u^T W v of unit vectors. The largest singular value lies between |W| / sqrt(rank) and |W|,
+    and power iteration has come near it; half precision moves it by less than a hundredth.
+    """
+    sigma, norm = float(left @ matrix @ right), float(matrix.norm())
+    complete = not source.missing and not source.misshapen  # else `finish` tells that
+    if complete and not (0.0 < sigma and LEAST_SHARE * norm <= sigma <= 1.01 * norm):
+        raise UserInputError(
+            f"{source.name}: the spectral norm u^T W v of {short(key)} is {sigma:.3g}, and |W| is "
+            f"{norm:.3g}; {AS_WRITTEN}"
+        )
+    return sigma if complete else 1.0
 
 
 def _halving(source: Source, block: HalvingBlock, number: int) -> None:
@@ -77,7 +91,7 @@ def _fill(source: Source, net: ReleaseNet) -> None:
 
 def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
     """Whether the nets are residual, and their width."""
-    found = sorted(map(str, data)) if isinstance(data, dict) else [type(data).__name__]
+    found = sorted(map(named, data)) if isinstance(data, dict) else [type(data).__name__]
     nets = [key for key in found if key.startswith("netE")]
     if sorted(nets) != sorted(f"netE{i}" for i in range(groups)):
         raise UserInputError(
@@ -88,15 +102,30 @@ def _described(path: Path, data: Any, groups: int) -> tuple[bool, int]:
     if odd:
         raise UserInputError(f"{path} holds {short(odd)}; each net has a dictionary of tensors")
     known = data["netE0"]
-    residual = any(str(key).startswith("conv_start.") for key in known)
+    residual = any(named(key).startswith("conv_start.") for key in known)
     last = "conv_start" if residual else "downsample"
     kernel = known.get(f"{last}.weight_orig", known.get(f"{last}.weight"))
-    if not isinstance(kernel, Tensor) or kernel.ndim != 4:
+    if not isinstance(kernel, Tensor) or kernel.is_nested or kernel.ndim != 4:
         raise UserInputError(
-            f"{path}: netE0 holds {short(sorted(map(str, known)))}; supported are the release's "
+            f"{path}: netE0 holds {short(sorted(map(named, known)))}; supported are the release's "
             "residual nets (conv_start, res_blocks) and plain ones (conv2d, downsample)"
         )
     return residual, len(kernel)
+
+
+def _prior_config(path: Path, generator: NvaeConfig, width: int, residual: bool) -> PriorConfig:
+    try:
+        config = PriorConfig(
+            levels=release_levels(LEVELS),
+            width=width,
+            parametrization="release",
+            step_size_0=STEPS[residual][0],
+            network="release_residual" if residual else "release_plain",
+        )
+        ModelConfig("nvae", generator, config)  # nets fit some resolutions only
+    except UserInputError as error:
+        raise UserInputError(f"{path}: {error}") from error
+    return config
 
 
 def _check_room(path: Path, config: PriorConfig, generator: NvaeConfig, data: Any) -> None:
@@ -122,17 +151,10 @@ def load_energies(
     """
     data = unpickle(Path(path))
     residual, width = _described(Path(path), data, len(generator.latent_shapes))
-    s_0, chain_steps = STEPS[residual]
-    config = PriorConfig(
-        levels=release_levels(LEVELS),
-        width=width,
-        parametrization="release",
-        step_size_0=s_0,
-        network="release_residual" if residual else "release_plain",
-    )
+    config = _prior_config(Path(path), generator, width, residual)
     sampling = LangevinConfig(
         sampler="recovery",
-        steps=LEVELS * chain_steps,
+        steps=LEVELS * STEPS[residual][1],
         kernel="plain",
         start="u_next",
         step_scale=1.0,
@@ -142,7 +164,7 @@ def load_energies(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         prior = JointEnergy(config, generator.latent_shapes, generator.state_shapes)
         for i, net in enumerate(prior.nets):
-            source = Source(data[f"netE{i}"], f"netE{i} of {path}")
+            source = Source(data[f"netE{i}"], f"netE{i} of {path}", "the net of its group")
             _fill(source, cast("ReleaseNet", net))
             source.finish(energies=net)
     return config, sampling, prior
