@@ -32,8 +32,9 @@ def require(condition: bool, message: str) -> None:
 def require_choice(name: str, value: object, choices: Any) -> None:
     """Raise `UserInputError` unless `value` is one of the `Literal` type's values."""
     allowed = get_args(choices)
+    kinds: tuple[type, ...] = tuple(map(type, allowed))
     # Arrays and tensors compare number by number.
-    known = isinstance(value, tuple({type(choice) for choice in allowed})) and value in allowed
+    known = isinstance(value, kinds) and value in allowed
     require(known, f"{name} is {short(value)}; it can be {', '.join(map(repr, allowed))}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
-from hebm_sample.hub.save import check_model_folder
+from hebm_sample.hub.save import check_new_model
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 
 __all__ = ["check_model_place", "has_ended"]
@@ -32,7 +32,8 @@ def check_model_place(folder: Path) -> bool:
     already, because the run has ended.
 
     Raises:
-        UserInputError: `FOLDER/model` holds another model, or files of others.
+        UserInputError: `FOLDER/model` holds another model, or files of others, or is a file or
+            another run's folder.
     """
     if has_ended(folder):
         return True
@@ -42,5 +43,6 @@ def check_model_place(folder: Path) -> bool:
             f"{model} holds a model already, and the run would write its own there; move it away, "
             "or choose another folder"
         )
-    check_model_folder(model, overwrite=True)
+    if folder.is_dir():  # else nothing is in the model's place
+        check_new_model(model, overwrite=True)
     return False

@@ -19,6 +19,7 @@ from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub import save
 from hebm_sample.io.files import mark_run_folder
+from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.export import export
 from hebm_sample.training.imports import nvae_checkpoint, pickles
 from hebm_sample.training.imports.nvae_checkpoint import import_nvae, load_nvae
@@ -179,6 +180,18 @@ def test_exports_refuse_the_same_before_the_run_is_read(tmp_path):
     with pytest.raises(UserInputError, match="is the folder of a training run"):
         tiny_pipeline().save_pretrained(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hebm-run"]
+
+
+def test_a_run_that_could_not_write_its_model_does_not_begin(tmp_path):
+    assert check_model_place(tmp_path / "none") is check_model_place(tmp_path) is False
+    (tmp_path / "model").mkdir()
+    mark_run_folder(tmp_path / "model")
+    with pytest.raises(UserInputError, match="model is the folder of a training run"):
+        check_model_place(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/model").write_text("mine")
+    with pytest.raises(UserInputError, match="model is a file; name a folder"):
+        check_model_place(tmp_path / "other")
 
 
 def test_a_name_as_long_as_names_can_be_is_written(home, tmp_path):
