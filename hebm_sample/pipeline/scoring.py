@@ -4,8 +4,9 @@ r"""What a model says of how likely images are: densities, rates, likelihood rat
     rate_G(x)  = E_q[-F_G(u)] + KL_G                 KL(q(u_G | x) || p_G), up to the same constant
     LLR^{>k}   = L(x) - L^{>k}(x)                    likelihood ratio of the k finest groups
 
-with u ~ q(u | x), and KL at the draws of u where the posterior has flows. L is the evidence lower bound under N(0, I), and L^{>k} the bound that keeps the
-posterior of the coarse groups only and samples the k finest from N(0, I):
+with u ~ q(u | x), and KL at these draws where the posterior has flows. L is the evidence lower
+bound under N(0, I), and L^{>k} the bound that keeps the posterior of the coarse groups only and
+samples the k finest from N(0, I):
 
     L^{>k} = E[log p(x | u)] - sum_{i <= n-k} KL_i,   u_i ~ q for i <= n-k, u_i ~ N(0, I) below
 

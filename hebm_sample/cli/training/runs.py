@@ -16,12 +16,13 @@ from hebm_sample.cli.training.options import (
     read_images,
     run_options,
     typed_preset,
+    typed_settings,
 )
 
 __all__ = ["decoder", "generator", "prior"]
 
 
-def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None) -> None:
+def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: Any) -> None:
     """Print what the run would take."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.data.summary import source_line
@@ -40,7 +41,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: str | None)
         preset,
         pick_device(options["device"]),
         objective=options.get("objective"),
-        model=load_model(model) if model else None,
+        model=model,
         images=None if source is None else source.total,
     )
     say("\n".join(estimate.lines()))
@@ -65,6 +66,20 @@ def _announce(kind: str, folder: Path, result: Any) -> None:
     )
 
 
+def _check_typed(options: dict[str, Any]) -> None:
+    """What a run needs, and whether its folder is as the options say."""
+    needed(options, *(["generator"] if "generator" in options else []), "data", "out")
+    check_folder(options)
+    check_resume(options)
+
+
+def _models(options: dict[str, Any]) -> tuple[Any, Any]:
+    """The models of --generator and --init, None where they were not given."""
+    named = (options.get("generator"), options.get("init"))
+    base, init = (None if name is None else load_model(name) for name in named)
+    return base, init
+
+
 def _train(
     kind: Any, options: dict[str, Any], check: Callable[..., Any], run: Callable[..., Any]
 ) -> None:
@@ -75,22 +90,23 @@ def _train(
             said before the data are read.
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
-    preset, base = typed_preset(kind, options), options.get("generator")
-    if options.get("dry_run"):
-        return _dry_run(kind, preset, options, base or options.get("init"))
-    needed(options, *(["generator"] if "generator" in options else []), "data", "out")
-    check_folder(options)
-    check_resume(options)
+    preset, dry = typed_preset(kind, options), options.get("dry_run")
+    if not dry:
+        _check_typed(options)
     from hebm_sample.pipeline.runtime.process import tune_process
+    from hebm_sample.training.devices import agreed
     from hebm_sample.training.trainer import make_accelerator
 
-    model = load_model(base) if base else None
-    init = load_model(options["init"]) if options.get("init") else None
-    check(preset, model, init)
+    model, init = _models(options)
+    if not dry or model is not None or kind == "generator":
+        check(preset, model, init)
+    if dry:
+        return _dry_run(kind, preset, options, model or init)
     config = preset.generator if model is None else model.config.generator
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
+    agreed(settings, accelerator, typed_settings(options))  # before the images are read
     more = {"init": init} if "init" in options else {}
     result = run(
         preset,
