@@ -46,6 +46,7 @@ __all__ = [
 
 BATCH = 64
 MOST_BYTES = 64 * 2**30
+UNITS = (("GiB", 30), ("MiB", 20), ("KiB", 10), ("bytes", 0))
 FREE = 2**30  # bytes of the disk that are left alone
 DATA, KEY = "encoded.bin", "encoded.json"
 MOST_KEY = 100_000
@@ -165,7 +166,8 @@ def _too_large(encoder: ImageEncoder, count: int, folder: Path) -> tuple[str, st
     words.
     """
     size = encoded_bytes(encoder) * count
-    words = f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+    unit, power = next((u, p) for u, p in UNITS if size >= 2**p or not p)
+    words = f"{size / 2**power:,.1f} {unit}"
     if size > MOST_BYTES:
         least = f"more than the {MOST_BYTES / 2**30:.3g} GiB that are worth it"
         return f"the encoder's maps of {count} images would take {words}, {least}", words

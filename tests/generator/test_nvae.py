@@ -149,26 +149,24 @@ def test_bfloat16_leaves_u_alone_where_sigma_is_small(models, flows):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", (ONE, NORMAL))
-def test_widths_of_a_posterior_with_flows_are_those_of_its_draws(models, name):
+def test_widths_of_a_posterior_with_flows_are_those_of_its_draws(models):
     """Of the top group, which follows no other: against so many draws that they tell."""
-    model, device = models[name], torch.device("cpu")
+    model, device = copy.deepcopy(models[ONE]), torch.device("cpu")
     generator, encoder = model.generator, model.encoder
+    for shift in encoder.heads[0].flows:  # wide ones
+        shift.out.weight.data *= 200
     found = posterior_variance(generator, encoder, device)
     assert [tuple(w.shape[1:]) for w in found] == list(model.config.latent_shapes)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(found, posterior_variance(generator, encoder, device), strict=True)
-    )
-    stream = torch.Generator().manual_seed(5)
     with torch.no_grad():
         own = NoiseStreams(range(32), model.config.latent_shapes).normal()
         maps = encoder.features(generator(own).clamp(-1, 1))
         h = generator.constant.expand(32, -1, -1, -1)
         mu, log_sigma = generator.groups[0].prior_parameters(h)
-        eps = torch.randn(500, *own[0].shape, generator=stream)
-        draws = torch.stack([encoder.posterior(0, maps, h, mu, log_sigma, e).u for e in eps])
-    torch.testing.assert_close(found[0][0], draws.var(0).mean(0), rtol=0.35, atol=0)
+        eps = torch.randn(100, *own[0].shape, generator=torch.Generator().manual_seed(5))
+        several = [encoder.posterior(0, maps, h, mu, log_sigma, e) for e in eps]
+    wanted = torch.stack([group.u for group in several]).var(0).mean(0)
+    torch.testing.assert_close(found[0][0], wanted, rtol=0.35, atol=0)
+    assert float((wanted / torch.exp(2 * several[0].log_s).mean(0)).max()) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,7 +47,7 @@ from hebm_sample.training.encoded import MOST_BYTES, encoded_bytes
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.optim import seed_step
 
-__all__ = ["Costs", "Estimate", "dry_run"]
+__all__ = ["Costs", "Estimate", "dry_run", "trained_rows"]
 
 # Weights, gradients, AdamW's two moments, the average.
 COPIES = 5
