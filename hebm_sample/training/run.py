@@ -287,7 +287,7 @@ class Run:
     def ended(self) -> bool:
         """Whether all steps are done, or held-out figures have not been better for too long."""
         patience, best = self.settings.patience, self.best
-        turned = bool(patience and best) and self.step - best["step"] >= patience
+        turned = patience > 0 and best is not None and self.step - best["step"] >= patience
         return self.step >= self.total or turned
 
     def advance(self, means: Means) -> None:

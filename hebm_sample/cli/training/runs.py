@@ -22,13 +22,16 @@ from hebm_sample.cli.training.options import (
 __all__ = ["decoder", "generator", "prior"]
 
 
-def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: Any) -> None:
-    """Print what the run would take."""
+def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..., Any]) -> None:
+    """Print what the run would take; models are refused by `check` as the run would."""
     from hebm_sample.data.sources import open_source
     from hebm_sample.data.summary import source_line
     from hebm_sample.pipeline.device import pick_device
     from hebm_sample.training.costs.dry_run import dry_run
 
+    base, init = (_loaded(options, name) for name in ("generator", "init"))
+    if base is not None or "generator" not in options:  # else of the preset's shape
+        check(preset, base, init)
     source = open_source(options["data"], None) if options["data"] else None
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
@@ -41,10 +44,15 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], model: Any) -> Non
         preset,
         pick_device(options["device"]),
         objective=options.get("objective"),
-        model=model,
+        model=init if base is None else base,
         images=None if source is None else source.total,
     )
     say("\n".join(estimate.lines()))
+
+
+def _loaded(options: dict[str, Any], name: str) -> Any:
+    """The model of an option; None where it is left out, or the command has none of that name."""
+    return load_model(options[name]) if options.get(name) else None
 
 
 def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
@@ -66,20 +74,6 @@ def _announce(kind: str, folder: Path, result: Any) -> None:
     )
 
 
-def _check_typed(options: dict[str, Any]) -> None:
-    """What a run needs, and whether its folder is as the options say."""
-    needed(options, *(["generator"] if "generator" in options else []), "data", "out")
-    check_folder(options)
-    check_resume(options)
-
-
-def _models(options: dict[str, Any]) -> tuple[Any, Any]:
-    """The models of --generator and --init, None where they were not given."""
-    named = (options.get("generator"), options.get("init"))
-    base, init = (None if name is None else load_model(name) for name in named)
-    return base, init
-
-
 def _train(
     kind: Any, options: dict[str, Any], check: Callable[..., Any], run: Callable[..., Any]
 ) -> None:
@@ -90,18 +84,18 @@ def _train(
             said before the data are read.
         run: (preset, model of --generator or None, data, keyword arguments) to its result.
     """
-    preset, dry = typed_preset(kind, options), options.get("dry_run")
-    if not dry:
-        _check_typed(options)
+    preset = typed_preset(kind, options)
+    if options.get("dry_run"):
+        return _dry_run(kind, preset, options, check)
+    needed(options, *(["generator"] if "generator" in options else []), "data", "out")
+    check_folder(options)
+    check_resume(options)
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.training.devices import agreed
     from hebm_sample.training.trainer import make_accelerator
 
-    model, init = _models(options)
-    if not dry or model is not None or kind == "generator":
-        check(preset, model, init)
-    if dry:
-        return _dry_run(kind, preset, options, model or init)
+    model, init = (_loaded(options, name) for name in ("generator", "init"))
+    check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
