@@ -238,16 +238,17 @@ def test_the_papers_objective_is_its_presets_default():
     assert find_preset("cifar10").objective == find_preset("tiny").objective == "score"
     assert math.isclose(find_preset("cifar10-paper").prior.step_size_0, 3e-5)
 
-    def test_what_the_run_would_refuse_is_refused(self, tmp_path):
-        write_checkpoint(NAMES[0], tmp_path / "nvae.pt")
-        out = tmp_path / "nvae"
-        assert invoke("import-nvae", tmp_path / "nvae.pt", "--out", out).exit_code == 0
-        dry = ("--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet")
-        result = invoke("generator", *dry, "--init", out)
-        assert result.exit_code == 2 and "has another architecture" in result.stderr
-        result = invoke("decoder", *dry, "--generator", out)
-        assert result.exit_code == 2 and "is an imported generator" in result.stderr
-        tiny_pipeline().save_pretrained(tmp_path / "tiny")
-        other = ("--generator", tmp_path / "tiny", "--init", tmp_path / "tiny")
-        result = invoke("prior", *dry, *other, "--set", "prior.width=40")
-        assert result.exit_code == 2 and "has other energies than preset tiny" in result.stderr
+
+def test_what_the_run_would_refuse_is_refused(tmp_path):
+    write_checkpoint(NAMES[0], tmp_path / "nvae.pt")
+    out = tmp_path / "nvae"
+    assert invoke("import-nvae", tmp_path / "nvae.pt", "--out", out).exit_code == 0
+    dry = ("--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet")
+    result = invoke("generator", *dry, "--init", out)
+    assert result.exit_code == 2 and "has another architecture" in result.stderr
+    result = invoke("decoder", *dry, "--generator", out)
+    assert result.exit_code == 2 and "is an imported generator" in result.stderr
+    tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    other = ("--generator", tmp_path / "tiny", "--init", tmp_path / "tiny")
+    result = invoke("prior", *dry, *other, "--set", "prior.width=40")
+    assert result.exit_code == 2 and "has other energies than preset tiny" in result.stderr
