@@ -11,13 +11,19 @@ from dataclasses import replace
 import pytest
 import torch
 from analytic import gaussian_energy
+from nvae_files import NAMES, expected, write_checkpoint
 from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules, tiny_pipeline
 
+from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import encode, kl_per_group
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.scoring import measure
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.symbols import GroupOutputs
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.elbo import elbo
+from hebm_sample.training.imports.nvae_checkpoint import load_nvae
 
 VARIANCE, MEAN = 0.3, 0.4
 
@@ -47,6 +53,19 @@ def gaussian():
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def flows(tmp_path_factory):
+    """Imported NVAEs whose posteriors have flows, with energies, by name."""
+    folder, prior, found = tmp_path_factory.mktemp("nvae"), tiny_config().prior, {}
+    for name in (NAMES[0], NAMES[2]):
+        nvae = load_nvae(write_checkpoint(name, folder / f"{name}.pt"))
+        config = ModelConfig(name, nvae.config, prior)
+        torch.manual_seed(0)
+        energies = JointEnergy(prior, nvae.config.latent_shapes, nvae.config.state_shapes)
+        found[name] = Pipeline(config, nvae.generator, energies, nvae.encoder, device="cpu")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +104,6 @@ class TestLogDensity:
         which the top group's is known in closed form.
         """
         found = gaussian.rate(images, groups=0, draws=150).double()
-        from hebm_sample.generator.encoder import encode
-
         with torch.no_grad():
             q = encode(gaussian.generator, gaussian.encoder, images * 2 - 1, None)
         sigma = gaussian.config.prior.levels[0]
@@ -125,19 +142,50 @@ class TestRatios:
             found[:, 1], torch.full_like(found[:, 1], expected), rtol=1e-3, atol=1e-2
         )
 
-    def test_the_bound_is_the_training_objectives(self, pipe, images):
-        from hebm_sample.sampling.noise import NoiseStreams
-        from hebm_sample.training.elbo import elbo
+    @pytest.mark.parametrize("name", [NAMES[0], NAMES[2]])
+    def test_the_bound_of_a_posterior_with_flows_is_the_objectives(self, flows, name):
+        """And all that its KL enters: ratios of nothing replaced, rates, log KL."""
+        pipe = flows[name]
+        x = expected(name)["image"].float() * 2 / 255 - 1
+        shapes, bounds, rates = pipe.generator.latent_shapes, [], []
+        for draw in range(2):
+            noise = NoiseStreams([draw] * len(x), shapes).normal()
+            with torch.no_grad():
+                found = elbo(pipe.generator, pipe.encoder, x, noise)
+                terms = pipe.prior.outputs(
+                    found.posterior.top, torch.full((len(x),), pipe.model.lowest_level())
+                )
+            bounds.append(-found.distortion - found.kl.sum(1))
+            rates.append(found.kl.cumsum(1) - terms.base.cumsum(1))
+            before = kl_per_group(found.posterior.mean, found.posterior.log_s)
+            assert float((found.kl.sum(1) - before.sum(1)).abs().min()) > 5  # nats, by the flows
+        measured = measure(pipe.model, x)
+        close = {"rtol": 1e-5, "atol": 1e-2}
+        torch.testing.assert_close(measured.bound.float(), torch.stack(bounds).mean(0), **close)
+        torch.testing.assert_close(measured.rates.float(), torch.stack(rates).mean(0), **close)
+        assert measured.statistics.isfinite().all()
 
-        x, expected = images * 2 - 1, []
+    def test_statistics_of_the_mean_are_of_what_flows_make_of_it(self, flows):
+        pipe = flows[NAMES[0]]
+        x = expected(NAMES[0])["image"].float() * 2 / 255 - 1
+        with torch.no_grad():
+            q = encode(pipe.generator, pipe.encoder, x, None)
+        wanted = torch.cat([u.mean((2, 3)) for u in q.u], dim=1).double()
+        found = measure(pipe.model, x, draws=1)
+        columns = [i for i, name in enumerate(found.names) if name.startswith("channel mean")]
+        torch.testing.assert_close(found.statistics[:, columns], wanted, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(q.u[1], q.mean[1], atol=1e-2)
+
+    def test_the_bound_is_the_training_objectives(self, pipe, images):
+        x, bounds = images * 2 - 1, []
         for draw in range(2):
             noise = NoiseStreams([draw] * len(x), pipe.generator.latent_shapes).normal()
             with torch.no_grad():
                 found = elbo(pipe.generator, pipe.encoder, x, noise)
-            expected.append(-found.distortion - found.kl.sum(1))
+            bounds.append(-found.distortion - found.kl.sum(1))
         torch.testing.assert_close(
             measure(pipe.model, x).bound.float(),
-            torch.stack(expected).mean(0),
+            torch.stack(bounds).mean(0),
             rtol=1e-4,
             atol=1e-2,
         )

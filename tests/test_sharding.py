@@ -19,7 +19,7 @@ from tiny import tiny_config, tiny_pipeline
 
 from hebm_sample.cli.sample import main
 from hebm_sample.cli.work.outputs import holds
-from hebm_sample.cli.work.sharding import Share, unfinished
+from hebm_sample.cli.work.sharding import BLOCK, Share, unfinished
 from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig, StageConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.generator.kinds import new_generator
@@ -213,6 +213,19 @@ def test_the_mark_stays_after_a_failure_that_left_images(tmp_path):
     assert os.listdir(tmp_path / "new") == ["seed0000.png"]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_marks_of_a_run_of_more_processes_go_with_the_last(tmp_path, order):
+    """Not before: what is left of its work is still to be found by the others."""
+    for rank in range(4):
+        (tmp_path / f".unfinished-{rank}").touch()
+    left = []
+    for rank in order:
+        with unfinished(tmp_path, Share(rank, 2)) as stopped:
+            assert stopped
+        left.append(sorted(os.listdir(tmp_path)))
+    assert left == [[f".unfinished-{rank}" for rank in sorted((order[1], 2, 3))], []]
+
+
 # ---- --batch auto
 
 
@@ -317,8 +330,15 @@ def test_endless_seeds_are_refused_before_they_are_taken():
 
 
 def test_auto_batch_on_the_command_line(model, tmp_path, monkeypatch):
+    """Each process has other memory free; what it samples does not depend on that."""
     assert free_bytes(torch.device("cpu")) > 2**20
-    monkeypatch.setattr(memory, "fitting_batch", lambda pipe: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert sample(model, tmp_path, "--seeds", "0-4", "--batch", "auto")["seeds"] == [2, 3]
+    answers = []
+    for rank, batch in ((0, 7), (1, 20), (1, 3)):
+        monkeypatch.setattr(memory, "fitting_batch", lambda pipe, batch=batch: batch)
+        monkeypatch.setenv("RANK", str(rank))
+        out = tmp_path / str(batch)
+        answers.append(sample(model, out, "--seeds", "0-36", "--batch", "auto")["seeds"])
+    first, second, again = answers
+    assert second == again == list(range(BLOCK, 2 * BLOCK))
+    assert sorted(first + second) == list(range(37))

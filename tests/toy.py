@@ -1,10 +1,15 @@
-"""Toy data and short runs: coloured discs of 16x16 pixels, and `tiny` cut to few steps."""
+"""Toy data and short runs: coloured discs of 16x16 pixels, and `tiny` cut to few steps; two
+processes of a run, as threads.
+"""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hebm_sample.config import SymbolConfig
@@ -48,3 +53,53 @@ def labelled_preset(**settings) -> Preset:
     symbols = (SymbolConfig("Bright", ("no", "yes")),)
     prior = replace(preset.prior, symbols=symbols)
     return replace(preset, prior=prior, label_columns=(("Bright", "bright"),))
+
+
+class Together:
+    """accelerate's engine of one of two processes, which are threads and wait for each other."""
+
+    num_processes = 2
+    gradient_accumulation_steps, mixed_precision = 1, "no"
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, barrier: threading.Barrier, said: dict) -> None:
+        self.rank, self.barrier, self.said = rank, barrier, said
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.rank == 0
+
+    def wait_for_everyone(self) -> None:
+        self.barrier.wait()
+
+    def reduce(self, value: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
+        self.said[self.rank] = value
+        self.barrier.wait()
+        total = self.said[0] + self.said[1]
+        self.barrier.wait()
+        return total
+
+
+def by_two(monkeypatch, work) -> list:
+    """What `work(engine)` gives in each of two processes, or the exception that it ends with."""
+    barrier, said = threading.Barrier(2, timeout=20), {}
+    ranks = threading.local()
+
+    def broadcast(texts: list, from_process: int = 0) -> list:
+        if ranks.own == from_process:
+            said["text"] = list(texts)
+        barrier.wait()
+        texts[:] = said["text"]
+        return texts
+
+    def one(rank: int):
+        ranks.own = rank
+        try:
+            return work(Together(rank, barrier, said))
+        except Exception as error:
+            return error
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, (0, 1)))

@@ -29,7 +29,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ from hebm_sample.prior.network import LevelEmbedding
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import Images, PriorObjective, stratified
@@ -305,7 +306,7 @@ def train_ddpm(
         accelerator: accelerate's engine; made if None.
     """
     accelerator = accelerator or make_accelerator()
-    settings, device = preset.prior_settings, accelerator.device
+    settings, device = agreed(preset.prior_settings, accelerator), accelerator.device
     training, _ = images.split(settings.validation)
     objective = _objective(preset, model.to(device), device)
     net = objective.net
@@ -329,8 +330,9 @@ def train_ddpm(
         accelerator=accelerator,
         show_progress=show_progress,
     )
-    if accelerator.is_main_process and not ended:
-        save_ddpm(result.learner, folder / DDPM_FILE)  # pyright: ignore[reportArgumentType]
+    if not ended:
+        learned = cast("LatentDenoiser", result.learner)
+        by_first(accelerator, lambda: save_ddpm(learned, folder / DDPM_FILE))
     return result
 
 

@@ -6,6 +6,8 @@ KL_i = 1/2 (m_i^2 + s_i^2 - 1) - log s_i                        summed over the 
 Top-down inference as in "NVAE: A Deep Hierarchical Variational Autoencoder" (arXiv 2007.03898).
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +16,14 @@ from hebm_sample.config import GeneratorConfig, ScaleConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.blocks import Cell, Downsample, cells, narrow_start
 from hebm_sample.generator.hierarchy import soft_bound
-from hebm_sample.generator.protocol import Generator, GroupDraw, ImageEncoder, Maps, Posterior
+from hebm_sample.generator.protocol import (
+    Generator,
+    GroupDraw,
+    ImageEncoder,
+    Maps,
+    Posterior,
+    in_float32,
+)
 from hebm_sample.latents import Latents
 
 __all__ = ["Encoder", "Posterior", "encode", "kl_per_group"]
@@ -109,7 +118,16 @@ def encode(
         noise: Standard normal latents; None takes the mean of every group.
         features: As of `Generator.descend`.
     """
-    maps = encoder.features(images) if isinstance(images, Tensor) else images
+    first = images if isinstance(images, Tensor) else next(iter(images.values()))
+    with in_float32(first.device) if encoder.divides else nullcontext():
+        maps = encoder.features(images) if isinstance(images, Tensor) else images
+        return _drawn(generator, encoder, maps, noise, features)
+
+
+def _drawn(
+    generator: Generator, encoder: ImageEncoder, maps: Maps, noise: Latents | None, features: bool
+) -> Posterior:
+    """`encode` of maps."""
     means, log_ss = [], []
 
     def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ A kind writes `descend`, `output` and the encoder's methods; the rest follows.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "Maps",
     "Posterior",
     "TopDown",
+    "in_float32",
 ]
 
 Choose = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -118,11 +120,12 @@ class Generator(nn.Module):
         )
 
     def inverse(self, z: Latents) -> Latents:
-        """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i)."""
-        return self.descend(
-            check_latents(z, self.latent_shapes),
-            lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
-        ).u
+        """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i), in float32."""
+        with in_float32(z[0].device):
+            return self.descend(
+                check_latents(z, self.latent_shapes),
+                lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
+            ).u
 
     def decode(self, features: Tensor) -> Tensor:
         """The mean image of h_{L+1}: (B, 3, S, S), about [-1, 1]."""
@@ -192,10 +195,28 @@ class Posterior(NamedTuple):
     noise: Latents | None = None
 
 
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Takes what is computed on the device out of autocast."""
+    if device.type == "meta":  # which has none
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class ImageEncoder(nn.Module):
-    """Bottom-up maps of images, and from them and T the posterior q(u | x)."""
+    """Bottom-up maps of images, and from them and T the posterior q(u | x).
+
+    Attributes:
+        divides: Whether u is a difference divided by sigma, (z - mu) / sigma: then everything is
+            computed in float32, under autocast too, whose rounding would be divided as well.
+    """
 
     config: Any
+    divides: bool = False
+
+    @property
+    def normal(self) -> bool:
+        """Whether q(u_i | x, u_<i) is N(m_i, s_i^2) itself; with flows it is not."""
+        return True
 
     @property
     def map_shapes(self) -> dict[int, tuple[int, int, int]]:

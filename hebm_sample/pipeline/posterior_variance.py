@@ -1,13 +1,17 @@
 """How wide the posterior is at each coordinate of u, for steps that follow it.
 
-    w = E_x s(x)^2        q(u | x) = N(m(x), s(x)^2)
+    w = E_x s(x)^2                q(u | x) = N(m(x), s(x)^2)
+    w = E_x Var(u_i | x, u_<i)    with flows, of draws
 
 over images x that the generator makes of u ~ N(0, I), so that no data are needed. Against
 images of the data w comes out right where latents are coarse and up to a half too small where
 they are fine: shorter steps, the safe side.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
@@ -17,6 +21,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 __all__ = ["posterior_variance"]
 
 IMAGES = 32
+DRAWS = 16  # of u_i for each image, where there are flows
 
 
 @torch.inference_mode(False)
@@ -27,5 +32,24 @@ def posterior_variance(
     """w of every coordinate, (1, C_i, H_i, W_i) a group; the same at every call."""
     noise = NoiseStreams(range(IMAGES), generator.latent_shapes, device=device)
     images = generator(noise.normal()).clamp(-1, 1)
+    if not encoder.normal:
+        draws = [noise.normal() for _ in range(DRAWS)]
+        return _variance_of_draws(generator, encoder, images, draws)
     found = encode(generator, encoder, images, noise.normal())
     return tuple(torch.exp(2 * s).mean(0, keepdim=True).float() for s in found.log_s)
+
+
+def _variance_of_draws(
+    generator: Generator, encoder: ImageEncoder, images: Tensor, draws: Sequence[Latents]
+) -> Latents:
+    """E_x Var(u_i | x, u_<i); the first of the draws is what the next group follows."""
+    maps, found = encoder.features(images), []
+
+    def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
+        several = [encoder.posterior(i, maps, h, mu, log_sigma, noise[i]) for noise in draws]
+        u = torch.stack([group.u.double() for group in several])
+        found.append(u.var(0).mean(0, keepdim=True).float())
+        return several[0].u, several[0].z
+
+    generator.descend(len(images), choose, features=False)
+    return tuple(found)

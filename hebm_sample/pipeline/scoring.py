@@ -4,8 +4,9 @@ r"""What a model says of how likely images are: densities, rates, likelihood rat
     rate_G(x)  = E_q[-F_G(u)] + KL_G                 KL(q(u_G | x) || p_G), up to the same constant
     LLR^{>k}   = L(x) - L^{>k}(x)                    likelihood ratio of the k finest groups
 
-with u ~ q(u | x). L is the evidence lower bound under N(0, I), and L^{>k} the bound that keeps the
-posterior of the coarse groups only and samples the k finest from N(0, I):
+with u ~ q(u | x), and KL at these draws where the posterior has flows. L is the evidence lower
+bound under N(0, I), and L^{>k} the bound that keeps the posterior of the coarse groups only and
+samples the k finest from N(0, I):
 
     L^{>k} = E[log p(x | u)] - sum_{i <= n-k} KL_i,   u_i ~ q for i <= n-k, u_i ~ N(0, I) below
 
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from hebm_sample.config import plain
 from hebm_sample.errors import UserInputError
-from hebm_sample.generator.encoder import Posterior, encode, kl_per_group
+from hebm_sample.generator.encoder import Posterior, encode
 from hebm_sample.latents import Latents
 from hebm_sample.prior.symbols import GroupOutputs
 from hebm_sample.sampling.noise import NoiseStreams
@@ -138,9 +139,16 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
             (count,), model.lowest_level(), dtype=torch.float32, device=model.device
         )
         outputs = model.energies().outputs(posterior.top, levels)
-    means, log_s = (tuple(g.double() for g in part) for part in posterior[1:3])
+    kl = model.encoder.kl(_in_double(posterior))
     found = GroupOutputs(*(part.double() for part in outputs))
-    return _PosteriorSample(posterior, further, kl_per_group(means, log_s), found)
+    return _PosteriorSample(posterior, further, kl, found)
+
+
+def _in_double(drawn: Posterior) -> Posterior:
+    """What its KL is of, in double precision."""
+    u, mean, log_s = (tuple(g.double() for g in part) for part in drawn[:3])
+    noise = drawn.noise and tuple(e.double() for e in drawn.noise)
+    return Posterior(u, mean, log_s, drawn.top, noise)
 
 
 @torch.no_grad()
@@ -264,9 +272,13 @@ def _residual(r: Tensor) -> dict[str, Tensor]:
 
 
 def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Adds what the posterior's means and widths say, group by group and channel by channel."""
+    """Adds what the posterior's means and widths say, group by group and channel by channel.
+
+    Flows are followed by what they make of the means. Widths are those before flows, whose
+    determinant is 1: log volumes of the posterior.
+    """
     prior, sample = model.energies(), _posterior_sample(model, features, None)
-    means, widths = sample.posterior.mean, sample.posterior.log_s
+    means, widths = sample.posterior.u, sample.posterior.log_s
     gains = [prior.select(sample.outputs, [i]) for i in range(len(means))]
     return found | {
         "squares of means": half_squares(means),

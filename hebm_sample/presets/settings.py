@@ -7,6 +7,8 @@ from hebm_sample.config import ConfigBase, require, require_choice, require_inte
 
 __all__ = ["TrainSettings", "parse_duration", "parse_validation"]
 
+AMPLE = 16  # images per batch of a run whose memory is not short
+
 
 @dataclass(frozen=True)
 class TrainSettings(ConfigBase):
@@ -106,6 +108,18 @@ class TrainSettings(ConfigBase):
         )
         require_range("zoom", self.zoom, 0.5, 1.0)
         require_integer("seed", self.seed, 0, 2**31)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that a process computes at a time."""
+        return self.batch_size // self.accumulate
+
+    def at_once(self, most: int) -> int:
+        """How many of `most` images can be shown, measured or encoded at a time: all, unless the
+        run's own batch is small, or is cut because memory is short.
+        """
+        short = self.accumulate > 1 or self.batch_size < AMPLE
+        return min(most, self.micro_batch) if short else most
 
     def _check_optimiser(self) -> None:
         require_integer("warmup_steps", self.warmup_steps, 0, 10**9)

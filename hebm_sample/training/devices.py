@@ -9,15 +9,17 @@ Mixed precision keeps weights, optimiser and average in float32, "Mixed Precisio
 1710.03740); bfloat16 has the range of float32, so that losses need no scaling.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.io.extras import missing_extra
 from hebm_sample.pipeline.device import pick_device
@@ -27,10 +29,20 @@ from hebm_sample.training.convolution.autograd import TrainingConvolutions
 __all__ = [
     "agreed",
     "averaged_over_processes",
+    "by_first",
     "checkpointing",
     "computing",
     "make_accelerator",
+    "said_by_first",
 ]
+
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+# What one process does alone, such as encoding all images, takes longer than the minutes that
+# process groups wait by themselves.
+LONGEST_WAIT = timedelta(hours=6)
+MOST_TEXT = 500  # characters of another process's failure
+
+_A = TypeVar("_A")
 
 
 def make_accelerator(device: str = "auto") -> Any:
@@ -40,11 +52,24 @@ def make_accelerator(device: str = "auto") -> Any:
     `UserInputError` where its settings ask for what training does not do.
     """
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise missing_extra("accelerate", "train") from error
     pick_device(device)  # accelerate would train on the CPU where there is no such device
-    accelerator = Accelerator(cpu=device == "cpu")
+    steps = os.environ.get(ACCUMULATION, "1")
+    if not (steps.isascii() and steps.isdecimal() and int(steps)):
+        raise UserInputError(
+            f"{ACCUMULATION} is {steps[:40]!r}; set it to a whole number from 1 on, or unset it"
+        )
+    waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    try:
+        accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[waiting])
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:MOST_TEXT]
+        raise UserInputError(
+            f"accelerate does not take its settings: {reason}; see accelerate config, and the "
+            "environment's ACCELERATE_ variables"
+        ) from error
     if (precision := accelerator.mixed_precision) not in ("no", "bf16"):
         raise UserInputError(
             f"accelerate is set to mixed precision {precision!r}, which training does not do; set "
@@ -53,14 +78,20 @@ def make_accelerator(device: str = "auto") -> Any:
     return accelerator
 
 
-def agreed(settings: TrainSettings, accelerator: Any) -> TrainSettings:
+def agreed(
+    settings: TrainSettings, accelerator: Any, typed: Collection[str] = ()
+) -> TrainSettings:
     """The settings with what accelerate was told about number format and accumulation.
 
-    Raises `UserInputError` where the two name different numbers of micro-batches, or the batch
-    cannot be divided into them.
+    Arguments:
+        typed: Names of settings that were asked for, where their defaults are not to give way.
+
+    Raises `UserInputError` where the two name different numbers of micro-batches or formats, or
+    the batch cannot be divided into them.
     """
     count = accelerator.gradient_accumulation_steps
-    if count != 1 and settings.accumulate not in (1, count):
+    open_to_change = (count,) if "accumulate" in typed else (1, count)
+    if count != 1 and settings.accumulate not in open_to_change:
         raise UserInputError(
             f"accelerate is set to {count} gradient_accumulation_steps, and accumulate is "
             f"{settings.accumulate}; leave one of them out"
@@ -68,8 +99,48 @@ def agreed(settings: TrainSettings, accelerator: Any) -> TrainSettings:
     if count != 1:
         settings = replace(settings, accumulate=count)
     if accelerator.mixed_precision == "bf16":
+        if "dtype" in typed and settings.dtype != "bfloat16":
+            raise UserInputError(
+                f"accelerate is set to mixed precision bf16, and dtype is {settings.dtype}; "
+                "leave one of them out"
+            )
         settings = replace(settings, dtype="bfloat16")
     return settings
+
+
+def by_first(accelerator: Any, work: Callable[[], _A]) -> _A | None:
+    """What the first process does alone, while the others, which call this too, wait; None in
+    those. If it fails, all fail, and no process waits for one that has ended.
+
+    Raises what `work` raises, and `EnvironmentFailure` in the others.
+    """
+    if accelerator.num_processes == 1:
+        return work() if accelerator.is_main_process else None
+    found, failure = None, None
+    if accelerator.is_main_process:
+        try:
+            found = work()
+        except Exception as error:  # whichever it is, the others are told
+            failure = error
+    if not said_by_first(accelerator, failure is not None):
+        return found
+    from accelerate.utils import broadcast_object_list
+
+    text = [f"{type(failure).__name__}: {failure}"]
+    broadcast_object_list(text)
+    if failure is not None:
+        raise failure
+    reason = " ".join(text[0].split())[:MOST_TEXT]
+    raise EnvironmentFailure(f"the first process could not go on ({reason})")
+
+
+def said_by_first(accelerator: Any, value: bool) -> bool:
+    """The first process's value, in all of them, which call this together."""
+    if accelerator.num_processes == 1:
+        return value
+    own = float(value and accelerator.is_main_process)
+    total = accelerator.reduce(torch.tensor(own, device=accelerator.device), "sum")
+    return bool(total > 0)
 
 
 def computing(

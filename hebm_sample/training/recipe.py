@@ -27,6 +27,7 @@ from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.train import train_decoder
+from hebm_sample.training.devices import said_by_first
 from hebm_sample.training.train import train_generator, train_prior
 
 __all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "stages", "start"]
@@ -179,10 +180,12 @@ def run_stage(
         images: All rows, of the stage's size.
         make_accelerator: accelerate's engine for its run.
     """
-    if not stage.done:
+    accelerator = make_accelerator()
+    # The first process's word: it may have ended the stage before another looks.
+    if not said_by_first(accelerator, stage.done):
         how = {
             "resume": latest_checkpoint(stage.folder) is not None,
-            "accelerator": make_accelerator(),
+            "accelerator": accelerator,
             "show_progress": show_progress,
         }
         model = None if stage.base is None else _model(stage.base)
@@ -192,6 +195,7 @@ def run_stage(
             assert model is not None, "a prior and a decoder have a generator"
             train = train_prior if stage.part == "prior" else train_decoder
             train(stage.preset, model, images, stage.folder, **how)
+        accelerator.wait_for_everyone()  # until the first has written the model
     return _model(stage.folder)
 
 

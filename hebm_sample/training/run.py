@@ -31,7 +31,7 @@ from hebm_sample.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from hebm_sample.training.devices import agreed, computing
+from hebm_sample.training.devices import agreed, by_first, computing, said_by_first
 from hebm_sample.training.log import Means
 from hebm_sample.training.optim import (
     NanGuard,
@@ -287,7 +287,7 @@ class Run:
     def ended(self) -> bool:
         """Whether all steps are done, or held-out figures have not been better for too long."""
         patience, best = self.settings.patience, self.best
-        turned = bool(patience and best) and self.step - best["step"] >= patience
+        turned = patience > 0 and best is not None and self.step - best["step"] >= patience
         return self.step >= self.total or turned
 
     def advance(self, means: Means) -> None:
@@ -345,15 +345,16 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint from the first process."""
-        if self.accelerator.is_main_process:
-            save_checkpoint(
+        by_first(
+            self.accelerator,
+            lambda: save_checkpoint(
                 self.folder,
                 self.step,
                 modules=self.modules,
                 optimizer=self.optimizer,
                 state=self.state(),
-            )
-        self.accelerator.wait_for_everyone()
+            ),
+        )
 
     def evaluate(self) -> dict[str, float]:
         """The averaged weights' figures on held-out images; the best weights are kept in
@@ -363,14 +364,18 @@ class Run:
             return {}
         figures = self.task.evaluate(self.ema.module)
         loss = figures.get("heldout_loss", math.nan)  # where the best is not to be chosen
-        if math.isfinite(loss) and (self.best is None or loss < self.best["heldout_loss"]):
+        better = self.best is None or loss < self.best["heldout_loss"]
+        # Another process's figure may differ in its last bit.
+        if said_by_first(self.accelerator, math.isfinite(loss) and better):
             self.best = {"step": self.step, **figures}
-            if self.accelerator.is_main_process:
-                state = self.best | {"identity": self.identity()}
-                save_checkpoint(
-                    self.folder / BEST, self.step, modules={"ema": self.ema}, state=state, keep=1
-                )
+            by_first(self.accelerator, self._save_best)
         return figures
+
+    def _save_best(self) -> None:
+        state = (self.best or {}) | {"identity": self.identity()}
+        save_checkpoint(
+            self.folder / BEST, self.step, modules={"ema": self.ema}, state=state, keep=1
+        )
 
     def chosen(self) -> nn.Module:
         """The averaged learner where it was best, or at the end if nothing was measured."""

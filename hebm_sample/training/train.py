@@ -2,7 +2,8 @@
 loads.
 """
 
-import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,19 +24,23 @@ from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.defaults import usual_defaults
+from hebm_sample.latents import Latents
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import (
     GeneratorObjective,
     group_weights,
     standard_normal,
 )
-from hebm_sample.training.encoded import EncodedImages, encode_images, remove_encoded
+from hebm_sample.training.encoded import BATCH as ENCODED
+from hebm_sample.training.encoded import EncodedImages, encoded_by_first, remove_encoded
 from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
-from hebm_sample.training.heldout import heldout_figures
+from hebm_sample.training.heldout import BATCH, heldout_figures
 from hebm_sample.training.label_columns import label_columns
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import check_generator, check_prior, same_rows
@@ -58,13 +63,19 @@ def channels_last(module: nn.Module) -> None:
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def in_pieces(make: Callable[[Latents], Tensor], rows: Latents, at_once: int) -> Tensor:
+    """`make` of tensors (N, ...), of `at_once` rows at a time."""
+    pieces = zip(*(x.split(at_once) for x in rows), strict=True)
+    return torch.cat([make(piece) for piece in pieces])
+
+
 def _generator_task(
     config: ModelConfig,
     kl_weight: float | tuple[float, ...],
     validation: ImageDataset,
     identity: str,
     device: torch.device,
-    heldout: int,
+    settings: TrainSettings,
 ) -> Task:
     """Generator and encoder. The grid shows held-out images, their reconstructions, N(0, I)
     samples.
@@ -78,17 +89,23 @@ def _generator_task(
     def preview(learner: nn.Module) -> Tensor:
         assert isinstance(learner, GeneratorObjective)
         shapes = config.generator.latent_shapes
-        parts = [learner.generator(standard_normal(shapes, PREVIEW, device))]
+        at_once = settings.at_once(PREVIEW)
+        parts = [in_pieces(learner.generator, standard_normal(shapes, PREVIEW, device), at_once)]
         if count := min(PREVIEW, len(validation)):
             images = validation.batch(torch.arange(count)).to(device)
             noise = standard_normal(shapes, count, device)
-            posterior = encode(learner.generator, learner.encoder, images, noise)
-            parts = [images, learner.generator.decode(posterior.top.features), *parts]
+
+            def again(rows: Latents) -> Tensor:
+                posterior = encode(learner.generator, learner.encoder, rows[0], rows[1:])
+                return learner.generator.decode(posterior.top.features)
+
+            parts = [images, in_pieces(again, (images, *noise), at_once), *parts]
         return torch.cat(parts)
 
     def evaluate(learner: nn.Module) -> dict[str, float]:
         assert isinstance(learner, GeneratorObjective)
-        return heldout_figures(learner, validation, heldout, device, {"bits": "heldout_bits"})
+        names, at_once = {"bits": "heldout_bits"}, settings.at_once(BATCH)
+        return heldout_figures(learner, validation, settings.heldout, device, names, at_once)
 
     measured = evaluate if len(validation) else None
     return Task("generator", objective, objective, config, preview, identity, evaluate=measured)
@@ -117,7 +134,7 @@ def train_generator(
         accelerator: accelerate's engine; made if None.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    settings, ended = preset.generator_settings, check_model_place(folder)
+    settings, ended = agreed(preset.generator_settings, accelerator), check_model_place(folder)
     training, validation = images.split(settings.validation)
     torch.manual_seed(settings.seed)
     config = ModelConfig(
@@ -125,29 +142,23 @@ def train_generator(
     )
     grown_from: Pipeline | None = None
     identity = f"{training.identity} kl_weight={_weights_text(preset)}"
-    task = _generator_task(
-        config, preset.kl_weight, validation, identity, accelerator.device, settings.heldout
-    )
+    device = accelerator.device
+    task = _generator_task(config, preset.kl_weight, validation, identity, device, settings)
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
         _mark_start(task, init)
         if _start_from(init, task.learner, preset):
             grown_from = init
             config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
-    result = train(
-        task,
-        training,
-        settings,
-        folder,
-        resume=resume,
-        accelerator=accelerator,
-        show_progress=show_progress,
-    )
-    if accelerator.is_main_process and not ended:
+    how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
+    result = train(task, training, settings, folder, **how)
+    if not ended:
         before = init.config.training if init is not None else ()
         config = replace(config, training=(*before, result.record))
         learner = cast("GeneratorObjective", result.learner)
-        _save_generator(config, learner, grown_from, folder / "model")
+        by_first(
+            accelerator, lambda: _save_generator(config, learner, grown_from, folder / "model")
+        )
     return result
 
 
@@ -258,32 +269,26 @@ def train_prior(
     require_choice("objective", objective, Objective)
     check_prior(preset, model, objective, init)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    ended = check_model_place(folder)
+    settings = agreed(preset.prior_settings, accelerator)
+    preset, ended = replace(preset, prior_settings=settings), check_model_place(folder)
     run = _PriorRun(preset, model, objective, init, accelerator)
-    training, validation = images.split(preset.prior_settings.validation)
+    training, validation = images.split(settings.validation)
     same_rows(model.name, model.config.training, training)
     columns = label_columns(preset, training)
-    main = accelerator.is_main_process
     make_run_folder(folder)
-    with locked(folder, main):
+    with ExitStack() as lock:
+        by_first(accelerator, lambda: lock.enter_context(locked(folder)))
         # Without a checkpoint, what lies there is an abandoned start's, maybe of another model.
         started = latest_checkpoint(folder) is not None
-        if main and not started:
-            run.base.save_pretrained(folder / "generator", overwrite=True)
+        if not started:
+            by_first(accelerator, lambda: run.save_base(folder))
         prepare = None
         if run.encodes_once and resume == started and not ended:  # else the loop refuses it
-            prepare = _encoded(run, training, folder, show_progress)
-        result = train(
-            run.task(training, validation, prepare, columns),
-            training,
-            preset.prior_settings,
-            folder,
-            resume=resume,
-            accelerator=accelerator,
-            show_progress=show_progress,
-        )
-        if main:
-            run.finish(result, folder, ended)
+            prepare = run.encoded(training, folder, show_progress)
+        task = run.task(training, validation, prepare, columns)
+        how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
+        result = train(task, training, settings, folder, **how)
+        by_first(accelerator, lambda: run.finish(result, folder, ended))
     return result
 
 
@@ -321,10 +326,17 @@ class _PriorRun:
             objective, self.generator, self.encoder, self.energy, preset
         )
 
-    @property
-    def base(self) -> Pipeline:
-        """The generator without energies."""
-        return Pipeline(replace(self.config, prior=None), self.generator, None, self.encoder)
+    def save_base(self, folder: Path) -> None:
+        """Write the generator without energies."""
+        config = replace(self.config, prior=None)
+        base = Pipeline(config, self.generator, None, self.encoder)
+        base.save_pretrained(folder / "generator", overwrite=True)
+
+    def encoded(self, images: ImageDataset, folder: Path, progress: bool) -> EncodedImages | None:
+        """The encoder's maps of the training images, or None (`training/encoded.py`)."""
+        batch = self.preset.prior_settings.at_once(ENCODED)
+        how = {"key": self.frozen, "batch": batch, "progress": progress}
+        return encoded_by_first(self.encoder, images, folder, self.accelerator, **how)
 
     def finished(self, result: RunResult) -> Pipeline:
         """The model with the energies that were learned."""
@@ -354,7 +366,8 @@ class _PriorRun:
         """Samples of the energies."""
         prior = cast("JointEnergy", learner)
         pipe = Pipeline(self.config, self.generator, prior, device=self.device)
-        return pipe(PREVIEW, output_type="torch", progress=False).images * 2 - 1
+        few = {"batch_size": self.preset.prior_settings.at_once(PREVIEW), "progress": False}
+        return pipe(PREVIEW, output_type="torch", **few).images * 2 - 1
 
     def task(
         self,
@@ -367,9 +380,9 @@ class _PriorRun:
 
         def evaluate(learner: nn.Module) -> dict[str, float]:
             objective = ScoreObjective(self.generator, self.encoder, cast("JointEnergy", learner))
-            count = self.preset.prior_settings.heldout
-            names = {"drop": "heldout_gain"}
-            return heldout_figures(objective, validation, count, self.device, names)
+            settings, names = self.preset.prior_settings, {"drop": "heldout_gain"}
+            count, at_once = settings.heldout, settings.at_once(BATCH)
+            return heldout_figures(objective, validation, count, self.device, names, at_once)
 
         former = self.identity(training, columns, former_digest(self.generator))
         # Maximum likelihood's loss tells energies apart from their own chains only.
@@ -387,34 +400,6 @@ class _PriorRun:
             self.start,
             former=(former, self.former_start),
         )
-
-
-def _encoded(
-    run: _PriorRun, images: ImageDataset, folder: Path, show_progress: bool
-) -> EncodedImages | None:
-    """The encoder's maps of the training images; None where the disk has no room for them. The
-    first process makes them, the others wait.
-    """
-    accelerator, found = run.accelerator, None
-    main = accelerator.is_main_process
-    for turn in (True, False):
-        if main is turn:
-            found = encode_images(
-                run.encoder,
-                images,
-                folder,
-                accelerator.device,
-                key=run.frozen,
-                build=main,
-                progress=show_progress and main,
-            )
-        accelerator.wait_for_everyone()
-    if found is None and main:
-        warnings.warn(
-            f"{folder} has no room for the encoder's maps of all images; each step makes them",
-            stacklevel=2,
-        )
-    return found
 
 
 def sampling_for(preset: Preset) -> LangevinConfig:

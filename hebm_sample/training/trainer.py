@@ -7,7 +7,7 @@ Starting several processes is the business of `accelerate`.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
-from hebm_sample.training.devices import averaged_over_processes, checkpointing, make_accelerator
+from hebm_sample.training.devices import (
+    agreed,
+    averaged_over_processes,
+    by_first,
+    checkpointing,
+    make_accelerator,
+)
 from hebm_sample.training.lock import locked
 from hebm_sample.training.log import Means, RunLog
 from hebm_sample.training.run import BEST, Run, RunResult, Task, make_run_folder
@@ -65,7 +71,9 @@ def _record(run: Run, log: RunLog | None, means: Means) -> dict[str, Any]:
     found = averaged_over_processes(means.take(), run.accelerator)
     if run.task.watch is not None:
         run.task.watch(found)
-    if log is not None:
+
+    def write() -> None:
+        assert log is not None, "the first process has one"
         log.log(
             run.step,
             **found,
@@ -74,7 +82,15 @@ def _record(run: Run, log: RunLog | None, means: Means) -> dict[str, Any]:
             skipped=run.guard.total,
             seconds=run.seconds,
         )
+
+    by_first(run.accelerator, write)
     return found
+
+
+def _draw(run: Run, log: RunLog | None) -> None:
+    """Save a grid of the averaged learner's images."""
+    assert log is not None, "the first process has one"
+    log.image(run.step, "grid", grid(to_pil(run.preview()), columns=8))
 
 
 def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
@@ -100,8 +116,8 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
             if save:
                 run.save()
                 clock.saved = time.monotonic()
-            if log is not None and draw:
-                log.image(run.step, "grid", grid(to_pil(run.preview()), columns=8))
+            if draw:
+                by_first(run.accelerator, lambda: _draw(run, log))
 
 
 @usual_defaults()
@@ -127,15 +143,18 @@ def train(
         steps in a row.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    main = accelerator.is_main_process
+    agreed(settings, accelerator)  # before there is a folder
     if not resume and latest_checkpoint(folder) is not None:
         raise UserInputError(
             f"{folder} already holds a run; go on with --resume, or choose another folder"
         )
-    if main:
+
+    def begin() -> None:
         make_run_folder(folder)
-    accelerator.wait_for_everyone()
-    with locked(folder, main):
+        lock.enter_context(locked(folder))
+
+    with ExitStack() as lock:
+        by_first(accelerator, begin)
         run = Run(task, images, settings, folder, accelerator)
         with checkpointing(task.objective, settings.activation_checkpointing):
             _run(run, resume, show_progress)
@@ -145,15 +164,14 @@ def train(
 
 def _run(run: Run, resume: bool, show_progress: bool) -> None:
     """The steps of a run whose folder is locked."""
-    main = run.accelerator.is_main_process
     if resume:
         run.restore()
     else:
         run.plan_steps()
     # Before the first checkpoint: without tensorboard no run is left that would be in the way.
-    log = RunLog(run.folder, resume_step=run.step) if main else None
+    log = by_first(run.accelerator, lambda: RunLog(run.folder, resume_step=run.step))
     run.objective.train()
     with log or nullcontext():
         if not resume:
             run.save()
-        _loop(run, log, show_progress and main)
+        _loop(run, log, show_progress and log is not None)

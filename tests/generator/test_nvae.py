@@ -4,6 +4,7 @@ The numbers in `tests/nvae` are NVAE's own. Without them a norm folded into the 
 mask that looks one position too far or two swapped corners give images that look plausible.
 """
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from nvae_files import NAMES, TEMPERATURE, expected, noise, write_checkpoint
+from torch import nn
 
 from hebm_sample import Pipeline
 from hebm_sample.config import GeneratorConfig, ModelConfig, NvaeConfig
@@ -18,6 +20,11 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.nvae.encoder import Shift
 from hebm_sample.generator.nvae.output import MixtureOutput, NormalOutput, quantised
+from hebm_sample.pipeline.posterior_variance import posterior_variance
+from hebm_sample.presets.settings import TrainSettings
+from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.devices import computing
+from hebm_sample.training.energy import PriorObjective
 from hebm_sample.training.imports.nvae_checkpoint import load_nvae
 from hebm_sample.training.imports.nvae_weights import causal_mask
 
@@ -105,6 +112,61 @@ def test_log_densities_at_the_draw_differ_as_nvaes(models, name):
     parts = zip(drawn.u, drawn.noise, drawn.log_s, strict=True)
     total = sum((0.5 * (u.square() - e.square()) - s).sum() for u, e, s in parts)
     close(total, (found["log_q"] - found["log_p"])[0], relative=1e-5)
+
+
+@pytest.mark.parametrize("flows", (False, True))
+def test_bfloat16_leaves_u_alone_where_sigma_is_small(models, flows):
+    """A difference of numbers of 8 bits, divided by a sigma of 0.01, would be noise."""
+    model = copy.deepcopy(models[ONE if flows else THREE])
+    assert model.encoder.normal is not flows
+    for group, head in zip(model.generator.groups, model.encoder.heads, strict=True):
+        for layer in filter(None, (group.prior, head.prior)):
+            layer.bias.data[: group.latent_channels] += 3.0
+            layer.bias.data[group.latent_channels :] -= 8.0
+    size = model.config.image_size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    eps = random_latents(model)
+    frozen = PriorObjective(model.generator, model.encoder, nn.Identity())
+    stream = torch.Generator()
+    context = computing(frozen, TrainSettings(steps=1, dtype="bfloat16"), torch.device("cpu"))
+
+    def found():
+        maps, drawn = (
+            frozen.encoder.features(images),
+            encode(model.generator, model.encoder, images, eps),
+        )
+        again = encode(model.generator, model.encoder, maps, eps)
+        own = frozen.posterior_draw(maps, stream.manual_seed(1))
+        return (*drawn.u, *again.u, *own, *model.generator.inverse(drawn.top.z))
+
+    with torch.no_grad():
+        wanted = found()
+        with context():
+            low = found()
+            assert model.generator.transform(eps).h[-1].dtype == torch.bfloat16
+    assert max(float(u.std()) for u in wanted) > 1
+    for a, b in zip(low, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_widths_of_a_posterior_with_flows_are_those_of_its_draws(models):
+    """Of the top group, which follows no other: against so many draws that they tell."""
+    model, device = copy.deepcopy(models[ONE]), torch.device("cpu")
+    generator, encoder = model.generator, model.encoder
+    for shift in encoder.heads[0].flows:  # wide ones
+        shift.out.weight.data *= 200
+    found = posterior_variance(generator, encoder, device)
+    assert [tuple(w.shape[1:]) for w in found] == list(model.config.latent_shapes)
+    with torch.no_grad():
+        own = NoiseStreams(range(32), model.config.latent_shapes).normal()
+        maps = encoder.features(generator(own).clamp(-1, 1))
+        h = generator.constant.expand(32, -1, -1, -1)
+        mu, log_sigma = generator.groups[0].prior_parameters(h)
+        eps = torch.randn(100, *own[0].shape, generator=torch.Generator().manual_seed(5))
+        several = [encoder.posterior(0, maps, h, mu, log_sigma, e) for e in eps]
+    wanted = torch.stack([group.u for group in several]).var(0).mean(0)
+    torch.testing.assert_close(found[0][0], wanted, rtol=0.35, atol=0)
+    assert float((wanted / torch.exp(2 * several[0].log_s).mean(0)).max()) > 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,23 +18,33 @@ from click.testing import CliRunner
 from nvae_files import NAMES, write_checkpoint
 from safetensors.torch import load_file
 from tiny import symbolic_config, tiny_config, tiny_images, tiny_modules, tiny_pipeline
-from toy import draw_images, short_preset
+from toy import by_two, draw_images, short_preset
 
 import hebm_sample
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.costs.dry_run import dry_run
 from hebm_sample.training.costs.flops import Meter
-from hebm_sample.training.devices import agreed, checkpointing, computing
+from hebm_sample.training.decoding.train import train_decoder
+from hebm_sample.training.devices import (
+    agreed,
+    by_first,
+    checkpointing,
+    computing,
+    said_by_first,
+)
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective, stratified
+from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.imports.nvae_checkpoint import load_nvae
 from hebm_sample.training.log import read_log
 from hebm_sample.training.optim import Part, Rows, draw, train_step
-from hebm_sample.training.train import train_prior
+from hebm_sample.training.train import train_generator, train_prior
 from hebm_sample.training.trainer import make_accelerator
 
 CPU = torch.device("cpu")
@@ -235,9 +246,177 @@ def test_what_accelerate_was_told_are_settings():
         agreed(settings, Told(3))
 
 
+def test_what_was_typed_is_not_overruled():
+    settings = TrainSettings(steps=1, batch_size=8)
+    assert agreed(settings, Told(4, "bf16"), ("batch_size",)).accumulate == 4
+    with pytest.raises(UserInputError, match="mixed precision bf16, and dtype is float32; leave"):
+        agreed(settings, Told(1, "bf16"), ("dtype",))
+    with pytest.raises(UserInputError, match="4 gradient_accumulation_steps.*accumulate is 1"):
+        agreed(settings, Told(4), ("accumulate",))
+    same = replace(settings, dtype="bfloat16", accumulate=4)
+    assert agreed(same, Told(4, "bf16"), ("dtype", "accumulate")) == same
+
+
+@pytest.mark.parametrize("kind", ["generator", "prior", "decoder"])
+@pytest.mark.parametrize(
+    ("told", "more", "said"),
+    [
+        (Told(3), (), "accumulate is 3, which does not divide batch_size"),
+        (Told(1, "bf16"), ("--dtype", "float32"), "bf16, and dtype is float32"),
+        (Told(1, "bf16"), ("--set", "settings.dtype=float32"), "bf16, and dtype is float32"),
+    ],
+)
+def test_a_disagreement_is_told_before_anything_is_read(
+    tmp_path, monkeypatch, kind, told, more, said
+):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("hebm_sample.training.trainer.make_accelerator", lambda _: told)
+    command = [kind, "--preset", "tiny", "--data", str(tmp_path / "none"), "--quiet", *more]
+    base = [] if kind == "generator" else ["--generator", str(tmp_path / "model")]
+    out = ["--out", str(tmp_path / "run"), "--device", "cpu"]
+    result = CliRunner().invoke(main, [*command, *base, *out])
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_be_divided_leaves_no_folder(images, tmp_path):
+    """From Python, where no command has looked."""
+    engine = Told(3)
+    engine.is_main_process, engine.num_processes, engine.device = True, 1, CPU
+    how = {"accelerator": engine, "show_progress": False}
+    for name, train, models in (
+        ("generator", train_generator, ()),
+        ("prior", train_prior, (tiny_pipeline(),)),
+        ("decoder", train_decoder, (tiny_pipeline(),)),
+    ):
+        with pytest.raises(UserInputError, match="does not divide batch_size"):
+            train(short_preset(batch_size=8), *models, images, tmp_path / name, **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "", "1.5"])
+def test_numbers_of_the_launcher_that_are_none_are_refused(monkeypatch, value):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", value)
+    with pytest.raises(UserInputError, match="ACCUMULATION_STEPS is .*; set it to a whole number"):
+        make_accelerator("cpu")
+
+
+def test_what_accelerate_refuses_is_one_line(monkeypatch):
+    def refuse(**_):
+        raise ValueError("Unknown mixed_precision\n  mode")
+
+    monkeypatch.setattr("accelerate.Accelerator", refuse)
+    with pytest.raises(UserInputError, match="settings: Unknown mixed_precision mode; see"):
+        make_accelerator("cpu")
+
+
+def test_processes_wait_for_hours_for_what_one_does_alone(monkeypatch):
+    told = []
+
+    def note(*, kwargs_handlers, **_):
+        told.extend(kwargs_handlers)
+        return Told()
+
+    monkeypatch.setattr("accelerate.Accelerator", note)
+    make_accelerator("cpu")
+    assert told[0].to_kwargs()["timeout"] >= timedelta(hours=2)
+
+
 def test_the_launchers_number_reaches_the_engine(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert agreed(TrainSettings(steps=1), make_accelerator("cpu")).accumulate == 4
+
+
+# ---- what the first process does alone
+
+
+def test_the_first_works_and_the_others_wait(monkeypatch):
+    done = []
+
+    def work(engine):
+        return by_first(engine, lambda: done.append(engine.rank) or "made")
+
+    assert by_two(monkeypatch, work) == ["made", None] and done == [0]
+    assert by_two(monkeypatch, lambda e: said_by_first(e, e.rank == 0)) == [True, True]
+    assert by_two(monkeypatch, lambda e: said_by_first(e, e.rank == 1)) == [False, False]
+
+
+def test_where_the_first_fails_none_waits_for_it(monkeypatch):
+    def work(engine):
+        def fail():
+            raise UserInputError("another process is training in runs/a")
+
+        return by_first(engine, fail)
+
+    first, second = by_two(monkeypatch, work)
+    assert isinstance(first, UserInputError)
+    assert isinstance(second, EnvironmentFailure)
+    assert "UserInputError: another process is training in runs/a" in str(second)
+
+
+def test_a_folder_that_is_held_ends_all_processes(images, tmp_path, monkeypatch):
+    held = UserInputError("another process is training in it")
+
+    def refuse(folder, main=True):
+        raise held
+
+    monkeypatch.setattr("hebm_sample.training.train.locked", refuse)
+    model, preset = tiny_pipeline(), short_preset(batch_size=8)
+
+    def work(engine):
+        how = {"accelerator": engine, "show_progress": False}
+        return train_prior(preset, model, images, tmp_path / "run", **how)
+
+    first, second = by_two(monkeypatch, work)
+    assert first is held and isinstance(second, EnvironmentFailure)
+
+
+# ---- what is done beside the steps
+
+
+@pytest.mark.parametrize("kind", ["generator", "score"])
+def test_no_part_of_a_run_takes_more_than_a_micro_batch(images, tmp_path, monkeypatch, kind):
+    """Grids, held-out figures and encoding, too: else a run ends at its first grid."""
+    sizes = []
+
+    def noted(batches, function):
+        def call(self, first, *rest, **more):
+            sizes.append(first if isinstance(first, int) else len(first))
+            return function(self, first, *rest, **more)
+
+        return call
+
+    for owner, name in ((HierarchicalGenerator, "descend"), (Encoder, "features")):
+        monkeypatch.setattr(owner, name, noted(sizes, getattr(owner, name)))
+    preset = short_preset(
+        steps=4, batch_size=8, accumulate=4, evaluate_every=4, sample_every=0.0, heldout=7
+    )
+    how = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    if kind == "generator":
+        train_generator(preset, images, tmp_path / "run", **how)
+    else:
+        train_prior(preset, tiny_pipeline(), images, tmp_path / "run", **how)
+    assert list((tmp_path / "run/samples").glob("grid-*.png"))
+    assert "heldout_loss" in read_log(tmp_path / "run")[-1]
+    assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("kind", ["generator", "score"])
+def test_held_out_figures_do_not_depend_on_how_many_are_measured_at_a_time(images, kind):
+    built = objective(kind)
+    names = {"bits": "heldout_bits"} if kind == "generator" else {"drop": "heldout_gain"}
+    whole, some = (heldout_figures(built, images, 13, CPU, names, k) for k in (50, 4))
+    assert whole.keys() == some.keys() and len(whole) == 2
+    for name, value in whole.items():
+        assert some[name] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_only_where_memory_is_short_less_is_done_at_a_time():
+    def settings(**changes):
+        return TrainSettings(steps=1, **changes)
+
+    assert [settings(batch_size=n).at_once(50) for n in (32, 16, 15, 2)] == [50, 50, 15, 2]
+    assert [settings(batch_size=64, accumulate=k).at_once(16) for k in (1, 2, 32)] == [16, 16, 2]
 
 
 @pytest.fixture(scope="module")

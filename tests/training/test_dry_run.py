@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from nvae_files import NAMES, write_checkpoint
 from tiny import tiny_modules, tiny_pipeline
 from torch import nn
 from toy import draw_images, labelled_preset, short_preset
@@ -19,7 +20,7 @@ from hebm_sample.config import StageConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.presets.models import find_preset
-from hebm_sample.training.costs.dry_run import Costs, Estimate, dry_run
+from hebm_sample.training.costs.dry_run import Costs, Estimate, dry_run, trained_rows
 from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.decoding.train import new_learner
 from hebm_sample.training.energy import MleObjective
@@ -153,6 +154,22 @@ class TestEstimate:
             preset = short_preset(batch_size=batch, accumulate=accumulate)
             assert dry_run("generator", preset, CPU).costs.timed_batch == batch
 
+    def test_maps_on_the_disk_are_counted(self):
+        """What a run writes before its first step, which at the paper's size is no small thing."""
+        found = dry_run("prior", short_preset(validation=10), CPU, images=50)
+        shapes = tiny_modules()[1].map_shapes.values()
+        assert found.encoded == 2 * 2 * sum(math.prod(shape) for shape in shapes) == 1280
+        (line,) = [line for line in found.lines() if line.startswith("disk")]
+        assert line.endswith("MiB in the run's folder until it ends")
+        paper = replace(found, encoded=2**22, images=27_010)
+        (line,) = [line for line in paper.lines() if line.startswith("disk")]
+        assert "105.47 GiB are more than 64.00 GiB, so each step makes them" in line
+        assert dry_run("prior", short_preset(zoom=0.75), CPU).encoded == 0
+
+    def test_rows_that_are_trained_on(self):
+        rows = [(100, 30), (100, 0), (100, None), (10**6, None), (0, 5)]
+        assert [trained_rows(*row) for row in rows] == [70, 100, 90, 996_000, 0]
+
     def test_score_of_the_releases_energies_is_refused(self):
         with pytest.raises(UserInputError, match="'release', which objective 'score' cannot"):
             dry_run("prior", find_preset("lsun-church"), CPU, objective="score")
@@ -228,3 +245,18 @@ def test_the_papers_objective_is_its_presets_default():
     assert find_preset("cifar10-paper").objective == "mle"
     assert find_preset("cifar10").objective == find_preset("tiny").objective == "score"
     assert math.isclose(find_preset("cifar10-paper").prior.step_size_0, 3e-5)
+
+
+def test_what_the_run_would_refuse_is_refused(tmp_path):
+    write_checkpoint(NAMES[0], tmp_path / "nvae.pt")
+    out = tmp_path / "nvae"
+    assert invoke("import-nvae", tmp_path / "nvae.pt", "--out", out).exit_code == 0
+    dry = ("--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet")
+    result = invoke("generator", *dry, "--init", out)
+    assert result.exit_code == 2 and "has another architecture" in result.stderr
+    result = invoke("decoder", *dry, "--generator", out)
+    assert result.exit_code == 2 and "is an imported generator" in result.stderr
+    tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    other = ("--generator", tmp_path / "tiny", "--init", tmp_path / "tiny")
+    result = invoke("prior", *dry, *other, "--set", "prior.width=40")
+    assert result.exit_code == 2 and "has other energies than preset tiny" in result.stderr

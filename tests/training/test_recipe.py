@@ -5,20 +5,26 @@ began anew, would make weights that nobody can make again.
 """
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from tiny import tiny_pipeline
-from toy import draw_images, short_preset
+from toy import by_two, draw_images, short_preset
 
+import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets import models
-from hebm_sample.training.recipe import finish, scaled, stages
+from hebm_sample.training.recipe import finish, run_stage, scaled, stages
 from hebm_sample.training.trainer import Run
 
 
@@ -140,6 +146,57 @@ def test_started_again_it_has_nothing_to_do(whole, data, monkeypatch):
     result = recipe(data, whole[0].parent, "-n", 10)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [*whole[1][:3], whole[1][-1]]
+
+
+def test_processes_take_the_model_when_the_first_has_written_it(tmp_path, monkeypatch):
+    """Not before; and whether a stage is done is the first one's word, who may be through with it
+    when another looks.
+    """
+    stage, trained = stages(short_preset(), tmp_path)[0], []
+
+    def train(preset, images, folder, *, accelerator, **_):
+        trained.append(accelerator.rank)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            time.sleep(0.3)  # the other is back by now
+            tiny_pipeline().save_pretrained(folder / "model")
+
+    def run(engine):
+        first = run_stage(stage, None, make_accelerator=lambda: engine)
+        if not engine.is_main_process:
+            time.sleep(0.1)
+        return first, run_stage(stage, None, make_accelerator=lambda: engine)
+
+    monkeypatch.setattr("hebm_sample.training.recipe.train_generator", train)
+    found = by_two(monkeypatch, run)
+    assert sorted(trained) == [0, 1]
+    for models_of_one in found:
+        assert {m.weights_hash for m in models_of_one} == {found[0][0].weights_hash}
+
+
+@pytest.mark.slow
+def test_two_processes_go_through_all_stages(data, tmp_path):
+    """Over gloo; and where the first cannot go on, the other does not wait for it."""
+    root = Path(hebm_sample.__file__).parents[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    env["HEBM_CACHE"] = str(tmp_path / "cache")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "hebm_sample.training", "recipe", "tiny"]
+    command += ["--data", str(data), "--out", str(tmp_path), "-n", "0", "--device", "cpu"]
+
+    def launched(*more):
+        return subprocess.run(
+            [*command, "--quiet", *more], env=env, capture_output=True, text=True
+        )
+
+    done = launched("--scale", "0.05")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("model in") == 1
+    pipe = Pipeline.from_pretrained(tmp_path / "tiny/model", device="cpu")
+    assert [r.part for r in pipe.config.training] == ["generator", "prior", "decoder"]
+    refused = launched("--scale", "0.1")
+    assert refused.returncode != 0
+    assert "Error: " in refused.stderr and "holds a recipe with other scale" in refused.stderr
 
 
 def test_another_recipe_is_not_mixed_in(whole, data, tmp_path):

@@ -306,6 +306,39 @@ class TestEncodedImages:
         run(tmp_path / "never", "score", steps=4, encode_once=False)
         assert tensors(tmp_path / "full") == tensors(tmp_path / "never")
 
+    def test_more_than_a_machine_keeps_in_memory_is_not_written(
+        self, run, images, model, tmp_path, monkeypatch
+    ):
+        device, options = torch.device("cpu"), {"key": "k", "progress": False}
+        size = encoded.encoded_bytes(model.encoder) * len(images)
+        monkeypatch.setattr(encoded, "MOST_BYTES", size)
+        (tmp_path / "fits").mkdir()
+        assert encode_images(model.encoder, images, tmp_path / "fits", device, **options)
+        assert (tmp_path / "fits/encoded.bin").stat().st_size == size
+        monkeypatch.setattr(encoded, "MOST_BYTES", size - 1)
+        # What is there already is gone on with.
+        assert encode_images(model.encoder, images, tmp_path / "fits", device, **options)
+        monkeypatch.setattr(encoded, "MOST_BYTES", 1000)
+        with pytest.warns(UserWarning, match="would take .* KiB.*; each step makes them"):
+            run(tmp_path / "large", "score", steps=4)
+        run(tmp_path / "never", "score", steps=4, encode_once=False)
+        assert tensors(tmp_path / "large") == tensors(tmp_path / "never")
+
+    def test_maps_beyond_half_precision_are_not_written(self, images, model, tmp_path):
+        encoder = copy.deepcopy(model.encoder)
+        features = encoder.features
+        encoder.features = lambda images: {k: 1e6 * v for k, v in features(images).items()}
+        options = {"key": "k", "progress": False}
+        with pytest.warns(UserWarning, match="beyond half precision; each step makes them"):
+            found = encode_images(encoder, images, tmp_path, torch.device("cpu"), **options)
+        assert found is None and list(tmp_path.iterdir()) == []
+
+    def test_the_file_and_its_size_are_told(self, images, model, tmp_path, capsys):
+        encode_images(model.encoder, images, tmp_path, torch.device("cpu"), key="k", batch=7)
+        size = (tmp_path / "encoded.bin").stat().st_size / 2**10
+        said = capsys.readouterr().err
+        assert f"maps of 40 images take {size:,.1f} KiB in {tmp_path} until the run ends" in said
+
     def test_the_run_is_the_same_but_for_half_precision(self, run, tmp_path):
         once = run(tmp_path / "once", "score", steps=4).learner.state_dict()
         assert not list((tmp_path / "once").glob("encoded*"))

@@ -21,6 +21,7 @@ __all__ = [
     "read_images",
     "run_options",
     "typed_preset",
+    "typed_settings",
 ]
 
 PATH = click.Path(path_type=Path)
@@ -160,6 +161,14 @@ def _overridden(settings: Any, options: dict[str, Any]) -> Any:
     if steps is not None or budget is not None:
         changes |= {"steps": steps, "time_budget": budget}
     return replace(settings, **changes)
+
+
+def typed_settings(options: dict[str, Any]) -> set[str]:
+    """Names of the settings of a step that were typed, with options of their own or with --set."""
+    from hebm_sample.training.overrides import changed_settings
+
+    given = {name for name in STEP_SETTINGS if options[name] is not None}
+    return given | changed_settings(options["changes"])
 
 
 def needed(options: dict[str, Any], *names: str) -> None:

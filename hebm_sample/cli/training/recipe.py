@@ -53,6 +53,7 @@ def recipe(
     """
     from hebm_sample.pipeline.runtime.process import tune_process
     from hebm_sample.presets.models import find_preset
+    from hebm_sample.training.devices import agreed, by_first
     from hebm_sample.training.recipe import finish, run_stage, stages, start
     from hebm_sample.training.trainer import make_accelerator
 
@@ -60,13 +61,14 @@ def recipe(
     tune_process(training=True)
     images: dict[int, Any] = {}
     accelerator = make_accelerator(device)
-    model = None
-    for stage in stages(found, folder, scale):
+    model, chain = None, stages(found, folder, scale)
+    for stage in chain:
+        agreed(stage.settings, accelerator)  # before the images are read
+    for stage in chain:
         if stage.size not in images:
             options = {"data": data, "out": folder, "quiet": quiet}
             images[stage.size] = read_images(options, stage.size, stage.settings.validation)
-        if accelerator.is_main_process:
-            start(folder, found, scale, _identity(images))
+        by_first(accelerator, lambda: start(folder, found, scale, _identity(images)))
         model = run_stage(
             stage,
             images[stage.size],

@@ -16,6 +16,7 @@ from hebm_sample.cli.training.options import (
     read_images,
     run_options,
     typed_preset,
+    typed_settings,
 )
 
 __all__ = ["decoder", "generator", "prior"]
@@ -90,6 +91,7 @@ def _train(
     check_folder(options)
     check_resume(options)
     from hebm_sample.pipeline.runtime.process import tune_process
+    from hebm_sample.training.devices import agreed
     from hebm_sample.training.trainer import make_accelerator
 
     model, init = (_loaded(options, name) for name in ("generator", "init"))
@@ -98,6 +100,7 @@ def _train(
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
+    agreed(settings, accelerator, typed_settings(options))  # before the images are read
     more = {"init": init} if "init" in options else {}
     result = run(
         preset,

@@ -21,7 +21,7 @@ from hebm_sample.cli.work.outputs import (
     save_singles,
     tell,
 )
-from hebm_sample.cli.work.sharding import Share, unfinished
+from hebm_sample.cli.work.sharding import BLOCK, Share, unfinished
 from hebm_sample.config import CHAINLESS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import SECONDS
@@ -287,13 +287,14 @@ def sample(options: SampleOptions) -> None:
         "image; give --outdir",
     )
     _check_outputs(options)
+    block = options.batch or BLOCK
     pipe, options = _prepared(options, share)
     provenance = provenance_of(pipe, options)
     chosen = list(options.chosen_seeds)
     with ExitStack() as stack:
         stopped = False
         if options.outdir is not None:
-            chosen = share.take(chosen, options.batch)
+            chosen = share.take(chosen, block)
             stopped = stack.enter_context(unfinished(options.outdir, share))
 
         seeds = _left(options, provenance, chosen, stopped)

@@ -2,6 +2,8 @@
 
     share     of the batches 0, 1, 2, ... process r of W takes r, r + W, ...: the same batches, so
               the same images as from one process
+    auto      how many images fit at a time differs between processes and from start to start: with
+              `--batch auto` `BLOCK` seeds are shared out in the place of a batch
     resume    DIR/.unfinished-r lies in the folder from before the first image until after the
               last. Where it is found, the run before was stopped, and an image whose text says
               what this run would write into it is not sampled again.
@@ -18,7 +20,10 @@ from pathlib import Path
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 
-__all__ = ["Share", "unfinished"]
+__all__ = ["BLOCK", "Share", "unfinished"]
+
+BLOCK = 16  # seeds; the default batch
+MARK = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,11 @@ class Share:
         return cls(rank, size, rank if local is None else local)
 
     def take(self, seeds: Sequence[int], batch: int) -> list[int]:
-        """This process's seeds: whole batches, by turns."""
+        """This process's seeds: whole batches, by turns.
+
+        Arguments:
+            batch: The same in all processes, and in one that starts again.
+        """
         batches = [seeds[i : i + batch] for i in range(0, len(seeds), batch)]
         return [seed for some in batches[self.rank :: self.size] for seed in some]
 
@@ -65,8 +74,8 @@ class Share:
 @contextmanager
 def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     """Marks the folder while this process samples; gives whether a run before was stopped."""
-    mark = folder / f".unfinished-{share.rank}"
-    stopped, is_new = any(folder.glob(".unfinished-*")), not folder.exists()
+    mark = folder / f"{MARK}{share.rank}"
+    stopped, is_new = any(folder.glob(f"{MARK}*")), not folder.exists()
     was_marked = mark.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,9 +91,11 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
                 with suppress(OSError):
                     folder.rmdir()
         raise
-    # Alone, the marks of other processes are out of date too.
-    for old in list(folder.glob(".unfinished-*")) if share.size == 1 else [mark]:
-        old.unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
+    # Whoever ends last has all seeds done: marks of a run of more processes are out of date too.
+    if not any((folder / f"{MARK}{rank}").exists() for rank in range(share.size)):
+        for old in folder.glob(f"{MARK}*"):
+            old.unlink(missing_ok=True)
 
 
 def _has_made(folder: Path, mark: Path) -> bool:

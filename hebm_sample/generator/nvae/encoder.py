@@ -25,7 +25,13 @@ from hebm_sample.generator.encoder import kl_per_group
 from hebm_sample.generator.nvae.cells import Cell, cell_width
 from hebm_sample.generator.nvae.hierarchy import new_cell
 from hebm_sample.generator.nvae.output import nvae_normal, quantised
-from hebm_sample.generator.protocol import GroupDraw, ImageEncoder, Maps, Posterior
+from hebm_sample.generator.protocol import (
+    GroupDraw,
+    ImageEncoder,
+    Maps,
+    Posterior,
+    in_float32,
+)
 
 __all__ = ["FLOW_WIDTH", "NvaeEncoder", "PosteriorHead", "Shift"]
 
@@ -83,6 +89,7 @@ class NvaeEncoder(ImageEncoder):
     """
 
     config: NvaeConfig
+    divides = True
 
     def __init__(self, config: NvaeConfig) -> None:
         super().__init__()
@@ -126,6 +133,11 @@ class NvaeEncoder(ImageEncoder):
         return stages
 
     @property
+    def normal(self) -> bool:
+        """Whether there are no flows; as of `ImageEncoder`."""
+        return not self.config.flows
+
+    @property
     def map_shapes(self) -> dict[int, tuple[int, int, int]]:
         """(C, H, W) of the maps by group."""
         config = self.config
@@ -135,18 +147,19 @@ class NvaeEncoder(ImageEncoder):
         }
 
     def features(self, images: Tensor) -> Maps:
-        """Maps by group; as `ImageEncoder.features`."""
+        """Maps by group, in float32; as `ImageEncoder.features`."""
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise UserInputError(
                 f"images have shape {tuple(images.shape)}; this model needs (B, 3, {size}, {size})"
             )
-        e = self.preprocess(self.stem(quantised(images, self.config.bits)))
         maps: Maps = {}
-        for i, stage in zip(reversed(range(len(self.stages))), self.stages, strict=True):
-            e = stage(e)
-            maps[i] = e
-        maps[0] = F.elu(self.top(F.elu(e)))
+        with in_float32(images.device):
+            e = self.preprocess(self.stem(quantised(images, self.config.bits)))
+            for i, stage in zip(reversed(range(len(self.stages))), self.stages, strict=True):
+                e = stage(e)
+                maps[i] = e
+            maps[0] = F.elu(self.top(F.elu(e)))
         return maps
 
     def posterior(

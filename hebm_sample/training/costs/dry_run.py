@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from hebm_sample.config import GeneratorConfig, ModelConfig
+from hebm_sample.data.holdout import HELD_OUT_MOST
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
@@ -42,10 +43,11 @@ from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecod
 from hebm_sample.training.decoding.train import new_learner, with_sharp_decoder
 from hebm_sample.training.devices import checkpointing
 from hebm_sample.training.elbo import GeneratorObjective
+from hebm_sample.training.encoded import MOST_BYTES, encoded_bytes
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.optim import seed_step
 
-__all__ = ["Costs", "Estimate", "dry_run"]
+__all__ = ["Costs", "Estimate", "dry_run", "trained_rows"]
 
 # Weights, gradients, AdamW's two moments, the average.
 COPIES = 5
@@ -72,6 +74,7 @@ class Estimate:
         device: In words.
         images: Rows of `--data`, if it was given.
         settings: The run's.
+        encoded: Bytes per image of the encoder's maps, where they are computed once; 0 elsewhere.
     """
 
     kind: Kind
@@ -88,6 +91,7 @@ class Estimate:
     device: str
     images: int | None = None
     settings: TrainSettings = TrainSettings(steps=1)
+    encoded: int = 0
 
     @property
     def step_seconds(self) -> float:
@@ -121,6 +125,7 @@ class Estimate:
             f"memory      {_bytes(self.state_bytes + costs.activations)}: "
             f"{_bytes(self.state_bytes)} of weights, gradients, optimiser and average, "
             f"{_bytes(costs.activations)} of activations",
+            *self._on_disk(),
             f"measured    {costs.seconds:.3g} s for {self.timed_batch} "
             f"image{'s' * (self.timed_batch > 1)}, {costs.update:.2g} s for the update, "
             f"on {self.device}",
@@ -133,12 +138,25 @@ class Estimate:
         """What is not a step's ordinary way, in a line."""
         s, how = self.settings, []
         if s.accumulate > 1:
-            how.append(f"{s.accumulate} micro-batches of {s.batch_size // s.accumulate}")
+            how.append(f"{s.accumulate} micro-batches of {s.micro_batch}")
         if s.dtype != "float32":
             how.append(f"{s.dtype} (activations are counted in float32, an upper bound)")
         if s.activation_checkpointing:
             how.append("activations inside T's groups are computed twice")
         return ["            " + "; ".join(how)] if how else []
+
+    def _on_disk(self) -> list[str]:
+        """What the encoder's maps of all images take, in a line."""
+        if not self.encoded:
+            return []
+        found = f"disk        {_bytes(self.encoded)} per image of the encoder's maps"
+        if self.images is None:
+            return [f"{found}, until the run ends; more than {_bytes(MOST_BYTES)} are not written"]
+        size = self.encoded * trained_rows(self.images, self.settings.validation)
+        if size > MOST_BYTES:
+            much = f"{_bytes(size)} are more than {_bytes(MOST_BYTES)}"
+            return [f"{found}: {much}, so each step makes them"]
+        return [f"{found}, {_bytes(size)} in the run's folder until it ends"]
 
 
 def _scale_table(config: AnyGeneratorConfig) -> list[str]:
@@ -171,6 +189,12 @@ def _duration(seconds: float) -> str:
 
 def _count(module: nn.Module, *, learned: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not learned)
+
+
+def trained_rows(rows: int, validation: int | None) -> int:
+    """Rows that are trained on; about as many, where those held out are chosen by a hash."""
+    held = min(rows // 10, HELD_OUT_MOST) if validation is None else validation
+    return max(0, rows - held)
 
 
 def _noise_batch(config: AnyGeneratorConfig, preset: Preset, kind: Kind, count: int) -> Batch:
@@ -252,10 +276,15 @@ def dry_run(
     def noise(count: int) -> Batch:
         return _noise_batch(built.generator.config, preset, kind, count)
 
+    encoded = 0
+    if kind == "prior" and settings.encode_once and settings.zoom == 1:
+        encoded = encoded_bytes(built.encoder)
+    rows = trained_rows(images or 0, settings.validation)
+    timed = replace(settings, encode_once=encoded * rows <= MOST_BYTES and encoded > 0)
     with checkpointing(built.objective, settings.activation_checkpointing):
-        costs = measure(built.objective, built.learner, settings, device, noise)
+        costs = measure(built.objective, built.learner, timed, device, noise)
     estimate = _estimate(kind, preset, built, settings, costs)
-    estimate = replace(estimate, device=_device_text(device), images=images)
+    estimate = replace(estimate, device=_device_text(device), images=images, encoded=encoded)
     if settings.steps is None and settings.time_budget is not None:
         steps = max(1, int(settings.time_budget / estimate.step_seconds))
         return replace(estimate, steps=steps)

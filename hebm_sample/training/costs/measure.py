@@ -80,7 +80,7 @@ def _counted(
     """FLOPs of a batch, forward and backward, and the most bytes of activations of a micro-batch
     that are alive at once.
     """
-    micro = settings.batch_size // settings.accumulate
+    micro = settings.micro_batch
     if isinstance(objective, DecoderObjective):
         few = min(COUNTED_IMAGES, micro)
         flops, held = _counted_decoder(objective, noise(few)[0].to(device))
@@ -104,7 +104,7 @@ def _counted_decoder(objective: DecoderObjective, images: Tensor) -> tuple[float
 
 def _batches(settings: TrainSettings, device: torch.device, held: float) -> Iterator[int]:
     """Sizes of batches to time, one after another, that fit into half of the free memory."""
-    batch, micro = settings.batch_size, settings.batch_size // settings.accumulate
+    batch, micro = settings.batch_size, settings.micro_batch
     size = min(FIRST_BATCH.get(device.type, 1), micro)
     yield size
     while size < batch:

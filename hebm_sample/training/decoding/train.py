@@ -35,12 +35,13 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder, sharpness
+from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.ending import check_model_place
-from hebm_sample.training.heldout import heldout_figures
+from hebm_sample.training.heldout import BATCH, heldout_figures
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import same_rows
-from hebm_sample.training.train import PREVIEW, channels_last, former_digest
+from hebm_sample.training.train import PREVIEW, channels_last, former_digest, in_pieces
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = ["Watch", "check_decoder", "new_learner", "train_decoder", "with_sharp_decoder"]
@@ -160,8 +161,11 @@ def _preview(
     validation: ImageDataset,
     pool: Latents | None,
     device: torch.device,
+    at_once: int,
 ) -> Callable[[nn.Module], Tensor]:
-    """Held-out images, their reconstructions by both decoders, samples by both."""
+    """Held-out images, their reconstructions by both decoders, samples by both; so many are
+    decoded at a time.
+    """
     states, images = [], []
     with torch.no_grad():
         if count := min(PREVIEW, len(validation)):
@@ -177,7 +181,12 @@ def _preview(
     @torch.no_grad()
     def preview(learner: nn.Module) -> Tensor:
         assert isinstance(learner, SharpDecoder)
-        pairs = [part for h in states for part in (generator.decode(h), learner.decoder(h))]
+        decoders = (generator.decode, learner.decoder)
+        pairs = [
+            in_pieces(lambda rows, decode=decode: decode(rows[0]), (h,), at_once)
+            for h in states
+            for decode in decoders
+        ]
         return torch.cat([*images, *pairs])
 
     return preview
@@ -193,8 +202,9 @@ class _Figures:
         images: ImageDataset,
         count: int,
         device: torch.device,
+        at_once: int,
     ) -> None:
-        self.generator, self.encoder = generator, encoder
+        self.generator, self.encoder, self.at_once = generator, encoder, at_once
         self.images, self.count, self.device = images, count, device
 
     def __call__(self, decoder: nn.Module) -> dict[str, float]:
@@ -209,7 +219,7 @@ class _Figures:
             return error, {"sharpness": sharpness(y) / sharpness(x)}
 
         names = {"sharpness": "heldout_sharpness"}
-        found = heldout_figures(measure, self.images, self.count, self.device, names)
+        found = heldout_figures(measure, self.images, self.count, self.device, names, self.at_once)
         found["heldout_pixels"] = found.pop("heldout_loss")
         return found
 
@@ -240,33 +250,36 @@ def train_decoder(
         TrainingDivergedError: As `Watch` and the training loop raise it.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
-    config, main = check_decoder(preset, model), accelerator.is_main_process
-    ended = check_model_place(folder)
+    config, settings = check_decoder(preset, model), agreed(preset.decoder_settings, accelerator)
+    preset, ended = replace(preset, decoder_settings=settings), check_model_place(folder)
     make_run_folder(folder)
-    with ExitStack() as lock:
-        lock.enter_context(locked(folder, main))
+
+    def begin() -> None:
+        lock.enter_context(locked(folder))
         # Without a checkpoint, what lies there is an abandoned start's, maybe of another model.
-        if main and latest_checkpoint(folder) is None:
+        if latest_checkpoint(folder) is None:
             (folder / POOL).unlink(missing_ok=True)
             model.save_pretrained(folder / "generator", overwrite=True)
+
+    with ExitStack() as lock:
+        by_first(accelerator, begin)
         task, training = _task(preset, model, config, images, folder, accelerator, show_progress)
-        result = train(
-            task,
-            training,
-            preset.decoder_settings,
-            folder,
-            resume=resume,
-            accelerator=accelerator,
-            show_progress=show_progress,
-        )
-        if main:
-            if not ended:
-                learner = cast("SharpDecoder", result.learner)
-                config = replace(config, training=(*config.training, result.record))
-                trained = sharpened(model, config, learner.decoder)
-                trained.save_pretrained(folder / "model", overwrite=True)
-            (folder / POOL).unlink(missing_ok=True)
+        how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
+        result = train(task, training, settings, folder, **how)
+        by_first(accelerator, lambda: _finish(result, model, config, folder, ended))
         return result
+
+
+def _finish(
+    result: RunResult, model: Pipeline, config: ModelConfig, folder: Path, ended: bool
+) -> None:
+    """Write the model, unless the run had ended before, and remove what it needs no more."""
+    if not ended:
+        learner = cast("SharpDecoder", result.learner)
+        config = replace(config, training=(*config.training, result.record))
+        trained = sharpened(model, config, learner.decoder)
+        trained.save_pretrained(folder / "model", overwrite=True)
+    (folder / POOL).unlink(missing_ok=True)
 
 
 def sharpened(model: Pipeline, config: ModelConfig, decoder: nn.Module) -> Pipeline:
@@ -300,19 +313,18 @@ def _task(
     learner = new_learner(config.generator, generator, plan)
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
     channels_last(objective.to(device))
-    start = _Figures(generator, encoder, training, FIRST_IMAGES, device)(generator.decoder)
-    figures = _Figures(generator, encoder, validation, settings.heldout, device)
+    options = {"device": device, "at_once": settings.at_once(BATCH)}
+    start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(generator.decoder)
+    figures = _Figures(generator, encoder, validation, settings.heldout, **options)
     known = [*_digest(folder, pool), str(plan.to_dict())]
-    identity, former = (
-        " ".join([training.identity, "decoder", frozen, *known])
-        for frozen in _frozen(generator, encoder)
-    )
+    digests = _frozen(generator, encoder)
+    identity, former = (" ".join([training.identity, "decoder", d, *known]) for d in digests)
     return Task(
         "decoder",
         objective,
         learner,
         config,
-        _preview(generator, encoder, validation, pool, device),
+        _preview(generator, encoder, validation, pool, device, settings.at_once(PREVIEW)),
         identity,
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
@@ -331,12 +343,12 @@ def _pool(
     """Latents of samples; None without any. The first process makes them, the others wait."""
     if model.prior is None or plan.samples == 0:
         return None
-    found = None
-    for turn in (True, False):
-        if accelerator.is_main_process is turn:
-            found = _latents_of_samples(model, plan.samples, folder, show_progress and turn)
-        accelerator.wait_for_everyone()
-    return found
+
+    def pool() -> Latents:
+        return _latents_of_samples(model, plan.samples, folder, show_progress)
+
+    found = by_first(accelerator, pool)
+    return pool() if found is None else found
 
 
 def _digest(folder: Path, pool: Latents | None) -> Sequence[str]:
