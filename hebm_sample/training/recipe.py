@@ -18,7 +18,7 @@ from hebm_sample.config import require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
-from hebm_sample.hub.save import check_model_folder
+from hebm_sample.hub.save import check_new_model
 from hebm_sample.io.files import parse_json, write_atomically
 from hebm_sample.io.written import check_run_folder, mark_run_folder
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -124,7 +124,7 @@ def start(out: Path, preset: Preset, scale: float, data: str) -> None:
     known = _known(path)
     if known is None:
         check_run_folder(out)
-    check_model_folder(out / MODEL, overwrite=True)
+    check_new_model(out / MODEL, overwrite=True)
     for stage in stages(preset, out, scale):
         check_run_folder(stage.folder)
     if known is not None:
