@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -333,7 +333,8 @@ def _set_gradients(
 ) -> None:
     """Every parameter's `grad` as the mean over parts and processes."""
     for p, *own in zip(parameters, *grads, strict=True):
-        p.grad = _laid_out_as(p, own[0] if len(own) == 1 else sum(own[1:], own[0]) / len(own))
+        mean = own[0] if len(own) == 1 else sum(own[1:], own[0]) / len(own)
+        p.grad = _laid_out_as(p, cast("Tensor", mean))
     if reduce is None:
         return
     row = reduce(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))

@@ -101,7 +101,8 @@ class _Convolution(Function):
         return winograd.convolve(windows, layer.kernel(weight, turned=False), x.shape, bias)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = grad_outputs
         x, weight = ctx.saved_tensors
         by_x, by_weight, by_bias = ctx.needs_input_grad[:3]
         if getattr(_thread, "inputs_alone", False):
@@ -132,7 +133,8 @@ class _InputGradient(Function):
         return _plain_gradients(slope, x, weight, layer.geometry, [True, False])[0]
 
     @staticmethod
-    def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (along,) = grad_outputs
         slope, weight = ctx.saved_tensors
         layer, shape = ctx.layer, weight.shape
         by_slope, by_weight = ctx.needs_input_grad[:2]
@@ -170,7 +172,8 @@ class _WeightGradient(Function):
         return _plain_gradients(slope, x, weight, layer.geometry, [False, True])[1]
 
     @staticmethod
-    def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (along,) = grad_outputs
         x, slope = ctx.saved_tensors
         layer = Layer(ctx.layer.geometry)  # `along` takes the weight's place
         by_x, by_slope = ctx.needs_input_grad[:2]
