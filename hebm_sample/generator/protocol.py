@@ -121,9 +121,10 @@ class Generator(nn.Module):
 
     def inverse(self, z: Latents) -> Latents:
         """u with T(u).z = z: u_i = (z_i - mu_i(h_i)) / sigma_i(h_i), in float32."""
+        batch = check_latents(z, self.latent_shapes)
         with in_float32(z[0].device):
             return self.descend(
-                check_latents(z, self.latent_shapes),
+                batch,
                 lambda i, h, mu, log_sigma: ((z[i] - mu) * torch.exp(-log_sigma), z[i]),
             ).u
 
