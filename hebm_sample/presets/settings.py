@@ -38,7 +38,8 @@ class TrainSettings(ConfigBase):
             whole; 1 leaves images alone. For small data sets.
         encode_once: Compute the frozen encoder's maps of all images before the energies' first
             step, and keep them in half precision in the run's folder until its end. Without
-            effect where images are zoomed, and on a generator's run.
+            effect where images are zoomed or the run sees fewer than half of them, and on a
+            generator's run.
         validation: Rows at the end of the data that are never trained on; None for rows that are
             chosen by a hash of their identity, a tenth and at most 4,000.
         log_every: Steps between log lines; checkpoints fall on multiples of it.
@@ -113,6 +114,14 @@ class TrainSettings(ConfigBase):
     def micro_batch(self) -> int:
         """Images that a process computes at a time."""
         return self.batch_size // self.accumulate
+
+    def encodes_once(self, images: int, processes: int = 1) -> bool:
+        """Whether a run on so many images computes the encoder's maps of all of them first: not
+        where they are zoomed, nor where it sees fewer than half of them.
+        """
+        seen = None if self.steps is None else self.steps * self.batch_size * processes
+        worth = seen is None or 2 * seen >= images
+        return self.encode_once and self.zoom == 1 and worth
 
     def at_once(self, most: int) -> int:
         """How many of `most` images can be shown, measured or encoded at a time: all, unless the

@@ -283,7 +283,8 @@ def train_prior(
         if not started:
             by_first(accelerator, lambda: run.save_base(folder))
         prepare = None
-        if run.encodes_once and resume == started and not ended:  # else the loop refuses it
+        encodes = settings.encodes_once(len(training), accelerator.num_processes)
+        if encodes and resume == started and not ended:  # else the loop refuses it
             prepare = run.encoded(training, folder, show_progress)
         task = run.task(training, validation, prepare, columns)
         how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
@@ -312,7 +313,6 @@ class _PriorRun:
         self.config = replace(
             model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
         )
-        self.encodes_once = settings.encode_once and settings.zoom == 1
         torch.manual_seed(settings.seed)
         self.energy = new_prior(self.config)
         self.frozen = content_digest(self.generator, self.encoder)

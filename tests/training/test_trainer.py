@@ -306,6 +306,21 @@ class TestEncodedImages:
         run(tmp_path / "never", "score", steps=4, encode_once=False)
         assert tensors(tmp_path / "full") == tensors(tmp_path / "never")
 
+    @pytest.mark.parametrize("steps, made", [(2, False), (3, True)])
+    def test_a_run_that_sees_few_of_the_images_encodes_them_itself(
+        self, run, images, tmp_path, monkeypatch, steps, made
+    ):
+        found = []
+        real = encoded.encode_images
+        monkeypatch.setattr(
+            encoded, "encode_images", lambda *a, **k: [found.append(1), real(*a, **k)][1]
+        )
+        settings = TrainSettings(steps=steps, batch_size=8)
+        assert settings.encodes_once(2 * 8 * steps) and not settings.encodes_once(16 * steps + 1)
+        assert settings.encodes_once(16 * steps + 1, processes=2)
+        run(tmp_path / "run", "score", steps=steps)
+        assert bool(found) is made
+
     def test_more_than_a_machine_keeps_in_memory_is_not_written(
         self, run, images, model, tmp_path, monkeypatch
     ):
@@ -562,10 +577,10 @@ class TestTimeBudget:
         assert logged(tmp_path / "budget") == logged(tmp_path / "steps")
 
     def test_of_the_prior_leaves_its_weights(self, run, tmp_path, monkeypatch):
-        run(tmp_path / "steps", "score", steps=2)
+        run(tmp_path / "steps", "score", steps=3)
         real = loop._time_a_step
         monkeypatch.setattr(
-            loop, "_time_a_step", lambda *a: [real(*a), loop.BUDGET_SHARE * 60 / 2.5][1]
+            loop, "_time_a_step", lambda *a: [real(*a), loop.BUDGET_SHARE * 60 / 3.5][1]
         )
         run(tmp_path / "budget", "score", steps=None, time_budget=60.0)
         assert tensors(tmp_path / "budget") == tensors(tmp_path / "steps")

@@ -276,10 +276,9 @@ def dry_run(
     def noise(count: int) -> Batch:
         return _noise_batch(built.generator.config, preset, kind, count)
 
-    encoded = 0
-    if kind == "prior" and settings.encode_once and settings.zoom == 1:
-        encoded = encoded_bytes(built.encoder)
     rows = trained_rows(images or 0, settings.validation)
+    once = kind == "prior" and settings.encodes_once(rows)
+    encoded = encoded_bytes(built.encoder) if once else 0
     timed = replace(settings, encode_once=encoded * rows <= MOST_BYTES and encoded > 0)
     with checkpointing(built.objective, settings.activation_checkpointing):
         costs = measure(built.objective, built.learner, timed, device, noise)
