@@ -111,6 +111,7 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=3),
     ),
     square=8,  # 128 pixels
+    penalty=0.1,
 )
 
 # Of the image decoder alone, from a trained model of 64x64 images.
@@ -253,6 +254,7 @@ PRESETS: dict[str, Preset] = {
             held_out_split="test",
             generator_settings=replace(_LONG_GENERATOR_SETTINGS, validation=1000),
             prior_settings=replace(_LONG_PRIOR_SETTINGS, validation=1000),
+            decoder=DecoderPlan(penalty=0.01),
             decoder_settings=replace(DECODER_SETTINGS, validation=1000),
         ),
         _IMAGES_64,
