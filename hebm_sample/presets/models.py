@@ -111,8 +111,11 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=3),
     ),
     square=8,  # 128 pixels
-    penalty=0.1,
+    penalty=0.2,
 )
+
+# 64,000 squares, each four times the pixels of a 64x64 image.
+_SHARP_256_SETTINGS = replace(DECODER_SETTINGS, steps=4000, batch_size=16)
 
 # Of the image decoder alone, from a trained model of 64x64 images.
 _GROWING_SETTINGS = TrainSettings(steps=2000, batch_size=16, learning_rate=2e-3)
@@ -217,7 +220,7 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         replace(
-            _published(_IMAGES_256),
+            _published(replace(_IMAGES_256, decoder_settings=_SHARP_256_SETTINGS)),
             name="celebahq",
             note="256x256 faces, grown from a model of celebahq-64",
             grown_from="celebahq-64",
