@@ -9,8 +9,8 @@ import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, check_run, tell
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
-from hebm_sample.cli.requests.grammar import NumberType
-from hebm_sample.cli.trained import DurationType
+from hebm_sample.cli.requests.grammar import NumberType, WordType
+from hebm_sample.cli.trained import DurationType, PresetType
 from hebm_sample.errors import UserInputError
 
 __all__ = [
@@ -37,7 +37,7 @@ STEP_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
+        type=WordType(["float32", "bfloat16"]),
         help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
     ),
     click.option(
@@ -51,6 +51,7 @@ STEP_OPTIONS = (
 RUN_OPTIONS = (
     click.option(
         "--preset",
+        type=PresetType(),
         default="images64",
         show_default=True,
         metavar="NAME",
@@ -62,7 +63,7 @@ RUN_OPTIONS = (
         help="Folder of images, parquet file, folder of parquet files, LMDB, or Hub "
         "data set.  [required]",
     ),
-    click.option("--out", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
+    click.option("--out", "-o", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
     click.option(
         "--time-budget",
         type=DurationType(),

@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.options import ModelType
 from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import WordType
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
     check_folder,
@@ -52,7 +54,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
 
 def _loaded(options: dict[str, Any], name: str) -> Any:
     """The model of an option; None where it is left out, or the command has none of that name."""
-    return load_model(options[name]) if options.get(name) else None
+    return None if options.get(name) is None else load_model(options[name])
 
 
 def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
@@ -140,7 +142,9 @@ def _symbols_line(preset: Any) -> str:
     return f"symbols: {'; '.join(found)}"
 
 
-_INIT = click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
+_INIT = click.option(
+    "--init", type=ModelType(), metavar="MODEL", help="Fine-tune from this model."
+)
 _DRY_RUN = click.option(
     "--dry-run",
     is_flag=True,
@@ -149,6 +153,7 @@ _DRY_RUN = click.option(
 )
 _GENERATOR = click.option(
     "--generator",
+    type=ModelType(),
     metavar="MODEL",
     help="Generator: its run's folder, or a model.  [required, except with --dry-run]",
 )
@@ -178,7 +183,7 @@ def generator(**options: Any) -> None:
 @_GENERATOR
 @click.option(
     "--objective",
-    type=click.Choice(["score", "mle"]),
+    type=WordType(["score", "mle"]),
     help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
 )
 @click.option(
@@ -219,6 +224,7 @@ def prior(**options: Any) -> None:
 @click.command(cls=OneLineErrors)
 @click.option(
     "--generator",
+    type=ModelType(),
     metavar="MODEL",
     help="A run's folder, or a model, with a prior or without.  [required, except with --dry-run]",
 )
