@@ -12,11 +12,14 @@ from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.grammar import WordType
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
+    LABELS,
     check_folder,
+    check_labels,
     check_resume,
     needed,
     read_images,
     run_options,
+    symbols_line,
     typed_preset,
     typed_settings,
 )
@@ -37,7 +40,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
     source = open_source(options["data"], None) if options["data"] else None
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
-    if options.get("labels"):
+    if kind == "prior":
         preset = _labelled(preset, options, source)
     if not options["quiet"]:
         say("measuring a step of a few images ...", err=True)
@@ -58,12 +61,22 @@ def _loaded(options: dict[str, Any], name: str) -> Any:
 
 
 def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
-    """The preset with symbols of the data's columns, for a dry run."""
-    from hebm_sample.training.label_columns import labels_of_source, with_labels
+    """The preset, with symbols of the data's columns where they are asked for, for a dry run."""
+    from hebm_sample.training.label_columns import check_columns, labels_of_source, with_labels
 
+    labels = options["labels"]
     if source is None:
-        raise click.UsageError("--labels are columns of the data; give --data")
-    return with_labels(preset, labels_of_source(source), options["labels"])
+        if labels:
+            raise click.UsageError("--labels are columns of the data; give --data")
+        return preset
+    if not (labels or preset.prior.symbols):
+        return preset
+    columns = labels_of_source(source)
+    preset = with_labels(preset, columns, labels) if labels else preset
+    check_columns(preset, columns)
+    if not options["quiet"]:
+        say(symbols_line(preset), err=True)
+    return preset
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -88,7 +101,8 @@ def _train(
     """
     preset = typed_preset(kind, options)
     if options.get("dry_run"):
-        return _dry_run(kind, preset, options, check)
+        _dry_run(kind, preset, options, check)
+        return
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
     check_folder(options)
     check_resume(options)
@@ -99,6 +113,8 @@ def _train(
     model, init = (_loaded(options, name) for name in ("generator", "init"))
     check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
+    if kind == "prior":
+        check_labels(preset, options["data"], config.image_size, options["labels"])
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
@@ -116,30 +132,6 @@ def _train(
     )
     if accelerator.is_main_process:
         _announce(kind, options["out"], result)
-
-
-class _NamesType(click.ParamType):
-    """`kind,big`: columns."""
-
-    name = "columns"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names; none may be empty, or occur twice."""
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names) or len(set(names)) < len(names):
-            self.fail(f"{value!r} names no columns; write kind, or kind,big", param, ctx)
-        return names
-
-
-def _symbols_line(preset: Any) -> str:
-    """What the prior will learn of the labels."""
-    found = [
-        f"{s.name} ({', '.join(s.values[:8])}{', ...' * (len(s.values) > 8)})"
-        for s in preset.prior.symbols
-    ]
-    return f"symbols: {'; '.join(found)}"
 
 
 _INIT = click.option(
@@ -186,13 +178,7 @@ def generator(**options: Any) -> None:
     type=WordType(["score", "mle"]),
     help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
 )
-@click.option(
-    "--labels",
-    type=_NamesType(),
-    metavar="A,B",
-    help="Label columns of the data that become symbols, with the values that they have; all: "
-    "those that look like labels.  [default: the preset's symbols]",
-)
+@LABELS
 @run_options
 @_INIT
 @_DRY_RUN
@@ -210,7 +196,7 @@ def prior(**options: Any) -> None:
             columns = images.labels, images.label_names
             preset = with_labels(preset, columns, options["labels"])
             if not options["quiet"]:
-                say(_symbols_line(preset), err=True)
+                say(symbols_line(preset), err=True)
         return train_prior(preset, model, images, objective=objective, **how)
 
     def check(preset: Any, model: Any, init: Any) -> None:
