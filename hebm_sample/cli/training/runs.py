@@ -24,7 +24,7 @@ from hebm_sample.cli.training.options import (
     typed_settings,
 )
 
-__all__ = ["decoder", "generator", "prior"]
+__all__ = ["decoder", "generator", "labelled", "prior"]
 
 
 def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..., Any]) -> None:
@@ -41,7 +41,7 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
     if kind == "prior":
-        preset = _labelled(preset, options, source)
+        preset = labelled(preset, options, source)
     if not options["quiet"]:
         say("measuring a step of a few images ...", err=True)
     estimate = dry_run(
@@ -60,7 +60,7 @@ def _loaded(options: dict[str, Any], name: str) -> Any:
     return None if options.get(name) is None else load_model(options[name])
 
 
-def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
+def labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
     """The preset, with symbols of the data's columns where they are asked for, for a dry run."""
     from hebm_sample.training.label_columns import check_columns, labels_of_source, with_labels
 
