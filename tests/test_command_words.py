@@ -6,6 +6,8 @@ Without this a hand learns `-o` in one command and is refused in the next.
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -20,6 +22,7 @@ from hebm_sample.cli.requests.edit import EditOptions
 from hebm_sample.cli.requests.grammar import BatchType, WordType
 from hebm_sample.cli.requests.sample import SampleOptions
 from hebm_sample.cli.trained import DurationType
+from hebm_sample.cli.work.editing import _say_chosen
 from hebm_sample.cli.work.model import with_known_names
 from hebm_sample.config import SymbolConfig
 from hebm_sample.demo import cli as demo
@@ -243,6 +246,19 @@ def test_guidance_is_folded_as_its_condition_is(pipe, attributes, guidance, symb
     typed = SampleOptions(**SAMPLE | {"attributes": attributes, "guidance": guidance})
     options = with_known_names(typed, pipe)
     assert options.symbols == symbols and options.weights == weights
+
+
+# Faces
+
+
+def test_which_of_several_faces_was_taken_is_said(capsys):
+    faces = [SimpleNamespace(count=n) for n in (1, 3)]
+    framed, sources = SimpleNamespace(aligned=faces), [Path("a.jpg"), Path("b.jpg")]
+    for face, quiet in ((1, False), (None, True), (None, False)):
+        _say_chosen(SimpleNamespace(face=face, quiet=quiet), framed, sources)
+    _say_chosen(SimpleNamespace(face=None, quiet=False), SimpleNamespace(aligned=None), sources)
+    said = "b.jpg: the largest of 3 faces; --face K takes another, numbered from the left\n"
+    assert capsys.readouterr().err == said
 
 
 # Seeds
