@@ -147,8 +147,9 @@ class BatchType(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """0, or as `IntRange`."""
-        is_auto = value == 0 or (isinstance(value, str) and value.strip().casefold() == "auto")
-        return 0 if is_auto else super().convert(value, param, ctx)
+        if value == 0 or str(value).strip().casefold() == "auto":
+            return 0
+        return super().convert(value, param, ctx)
 
 
 class AttributeType(click.ParamType):

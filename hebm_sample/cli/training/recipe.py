@@ -187,10 +187,12 @@ def _rows(preset: Any, options: dict[str, Any]) -> tuple[int | None, Any]:
     from hebm_sample.data.summary import source_line
 
     data = options["data"]
-    source = None if data is None else open_source(data, None)
-    if source is not None and not options["quiet"]:
+    if data is None:
+        return None, labelled(preset, options, None)
+    source = open_source(data, None)
+    if not options["quiet"]:
         say(source_line(data, source), err=True)
-    return None if source is None else source.total, labelled(preset, options, source)
+    return source.total, labelled(preset, options, source)
 
 
 def _stage_line(stage: Any, rows: int | None, device: str) -> tuple[float, str]:

@@ -101,8 +101,7 @@ def _train(
     """
     preset = typed_preset(kind, options)
     if options.get("dry_run"):
-        _dry_run(kind, preset, options, check)
-        return
+        return _dry_run(kind, preset, options, check)
     needed(options, *(["generator"] if "generator" in options else []), "data", "out")
     check_folder(options)
     check_resume(options)
@@ -119,7 +118,6 @@ def _train(
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
     agreed(settings, accelerator, typed_settings(options))  # before the images are read
-    more = {"init": init} if "init" in options else {}
     result = run(
         preset,
         model,
@@ -128,7 +126,7 @@ def _train(
         resume=options["resume"],
         accelerator=accelerator,
         show_progress=not options["quiet"],
-        **more,
+        **({"init": init} if "init" in options else {}),
     )
     if accelerator.is_main_process:
         _announce(kind, options["out"], result)
