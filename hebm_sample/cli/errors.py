@@ -61,7 +61,9 @@ def _one_line_warnings() -> Iterator[None]:
 
 def _is_place(parameter: click.Parameter) -> bool:
     """Whether it names a file, a folder, data, or a model."""
-    named = parameter.type is click.STRING and parameter.metavar in _PLACES
+    # Without a model at all, --dataset says what there is.
+    is_model = parameter.type.name == "model" and "--dataset" not in parameter.opts
+    named = (is_model or parameter.type is click.STRING) and parameter.metavar in _PLACES
     return named or isinstance(parameter.type, click.Path)
 
 

@@ -50,7 +50,7 @@ def _licence_fields(licence: str) -> str:
     found = licence_identifier(licence)
     if found is not None:
         return f'license: "{_HUB.get(found.lower(), found.lower())}"'
-    words = re.split(r"[:,\n]", licence.strip())[0].lower()
+    words = re.split(r"[:,]", licence.strip())[0].lower()
     name = re.sub(r"[^a-z0-9.]+", "-", words).strip("-.")[:64] or "own-terms"
     return f'license: "other"\nlicense_name: "{name}"'
 

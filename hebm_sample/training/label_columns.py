@@ -214,10 +214,10 @@ def _check_numbers(
     """`UserInputError` unless a column's labels are the symbol's values."""
     found = values_of(symbol, labels, names)
     if found is not labels:
-        strange = labels[(found < 0) & (labels >= 0)]
-        if len(strange):
+        beyond = labels[(found < 0) & (labels >= 0)]
+        if len(beyond):
             raise UserInputError(
-                f"label column {column!r} holds {strange[0]}; symbol {symbol.name!r} has "
+                f"label column {column!r} holds {beyond[0]}; symbol {symbol.name!r} has "
                 f"{', '.join(symbol.values[:12])}"
             )
         return

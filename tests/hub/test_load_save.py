@@ -330,7 +330,7 @@ def test_the_card():
         ("yes", ("other", "yes")),
         ("1.0", ("other", "1.0")),
         ("non-commercial research & education", ("other", "non-commercial-research-education")),
-        ("Owner's terms\nof 2026", ("other", "owner-s-terms")),
+        ("Owner's terms\nof 2026", ("other", "owner-s-terms-of-2026")),
         ("\u6211", ("other", "own-terms")),
     ],
 )
