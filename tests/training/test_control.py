@@ -442,3 +442,20 @@ def test_labels_that_are_numbered_otherwise_than_the_values():
     assert known.tolist() == [True] * 3 + [False] and holds.tolist() == [False, True, True, False]
     _, holds = context.labelled(images, {"said": "yes"})
     assert holds.tolist() == [True, False, True, False]
+
+
+def test_what_is_expected_is_what_is_sampled(monkeypatch):
+    from hebm_sample.evaluation import duration
+
+    monkeypatch.setattr(duration, "_probed", lambda *_: (8.0, 0.0, 16))
+    plan = replace(PLAN, combinations=({"class": "b", "Smiling": "yes"},), layer_images=2)
+    pipe = Painter()
+    measured(plan, pipe)
+    count = sum(n for n, _, _ in pipe.calls) + plan.layer_images * plan.variations * 3
+    line = duration.expected_control_line(pipe, plan, COLUMNS, 30, batch_size=1)
+    assert line.startswith(f"{count:,} samples of 16 gradients, 30 images to read: about ")
+    assert duration.in_words(8.0 * count) in line
+    edits = duration.expected_control_line(
+        pipe, replace(plan, edit={"Smiling": "yes"}), COLUMNS, 30
+    )
+    assert ", 30 edits of 48, 60 images to read: " in edits
