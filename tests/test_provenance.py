@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,6 +157,27 @@ def test_a_missing_extra_names_a_command_that_works(monkeypatch, tmp_path):
     ):
         monkeypatch.setattr(extras, "distribution", lambda _, o=origin: Distribution(o))
         assert extras.install_hint("demo") == command
+        again = command.replace("[demo]", "").replace(
+            "install", "install --force-reinstall --no-deps"
+        )
+        assert extras.reinstall_hint() == f"reinstall the package: {again}"
+
+
+def test_files_that_are_lost_are_brought_back_from_where_they_came(monkeypatch, tmp_path):
+    monkeypatch.setattr(extras, "_SOURCE", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    assert extras.reinstall_hint() == f"unpack the package's archive again into {tmp_path}"
+    (tmp_path / ".git").touch()  # a file in a work tree
+    assert f'git -C "{tmp_path}" checkout -- hebm_sample/weights' in extras.reinstall_hint()
+
+
+def test_pages_name_no_command_that_finds_nothing():
+    """The package is on no index, and its metadata name no address: a clone has it."""
+    root = Path(__file__).parents[1]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md")]
+    bad = re.compile(r"pip install [^`\n&]*hebm-sample")
+    found = [(p.name, m[0]) for p in pages for m in bad.finditer(p.read_text(encoding="utf-8"))]
+    assert found == []
 
 
 class Distribution:

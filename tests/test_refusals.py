@@ -52,7 +52,8 @@ def test_files_are_checked_before_the_work(name, tmp_path):
     assert "is there already" in refused(command, words, str(there))
     assert "add --overwrite" in refused(command, words, str(there))
     assert "absent" in refused(command, words, str(there), "--overwrite")  # the data, the model
-    assert "does not exist" in refused(command, words, str(tmp_path / "no/file"))
+    assert "absent" in refused(command, words, str(tmp_path / "no/file"))  # folders are made
+    assert not (tmp_path / "no").exists()
     assert "is a directory" in refused(command, words, str(tmp_path))
     for path in ("/proc/x", "/dev/null/x"):
         assert path in refused(command, words, path)

@@ -22,7 +22,7 @@ import click
 from hebm_sample.config import ModelConfig
 from hebm_sample.evaluation.control_results import STEERING_GUIDANCE
 from hebm_sample.evaluation.control_results import steering as which_steer
-from hebm_sample.hub.card import model_card
+from hebm_sample.hub.card import card_for, model_card
 from hebm_sample.hub.manifest import (
     KNOWN_FILES,
     WEAK,
@@ -147,7 +147,7 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
         else:  # of the model that lay there before
             (folder / name).unlink(missing_ok=True)
     text = model_card(config, licence=licence, figures=chosen, notes="\n" + notes.read_text())
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(card_for(text, config.name), encoding="utf-8")
     row = write_row(folder, name=config.name, resolution=size, licence=licence, figures=chosen)
     others = [r for r in known if (r.name, r.resolution) != (row.name, size)]
     for name, file in row.files.items():

@@ -40,7 +40,7 @@ from hebm_sample.cli.requests.edit import (
     InterpolateOptions,
     ScoreOptions,
 )
-from hebm_sample.cli.requests.grammar import GroupsType, NumberType
+from hebm_sample.cli.requests.grammar import GroupsType, NumberType, WordType
 from hebm_sample.cli.work import editing
 from hebm_sample.config import EDIT_GUIDANCE
 from hebm_sample.io.seeds import MAX_SEEDS
@@ -131,12 +131,12 @@ def main() -> None:
     REVISION,
     _ALIGN,
     _PASTE_BACK,
-    seeds("One per image."),
+    seeds("One per image, or the first of them.  [default: 0]"),
     _strength(0.77, "Noise to go up to: less changes less."),
     option(
         "Images",
         "--method",
-        type=click.Choice(["flow", "noise"], case_sensitive=False),
+        type=WordType(["flow", "noise"]),
         default="flow",
         show_default=True,
         help="How: along the flow, which keeps what the condition leaves open; or with new noise.",

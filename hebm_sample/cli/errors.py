@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from hebm_sample.cli.meanings import advice
 from hebm_sample.cli.printing import lasting_streams, say
 from hebm_sample.errors import HebmError
 
@@ -60,8 +61,17 @@ def _one_line_warnings() -> Iterator[None]:
 
 def _is_place(parameter: click.Parameter) -> bool:
     """Whether it names a file, a folder, data, or a model."""
-    named = parameter.type is click.STRING and parameter.metavar in _PLACES
+    # Without a model at all, --dataset says what there is.
+    is_model = parameter.type.name == "model" and "--dataset" not in parameter.opts
+    named = (is_model or parameter.type is click.STRING) and parameter.metavar in _PLACES
     return named or isinstance(parameter.type, click.Path)
+
+
+def _words_of(parameter: click.Parameter) -> list[str]:
+    """An option's names; of an argument what help calls it."""
+    if isinstance(parameter, click.Argument):
+        return [(parameter.name or "").upper()]
+    return [*parameter.opts, *parameter.secondary_opts]
 
 
 def _holds_empty(value: Any) -> bool:
@@ -83,14 +93,26 @@ class OneLineErrors(click.Command):
         return option
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click, but an empty text is no place: pathlib takes it for the current folder."""
+        """As click, but an unknown option names the one that means it, and an empty text is no
+        place: pathlib takes it for the current folder.
+        """
+        try:
+            self._check_places(ctx, args)
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            # click itself compares letters only.
+            known = [word for p in self.get_params(ctx) for word in _words_of(p)]
+            hint = advice(error.option_name, known)
+            message = f"No such option {error.option_name!r}.{hint and f' {hint}'}"
+            raise click.UsageError(message, ctx=ctx) from None
+
+    def _check_places(self, ctx: click.Context, args: list[str]) -> None:
         places = [p for p in self.get_params(ctx) if _is_place(p)]
         if places and not ctx.resilient_parsing:
             typed = self.make_parser(ctx).parse_args(list(args))[0]
             for parameter in places:
                 if _holds_empty(typed.get(parameter.name or "")):
                     raise click.BadParameter("it is empty; give a path", ctx, parameter)
-        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises becomes a click exception with its exit status."""

@@ -15,7 +15,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("import-nvae", cls=OneLineErrors)
 @click.argument("checkpoint", type=_PATH)
-@click.option("--out", required=True, type=_PATH, metavar="DIR", help="The model's folder.")
+@click.option("--out", "-o", required=True, type=_PATH, metavar="DIR", help="The model's folder.")
 @click.option(
     "--energies",
     type=_PATH,

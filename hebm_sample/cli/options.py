@@ -21,11 +21,12 @@ from hebm_sample.cli.requests.grammar import (
     FactorsType,
     GuidanceType,
     SeedsType,
+    WordType,
     known_word,
 )
 from hebm_sample.config import DecoderName, SamplerName
 from hebm_sample.config.sampler import MAX_PARTICLES
-from hebm_sample.errors import HebmError
+from hebm_sample.errors import HebmError, UserInputError
 
 __all__ = [
     "CONTEXT",
@@ -34,6 +35,7 @@ __all__ = [
     "MACHINE",
     "MANY",
     "MODEL",
+    "ModelType",
     "OUTPUT",
     "OVERWRITE",
     "PATH",
@@ -44,6 +46,7 @@ __all__ = [
     "SectionedOption",
     "dataset",
     "device",
+    "one_model",
     "option",
     "out",
     "outdir",
@@ -61,8 +64,8 @@ PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-class _ModelType(click.ParamType):
-    """A model's name, completed from the manifest, or a folder."""
+class ModelType(click.ParamType):
+    """A model's name in any spelling, completed from the manifest, or a folder."""
 
     name = "model"
 
@@ -102,22 +105,7 @@ class SectionedOption(click.Option):
 
 
 class SectionedCommand(OneLineErrors):
-    """A command whose help has a section for each kind of option, and that knows what options of
-    other tools are called here.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click, but an unknown option names the one that means it."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            meant = _MEANINGS.get(error.option_name.strip("-").replace("_", "-").lower(), "")
-            known = {name for parameter in self.params for name in parameter.opts}
-            if meant not in known:
-                raise
-            # click names only options of similar letters.
-            message = f"No such option {error.option_name!r}. Did you mean {meant!r}?"
-            raise click.UsageError(message, ctx=ctx) from None
+    """A command whose help has a section for each kind of option."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Sections as in `SECTIONS`, then --version and --help."""
@@ -134,32 +122,6 @@ class SectionedCommand(OneLineErrors):
 
 
 _TERM = 28
-# What other tools call it.
-_MEANINGS = {
-    other: ours
-    for ours, others in {
-        "--dataset": "model model-id network checkpoint pretrained",
-        "--num-images": "samples num-samples n-samples num-images-per-prompt count",
-        "--seeds": "random-seed generator",
-        "--class": "class-idx class-label label category",
-        "--attr": "prompt attribute attributes condition symbol symbols",
-        "--guidance": "cfg cfg-scale guidance-scale",
-        "--sampler": "scheduler solver",
-        "--steps": "num-steps num-inference-steps inference-steps sampling-steps nfe iterations",
-        "--temperature": "truncation truncation-psi psi temp noise-scale",
-        "--device": "gpu cuda cpu",
-        "--dtype": "fp16 half bf16 precision",
-        "--batch": "batch-size bs max-batch",
-        "--out": "output outfile output-file",
-        "--outdir": "output-dir out-dir folder",
-        "--columns": "cols nrow ncol",
-        "--scale": "zoom enlarge upscale",
-        "--overwrite": "force",
-        "--offline": "local-files-only",
-        "--gaussian-prior": "no-ebm no-prior gaussian",
-    }.items()
-    for other in others.split()
-}
 
 
 def option(section: str, *names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -182,6 +144,13 @@ def taking(*options: Callable[[Any], Any] | Iterable[Callable[[Any], Any]]) -> C
 # Options of several commands
 
 
+def one_model(positional: str | None, typed: str | None) -> str | None:
+    """The model, which can be named with or without --dataset."""
+    if positional is not None and typed is not None and positional != typed:
+        raise UserInputError(f"the model is given as {typed!r} and as {positional!r}; give one")
+    return typed if positional is None else positional
+
+
 def dataset(
     text: str = "Model name (see hebm-sample --list), Hub repository id, or local folder.",
     *names: str,
@@ -189,7 +158,7 @@ def dataset(
 ) -> Callable[[Any], Any]:
     """--dataset, with another help, name in Python or number of values where that is given."""
     declared = ("--dataset", "-d", *names)
-    return option("Model", *declared, type=_ModelType(), metavar="MODEL", help=text, **settings)
+    return option("Model", *declared, type=ModelType(), metavar="MODEL", help=text, **settings)
 
 
 def device(*more: str) -> Callable[[Any], Any]:
@@ -197,14 +166,14 @@ def device(*more: str) -> Callable[[Any], Any]:
     return option(
         "Machine",
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda", *more], case_sensitive=False),
+        type=WordType(["auto", "cpu", "cuda", *more]),
         default="auto",
         show_default=True,
         help="Where to compute; auto is cuda, else cpu.",
     )
 
 
-MODEL = click.argument("model", required=False, type=_ModelType(), metavar="[MODEL]")
+MODEL = click.argument("model", required=False, type=ModelType(), metavar="[MODEL]")
 DATASET = [
     dataset(),
     option(
@@ -263,7 +232,7 @@ SAMPLER = [
     option(
         "Sampler",
         "--sampler",
-        type=click.Choice(get_args(SamplerName), case_sensitive=False),
+        type=WordType(get_args(SamplerName)),
         help="How to sample.  [default: the model's]",
     ),
     option(
@@ -294,7 +263,7 @@ SAMPLER = [
 DECODER = option(
     "Output",
     "--decoder",
-    type=click.Choice(get_args(DecoderName), case_sensitive=False),
+    type=WordType(get_args(DecoderName)),
     help="What shows the latents.  [default: sharp where the model has it]",
 )
 
@@ -310,7 +279,7 @@ MACHINE = [
     option(
         "Machine",
         "--dtype",
-        type=click.Choice(["float32", "bfloat16"], case_sensitive=False),
+        type=WordType(["float32", "bfloat16"]),
         default="float32",
         show_default=True,
         help="Precision of the networks.",

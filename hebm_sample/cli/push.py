@@ -19,7 +19,7 @@ import click
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError, WeightsError
-from hebm_sample.hub.card import PLACE, SAMPLES_NAME
+from hebm_sample.hub.card import SAMPLES_NAME, card_for
 from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow
 from hebm_sample.io.files import MAX_FILE_BYTES, read_capped
 
@@ -125,9 +125,7 @@ def _card(folder: Path, repo_id: str) -> bytes:
             f"{path} states no licence; export the model with --licence, or write `license:` "
             "(and, for `other`, `license_name:`) into the card"
         )
-    for words in ("--dataset {}", 'from_pretrained("{}")'):
-        text = text.replace(words.format(PLACE), words.format(repo_id))
-    return text.encode()
+    return card_for(text, repo_id).encode()
 
 
 def _front_matter(text: str, path: Path) -> Mapping[str, object]:

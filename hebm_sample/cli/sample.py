@@ -21,6 +21,7 @@ from hebm_sample.cli.options import (
     REVISION,
     SAMPLER,
     SectionedCommand,
+    one_model,
     option,
     out,
     outdir,
@@ -41,6 +42,7 @@ _EXAMPLES = """\b
 Examples:
   hebm-sample --dataset celebahq                     16 images to celebahq.png
   hebm-sample --dataset celebahq -n 64 --out faces.png
+  hebm-sample --dataset celebahq -n 4 --seed 7       seeds 7 to 10
   hebm-sample --dataset celebahq --seeds 0-15,20 --outdir faces
   hebm-sample --dataset cifar10 --class horse --guidance 2
   hebm-sample --dataset celeba64 --attr Smiling --attr Male=no
@@ -71,21 +73,16 @@ def _refuse_company(ctx: click.Context, allowed: set[str], message: str) -> None
         raise UserInputError(f"{message}; leave the other options out")
 
 
-def _one_model(positional: str | None, typed: str | None) -> str | None:
-    """The model, which can be named with or without --dataset."""
-    if positional is not None and typed is not None and positional != typed:
-        raise UserInputError(f"the model is given as {typed!r} and as {positional!r}; give one")
-    return typed if positional is None else positional
-
-
 _NUMBER = click.IntRange(1, MAX_SEEDS)
 _SECONDS = NumberType(0, MAX_SECONDS, min_open=True)
 _HELP = {
     "list": "Show the models and their symbols, and leave.",
     "verify": "Check the SHA-256 of every file, of --dataset or of all models, and leave.",
-    "n": f"Number of images, of seeds 0 to N-1.  [default: {DEFAULT_IMAGES}]",
+    "n": "Number of images, of seeds 0 to N-1; with a single --seed S of S to S+N-1.  "
+    f"[default: {DEFAULT_IMAGES}]",
     "seeds": "One image per seed: numbers and ranges, 0-15,20.",
-    "from": "Variations of this seed's image: of --seeds, or the -n that follow it.",
+    "from": "Variations of this seed's image: with the noise of --seeds, or of the -n seeds that "
+    "follow it.",
     "keep": "With --from-seed or --mix: number of top groups of latents that are kept.",
     "layers": "One seed from top to bottom: each row frees one more group; -n columns "
     f"[default: {DEFAULT_COLUMNS}].",
@@ -149,7 +146,7 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     One seed is one image, whatever the batch. On a terminal a progress bar counts gradient
     evaluations. Seeds, model, condition, settings and version are written into the PNG's text.
     """
-    options["dataset"] = _one_model(options.pop("model"), options["dataset"])
+    options["dataset"] = one_model(options.pop("model"), options["dataset"])
     if options["list_models"]:
         _refuse_company(ctx, _LIST_TAKES, "--list goes with --json at most")
         list_models(options["as_json"])

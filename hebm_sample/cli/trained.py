@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
+from hebm_sample.cli.requests.grammar import known_word
 from hebm_sample.errors import UserInputError
 
-__all__ = ["DurationType", "load_model", "model_to_measure"]
+__all__ = ["DurationType", "PresetType", "load_model", "model_to_measure"]
 
 
 class DurationType(click.ParamType):
@@ -22,6 +23,18 @@ class DurationType(click.ParamType):
         from hebm_sample.presets.settings import parse_duration
 
         return parse_duration(value) if isinstance(value, str) else value
+
+
+class PresetType(click.ParamType):
+    """A preset's name, in any spelling."""
+
+    name = "preset"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """A known name in its own spelling; the preset is looked for later."""
+        from hebm_sample.presets.models import PRESETS
+
+        return known_word(value, PRESETS)
 
 
 def load_model(name: str | Path) -> Any:

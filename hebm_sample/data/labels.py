@@ -3,7 +3,8 @@ labels.
 
 A cell is a whole number however it is written (1, "1", 1.0, "1.0", true), a text, or unknown
 (None, NaN, "nan", an empty text). What is known to be a text (`Text`) is never a number. A column
-of whole numbers keeps them; a column with texts is numbered in their alphabetical order.
+of whole numbers keeps them, and one of -1 and 1 alone becomes 0 and 1, as CelebA means it: other
+negative numbers are unknown. A column with texts is numbered in their alphabetical order.
 Fractions, nested values and more than `MAX_NAMED_VALUES` texts are no labels.
 """
 
@@ -48,6 +49,8 @@ def encode_labels(
             found = [None if t is None else number[t] for t in texts]
         if any(v is not None and abs(v) >= 2**31 for v in found):
             continue
+        if {v for v in found if v is not None} == {-1, 1}:  # CelebA's no and yes
+            found = [None if v is None else max(v, 0) for v in found]
         labels[column] = np.array(
             [UNKNOWN if v is None or v < 0 else v for v in found], dtype=np.int64
         )

@@ -15,7 +15,7 @@ import click
 
 from hebm_sample import __version__
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.options import CONTEXT, dataset, device
+from hebm_sample.cli.options import CONTEXT, ModelType, dataset, device
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.io.extras import missing_extra
@@ -29,8 +29,9 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
     cls=OneLineErrors,
     context_settings=CONTEXT,
 )
+@click.argument("models", nargs=-1, type=ModelType(), metavar="[MODEL]...")
 @dataset(
-    "A model to offer: name, Hub repository id or folder. Repeatable.  [default: all that are "
+    "The same as MODEL: name, Hub repository id or folder. Repeatable.  [default: all that are "
     "embedded]",
     "names",
     multiple=True,
@@ -41,8 +42,10 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 )
 @device()
 @click.version_option(__version__, message="hebm-demo %(version)s")
-def main(names: tuple[str, ...], host: str, port: int | None, device: str) -> None:
-    """Serve a page to sample, vary and edit images in.
+def main(
+    models: tuple[str, ...], names: tuple[str, ...], host: str, port: int | None, device: str
+) -> None:
+    """Serve a page to sample, vary and edit images in, of each MODEL.
 
     Only this machine can open it, unless --host says otherwise; there is no password.
     """
@@ -53,7 +56,7 @@ def main(names: tuple[str, ...], host: str, port: int | None, device: str) -> No
         os.environ["GRADIO_TEMP_DIR"] = cache
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        _serve(names, host, port, device)
+        _serve(tuple(dict.fromkeys((*models, *names))), host, port, device)
 
 
 def _serve(names: tuple[str, ...], host: str, port: int | None, device: str) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hebm_sample.config import SymbolConfig
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.classifiers import TargetValues
@@ -39,6 +40,7 @@ from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
 from hebm_sample.pipeline.editing import ENCODE_STREAM
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.training.label_columns import values_of
 
 __all__ = ["control"]
 
@@ -100,14 +102,19 @@ class ControlContext:
         return torch.cat(found)
 
     def index(self, name: str, value: str) -> int:
-        """The label of a variable's value."""
+        """The number of a variable's value."""
         return self.pipe.symbols[name].index(value)
+
+    def values(self, name: str, labels: np.ndarray) -> np.ndarray:
+        """Labels of a variable's column as numbers of its values, -1 where unknown."""
+        names = self.training.label_names.get(self.columns[name])
+        return values_of(SymbolConfig(name, self.pipe.symbols[name]), labels, names)
 
     def hits(self, predictions: Predictions, condition: TargetValues) -> np.ndarray:
         """Where all target values are predicted, (N,)."""
         return np.all(
             [
-                predictions.values(self.columns[n]) == self.index(n, v)
+                self.values(n, predictions.values(self.columns[n])) == self.index(n, v)
                 for n, v in condition.items()
             ],
             axis=0,
@@ -117,7 +124,7 @@ class ControlContext:
         self, images: ImageDataset, condition: TargetValues
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows whose labels of all the variables are known, (N,), and of which it holds."""
-        labels = {n: images.labels[self.columns[n]] for n in condition}
+        labels = {n: self.values(n, images.labels[self.columns[n]]) for n in condition}
         known = np.all([labels[n] >= 0 for n in condition], axis=0)
         holds = [labels[n] == self.index(n, v) for n, v in condition.items()]
         return known, np.all(holds, axis=0)
@@ -133,7 +140,7 @@ def _conditions(context: ControlContext, names: Sequence[str]) -> list[TargetVal
     for name in names:
         values = context.pipe.symbols[name]
         if len(values) == 2:
-            column = context.training.labels[context.columns[name]]
+            column = context.values(name, context.training.labels[context.columns[name]])
             fewer = int((column == 1).sum() <= (column == 0).sum())
             values = values[fewer : fewer + 1]
         conditions += [{name: value} for value in values]

@@ -7,9 +7,11 @@ from typing import Any
 
 from hebm_sample.config import ModelConfig, NvaeConfig
 
-__all__ = ["PLACE", "SAMPLES_NAME", "licence_identifier", "model_card"]
+__all__ = ["SAMPLES_NAME", "card_for", "licence_identifier", "model_card"]
 
-PLACE = "FOLDER"  # what stands for the model's folder or repository
+PLACE = "."  # the model, where its card lies
+HERE = "In this folder:\n\n"
+_PLACES = (PLACE, "FOLDER")  # also what earlier cards say
 SAMPLES_NAME = "samples.png"
 PAPER = "https://arxiv.org/abs/2405.13910"
 
@@ -42,12 +44,15 @@ def _folded(text: str) -> str:
 
 
 def _licence_fields(licence: str) -> str:
-    """Of the front matter: an identifier where there is one, else the licence's first words."""
+    """Of the front matter: an identifier where there is one, else the licence's first words, of
+    the letters that the Hub takes; in quotes, without which YAML reads more than words.
+    """
     found = licence_identifier(licence)
     if found is not None:
-        return f"license: {_HUB.get(found.lower(), found.lower())}"
-    name = licence.split(":")[0].split(",")[0].strip().lower().replace(" ", "-")
-    return f"license: other\nlicense_name: {name}"
+        return f'license: "{_HUB.get(found.lower(), found.lower())}"'
+    words = re.split(r"[:,]", licence.strip())[0].lower()
+    name = re.sub(r"[^a-z0-9.]+", "-", words).strip("-.")[:64] or "own-terms"
+    return f'license: "other"\nlicense_name: "{name}"'
 
 
 def _package() -> str:
@@ -60,22 +65,40 @@ def _package() -> str:
     return f"[hebm_sample]({pages[0]})" if pages else "hebm_sample"
 
 
+def card_for(card: str, name: str) -> str:
+    """A card whose program and commands name the model, wherever the card lies.
+
+    Arguments:
+        name: A repository, or a name that the package knows.
+    """
+    for place in _PLACES:
+        for words in ("--dataset {}", 'from_pretrained("{}")'):
+            text = re.escape(words.format(place))
+            card = re.sub(rf"{text}(?=[ `\n]|$)", words.format(name), card, flags=re.MULTILINE)
+    return card.replace(HERE, "", 1)
+
+
+def _command(config: ModelConfig) -> str:
+    """What samples from it in a shell."""
+    plain = "" if config.prior is not None else " --gaussian-prior"
+    return f"hebm-sample --dataset {PLACE}{plain}"
+
+
 def _use(config: ModelConfig) -> str:
-    """Commands and a program, for a folder or a repository."""
+    """Commands and a program."""
     prior = config.prior
     table = prior.symbols if prior is not None else ()
     asked = f", symbols={{{table[0].name!r}: {table[0].values[-1]!r}}}" if table else ""
     asked += "" if prior is not None else ', prior="gaussian"'
-    plain = "" if prior is not None else " --gaussian-prior"
-    return f"""```python
+    return f"""{HERE}```python
 from hebm_sample import Pipeline
 
 pipe = Pipeline.from_pretrained("{PLACE}")
 samples = pipe(16, seed=0{asked.replace("'", '"')})
-samples.grid().save("samples.png")
+samples.grid().save("sixteen.png")
 ```
 
-or `hebm-sample --dataset {PLACE}{plain} -n 16` in a shell."""
+or `{_command(config)} -n 16` in a shell."""
 
 
 def _figures_table(figures: Mapping[str, Any]) -> str:
@@ -117,6 +140,7 @@ def model_card(
     levels = "none" if prior is None else ", ".join(f"{s:g}" for s in prior.levels)
     table = prior.symbols if prior is not None else ()
     symbols = "; ".join(f"{s.name} ({', '.join(s.values)})" for s in table) or "none"
+    licence = " ".join(licence.split())
     image = "" if samples is None else f"![{samples}]({SAMPLES_NAME})\n\n*{samples}.*\n\n"
     return f"""---
 {_licence_fields(licence)}
@@ -129,7 +153,7 @@ tags: [energy-based-model, hierarchical-vae, arxiv:2405.13910]
 
 A hierarchical latent-variable generator with a diffusion-learned energy-based prior
 ([arXiv 2405.13910]({PAPER})), for the Python package {_package()}:
-`hebm-sample --dataset {PLACE}`.
+`{_command(config)}`.
 
 {image}## Use
 

@@ -22,13 +22,13 @@ from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.client import check_arguments
 from hebm_sample.hub.download import Source
 from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, ModelRow, read_row
+from hebm_sample.io.extras import reinstall_hint
 from hebm_sample.io.files import is_run_folder, means_place, read_regular, short
 
 __all__ = ["ResolvedModel", "locate", "resolve"]
 
 _EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
 _HUB_ID = re.compile(r"[^/\\\s]+/[^/\\\s]+")
-_REINSTALL = "reinstall the package: pip install --force-reinstall --no-deps hebm-sample"
 
 
 @dataclass(frozen=True)
@@ -279,10 +279,12 @@ def _from_manifest(
             )
         shared = _shared_files(manifest, row)
         return ResolvedModel(
-            _EMBEDDED / row.folder, row, "embedded", remedy=_REINSTALL, shared=shared
+            _EMBEDDED / row.folder, row, "embedded", remedy=reinstall_hint(), shared=shared
         )
     if row.repo_id is None:
-        raise WeightsError(f"the files of {row.name} are not in this installation; {_REINSTALL}")
+        raise WeightsError(
+            f"the files of {row.name} are not in this installation; {reinstall_hint()}"
+        )
     return _from_hub(source.at(row.repo_id, row.revision), row)
 
 

@@ -186,7 +186,7 @@ def write_model_folder(
         "config.json": _described(config),
         **modules,
         CALIBRATION_NAME: None if calibration is None else _json(calibration),
-        CARD_NAME: _text(card, config, licence, figures),
+        CARD_NAME: _text(card, config, licence, figures, samples),
         SAMPLES_NAME: samples or _beside(card),
     }
     try:
@@ -209,11 +209,16 @@ def write_model_folder(
 
 
 def _text(
-    card: Path | str | None, config: ModelConfig, licence: str, figures: Mapping[str, Any]
+    card: Path | str | None,
+    config: ModelConfig,
+    licence: str,
+    figures: Mapping[str, Any],
+    samples: bytes | None,
 ) -> bytes:
     """A card as it stands, whatever its encoding; a plain one for None."""
     if not isinstance(card, Path):
-        text = card or model_card(config, licence=licence, figures=figures)
+        shown = None if samples is None else "Samples"
+        text = card or model_card(config, licence=licence, figures=figures, samples=shown)
         return text.encode(errors="replace")
     try:
         return card.read_bytes()

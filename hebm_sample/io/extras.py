@@ -9,7 +9,7 @@ from typing import Any
 
 from hebm_sample.errors import EnvironmentFailure
 
-__all__ = ["import_extra", "install_hint", "missing_extra"]
+__all__ = ["import_extra", "install_hint", "missing_extra", "reinstall_hint"]
 
 _NAMES = {"sklearn": "scikit-learn", "torch_fidelity": "torch-fidelity"}
 _SOURCE = Path(__file__).resolve().parents[2]
@@ -41,6 +41,17 @@ def install_hint(extra: str) -> str:
         return f'pip install -e "{_SOURCE}[{extra}]"'
     address = _address()
     return f'pip install "hebm-sample[{extra}]{f" @ {address}" if address else ""}"'
+
+
+def reinstall_hint() -> str:
+    """The command that brings the package's own files back, from where it came from."""
+    if (_SOURCE / ".git").exists():
+        return f'restore the files: git -C "{_SOURCE}" checkout -- hebm_sample/weights'
+    if (_SOURCE / "pyproject.toml").is_file():
+        return f"unpack the package's archive again into {_SOURCE}"
+    again = "pip install --force-reinstall --no-deps"
+    address = _address()
+    return f'reinstall the package: {again} "hebm-sample{f" @ {address}" if address else ""}"'
 
 
 def _address() -> str | None:

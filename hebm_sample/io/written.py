@@ -38,7 +38,14 @@ REPORT_NAMES = frozenset(
 )
 RUN_NAMES = frozenset(
     (
-        *("best", "ddpm.safetensors", "encoded.bin", "encoded.json", "evaluation.json"),
+        *(
+            "best",
+            "crop.json",
+            "ddpm.safetensors",
+            "encoded.bin",
+            "encoded.json",
+            "evaluation.json",
+        ),
         *("generator", "log.jsonl", "model", "recipe.json", "samples", "samples.safetensors"),
         "tensorboard",
     )

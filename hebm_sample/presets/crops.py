@@ -14,7 +14,8 @@ CROPS = {
 
 
 def crop_for(config: ModelConfig) -> FaceCrop | None:
-    """What a model's description states; of our own models that were written before descriptions
-    stated it, what was measured. None for a model of other things.
+    """What a model's description states, which is of its own data. Our models that were written
+    before descriptions stated it are known by name; they say nothing of their training, as every
+    model does that was trained since. None for a model of other things.
     """
-    return config.crop or CROPS.get(config.name)
+    return config.crop or (None if config.training else CROPS.get(config.name))

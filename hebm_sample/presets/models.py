@@ -189,6 +189,7 @@ _FACES_PRESET = _published(
         prior_settings=_LONG_PRIOR_SETTINGS,
         sampling=_FACES_SAMPLING,
         decoder=_SHARP_64,
+        faces=True,
     )
 )
 _TINY_PRESET = Preset(
@@ -227,6 +228,7 @@ PRESETS: dict[str, Preset] = {
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
             decoder=_SHARP_256,
+            faces=True,
         ),
         replace(
             _FACES_PRESET,

@@ -121,6 +121,7 @@ _CELEBA64 = Preset(
     generator_settings=replace(_GENERATOR, steps=31_800, batch_size=32, validation=39_829),
     # 2 GPUs, 100 epochs.
     prior_settings=replace(_PRIOR, steps=508_600, batch_size=16, validation=39_829),
+    faces=True,
 )
 
 PAPER_PRESETS: tuple[Preset, ...] = (
@@ -149,6 +150,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         generator_settings=replace(_GENERATOR, steps=84_300, batch_size=8, validation=3000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=675_000, batch_size=2, validation=3000),
+        faces=True,
     ),
     _CELEBA64,
     replace(
@@ -160,5 +162,6 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         generator_settings=replace(_GENERATOR, steps=28_600, batch_size=32, validation=4000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=381_900, batch_size=16, validation=4000),
+        faces=False,
     ),
 )

@@ -98,6 +98,8 @@ class Preset:
         held_out_split: Split of the data that figures are measured on, where it is not the rows
             that training holds out for its log.
         grown_from: The preset of smaller images whose model the generator grows from.
+        faces: Whether its images are cropped faces: a recipe then measures where the data have
+            eyes and mouths.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Preset:
     decoder_settings: TrainSettings = DECODER_SETTINGS
     held_out_split: str = ""
     grown_from: str = ""
+    faces: bool = False
 
     @property
     def model_name(self) -> str:

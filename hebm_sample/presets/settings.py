@@ -143,6 +143,7 @@ class TrainSettings(ConfigBase):
 
 def parse_duration(text: str) -> float:
     """Seconds of "90s", "3m", "1.5h" or a plain number of seconds."""
+    text = text.strip().lower()
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     body, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
     try:
@@ -158,6 +159,7 @@ def parse_duration(text: str) -> float:
 
 def parse_validation(text: str) -> int | None:
     """Rows that are held out: "hash" (None), "last:N", or a plain N, which means the same."""
+    text = text.strip().lower()
     body = text.removeprefix("last:")
     if text == "hash":
         return None

@@ -39,7 +39,7 @@ from hebm_sample.training.optim import averaged
 from hebm_sample.training.record import record_of
 from hebm_sample.training.trainer import BEST
 
-__all__ = ["UNSTATED_LICENCE", "export", "load_run"]
+__all__ = ["UNSTATED_LICENCE", "export", "load_run", "write_model"]
 
 CARD_IMAGES = 16
 
@@ -130,11 +130,29 @@ def export(
     pipe = load_run(run)
     config = pipe.config if name is None else replace(pipe.config, name=name)
     config = replace(config, sampling=pipe.sampling_config(**sampling))
+    how = {"figures": figures, "notes": notes, "dtype": dtype, "overwrite": overwrite}
+    shown = Pipeline(config, pipe.generator, pipe.prior, pipe.encoder, device="cpu")
+    return write_model(Path(folder), shown, licence=licence, samples=samples, **how)
+
+
+def write_model(
+    folder: Path,
+    pipe: Pipeline,
+    *,
+    licence: str = UNSTATED_LICENCE,
+    figures: dict[str, Any] | None = None,
+    notes: str = "",
+    dtype: torch.dtype = torch.float16,
+    overwrite: bool = False,
+    samples: bool = True,
+) -> ModelRow:
+    """Write a model with a new card; arguments, errors and row as of `export`."""
+    config, figures = pipe.config, figures or {}
     licence = licence_of(config, licence)
-    image = _sampled(config, pipe) if samples else None
+    image = _sampled(pipe) if samples else None
     shown = None if image is None else f"Samples of seeds 0 to {CARD_IMAGES - 1}, not picked"
     return write_model_folder(
-        Path(folder),
+        folder,
         config,
         pipe.generator,
         pipe.prior,
@@ -142,18 +160,15 @@ def export(
         dtype=dtype,
         licence=licence,
         figures=figures,
-        card=model_card(
-            config, licence=licence, figures=figures or {}, notes=notes, samples=shown
-        ),
+        card=model_card(config, licence=licence, figures=figures, notes=notes, samples=shown),
         samples=image,
         overwrite=overwrite,
     )
 
 
-def _sampled(config: ModelConfig, pipe: Pipeline) -> bytes | None:
+def _sampled(model: Pipeline) -> bytes | None:
     """A PNG of images for the card; None of a model whose chains leave the finite numbers."""
-    model = Pipeline(config, pipe.generator, pipe.prior, pipe.encoder)
-    prior: Prior = "gaussian" if pipe.prior is None else "ebm"
+    prior: Prior = "gaussian" if model.prior is None else "ebm"
     try:
         found = model(CARD_IMAGES, prior=prior, progress=False)
     except NonFiniteSampleError:

@@ -1,7 +1,7 @@
 """A model from nothing: generator, prior and sharp decoder, one run after another.
 
     OUT/1-generator-64 -> 2-prior-64 -> 3-decoder-64 [ -> 4-generator-256 -> 5-decoder-256 ]
-    -> OUT/model
+    -> OUT/model [ with the crop of its data ] with its calibration -> OUT/evaluation.json
 
 A preset that grows from another begins with all stages of that one. Each stage is a run in a
 folder of its own, which goes on where it was interrupted; a stage whose model is there is done.
@@ -9,14 +9,16 @@ folder of its own, which goes on where it was interrupted; a stage whose model i
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hebm_sample.config import require_range
+from hebm_sample.config import ModelConfig, require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.generator.encoder import Encoder
+from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.manifest import MANIFEST_NAME
 from hebm_sample.hub.save import check_new_model
 from hebm_sample.io.files import parse_json, write_atomically
@@ -28,9 +30,10 @@ from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.devices import said_by_first
+from hebm_sample.training.export import write_model
 from hebm_sample.training.train import train_generator, train_prior
 
-__all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "stages", "start"]
+__all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "smaller_model", "stages", "start"]
 
 Part = Literal["generator", "prior", "decoder"]
 PARTS: tuple[Part, ...] = ("generator", "prior", "decoder")
@@ -109,17 +112,33 @@ def stages(preset: Preset, out: Path, scale: float = 1.0) -> list[Stage]:
     return found
 
 
-def start(out: Path, preset: Preset, scale: float, data: str) -> None:
+def smaller_model(stage: Stage) -> Pipeline | None:
+    """For a dry run: random weights of the shape that a stage's generator grows from; None where
+    it grows from nothing.
+    """
+    if stage.part != "generator" or not stage.preset.grown_from:
+        return None
+    preset = find_preset(stage.preset.grown_from)
+    config = ModelConfig(preset.model_name, preset.generator, sampling=preset.sampling)
+    shape = preset.generator
+    return Pipeline(config, HierarchicalGenerator(shape), None, Encoder(shape), device="cpu")
+
+
+def start(
+    out: Path, preset: Preset, scale: float, data: str, labels: Sequence[str] | None = None
+) -> None:
     """Make the recipe's folder, or check that it is this recipe's.
 
     Arguments:
         data: The identity of the data (`ImageDataset.identity`).
+        labels: Columns that become symbols, as they were asked for.
 
     Raises:
         UserInputError: The folder is that of another recipe, or holds files of others that a
             recipe would write over.
     """
-    asked = {"preset": preset.name, "scale": scale, "data": data}
+    asked: dict[str, Any] = {"preset": preset.name, "scale": scale, "data": data}
+    asked |= {"labels": list(labels)} if labels else {}
     path = out / DESCRIPTION
     known = _known(path)
     if known is None:
@@ -128,7 +147,7 @@ def start(out: Path, preset: Preset, scale: float, data: str) -> None:
     for stage in stages(preset, out, scale):
         check_run_folder(stage.folder)
     if known is not None:
-        differing = [k for k in asked if known.get(k) != asked[k]]
+        differing = [k for k in (*asked, *known.keys() - asked) if known.get(k) != asked.get(k)]
         if differing:
             were = ", ".join(f"{k} {known.get(k)!r}" for k in differing)
             raise UserInputError(
@@ -159,7 +178,7 @@ def finish(out: Path, model: Pipeline) -> None:
     """
     place = out / MODEL
     if not (place / MANIFEST_NAME).exists():
-        model.save_pretrained(place, overwrite=True)
+        write_model(place, model, overwrite=True)
     elif Pipeline.from_pretrained(place, device="cpu").weights_hash != model.weights_hash:
         raise UserInputError(
             f"{place} holds another model than the one that the last stage has made in {out}; "

@@ -41,7 +41,7 @@ from hebm_sample.training.encoded import EncodedImages, encoded_by_first, remove
 from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjective
 from hebm_sample.training.heldout import BATCH, heldout_figures
-from hebm_sample.training.label_columns import label_columns
+from hebm_sample.training.label_columns import label_columns, with_values
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import check_generator, check_prior, same_rows
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
@@ -275,6 +275,7 @@ def train_prior(
     training, validation = images.split(settings.validation)
     same_rows(model.name, model.config.training, training)
     columns = label_columns(preset, training)
+    training = with_values(preset, training, columns)
     make_run_folder(folder)
     with ExitStack() as lock:
         by_first(accelerator, lambda: lock.enter_context(locked(folder)))

@@ -1,5 +1,7 @@
 """Choosing faces, crops in configs, and what is said of images that are framed otherwise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from hebm_sample.align.aligner import align, crop_points, placed
 from hebm_sample.align.faces import choose
 from hebm_sample.align.measure import crop_of, measure_crop
 from hebm_sample.align.notes import framing_note
-from hebm_sample.config import FaceCrop, ModelConfig
+from hebm_sample.config import FaceCrop, ModelConfig, TrainingRecord
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.crops import CROPS, crop_for
 
@@ -114,6 +116,14 @@ class TestConfig:
 
     def test_a_model_without_says_nothing_of_it(self) -> None:
         assert "crop" not in tiny_config().to_dict() and crop_for(tiny_config()) is None
+
+    def test_a_crop_does_not_come_with_a_presets_name(self) -> None:
+        """A model of own photographs that keeps the preset's name has other frames."""
+        ours = replace(tiny_config(), name="celeba64")
+        record = TrainingRecord("generator", 1, 1, 1.0, "2026-01-01", "2026-01-01", 1, 16)
+        assert crop_for(ours) == CROPS["celeba64"]
+        assert crop_for(replace(ours, training=(record,))) is None
+        assert crop_for(replace(ours, training=(record,), crop=CROP)) == CROP
 
     @pytest.mark.parametrize(
         "change, said",

@@ -7,17 +7,22 @@ otherwise a folder loads and is not the model that its card describes.
 import contextlib
 import json
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from tiny import tiny_config, tiny_modules
 
+from hebm_sample.cli.sample import main
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.hub import manifest, save
 from hebm_sample.hub import resolve as resolving
-from hebm_sample.hub.card import model_card
+from hebm_sample.hub.card import card_for, model_card
 from hebm_sample.hub.load import build_model, load_encoder, read_config
 from hebm_sample.hub.manifest import MODEL_FILES, read_row, write_row
 from hebm_sample.hub.resolve import resolve
@@ -298,7 +303,7 @@ def front_matter(text):
 def test_the_card():
     text = model_card(CONFIG, licence="CC BY-NC 4.0: as the data", figures={"gap_closed": 0.5})
     fields, body = front_matter(text)
-    assert fields["license"] == "cc-by-nc-4.0" and "license_name" not in fields
+    assert fields["license"] == '"cc-by-nc-4.0"' and "license_name" not in fields
     assert fields["library_name"] == "hebm-sample"
     assert fields["pipeline_tag"] == "unconditional-image-generation"
     assert "| gap closed | 0.5 |" in body and "Licence of these weights: CC BY-NC 4.0" in body
@@ -308,21 +313,34 @@ def test_the_card():
 
 
 @pytest.mark.parametrize(
-    "licence, lines",
+    "licence, stated",
     [
-        ("CC0-1.0", ["license: cc0-1.0"]),
-        ("cc by-sa 4.0, after the data", ["license: cc-by-sa-4.0"]),
-        ("Apache License 2.0", ["license: apache-2.0"]),
-        ("MIT", ["license: mit"]),
-        ("the ODbL 1.0 licence", ["license: odbl"]),
-        ("ask me: by letter", ["license: other", "license_name: ask-me"]),
-        ("CC BY-NC 9.0", ["license: other", "license_name: cc-by-nc-9.0"]),
+        ("CC0-1.0", ("cc0-1.0",)),
+        ("cc by-sa 4.0, after the data", ("cc-by-sa-4.0",)),
+        ("Apache License 2.0", ("apache-2.0",)),
+        ("MIT", ("mit",)),
+        ("the ODbL 1.0 licence", ("odbl",)),
+        ("ask me: by letter", ("other", "ask-me")),
+        ("CC BY-NC 9.0", ("other", "cc-by-nc-9.0")),
+        ("*all rights reserved*", ("other", "all-rights-reserved")),
+        ("'own' terms", ("other", "own-terms")),
+        ("@me", ("other", "me")),
+        ("[own]", ("other", "own")),
+        ("{x}", ("other", "x")),
+        ("yes", ("other", "yes")),
+        ("1.0", ("other", "1.0")),
+        ("non-commercial research & education", ("other", "non-commercial-research-education")),
+        ("Owner's terms\nof 2026", ("other", "owner-s-terms-of-2026")),
+        ("\u6211", ("other", "own-terms")),
     ],
 )
-def test_a_card_names_licences_by_their_identifiers(licence, lines):
+def test_a_card_names_licences_by_their_identifiers(licence, stated):
     text = model_card(CONFIG, licence=licence, figures={})
-    assert [line for line in text.splitlines() if line.startswith("license")] == lines
-    assert f"Licence of these weights: {licence}." in text
+    fields = yaml.safe_load(text.split("---\n")[1])
+    found = tuple(fields[name] for name in ("license", "license_name") if name in fields)
+    assert found == stated and all(type(value) is str for value in found)
+    assert all(re.fullmatch(r"[a-z0-9.-]+", value) for value in found)  # as the Hub has them
+    assert f"Licence of these weights: {' '.join(licence.split())}." in text
 
 
 @pytest.mark.parametrize("config", [CONFIG, BARE])
@@ -332,11 +350,25 @@ def test_a_cards_program_runs(config, tmp_path, monkeypatch):
     generator, encoder, prior = tiny_modules()
     prior = None if config is BARE else prior
     write_model_folder(tmp_path / "FOLDER", config, generator, prior, encoder)
-    monkeypatch.chdir(tmp_path)
     card = (tmp_path / "FOLDER/README.md").read_text()
-    program = card.split("```python\n")[1].split("```")[0].replace("FOLDER", "./FOLDER")
+    monkeypatch.chdir(tmp_path / "FOLDER")  # where the card lies
+    program = card.split("```python\n")[1].split("```")[0]
     exec(program, {"Pipeline": Pipeline})
-    assert (tmp_path / "samples.png").is_file()
+    assert Path("sixteen.png").is_file() and not Path("samples.png").exists()
+    lines = re.findall(r"`(hebm-sample [^`]*)`", card)
+    assert len(lines) == 2
+    for line in lines:
+        words = [*line.split()[1:], "--device", "cpu", "--overwrite", "--out", "a.png"]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+
+
+def test_a_card_names_its_model_where_it_is_known_by_name():
+    card = card_for(model_card(BARE, licence="MIT", figures={}), "you/mine")
+    assert 'from_pretrained("you/mine")' in card and "In this folder" not in card
+    assert card.count("hebm-sample --dataset you/mine --gaussian-prior") == 2
+    earlier = 'Pipeline.from_pretrained("FOLDER")\n`hebm-sample --dataset FOLDER -n 16`'
+    assert card_for(earlier, "a/b") == earlier.replace("FOLDER", "a/b")
 
 
 def test_a_card_keeps_the_image_that_it_shows(tmp_path):
@@ -345,6 +377,8 @@ def test_a_card_keeps_the_image_that_it_shows(tmp_path):
     assert "![Eight of them](samples.png)" in card
     parts = (CONFIG, generator, prior, encoder)
     write_model_folder(tmp_path / "a", *parts, card=card, samples=b"an image")
+    write_model_folder(tmp_path / "c", *parts, samples=b"an image")
+    assert "](samples.png)" in (tmp_path / "c/README.md").read_text()
     write_model_folder(tmp_path / "b", *parts, card=tmp_path / "a/README.md")
     assert (tmp_path / "b/samples.png").read_bytes() == b"an image"
     assert "samples.png" not in (tmp_path / "b/weights_manifest.json").read_text()

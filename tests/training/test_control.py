@@ -423,3 +423,39 @@ def test_reconstructions_are_of_the_latents_that_edits_start_from():
     top, bottom = (pipe.edit(images, groups=[free]).latents for free in (2, 0))
     expected = pipe.decode((top[0], top[1], bottom[2]), output_type="torch")
     torch.testing.assert_close(context.reconstructed(data.images[:5]), expected)
+
+
+def test_labels_that_are_numbered_otherwise_than_the_values():
+    """Codes 1 and 2, and yes and no in several spellings."""
+    from types import SimpleNamespace
+
+    from hebm_sample.data.dataset import ImageDataset
+    from hebm_sample.evaluation.control import ControlContext
+
+    labels = {"code": np.array([1, 2, 2, -1]), "said": np.array([0, 1, 2, -1])}
+    names = {"said": ("Y", "no", "yes")}
+    images = ImageDataset(np.zeros((4, 3, 1, 1), np.uint8), labels, names, (0,), "")
+    pipe = SimpleNamespace(symbols={"code": ("1", "2"), "said": ("no", "yes")})
+    columns = {"code": "code", "said": "said"}
+    context = ControlContext(pipe, None, columns, images, images, 4, False)
+    known, holds = context.labelled(images, {"code": "2"})
+    assert known.tolist() == [True] * 3 + [False] and holds.tolist() == [False, True, True, False]
+    _, holds = context.labelled(images, {"said": "yes"})
+    assert holds.tolist() == [True, False, True, False]
+
+
+def test_what_is_expected_is_what_is_sampled(monkeypatch):
+    from hebm_sample.evaluation import duration
+
+    monkeypatch.setattr(duration, "_probed", lambda *_: (8.0, 0.0, 16))
+    plan = replace(PLAN, combinations=({"class": "b", "Smiling": "yes"},), layer_images=2)
+    pipe = Painter()
+    measured(plan, pipe)
+    count = sum(n for n, _, _ in pipe.calls) + plan.layer_images * plan.variations * 3
+    line = duration.expected_control_line(pipe, plan, COLUMNS, 30, batch_size=1)
+    assert line.startswith(f"{count:,} samples of 16 gradients, 30 images to read: about ")
+    assert duration.in_words(8.0 * count) in line
+    edits = duration.expected_control_line(
+        pipe, replace(plan, edit={"Smiling": "yes"}), COLUMNS, 30
+    )
+    assert ", 30 edits of 48, 60 images to read: " in edits

@@ -134,6 +134,9 @@ def test_what_was_read_is_said_first(home, tmp_path):
     ]
     result = run(home, "ood", *distances_of(home), "--ood", f"other={tmp_path / 'b'}")
     assert f"other: {tmp_path / 'b'}: 6 images; left out: 1 .heic" in result.stderr.splitlines()
+    assert "scores of 60 images in 6 sets, and 10 that the combination is fitted to: about " in (
+        result.stderr
+    )
 
 
 def test_control_with_a_classifier_that_was_trained(home, tmp_path):

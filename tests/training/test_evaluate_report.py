@@ -320,7 +320,7 @@ class TestCommand:
             (("x", "--feature-steps", 3), "--feature-steps need --data"),
             (("x", "--report", "z", "--ood", "a=b"), "--ood need --data"),
             (("--compare", "no-such", "b"), "there is no folder no-such"),
-            (("x", "--report", "no-such/out"), "folder no-such does not exist"),
+            (("x", "--report", "/dev/null/out"), "cannot write to the folder /dev/null/out"),
         ],
     )
     def test_what_does_not_go_together(self, options, words):

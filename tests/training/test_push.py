@@ -95,8 +95,8 @@ def test_one_commit_with_the_folders_bytes(hub, folder):
     for name in {*MODEL_FILES, "weights_manifest.json"}:
         assert files[name] == (folder / name).read_bytes()
     card = files["README.md"].decode()
-    assert "license: cc0-1.0" in card and f"hebm-sample --dataset {REPO}`" in card
-    assert f'from_pretrained("{REPO}")' in card and "FOLDER" not in card
+    assert 'license: "cc0-1.0"' in card and f"hebm-sample --dataset {REPO}`" in card
+    assert f'from_pretrained("{REPO}")' in card and "In this folder" not in card
     assert (row.repo_id, row.files) == (REPO, read_row(folder).files)
     sent = {(seen.host, seen.authorization) for seen in hub.requests}
     assert sent == {(hub.endpoint, f"Bearer {SECRET}"), (hub.storage, None)}
@@ -176,7 +176,7 @@ def test_a_token_of_its_own(hub, folder, monkeypatch):
 
 
 def _unstated(folder):
-    text, stated = (folder / "README.md").read_text(), "license: cc0-1.0"
+    text, stated = (folder / "README.md").read_text(), 'license: "cc0-1.0"'
     assert stated in text
     unstated = text.replace(stated, "license: other\nlicense_name: unstated")
     (folder / "README.md").write_text(unstated)

@@ -6,11 +6,14 @@ began anew, would make weights that nobody can make again.
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +25,8 @@ from toy import by_two, draw_images, short_preset
 import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.cli.train import main
-from hebm_sample.errors import UserInputError
+from hebm_sample.config import FaceCrop
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.presets import models
 from hebm_sample.training.recipe import finish, run_stage, scaled, stages
 from hebm_sample.training.trainer import Run
@@ -109,11 +113,118 @@ def test_folders_of_others_are_found_before_the_first_stage(data, tmp_path, name
 
 def test_too_few_images_to_measure_by_fail_nothing(whole, data, monkeypatch):
     folder, _ = whole
-    monkeypatch.setattr("hebm_sample.cli.training.recipe.FEWEST", 1000)
+    monkeypatch.setattr("hebm_sample.cli.training.measured.FEWEST", 1000)
     result = recipe(data, folder.parent, "-n", 2000)
     assert result.exit_code == 0
     assert "not evaluated: 1000 images per side" in result.stderr
     assert result.stdout.count("model in") == 1
+
+
+def failing(self, step):
+    raise AssertionError("a step of a stage that is done")
+
+
+def test_what_older_code_began_goes_on_and_is_measured(whole, data, tmp_path, monkeypatch):
+    """Its folder says no more than preset, scale and data, and its model has no calibration; the
+    stages that it ended are not trained again.
+    """
+    folder = tmp_path / "tiny"
+    shutil.copytree(whole[0], folder)
+    assert list(json.loads((folder / "recipe.json").read_bytes())) == ["preset", "scale", "data"]
+    assert not (folder / "model/calibration.json").exists()  # of 36 held-out images
+    shutil.rmtree(folder / "model")
+    monkeypatch.setattr(Run, "one_step", failing)
+    for module in ("evaluation.calibration", "metrics.typicality"):
+        monkeypatch.setattr(f"hebm_sample.{module}.FEWEST_IMAGES", 20)
+    result = recipe(data, tmp_path, "-n", 0)
+    assert result.exit_code == 0, result.output
+    assert "calibration: of 36 held-out images" in result.stdout
+    pipe = Pipeline.from_pretrained(folder / "model", device="cpu")
+    assert pipe.calibration is not None
+    monkeypatch.setattr("hebm_sample.evaluation.calibration.calibrate", failing)
+    again = recipe(data, tmp_path, "-n", 0)
+    assert again.exit_code == 0 and "calibrat" not in again.output
+    card = (folder / "model/README.md").read_text()
+    assert "](samples.png)" in card and (folder / "model/samples.png").is_file()
+
+
+def test_too_few_images_to_calibrate_by_fail_nothing(whole, data):
+    result = recipe(data, whole[0].parent, "-n", 0)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "not calibrated: 36 held-out images were given to calibrate tiny; it takes 200, and 2000 "
+        "to tell 1 in 1,000\n"
+    )
+
+
+def test_the_crop_of_faces_is_measured_once(whole, data, tmp_path, monkeypatch):
+    shutil.copytree(whole[0], tmp_path / "tiny")
+    monkeypatch.setitem(models.PRESETS, "tiny", replace(short_preset(), faces=True))
+    monkeypatch.setattr(Run, "one_step", failing)
+    seen, where = [], tmp_path / "tiny/model"
+
+    def measured(images):
+        seen.append(len(list(images)))
+        if len(seen) == 1:
+            raise EnvironmentFailure("the extra is missing")
+        if len(seen) == 2:
+            raise UserInputError("a face was found in 0 images")
+        return FaceCrop((0.3, 0.4), (0.7, 0.4), (0.5, 0.7))
+
+    monkeypatch.setattr("hebm_sample.align.measure.measure_crop", measured)
+    said = [recipe(data, tmp_path, "-n", 0).stderr for _ in range(3)]
+    assert "no crop: the extra is missing" in said[0]  # which can be installed
+    assert "no crop: a face was found in 0 images" in said[1]
+    assert "no crop" not in said[2] and seen == [264, 264]
+    (tmp_path / "tiny/crop.json").unlink()
+    done = recipe(data, tmp_path, "-n", 0)
+    assert "crop: left eye (0.300, 0.400)" in done.stdout
+    assert Pipeline.from_pretrained(where, device="cpu").config.crop.mouth == (0.5, 0.7)
+    assert recipe(data, tmp_path, "-n", 0).exit_code == 0 and len(seen) == 3
+
+
+def test_presets_of_faces():
+    assert {name for name, preset in models.PRESETS.items() if preset.faces} == {
+        *("celebahq", "celebahq-64", "celeba64", "celebahq-paper", "celeba64-paper")
+    }
+
+
+def test_a_dry_run_says_what_each_stage_takes(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HEBM_CACHE", str(tmp_path / "cache"))
+    large = replace(short_preset(), name="large", grown_from="tiny", prior=short_preset().prior)
+    monkeypatch.setitem(models.PRESETS, "large", large)
+    arguments = ["recipe", "LARGE", "--device", "cpu", "--quiet", "--dry-run", "--scale", "0.5"]
+    found = CliRunner().invoke(main, [*arguments, "--data", str(data), "--out", str(tmp_path)])
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    names = [stage.folder.name for stage in stages(large, tmp_path)]
+    assert [line.split()[0] for line in lines[:-1]] == names and len(names) == 5
+    work = "5 steps of 8 images, 40 images to be seen, 0.1 times through 300; "
+    assert all(work in line for line in lines[:-1])
+    assert re.match(r"about \S+ (s|min) in all on this device, and calibration", lines[-1])
+    assert not (tmp_path / "large").exists() and not (tmp_path / "cache").exists()
+    costs = SimpleNamespace(steps=5, batch=8, step_seconds=100.0)
+    monkeypatch.setattr("hebm_sample.training.costs.dry_run.dry_run", lambda *_, **__: costs)
+    alone = CliRunner().invoke(main, arguments)  # neither data nor a folder
+    assert alone.exit_code == 0 and "about 42 min in all" in alone.stdout, alone.output
+
+
+def test_labels_become_symbols_of_a_recipe(tmp_path):
+    data = draw_images(tmp_path / "labelled", 60, labels=True)
+    line = ("--scale", 0.3, "-n", 0, "--labels", "BRIGHT")
+    wrong = recipe(data, tmp_path, "--labels", "nix")
+    assert wrong.exit_code == 2 and "no label column 'nix'" in wrong.stderr
+    assert not (tmp_path / "tiny").exists()
+    done = recipe(data, tmp_path, *line)
+    assert done.exit_code == 0, done.output
+    pipe = Pipeline.from_pretrained(tmp_path / "tiny/model", device="cpu")
+    assert pipe.symbols == {"bright": ("no", "yes")}
+    assert recipe(data, tmp_path, *line).exit_code == 0
+    for other in (line[:-2], (*line[:-1], "all")):
+        result = recipe(data, tmp_path, *other)
+        assert result.exit_code == 2 and "a recipe with other labels" in result.stderr
+    own = CliRunner().invoke(main, ["recipe", "cifar10", "--labels", "all", "--dry-run"])
+    assert "cifar10 has symbols of its own (class); leave --labels out" in own.stderr
 
 
 def test_killed_twice_it_makes_the_same_model(whole, data, tmp_path, monkeypatch):

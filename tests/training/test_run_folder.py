@@ -219,7 +219,7 @@ class TestPlace:
         monkeypatch.chdir(tmp_path)
         draw_images(tmp_path / "images", 3)
         result = invoke(home, "--out", "run", "--max-steps", 2, empty, "")
-        refused(result, 2, f"'{empty}': it is empty; give a path")
+        refused(result, 2, f"'{empty}'", ": it is empty; give a path")
         assert os.listdir(tmp_path) == ["images"]
 
 

@@ -255,8 +255,11 @@ class TestMistakes:
         assert_refused(run(*command, "--validation", 40), 2, "0 to 39")
 
     def test_evaluate_with_nowhere_to_write(self, home, run, tmp_path):
-        result = run(*evaluate_command(home), "--json", tmp_path / "absent/figures.json")
-        assert_refused(result, 2, "absent does not exist")
+        result = run(*evaluate_command(home), "--json", "/dev/null/figures.json")
+        assert_refused(result, 2, "/dev/null/figures.json")
+        figures = tmp_path / "new/deep/figures.json"  # whose folders are made
+        result = run(*evaluate_command(home), "--json", figures)
+        assert result.exit_code == 0 and "bits" in json.loads(figures.read_text())
 
     @pytest.mark.parametrize(
         "options, words",
@@ -275,7 +278,6 @@ class TestMistakes:
             (("--control", "--edit", "Hat"), ("no symbol 'Hat'",)),
             (("--control", "--label-column", "Smiling"), ("write SYMBOL=COLUMN",)),
             (("--control", "--label-column", "class=kind"), ("no label column 'kind'",)),
-            (("--control", "--json", "absent/x"), ("folder absent does not exist",)),
             (("--split", "test", "--validation", 3), ("both given",)),
         ],
     )
@@ -295,7 +297,7 @@ class TestMistakes:
         command = judge_command(home)
         out = ("--out", tmp_path / "judge")
         assert_refused(run(*command, *out, "--column", "kind"), 2, "no label column 'kind'")
-        assert_refused(run(*command, "--out", tmp_path / "absent/judge"), 2, "absent does not")
+        assert_refused(run(*command, "--out", "/dev/null/judge"), 2, "/dev/null/judge")
         assert not (tmp_path / "judge").exists()
 
     def test_export_of_what_is_no_run_or_onto_a_file(self, home, run, tmp_path):
@@ -306,7 +308,7 @@ class TestMistakes:
         assert_refused(result, 2, "is a file")
         assert (tmp_path / "file").read_text() == "kept"
         result = run("export", "--run", home / "generator", "--out", tmp_path, "--sampler", "hmc")
-        assert_refused(result, 2, "sampler is 'hmc'", "'flow'")
+        assert_refused(result, 2, "'hmc' is not one of", "'flow'")
 
     def test_steps_and_a_time(self, home, run, tmp_path):
         result = run(*generator_command(home), "--time-budget", "3m", "--out", tmp_path / "run")

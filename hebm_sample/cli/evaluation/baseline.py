@@ -8,30 +8,45 @@ import click
 
 from hebm_sample.cli.data import HASH, check_run, tell
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.evaluation.options import DEVICE, QUIET
+from hebm_sample.cli.options import ModelType
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.trained import DurationType, load_model
+from hebm_sample.cli.requests.grammar import WordType
+from hebm_sample.cli.trained import DurationType, PresetType, load_model
 from hebm_sample.errors import UserInputError
 
 __all__ = ["baseline"]
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("kind", type=click.Choice(["ddpm", "joint-ebm"]))
+@click.argument("kind", type=WordType(["ddpm", "joint-ebm"]))
 @click.option(
-    "--generator", required=True, metavar="MODEL", help="The model whose generator is used."
+    "--generator",
+    required=True,
+    type=ModelType(),
+    metavar="MODEL",
+    help="The model whose generator is used.",
 )
 @click.option("--data", required=True, metavar="SOURCE", help="The data it was trained on.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Of the run."
+    "--out",
+    "-o",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of the run.",
 )
-@click.option("--preset", metavar="NAME", help="Settings of the run.  [default: the model's name]")
+@click.option(
+    "--preset",
+    type=PresetType(),
+    metavar="NAME",
+    help="Settings of the run.  [default: the model's name]",
+)
 @click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Steps.")
 @click.option("--time-budget", type=DurationType(), metavar="TIME", help="Instead: 90s, 3m, 1.5h.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@DEVICE
+@QUIET
 def baseline(
     kind: str, generator: str, data: str, out: Path, preset: str | None, **options: Any
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
-from hebm_sample.cli.evaluation.options import HELD_OUT, open_sets_of, with_options
+from hebm_sample.cli.evaluation.options import DEVICE, HELD_OUT, open_sets_of, with_options
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
@@ -27,6 +27,7 @@ __all__ = ["calibrate"]
 @click.option(
     "-n",
     "--num-images",
+    "--num",
     type=click.IntRange(1, MAX_SEEDS),
     default=2000,
     show_default=True,
@@ -37,9 +38,7 @@ __all__ = ["calibrate"]
     "--draws", type=click.IntRange(1, 100), default=2, show_default=True, help="Of u, an image."
 )
 @click.option("--batch", type=click.IntRange(1), default=50, show_default=True, metavar="N")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@DEVICE
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) -> None:
     """Write calibration.json into a model FOLDER: `hebm-edit score` then gives p-values.

@@ -18,6 +18,7 @@ from hebm_sample.cli.evaluation.options import (
     with_options,
 )
 from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import known_word
 
 __all__ = ["classifier", "judge"]
 
@@ -35,7 +36,7 @@ __all__ = ["classifier", "judge"]
     metavar="NAME",
     help="Label column; repeatable.",
 )
-@click.option("--out", required=True, type=FILE, metavar="FILE", help="A safetensors file.")
+@click.option("--out", "-o", required=True, type=FILE, metavar="FILE", help="A safetensors file.")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option(
     "--steps",
@@ -55,7 +56,7 @@ def classifier(
     _, report = find_attribute_classifier(
         training,
         held_out,
-        columns,
+        [known_word(column, training.labels) for column in columns],
         steps=options["steps"],
         out=out,
         device=pick_device(options["device"]),

@@ -20,11 +20,12 @@ from hebm_sample.cli.evaluation.options import (
     data_option,
     images_option,
     open_sets_of,
+    takes_model,
     with_options,
     write_json,
 )
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.requests.grammar import NumberType
+from hebm_sample.cli.requests.grammar import NumberType, WordType, known_value, known_word
 from hebm_sample.errors import UserInputError
 
 __all__ = ["CONTROL_NAMES", "CONTROL_OPTIONS", "check_classifier", "control", "measure_control"]
@@ -79,7 +80,7 @@ CONTROL_OPTIONS = (
         "--edit-guidance", type=NumberType(0), metavar="W", help="Of edits.  [default: 32]"
     ),
     click.option(
-        "--edit-method", type=click.Choice(["flow", "noise"]), help="Of edits.  [default: flow]"
+        "--edit-method", type=WordType(["flow", "noise"]), help="Of edits.  [default: flow]"
     ),
     click.option(
         "--held-out",
@@ -116,7 +117,7 @@ CONTROL_NAMES = (
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("model")
+@takes_model
 @with_options(
     data_option(True, "The data it was trained on, with labels."),
     HELD_OUT,
@@ -166,6 +167,24 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def _columns_of(
+    pairs: Sequence[str], symbols: Sequence[Any], columns: Sequence[str]
+) -> dict[str, str]:
+    """The pairs in the spelling of the model and of the data."""
+    names = [symbol.name for symbol in symbols]
+    return {known_word(s, names): known_word(c, columns) for s, c in _columns(pairs).items()}
+
+
+def _spelt(text: str, symbols: Sequence[Any]) -> str:
+    """`male=NO, smiling` in the model's spelling."""
+    table, parts = {symbol.name: symbol.values for symbol in symbols}, []
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        name = known_word(name, table)
+        parts.append(f"{name}{equals}{known_value(value, table.get(name, ()))}")
+    return ",".join(parts)
+
+
 def _symbols(pipe: Any) -> Any:
     return pipe.config.prior.symbols if pipe.config.prior is not None else ()
 
@@ -177,7 +196,7 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
     from hebm_sample.pipeline.conditions import find_symbol
 
     def condition(text: str) -> dict[str, str]:
-        return parse_condition(text, table, pipe.name)
+        return parse_condition(_spelt(text, table), table, pipe.name)
 
     table = _symbols(pipe)
     given: dict[str, Any] = {name: options[name] for name in _PLAN_NAMES}
@@ -188,7 +207,8 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
         "edit": options["edit"] and condition(options["edit"]),
     }
     if options["attributes"] is not None:
-        names = [name.strip() for name in options["attributes"].split(",")]
+        known = [symbol.name for symbol in table]
+        names = [known_word(name.strip(), known) for name in options["attributes"].split(",")]
         given["attributes"] = tuple(find_symbol(table, n, pipe.name).name for n in names)
     return ControlPlan(**{k: v for k, v in given.items() if v is not None})
 
@@ -197,11 +217,13 @@ def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[
     """The control tables; `sets` are training and held-out images."""
     from hebm_sample.evaluation.classifiers import find_attribute_classifier, label_columns
     from hebm_sample.evaluation.control import control
+    from hebm_sample.evaluation.duration import expected_control_line
     from hebm_sample.metrics import load_attribute_classifier
 
     training, held_out = sets
     plan = _plan(pipe, options)
-    columns = label_columns(_symbols(pipe), training, pipe.name, _columns(options["label_column"]))
+    named = _columns_of(options["label_column"], _symbols(pipe), list(training.labels))
+    columns = label_columns(_symbols(pipe), training, pipe.name, named)
     if options["classifier_file"] is not None:
         found = load_attribute_classifier(options["classifier_file"], device=pipe.device)
     else:
@@ -214,4 +236,8 @@ def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[
             device=pipe.device,
             progress=common["progress"],
         )
+    if not options["quiet"]:
+        settings = {k: v for k, v in common.items() if k not in ("announce", "progress")}
+        line = expected_control_line(pipe, plan, columns, len(held_out), **settings)
+        common["announce"](line)
     return control(pipe, training, held_out, *found, columns, plan, **common)

@@ -20,7 +20,7 @@ from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import MANIFEST_NAME
 
-__all__ = ["crop"]
+__all__ = ["crop", "crop_line", "measured_crop"]
 
 
 @click.command(cls=OneLineErrors)
@@ -42,10 +42,6 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
             f"{folder} is no model folder; give one that hebm-train export or save_pretrained "
             "wrote"
         )
-    import numpy as np
-    from PIL import Image
-
-    from hebm_sample.align.measure import measure_crop
     from hebm_sample.hub.save import write_config
     from hebm_sample.io.images import check_writable
     from hebm_sample.pipeline.pipeline import Pipeline
@@ -53,13 +49,28 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
     check_writable(folder / "config.json")
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
-    rows: list[Any] = list(training.images[:num_images])
-    with click.progressbar(rows, label="finding faces", hidden=quiet, file=sys.stderr) as shown:
-        found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
+    found = measured_crop(training, num_images, quiet)
     write_config(folder, replace(pipe.config, crop=found))
-    say(
-        f"{folder}: left eye {_point(found.left_eye)}, right eye {_point(found.right_eye)}, "
-        f"mouth {_point(found.mouth)} of the side; 99 in 100 within {found.spread:.3f}"
+    say(f"{folder}: {crop_line(found)}")
+
+
+def measured_crop(training: Any, count: int, quiet: bool) -> Any:
+    """The crop of the first `count` training images; errors as of `measure_crop`."""
+    import numpy as np
+    from PIL import Image
+
+    from hebm_sample.align.measure import measure_crop
+
+    rows: list[Any] = list(training.images[:count])
+    with click.progressbar(rows, label="finding faces", hidden=quiet, file=sys.stderr) as shown:
+        return measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
+
+
+def crop_line(crop: Any) -> str:
+    """Where its faces have eyes and mouth."""
+    return (
+        f"left eye {_point(crop.left_eye)}, right eye {_point(crop.right_eye)}, "
+        f"mouth {_point(crop.mouth)} of the side; 99 in 100 within {crop.spread:.3f}"
     )
 
 

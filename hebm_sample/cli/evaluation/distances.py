@@ -21,6 +21,7 @@ from hebm_sample.cli.evaluation.options import (
     data_option,
     images_option,
     open_sets_of,
+    takes_model,
     with_options,
     write_json,
 )
@@ -32,7 +33,7 @@ _IMAGES = 2000
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("model")
+@takes_model
 @with_options(
     data_option(
         False,

@@ -20,6 +20,7 @@ from hebm_sample.cli.evaluation.options import (
     images_option,
     named_sources,
     open_sets_of,
+    takes_model,
     with_options,
     write_json,
 )
@@ -39,7 +40,7 @@ OOD: Any = click.option(
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("model")
+@takes_model
 @with_options(
     data_option(True, "The data it was trained on."),
     OOD,
@@ -59,6 +60,7 @@ def ood(
     """Measure out-of-distribution detection by MODEL's scores: AUROC of each."""
     from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.distances import make_context
+    from hebm_sample.evaluation.duration import expected_ood_line
     from hebm_sample.evaluation.report.ood import measure_ood, show_ood
     from hebm_sample.evaluation.report.page import ReportImage, to_markdown
 
@@ -70,6 +72,8 @@ def ood(
     sets = open_sets_of(pipe, data, options)
     settings = {k: v for k, v in common_options(options).items() if k != "announce"}
     context = make_context(pipe, *sets, num_images=count, **settings)
+    if not options["quiet"]:
+        say(expected_ood_line(context, len(images), count), err=True)
     plain = {name: found for name, (found, _) in images.items()}
     found = measure_ood(context, plain, images=count).figures
     blocks = [b for b in show_ood(found) if not isinstance(b, ReportImage)]

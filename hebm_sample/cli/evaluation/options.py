@@ -1,5 +1,6 @@
 """Options that several measuring commands take, and what they ask for."""
 
+import functools
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -9,8 +10,9 @@ from typing import Any, get_args
 import click
 
 from hebm_sample.cli.data import HoldOutType, tell
+from hebm_sample.cli.options import ModelType, one_model
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.requests.grammar import FactorsType, NumberType
+from hebm_sample.cli.requests.grammar import FactorsType, NumberType, WordType
 from hebm_sample.config import SamplerName
 from hebm_sample.config.sampler import MAX_PARTICLES
 from hebm_sample.errors import UserInputError
@@ -29,7 +31,6 @@ __all__ = [
     "QUIET",
     "SAMPLING",
     "check_file",
-    "check_folder",
     "check_needs_data",
     "command_line",
     "common_options",
@@ -39,13 +40,14 @@ __all__ = [
     "open_sets",
     "open_sets_of",
     "option_names",
+    "takes_model",
     "with_options",
     "write_json",
 ]
 
 Decorator = Callable[..., Any]
 ARGUMENTS = "hebm_sample.cli.evaluation.arguments"  # of what was typed, in a context's meta
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
+DEVICES = WordType(["auto", "cpu", "cuda"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 DEVICE: Decorator = click.option(
@@ -86,7 +88,7 @@ HELD_OUT: Sequence[Decorator] = (
 SAMPLING: Sequence[Decorator] = (
     click.option(
         "--sampler",
-        type=click.Choice(get_args(SamplerName)),
+        type=WordType(get_args(SamplerName)),
         help="In place of the model's own.",
     ),
     click.option(
@@ -114,6 +116,23 @@ SAMPLING: Sequence[Decorator] = (
 )
 
 
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """MODEL, with --dataset before it or without."""
+
+    @functools.wraps(command)
+    def run(model: str | None, dataset: str | None, **options: Any) -> None:
+        name = one_model(model, dataset)
+        if name is None:
+            raise click.UsageError(
+                "Missing argument 'MODEL'; `hebm-sample --list` shows the models."
+            )
+        command(model=name, **options)
+
+    text = "MODEL, as other commands take it."
+    named = click.option("--dataset", "-d", type=ModelType(), metavar="MODEL", help=text)
+    return click.argument("model", required=False, type=ModelType())(named(run))
+
+
 def data_option(required: bool, text: str) -> Decorator:
     """--data."""
     return click.option("--data", required=required, metavar="SOURCE", help=text)
@@ -124,6 +143,7 @@ def images_option(default: int, text: str) -> Decorator:
     return click.option(
         "-n",
         "--num-images",
+        "--num",
         type=click.IntRange(1, MAX_SEEDS),
         default=default,
         show_default=True,
@@ -159,36 +179,22 @@ def check_needs_data(data: str | None, options: dict[str, Any], names: Sequence[
 
 
 def check_file(option: str, path: Path | None, overwrite: bool) -> None:
-    """Before hours of work, not after them: that a file can be written, and replaces none
-    unasked.
+    """Before hours of work, not after them: that a file can be written, its folders being made,
+    and replaces none unasked.
 
     Raises:
-        UserInputError: Its folder does not exist, it is no file, or it is there already.
+        UserInputError: It is no possible file, or it is there already.
         EnvironmentFailure: The system refuses.
     """
     from hebm_sample.io.images import check_writable
 
     if path is None:
         return
-    _check_parent(option, path)
     check_writable(path)
     if path.exists() and not overwrite:
         raise UserInputError(
             f"{option} {path} is there already; choose another place, or add --overwrite"
         )
-
-
-def check_folder(option: str, path: Path) -> None:
-    """The same of a folder, which need not exist."""
-    from hebm_sample.io import images
-
-    _check_parent(option, path)
-    images.check_folder(path)
-
-
-def _check_parent(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UserInputError(f"{option} {path}: the folder {path.parent} does not exist")
 
 
 def open_sets_of(pipe: Any, data: str, options: dict[str, Any]) -> Any:
@@ -256,6 +262,7 @@ def named_sources(
 def write_json(path: Path | None, found: dict[str, Any]) -> None:
     """Where one was asked for."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
 
 

@@ -21,7 +21,6 @@ from hebm_sample.cli.evaluation.options import (
     HELD_OUT,
     QUIET,
     SAMPLING,
-    check_folder,
     check_needs_data,
     command_line,
     common_options,
@@ -29,9 +28,11 @@ from hebm_sample.cli.evaluation.options import (
     images_option,
     named_sources,
     open_sets_of,
+    takes_model,
     with_options,
 )
 from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import known_word
 from hebm_sample.errors import UserInputError
 
 __all__ = ["report"]
@@ -42,10 +43,11 @@ _NEEDS_DATA = ("validation", "split", "feature_steps", "baseline", *CONTROL_NAME
 
 
 @click.command(cls=OneLineErrors)
-@click.argument("model")
+@takes_model
 @with_options(
     click.option(
         "--out",
+        "-o",
         required=True,
         type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
@@ -97,9 +99,10 @@ def report(
     """
     from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.report.report import check_extras, write_report
+    from hebm_sample.io.images import check_folder
     from hebm_sample.io.written import check_report_folder
 
-    check_folder("--out", out)
+    check_folder(out)
     check_needs_data(data, options | {"ood": others}, [*_NEEDS_DATA, "ood"])
     check_classifier(options)
     pipe = model_to_measure(model, options["device"])
@@ -118,11 +121,11 @@ def report(
 
 
 def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]) -> Any:
-    from hebm_sample.evaluation.report.report import ReportPlan
+    from hebm_sample.evaluation.report.report import PARTS, ReportPlan
 
     parts = None
     if options["parts"] is not None:
-        typed = (str(p).strip() for p in options["parts"].split(","))
+        typed = (known_word(p.strip(), (*PARTS, *_PARTS)) for p in options["parts"].split(","))
         parts = tuple(_PARTS.get(p, p) for p in typed)
     size = pipe.config.generator.image_size
     return ReportPlan(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hebm_sample.cli.requests.grammar import known_word
 from hebm_sample.config import DecoderName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import STILLS, or_list
@@ -106,11 +107,12 @@ class SteeringOptions(CommandOptions):
         typed.
         """
         typed: dict[str | None, float] = {}
+        names = list(self.symbols)
         for name, weight in self.guidance:
+            name = name and known_word(name, names)
             old = typed.setdefault(name, weight)
             of = "" if name is None else f" of {name}"
             refuse(old != weight, f"--guidance{of} is given as {old:g} and {weight:g}; give one")
-        names = list(self.symbols)
         refuse(
             bool(typed) and not names,
             "--guidance weighs a condition; add --class or --attr, or leave it out",

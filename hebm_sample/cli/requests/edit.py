@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions, counted, refuse
+from hebm_sample.cli.requests.grammar import first_of
 from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, DecoderName
+from hebm_sample.io.seeds import MAX_SEED
 
 __all__ = [
     "AlignOptions",
@@ -80,11 +82,12 @@ class EditOptions(SteeringOptions, AlignOptions):
         if self.method == "flow":  # said here, for progress bars and for what an image tells
             object.__setattr__(self, "sampler", "flow")
             object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
-        count, seeds = len(self.images), self.seeds or ()
+        count, seeds = len(self.images), self.chosen_seeds
         refuse(
-            self.seeds is not None and len(seeds) != count,
-            f"--seeds names {len(seeds)} for {counted(count)}; give one per image",
+            len(seeds) != count,
+            f"--seeds names {len(seeds)} for {counted(count)}; give one per image, or the first",
         )
+        refuse(seeds[-1] > MAX_SEED, f"no seeds for {counted(count)} follow {seeds[0]}")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -100,8 +103,8 @@ class EditOptions(SteeringOptions, AlignOptions):
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """As typed, or 0 to N-1 for N images."""
-        return self.seeds or tuple(range(len(self.images)))
+        """As typed, or N from a single one or 0 on for N images."""
+        return first_of(self.seeds or (0,), len(self.images)) or ()
 
     @property
     def targets(self) -> list[Path]:

@@ -7,8 +7,6 @@ factors          0.8 | 1,1,0.7                           one, or one per group
 """
 
 import math
-import re
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -17,6 +15,7 @@ from hebm_sample.config import MAX_GUIDANCE
 from hebm_sample.config.sampler import MAX_FACTORS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS, parse_seeds
+from hebm_sample.io.spelling import known_value, known_values, known_word
 
 __all__ = [
     "MAX_BATCH",
@@ -30,13 +29,23 @@ __all__ = [
     "NumberType",
     "SeedType",
     "SeedsType",
+    "WordType",
+    "first_of",
     "known_value",
+    "known_values",
     "known_word",
 ]
 
 MAX_TEMPERATURE = 10.0
-_ANSWERS = {"true": "yes", "1": "yes", "on": "yes", "false": "no", "0": "no", "off": "no"}
 MAX_BATCH = min(4096, MAX_SEEDS)
+
+
+class WordType(click.Choice):
+    """One of some words, in any spelling that `known_word` knows."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word in its own spelling, or fail as `Choice` does."""
+        return super().convert(known_word(str(value), self.choices), param, ctx)
 
 
 class SeedsType(click.ParamType):
@@ -138,7 +147,9 @@ class BatchType(click.IntRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """0, or as `IntRange`."""
-        return 0 if value in ("auto", 0) else super().convert(value, param, ctx)
+        if value == 0 or str(value).strip().casefold() == "auto":
+            return 0
+        return super().convert(value, param, ctx)
 
 
 class AttributeType(click.ParamType):
@@ -225,33 +236,16 @@ class NumberType(click.FloatRange):
         return number
 
 
-# Words that a model knows by another spelling
+# Seeds
 
 
-def _folded(word: str) -> str:
-    return re.sub(r"[\s_-]+", "", word).casefold()
+def first_of(seeds: tuple[int, ...] | None, count: int | None) -> tuple[int, ...] | None:
+    """The seeds that are meant: a single one with a number of images is the first of so many, as
+    in `pipe(4, seed=7)`.
 
-
-def known_word(word: str, known: Iterable[str]) -> str:
-    """The one of `known` that is the same without regard to case, spaces, underscores and
-    hyphens; `word` itself where there is none, or more than one.
-
-    >>> known_word("blond hair", ["Smiling", "Blond_Hair"])
-    'Blond_Hair'
+    >>> first_of((7,), 4), first_of((7, 3), 2), first_of((7,), None)
+    ((7, 8, 9, 10), (7, 3), (7,))
     """
-    names = list(known)
-    found = [name for name in names if _folded(name) == _folded(word)]
-    return found[0] if word not in names and len(found) == 1 else word
-
-
-def known_value(value: str, values: Sequence[str]) -> str:
-    """The same of a target, `~cat` included; true, 1, false and 0 are yes and no.
-
-    >>> known_value("True", ("no", "yes")), known_value("~YES", ("no", "yes"))
-    ('yes', '~yes')
-    """
-    bare = value.removeprefix("~")
-    sign = value[: len(value) - len(bare)]
-    if set(values) == {"no", "yes"} and bare not in values:
-        bare = _ANSWERS.get(_folded(bare), bare)
-    return sign + known_word(bare, values)
+    if seeds is None or len(seeds) != 1 or count is None:
+        return seeds
+    return tuple(range(seeds[0], seeds[0] + count))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hebm_sample.cli.requests.base import SteeringOptions, refuse
+from hebm_sample.cli.requests.grammar import first_of
 from hebm_sample.io.animation import ANIMATED, or_list
 from hebm_sample.io.seeds import MAX_SEED
 
@@ -112,10 +113,15 @@ class SampleOptions(SteeringOptions):
         )
         refuse(
             self.chosen_seeds[-1] > MAX_SEED,
-            f"no seeds follow {self.from_seed}; name those of the variations with --seeds",
+            f"no seeds follow {self.from_seed}; name those of the variations with --seeds"
+            if seeds is None
+            else f"{count} seeds from {self.chosen_seeds[0]} on go beyond the last, {MAX_SEED}; "
+            "begin with a lower --seed",
         )
         refuse(
-            not self.layers and seeds is not None and count not in (None, len(seeds)),
+            not self.layers
+            and seeds is not None
+            and len(self.chosen_seeds) != (count or len(seeds)),
             f"--num-images is {count}, but --seeds names {len(seeds or ())}; give one of the two",
         )
 
@@ -155,15 +161,16 @@ class SampleOptions(SteeringOptions):
 
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
-        """The seeds as typed, or 0 to n-1; of variations the n that follow their image's: new
-        noise.
+        """The seeds as typed, a single one being the first of n; or 0 to n-1, of variations the n
+        that follow their image's: new noise.
         """
         if self.mix is not None:
             return self.mix
         if self.layers:
             return self.seeds or (0,)
         first = 0 if self.from_seed is None else self.from_seed + 1
-        return self.seeds or tuple(range(first, first + (self.num_images or DEFAULT_IMAGES)))
+        others = range(first, first + (self.num_images or DEFAULT_IMAGES))
+        return first_of(self.seeds, self.num_images) or tuple(others)
 
     @property
     def layer_columns(self) -> int:

@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.requests.grammar import NumberType
+from hebm_sample.cli.requests.grammar import NumberType, WordType
 from hebm_sample.cli.training.options import PATH
-from hebm_sample.config import TrainingRecord
+from hebm_sample.config import SamplerName, TrainingRecord
 from hebm_sample.errors import UserInputError
 
 __all__ = ["export"]
@@ -33,7 +33,7 @@ def _notes(path: Path | None) -> str:
     metavar="DIR",
     help="Folder of a training run, finished or not.",
 )
-@click.option("--out", required=True, type=PATH, metavar="DIR", help="The model's folder.")
+@click.option("--out", "-o", required=True, type=PATH, metavar="DIR", help="The model's folder.")
 @click.option("--name", metavar="NAME", help="The model's name.  [default: the preset's]")
 @click.option("--licence", metavar="TEXT", help="Of the weights, in one line.")
 @click.option(
@@ -42,7 +42,9 @@ def _notes(path: Path | None) -> str:
     metavar="FILE",
     help="Markdown for the card: data, training, limits.",
 )
-@click.option("--sampler", metavar="NAME", help="Becomes the model's default.")
+@click.option(
+    "--sampler", type=WordType(get_args(SamplerName)), help="Becomes the model's default."
+)
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Becomes the model's default.")
 @click.option("--step-scale", type=NumberType(0), metavar="C", help="Becomes the model's default.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")

@@ -1,6 +1,6 @@
 """What all training commands take: options that override single values of a preset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,49 @@ import click
 
 from hebm_sample.cli.data import HASH, HoldOutType, check_run, tell
 from hebm_sample.cli.evaluation.options import DEVICE, QUIET
-from hebm_sample.cli.requests.grammar import NumberType
-from hebm_sample.cli.trained import DurationType
+from hebm_sample.cli.requests.grammar import NumberType, WordType
+from hebm_sample.cli.trained import DurationType, PresetType
 from hebm_sample.errors import UserInputError
 
 __all__ = [
+    "LABELS",
     "PATH",
     "check_folder",
+    "check_labels",
     "check_resume",
     "needed",
     "read_images",
     "run_options",
+    "symbols_line",
     "typed_preset",
     "typed_settings",
 ]
 
 PATH = click.Path(path_type=Path)
 
+
+class _NamesType(click.ParamType):
+    """`kind,big`: columns."""
+
+    name = "columns"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names; none may be empty, or occur twice."""
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"{value!r} names no columns; write kind, or kind,big", param, ctx)
+        return names
+
+
+LABELS = click.option(
+    "--labels",
+    type=_NamesType(),
+    metavar="A,B",
+    help="Label columns of the data that become symbols, with the values that they have; all: "
+    "those that look like labels.  [default: the preset's symbols]",
+)
 STEP_SETTINGS = ("accumulate", "dtype", "activation_checkpointing")
 STEP_OPTIONS = (
     click.option(
@@ -37,7 +63,7 @@ STEP_OPTIONS = (
     ),
     click.option(
         "--dtype",
-        type=click.Choice(["float32", "bfloat16"]),
+        type=WordType(["float32", "bfloat16"]),
         help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
     ),
     click.option(
@@ -51,6 +77,7 @@ STEP_OPTIONS = (
 RUN_OPTIONS = (
     click.option(
         "--preset",
+        type=PresetType(),
         default="images64",
         show_default=True,
         metavar="NAME",
@@ -62,7 +89,7 @@ RUN_OPTIONS = (
         help="Folder of images, parquet file, folder of parquet files, LMDB, or Hub "
         "data set.  [required]",
     ),
-    click.option("--out", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
+    click.option("--out", "-o", type=PATH, metavar="DIR", help="The run's folder.  [required]"),
     click.option(
         "--time-budget",
         type=DurationType(),
@@ -203,6 +230,28 @@ def check_rows(data: str, validation: int | None) -> None:
             f"{validation} validation images asked for; of {total} images it can be "
             f"0 to {total - 1}"
         )
+
+
+def check_labels(preset: Any, data: str, size: int, labels: Sequence[str] | None) -> None:
+    """Before the images are decoded: `UserInputError` unless the data have the columns of
+    --labels, or of the preset's symbols.
+    """
+    from hebm_sample.training.label_columns import check_columns, undecoded_labels, with_labels
+
+    if not (labels or preset.prior.symbols):
+        return
+    columns = undecoded_labels(data, size)
+    if columns is not None:
+        check_columns(with_labels(preset, columns, labels) if labels else preset, columns)
+
+
+def symbols_line(preset: Any) -> str:
+    """What the prior will learn of the labels."""
+    found = [
+        f"{s.name} ({', '.join(s.values[:8])}{', ...' * (len(s.values) > 8)})"
+        for s in preset.prior.symbols
+    ]
+    return f"symbols: {'; '.join(found)}"
 
 
 def check_folder(options: dict[str, Any]) -> None:

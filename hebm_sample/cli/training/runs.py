@@ -7,19 +7,24 @@ from typing import Any
 import click
 
 from hebm_sample.cli.errors import OneLineErrors
+from hebm_sample.cli.options import ModelType
 from hebm_sample.cli.printing import say
+from hebm_sample.cli.requests.grammar import WordType
 from hebm_sample.cli.trained import load_model
 from hebm_sample.cli.training.options import (
+    LABELS,
     check_folder,
+    check_labels,
     check_resume,
     needed,
     read_images,
     run_options,
+    symbols_line,
     typed_preset,
     typed_settings,
 )
 
-__all__ = ["decoder", "generator", "prior"]
+__all__ = ["decoder", "generator", "labelled", "prior"]
 
 
 def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..., Any]) -> None:
@@ -35,8 +40,8 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
     source = open_source(options["data"], None) if options["data"] else None
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
-    if options.get("labels"):
-        preset = _labelled(preset, options, source)
+    if kind == "prior":
+        preset = labelled(preset, options, source)
     if not options["quiet"]:
         say("measuring a step of a few images ...", err=True)
     estimate = dry_run(
@@ -52,16 +57,26 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
 
 def _loaded(options: dict[str, Any], name: str) -> Any:
     """The model of an option; None where it is left out, or the command has none of that name."""
-    return load_model(options[name]) if options.get(name) else None
+    return None if options.get(name) is None else load_model(options[name])
 
 
-def _labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
-    """The preset with symbols of the data's columns, for a dry run."""
-    from hebm_sample.training.label_columns import labels_of_source, with_labels
+def labelled(preset: Any, options: dict[str, Any], source: Any) -> Any:
+    """The preset, with symbols of the data's columns where they are asked for, for a dry run."""
+    from hebm_sample.training.label_columns import check_columns, labels_of_source, with_labels
 
+    labels = options["labels"]
     if source is None:
-        raise click.UsageError("--labels are columns of the data; give --data")
-    return with_labels(preset, labels_of_source(source), options["labels"])
+        if labels:
+            raise click.UsageError("--labels are columns of the data; give --data")
+        return preset
+    if not (labels or preset.prior.symbols):
+        return preset
+    columns = labels_of_source(source)
+    preset = with_labels(preset, columns, labels) if labels else preset
+    check_columns(preset, columns)
+    if not options["quiet"]:
+        say(symbols_line(preset), err=True)
+    return preset
 
 
 def _announce(kind: str, folder: Path, result: Any) -> None:
@@ -97,11 +112,12 @@ def _train(
     model, init = (_loaded(options, name) for name in ("generator", "init"))
     check(preset, model, init)
     config = preset.generator if model is None else model.config.generator
+    if kind == "prior":
+        check_labels(preset, options["data"], config.image_size, options["labels"])
     tune_process(training=True)
     accelerator = make_accelerator(options["device"])
     settings = getattr(preset, f"{kind}_settings")
     agreed(settings, accelerator, typed_settings(options))  # before the images are read
-    more = {"init": init} if "init" in options else {}
     result = run(
         preset,
         model,
@@ -110,37 +126,15 @@ def _train(
         resume=options["resume"],
         accelerator=accelerator,
         show_progress=not options["quiet"],
-        **more,
+        **({"init": init} if "init" in options else {}),
     )
     if accelerator.is_main_process:
         _announce(kind, options["out"], result)
 
 
-class _NamesType(click.ParamType):
-    """`kind,big`: columns."""
-
-    name = "columns"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The names; none may be empty, or occur twice."""
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names) or len(set(names)) < len(names):
-            self.fail(f"{value!r} names no columns; write kind, or kind,big", param, ctx)
-        return names
-
-
-def _symbols_line(preset: Any) -> str:
-    """What the prior will learn of the labels."""
-    found = [
-        f"{s.name} ({', '.join(s.values[:8])}{', ...' * (len(s.values) > 8)})"
-        for s in preset.prior.symbols
-    ]
-    return f"symbols: {'; '.join(found)}"
-
-
-_INIT = click.option("--init", metavar="MODEL", help="Fine-tune from this model.")
+_INIT = click.option(
+    "--init", type=ModelType(), metavar="MODEL", help="Fine-tune from this model."
+)
 _DRY_RUN = click.option(
     "--dry-run",
     is_flag=True,
@@ -149,6 +143,7 @@ _DRY_RUN = click.option(
 )
 _GENERATOR = click.option(
     "--generator",
+    type=ModelType(),
     metavar="MODEL",
     help="Generator: its run's folder, or a model.  [required, except with --dry-run]",
 )
@@ -178,16 +173,10 @@ def generator(**options: Any) -> None:
 @_GENERATOR
 @click.option(
     "--objective",
-    type=click.Choice(["score", "mle"]),
+    type=WordType(["score", "mle"]),
     help="Score matching, or the paper's maximum likelihood.  [default: the preset's]",
 )
-@click.option(
-    "--labels",
-    type=_NamesType(),
-    metavar="A,B",
-    help="Label columns of the data that become symbols, with the values that they have; all: "
-    "those that look like labels.  [default: the preset's symbols]",
-)
+@LABELS
 @run_options
 @_INIT
 @_DRY_RUN
@@ -205,7 +194,7 @@ def prior(**options: Any) -> None:
             columns = images.labels, images.label_names
             preset = with_labels(preset, columns, options["labels"])
             if not options["quiet"]:
-                say(_symbols_line(preset), err=True)
+                say(symbols_line(preset), err=True)
         return train_prior(preset, model, images, objective=objective, **how)
 
     def check(preset: Any, model: Any, init: Any) -> None:
@@ -219,6 +208,7 @@ def prior(**options: Any) -> None:
 @click.command(cls=OneLineErrors)
 @click.option(
     "--generator",
+    type=ModelType(),
     metavar="MODEL",
     help="A run's folder, or a model, with a prior or without.  [required, except with --dry-run]",
 )

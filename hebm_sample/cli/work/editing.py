@@ -118,10 +118,29 @@ def _framed(
 
     names = {"paste_back": options.paste_back, "face": options.face}
     framed = frame(pipe.model, list(sources), align=options.align, **names)
+    _say_chosen(options, framed, sources)
     if not (options.align or options.quiet):
         for note in pipe.framing_notes(list(sources)):
             say(f"warning: {note}", err=True)
     return framed
+
+
+def _say_chosen(
+    options: EditOptions | InpaintOptions | ScoreOptions,
+    framed: "Framed",
+    sources: Sequence["Source"],
+) -> None:
+    """Which face was taken of a photograph with several, unless one was asked for."""
+    if options.quiet or options.face is not None:
+        return
+    for source, aligned in zip(sources, framed.aligned or (), strict=False):
+        if aligned.count > 1:
+            name = source if isinstance(source, Path) else "the image"
+            say(
+                f"{name}: the largest of {aligned.count} faces; --face K takes another, numbered "
+                "from the left",
+                err=True,
+            )
 
 
 def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from hebm_sample.cli.requests.base import CommandOptions, SteeringOptions
-from hebm_sample.cli.requests.grammar import known_value, known_word
+from hebm_sample.cli.requests.grammar import known_values, known_word
 from hebm_sample.errors import EnvironmentFailure
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def with_known_names(options: _O, pipe: "Pipeline") -> _O:
     def condition(pairs: _Pairs) -> _Pairs:
         names = [known_word(name, symbols) for name, _ in pairs]
         return tuple(
-            (name, tuple(known_value(value, symbols.get(name, ())) for value in values))
+            (name, known_values(values, symbols.get(name, ())))
             for name, (_, values) in zip(names, pairs, strict=True)
         )
 

@@ -1,0 +1,131 @@
+"""What a recipe measures of the model that it has made, a stage after another:
+
+    crop           where its data have eyes and mouths, of a preset of faces    model/config.json
+    calibration    the scores of held-out images                        model/calibration.json
+    evaluation     distances and the gap closed                         evaluation.json
+
+A stage that was done is not done again. What cannot be measured, such as with few held-out images,
+is said in a line, and is no failure of what was trained.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hebm_sample.cli.evaluation.crop import crop_line, measured_crop
+from hebm_sample.cli.evaluation.options import open_sets_of, write_json
+from hebm_sample.cli.printing import say
+from hebm_sample.errors import EnvironmentFailure, UserInputError
+
+__all__ = ["EVALUATION", "FEWEST", "IMAGES", "Measured"]
+
+IMAGES = 2000  # in each set of the evaluation, and of the other measurements at most
+FEWEST = 10
+FEWEST_CROPPED = 200
+CROP, EVALUATION = "crop.json", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements of the model in `folder`/model.
+
+    Arguments:
+        folder: The recipe's.
+        data: Their source.
+        scale: Of the recipe: a rehearsal takes its share of the images.
+        device: Where to compute.
+        quiet: Without bars.
+    """
+
+    folder: Path
+    data: str
+    scale: float
+    device: str
+    quiet: bool
+
+    def model(self) -> Any:
+        """As it was written."""
+        from hebm_sample.cli.trained import model_to_measure
+
+        return model_to_measure(str(self.place), self.device)
+
+    @property
+    def place(self) -> Path:
+        """The model's folder."""
+        return self.folder / "model"
+
+    @cached_property
+    def sets(self) -> Any:
+        """Training and held-out images; opened when a stage is not done."""
+        options = {"validation": None, "split": None, "quiet": self.quiet}
+        return open_sets_of(self.model(), self.data, options)
+
+    def crop(self) -> None:
+        """Measure the crop of the data, unless the model states one, or they have no faces."""
+        from hebm_sample.hub.save import write_config
+        from hebm_sample.io.files import parse_json
+
+        model, path = self.model(), self.folder / CROP
+        known = parse_json(path.read_bytes()) if path.exists() else {}
+        if model.config.crop is not None or known.get("weights") == model.weights_hash:
+            return
+        count = max(FEWEST_CROPPED, round(IMAGES * self.scale))
+        try:
+            found = measured_crop(self.sets[0], count, self.quiet)
+        except EnvironmentFailure as error:  # such as without the extra, which can be installed
+            say(f"no crop: {error}", err=True)
+            return
+        except UserInputError as error:
+            say(f"no crop: {error}", err=True)
+            write_json(path, {"weights": model.weights_hash, "crop": None, "reason": str(error)})
+            return
+        write_config(self.place, replace(model.config, crop=found))
+        say(f"crop: {crop_line(found)}")
+
+    def calibrate(self) -> None:
+        """Write the calibration of the model's scores, unless it has one."""
+        from hebm_sample.evaluation.calibration import calibrate
+        from hebm_sample.hub.save import write_calibration
+        from hebm_sample.metrics.typicality import FEWEST_IMAGES
+
+        model = self.model()
+        if model.calibration is not None:
+            return
+        count = max(FEWEST_IMAGES, round(IMAGES * self.scale))
+        try:
+            images = self.sets[1].images[:count]
+            found = calibrate(model, images, progress=not self.quiet)
+        except UserInputError as error:
+            say(f"not calibrated: {error}", err=True)
+            return
+        write_calibration(self.place, found)
+        say(f"calibration: of {len(images)} held-out images")
+
+    def evaluate(self, count: int) -> None:
+        """Measure the model's distances on `count` images of each set."""
+        from hebm_sample.evaluation.distances import evaluate
+        from hebm_sample.io.files import parse_json
+
+        if not count:
+            return
+        model, path = self.model(), self.folder / EVALUATION
+        asked = {"weights": model.weights_hash, "num_images": count}
+        known = parse_json(path.read_bytes()) if path.exists() else {}
+        if asked == {name: known.get(name) for name in asked}:
+            return
+        try:
+            training, held_out = self.sets
+            result = evaluate(
+                model,
+                training,
+                held_out,
+                num_images=max(FEWEST, min(count, len(held_out) // 2)),
+                progress=not self.quiet,
+                announce=lambda text: None if self.quiet else say(text, err=True),
+            )
+        except UserInputError as error:
+            say(f"not evaluated: {error}", err=True)
+            return
+        write_json(path, result.to_dict() | asked)
+        say(result.table())
