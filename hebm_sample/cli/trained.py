@@ -7,7 +7,7 @@ import click
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["DurationType", "load_model", "model_to_measure"]
+__all__ = ["DurationType", "check_reads_images", "load_model", "model_to_measure"]
 
 
 class DurationType(click.ParamType):
@@ -43,3 +43,9 @@ def model_to_measure(name: str | Path, device: str) -> Any:
 
     tune_process()
     return load_model(name).to(device)
+
+
+def check_reads_images(pipe: Any) -> None:
+    """Before data are read for it: `UserInputError` for a model without energies or encoder."""
+    pipe.model.energies()
+    _ = pipe.encoder

@@ -22,10 +22,9 @@ from hebm_sample.pipeline.identity import scores_hash
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.pipeline.scoring import Measured, measure
 
-__all__ = ["calibrate", "check_calibratable", "measure_images", "random_rows"]
+__all__ = ["calibrate", "check_calibratable", "measure_images"]
 
 DRAWS = 2
-ROWS_STREAM = 20  # of random numbers: no other choice of rows has it
 QUANTILES = (0.5, 0.9, 0.99)  # of the reconstruction error that a calibration keeps
 
 
@@ -84,13 +83,6 @@ def calibrate(
     rows = np.sort(order[len(order) // 2 :])
     first, last = (fitted.distance(statistics[part]) for part in np.array_split(rows, 2))
     return fitted.saying(rows_ks_p_value=uniformity(first, last)[1])
-
-
-def random_rows(count: int, wanted: int, seed: int = 0) -> np.ndarray:
-    """`wanted` of `count` rows, or all, in an order that the seed alone shuffles: rows of a data
-    set may be sorted by class, so the first of them are of some kinds only.
-    """
-    return np.random.default_rng([ROWS_STREAM, seed]).permutation(count)[:wanted]
 
 
 def check_calibratable(pipe: Pipeline, count: int) -> None:

@@ -209,7 +209,12 @@ class _Report:
                 _folder_keys(plan.baselines),
             ],
             "control": plan.control_key,
-            "ood": [3, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
+            "ood": [
+                4,
+                plan.ood_images,
+                sorted((n, i) for n, (_, i) in plan.others.items()),
+                context.every_held_out and context.every_held_out.identity,
+            ],
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }
