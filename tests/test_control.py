@@ -199,6 +199,7 @@ def test_best_of_keeps_the_candidate_that_ranks_first(pipe, symbols, rank_by):
         ranks += torch.stack(
             [sum(g.flatten(1).square().sum(1) for g in c.latents) / 2 for c in candidates]
         )
+    assert {x.facts["rank_by"] for x in best.provenance} == {rank_by}
     chosen = ranks.argmin(0)
     assert len(set(chosen.tolist())) > 1 and best.seeds == tuple(seeds)
     for i, k in enumerate(chosen.tolist()):
