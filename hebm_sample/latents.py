@@ -31,7 +31,7 @@ Scalar = float | Tensor
 
 def check_latents(latents: Latents, shapes: Shapes) -> int:
     """The batch size of `latents`; raises `UserInputError` where a shape differs."""
-    if not all(isinstance(x, Tensor) for x in latents):
+    if not all(isinstance(x, Tensor) for x in latents):  # pyright: ignore[reportUnnecessaryIsInstance]
         kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in latents))
         raise UserInputError(f"latents are one tensor per group; these are {kinds}")
     found = [tuple(x.shape[1:]) for x in latents]

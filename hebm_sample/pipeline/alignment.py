@@ -214,13 +214,13 @@ def framing_notes(model: "Model", images: "ImagesLike") -> list[str]:
 
 def _unusual(model: "Model", image: Any, name: str) -> str | None:
     """What is said of an image that reconstructs worse than 99 in 100 held-out ones did."""
-    from hebm_sample.pipeline.scoring import distortion
+    from hebm_sample.pipeline.scoring import distortion, score_draws
 
     calibration = calibration_if_any(model)
     bound = None if calibration is None else calibration.distortion(SHARE)
     if bound is None:
         return None
-    if float(distortion(model, model.read_images([image]), model.score_draws)[0]) <= bound:
+    if float(distortion(model, model.read_images([image]), score_draws(model))[0]) <= bound:
         return None
     how = "crop it as they are"
     if crop_for(model.config) is not None:

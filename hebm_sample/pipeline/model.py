@@ -23,7 +23,7 @@ from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.io.seeds import MAX_SEEDS
-from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
+from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.identity import (
@@ -42,7 +42,7 @@ from hebm_sample.pipeline.outputs import (
 )
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.runtime.batch_size import check_memory
-from hebm_sample.pipeline.scoring import group_indices, shared_samples
+from hebm_sample.pipeline.scoring import group_indices, samples_of
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
@@ -57,7 +57,6 @@ __all__ = ["EncodeMode", "Groups", "ImagesLike", "Model", "pretrained"]
 EncodeMode = Literal["sample", "mean"]
 Groups = slice | Sequence[int] | int
 ImagesLike = Tensor | Any
-SCORE_DRAWS = 2  # samples of u an image that its scores are means over
 MOST_PIXELS = (2**22, 2**18)  # decoded at a time, elsewhere and on the CPU
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -374,38 +373,6 @@ class Model:
         how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
         return decoded(self, u, chosen, {"sheet": "reconstruction"}, **how)
 
-    @property
-    def score_draws(self) -> int:
-        """Samples of u an image that its scores are means over: those of its calibration."""
-        known = calibration_if_any(self)
-        return SCORE_DRAWS if known is None else known.draws or SCORE_DRAWS
-
-    def samples_of(
-        self,
-        images: ImagesLike | None,
-        latents: Latents | None,
-        mode: EncodeMode,
-        batch_size: int,
-    ) -> tuple[Latents, ...]:
-        """What a score is the mean over: the latents themselves, q(u | x)'s mean, or
-        `score_draws` samples of it, with the same noise for every image.
-
-        Raises:
-            UserInputError: Both or neither of images and latents, latents that are not finite or
-                of other shapes, or a model without encoder.
-        """
-        batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        require_choice("mode", mode, EncodeMode)
-        if (images is None) == (latents is None):
-            raise UserInputError("give either images or latents, and not both")
-        if latents is not None:
-            check_latents(latents, self.generator.latent_shapes)
-            check_finite(latents)
-            return (latents,)
-        if mode == "mean":
-            return (self.encode(images, mode=mode, batch_size=batch_size),)
-        return shared_samples(self, self.read_images(images), self.score_draws, batch_size)
-
     def classify(
         self,
         images: ImagesLike | None = None,
@@ -430,7 +397,7 @@ class Model:
             )
         found = [
             prior.table.probabilities(self.lowest_outputs(u, batch_size).logits[:, chosen].sum(1))
-            for u in self.samples_of(images, latents, mode, batch_size)
+            for u in samples_of(self, images, latents, mode, batch_size)
         ]
         return {name: torch.stack([p[name] for p in found]).mean(0) for name in found[0]}
 

@@ -1,7 +1,7 @@
 """How likely a model finds images, as users ask for it; the mathematics is in
 `pipeline/scoring.py`.
 
-What is said of images is a mean over `Model.score_draws` samples of u ~ q(u | x), with the same
+What is said of images is a mean over `scoring.score_draws` samples of u ~ q(u | x), with the same
 noise for every image: it depends neither on its neighbours nor on its place among them, and
 `energy`, `log_density`, `rate`, `score` and `classify` are of the same samples.
 """
@@ -114,7 +114,7 @@ def energy(
     """
     chosen, prior = model.group_indices(groups), model.energies()
     seen = None if images is None else crops(model, images, align, face)
-    samples = model.samples_of(seen, latents, mode, batch_size)
+    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
     return _mean_over(
         samples, lambda u: -prior.select(model.lowest_outputs(u, batch_size), chosen)
     )
@@ -149,7 +149,7 @@ def log_density(
     """
     chosen, _ = model.group_indices(groups), model.energies()
     seen = None if images is None else crops(model, images, align, face)
-    samples = model.samples_of(seen, latents, mode, batch_size)
+    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
     return _mean_over(samples, lambda u: scoring.log_density(model, u, chosen, batch_size))
 
 
@@ -178,7 +178,7 @@ def rate(
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     chosen, _ = model.group_indices(groups), model.energies()
     x = model.read_images(crops(model, images, align, face))
-    return scoring.rate(model, x, chosen, draws or model.score_draws, batch_size)
+    return scoring.rate(model, x, chosen, draws or scoring.score_draws(model), batch_size)
 
 
 class GroupScores(NamedTuple):
@@ -205,7 +205,7 @@ def group_scores(
         images, groups: As for `log_density`.
     """
     chosen, prior = model.group_indices(groups), model.energies()
-    samples = model.samples_of(images, None, "sample", batch_size)
+    samples = scoring.samples_of(model, images, None, "sample", batch_size)
     outputs = [model.lowest_outputs(u, batch_size) for u in samples]
 
     def energy_of(some: list[int]) -> Tensor:
@@ -248,7 +248,7 @@ def score(
     model.energies()
     calibration, note = own_calibration(model)
     x = model.read_images(crops(model, images, align, face))
-    found = scoring.measure(model, x, model.score_draws, batch_size)
+    found = scoring.measure(model, x, scoring.score_draws(model), batch_size)
     distance, p_value = _calibrated(model, calibration, found)
     return Scores(
         energy=found.energies.float(),

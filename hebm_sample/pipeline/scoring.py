@@ -34,16 +34,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hebm_sample.config import plain
+from hebm_sample.config import plain, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Posterior, encode
 from hebm_sample.generator.protocol import ImageDistribution, TopDown
-from hebm_sample.latents import Latents, concatenate
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
+from hebm_sample.pipeline.identity import calibration_if_any
 from hebm_sample.prior.symbols import GroupOutputs
 from hebm_sample.sampling.noise import NoiseStreams
 
 if TYPE_CHECKING:
-    from hebm_sample.pipeline.model import Model
+    from hebm_sample.pipeline.model import EncodeMode, ImagesLike, Model
 
 __all__ = [
     "Measured",
@@ -53,9 +55,12 @@ __all__ = [
     "log_density",
     "measure",
     "rate",
+    "samples_of",
+    "score_draws",
     "shared_samples",
 ]
 
+SCORE_DRAWS = 2
 SMALLEST = 1e-12  # below which a mean square is taken for this
 
 
@@ -150,6 +155,38 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
     kl = model.encoder.kl(_in_double(posterior))
     found = GroupOutputs(*(part.double() for part in outputs))
     return _PosteriorSample(posterior, further, kl, found)
+
+
+def score_draws(model: "Model") -> int:
+    """Samples of u an image that its scores are means over: those of its calibration."""
+    known = calibration_if_any(model)
+    return SCORE_DRAWS if known is None else known.draws or SCORE_DRAWS
+
+
+def samples_of(
+    model: "Model",
+    images: "ImagesLike | None",
+    latents: Latents | None,
+    mode: "EncodeMode",
+    batch_size: int,
+) -> tuple[Latents, ...]:
+    """What a score is the mean over: the latents themselves, q(u | x)'s mean, or `score_draws`
+    samples of it, with the same noise for every image.
+
+    Raises:
+        UserInputError: Both or neither of images and latents, latents that are not finite or of
+            other shapes, or a model without encoder.
+    """
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    if (images is None) == (latents is None):
+        raise UserInputError("give either images or latents, and not both")
+    if latents is not None:
+        check_latents(latents, model.generator.latent_shapes)
+        check_finite(latents)
+        return (latents,)
+    if mode != "sample":
+        return (model.encode(images, mode=mode, batch_size=batch_size),)
+    return shared_samples(model, model.read_images(images), score_draws(model), batch_size)
 
 
 @torch.no_grad()

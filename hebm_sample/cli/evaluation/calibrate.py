@@ -55,29 +55,11 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
             f"{folder} is no model folder; give one that hebm-train export or save_pretrained "
             "wrote"
         )
-    import numpy as np
-
-    from hebm_sample.cli.trained import check_reads_images
-    from hebm_sample.data.holdout import random_rows
-    from hebm_sample.evaluation.calibration import calibrate as calibrate_model
     from hebm_sample.hub.save import write_calibration
     from hebm_sample.io.images import check_writable
-    from hebm_sample.pipeline.pipeline import Pipeline
-    from hebm_sample.pipeline.runtime.process import tune_process
 
     check_writable(folder / "calibration.json")
-    tune_process()
-    pipe = Pipeline.from_pretrained(folder, device=options["device"])
-    check_reads_images(pipe)
-    _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
-    rows = np.sort(random_rows(len(held_out), num_images))
-    found = calibrate_model(
-        pipe,
-        held_out.select(rows).images,
-        draws=options["draws"],
-        batch_size=options["batch"],
-        progress=not quiet,
-    )
+    found = _measured(folder, data, num_images, options | {"quiet": quiet})
     row = write_calibration(folder, found)
     say(
         f"{folder}: {len(found.names)} statistics of {found.facts['images']} held-out images, "
@@ -90,3 +72,27 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
             "together, and not over each kind of them",
             err=True,
         )
+
+
+def _measured(folder: Path, data: str, num_images: int, options: dict[str, Any]) -> Any:
+    """The calibration of the model in a folder."""
+    import numpy as np
+
+    from hebm_sample.cli.trained import check_reads_images
+    from hebm_sample.data.holdout import random_rows
+    from hebm_sample.evaluation.calibration import calibrate as calibrate_model
+    from hebm_sample.pipeline.pipeline import Pipeline
+    from hebm_sample.pipeline.runtime.process import tune_process
+
+    tune_process()
+    pipe = Pipeline.from_pretrained(folder, device=options["device"])
+    check_reads_images(pipe)
+    _, held_out = open_sets_of(pipe, data, options)
+    rows = np.sort(random_rows(len(held_out), num_images))
+    return calibrate_model(
+        pipe,
+        held_out.select(rows).images,
+        draws=options["draws"],
+        batch_size=options["batch"],
+        progress=not options["quiet"],
+    )
