@@ -102,6 +102,21 @@ class TestScore:
         assert "120 held-out images" in found.note
         assert "p-value 0.00826: more unusual than all 120 held-out images" in str(found)
 
+    @pytest.mark.parametrize("weight", [0.0, 1e-7])
+    def test_a_group_that_has_collapsed_does_not_count(self, home, held_out, weight):
+        """Its posterior is the same for every image, to rounding."""
+        generator, encoder, prior = tiny_modules()
+        with torch.no_grad():
+            encoder.heads[2].out.weight.mul_(weight)
+            encoder.heads[2].out.bias.fill_(0.1234567)
+        known = calibrate(Pipeline(tiny_config(), generator, prior, encoder), held_out)
+        assert known.distances.max() > 1.5 * known.distances.min()
+        pipe = Pipeline(tiny_config(), generator, prior, encoder, calibration=known)
+        p = pipe.score(as_floats(discs(home / f"few-{weight}", 40, 2)), batch_size=40).p_value
+        assert p.min() < 0.3 < 0.7 < p.max()
+        noise = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        assert (pipe.score(noise).p_value < 0.02).all()
+
     def test_is_the_same_alone_and_in_any_batch(self, pipe, held_out):
         x = as_floats(held_out[:6])
         together = pipe.score(x, batch_size=6)
