@@ -9,8 +9,8 @@ A setting is written as the sampler's fields, such as `steps=24,start=ancestral`
 name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`,
 after which fields may follow: `own,particles=4`. In place of steps=T*50 one may write steps=full.
 Beside the sampler's fields there are `best_of=N` (candidates per image, ranked by the prior's
-density) and `autoguidance=W` with the energies of `--weak` (`guided.py`); both count in the
-gradients.
+density, or with `rank_by=energy` by -F alone) and `autoguidance=W` with the energies of `--weak`
+(`guided.py`); both count in the gradients.
 
 What is done is kept in a folder: a run that was stopped goes on where it was, in steps of 500
 images, and a setting that was measured is not measured again. With `--dtype bfloat16` the folder
@@ -111,13 +111,14 @@ SETS = {
         "own,steps=32",
         "own,steps=64",
         "own,best_of=4",
+        "own,best_of=4,rank_by=energy",
         "own,particles=4",
         "own,steps=32,best_of=2",
         "own,steps=32,particles=2",
     ],
     "own": ["own"],
 }
-OURS = ("best_of", "autoguidance")  # of a setting, and no fields of the sampler's
+OURS = ("best_of", "rank_by", "autoguidance")  # of a setting, and no fields of the sampler's
 
 
 def read_setting(text: str, levels: int) -> dict[str, Any]:
@@ -138,13 +139,14 @@ def read_setting(text: str, levels: int) -> dict[str, Any]:
     return found
 
 
-def best_samples(context: EvaluationContext, best_of: int) -> PriorSamples:
+def best_samples(context: EvaluationContext, best_of: int, rank_by: Any) -> PriorSamples:
     """`EvaluationContext.samples` of the best of several candidates an image; seconds with
     decoding.
     """
     pipe, size = context.pipe, context.batch_size
     key: list[Any] = [
         best_of,
+        rank_by,
         fingerprint(pipe),
         pipe.sampling_config(**context.sampling).to_dict(),
     ]
@@ -152,7 +154,8 @@ def best_samples(context: EvaluationContext, best_of: int) -> PriorSamples:
     def make(start: int, stop: int) -> dict[str, torch.Tensor]:
         began = time.perf_counter()
         options = {"batch_size": size, "output_type": "torch", "progress": False}
-        u = pipe(seeds=range(start, stop), best_of=best_of, **options, **context.sampling).latents
+        options |= {"best_of": best_of, "rank_by": rank_by}
+        u = pipe(seeds=range(start, stop), **options, **context.sampling).latents
         seconds = torch.tensor([time.perf_counter() - began])
         return {f"u{i}": g for i, g in enumerate(u)} | {"seconds": seconds}
 
@@ -172,6 +175,9 @@ def features_of(
     """Features (N, D) of a setting's images, and what they cost."""
     sampling = {k: v for k, v in setting.items() if k not in OURS}
     best_of, weight = setting.get("best_of", 1), setting.get("autoguidance", 0.0)
+    rank_by = setting.get("rank_by", "density")
+    if best_of == 1 and "rank_by" in setting:
+        raise UserInputError("rank_by ranks the candidates of best_of=N; give both")
     context = EvaluationContext(
         guided(pipe, weak, weight) if weight else pipe,
         images,
@@ -181,7 +187,7 @@ def features_of(
     )
     cpu, fresh = time.process_time(), not any((out / "latents").glob("ebm-*"))
     before = set((out / "latents").glob("ebm-*"))
-    drawn = context.samples("ebm") if best_of == 1 else best_samples(context, best_of)
+    drawn = context.samples("ebm") if best_of == 1 else best_samples(context, best_of, rank_by)
     cpu = time.process_time() - cpu
     new = len(set((out / "latents").glob("ebm-*")) - before)
     spaces = {known.space: (known.net, {})}

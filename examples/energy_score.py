@@ -1,9 +1,10 @@
 """How likely are these images? Their energy, by the number of top groups that count.
 
-    E_k(x) = -sum_{i <= k} F_i(u),    u ~ q(u | x),    at the lowest noise level
+    E_k(x) = -sum_{i <= k} F_i(u),    mean over u ~ q(u | x),    at the lowest noise level
 
-Low is like the training data. The top groups hold the coarse content, so the columns say at which
-depth of the hierarchy an image stands out.
+An energy is the log ratio of N(0, I) to the prior, and only differences within a column say
+something. The top groups hold the coarse content, so the columns say at which depth of the
+hierarchy images differ.
 """
 
 import csv
@@ -30,8 +31,8 @@ def examples(pipe: Pipeline) -> dict[str, object]:
 
 def scores(pipe: Pipeline, images: object) -> torch.Tensor:
     """E_k of each image for k = 1 ... L, (N, L)."""
-    u = pipe.encode(images)
-    columns = [pipe.energy(latents=u, groups=slice(0, k + 1)) for k in range(len(u))]
+    depth = len(pipe.config.generator.latent_shapes)
+    columns = [pipe.energy(images, groups=slice(0, k + 1)) for k in range(depth)]
     return torch.stack(columns, dim=1)
 
 

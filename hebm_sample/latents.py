@@ -11,6 +11,7 @@ __all__ = [
     "Latents",
     "Scalar",
     "Shapes",
+    "check_finite",
     "check_latents",
     "concatenate",
     "flatten",
@@ -30,14 +31,23 @@ Scalar = float | Tensor
 
 def check_latents(latents: Latents, shapes: Shapes) -> int:
     """The batch size of `latents`; raises `UserInputError` where a shape differs."""
+    if not all(isinstance(x, Tensor) for x in latents):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kinds = ", ".join(dict.fromkeys(type(x).__name__ for x in latents))
+        raise UserInputError(f"latents are one tensor per group; these are {kinds}")
     found = [tuple(x.shape[1:]) for x in latents]
-    batches = {int(x.shape[0]) for x in latents}
+    batches = {int(x.shape[0]) for x in latents if x.dim()}
     if found != list(shapes) or len(batches) != 1 or 0 in batches:
         raise UserInputError(
             f"latents have shapes {[tuple(x.shape) for x in latents]}; this model needs "
             f"(B, C, H, W) = {[('B', *s) for s in shapes]} with one B >= 1"
         )
     return batches.pop()
+
+
+def check_finite(latents: Latents) -> None:
+    """Raises `UserInputError` where one of the latents is no finite number."""
+    if not all(bool(torch.isfinite(x).all()) for x in latents):
+        raise UserInputError("latents must be finite numbers; some are infinite or none (nan)")
 
 
 def flatten(u: Latents) -> Tensor:

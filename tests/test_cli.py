@@ -15,6 +15,7 @@ import types
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -27,6 +28,7 @@ import hebm_sample
 from hebm_sample.cli import list_models as listing
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import SECTIONS
+from hebm_sample.cli.requests.sample import RANKINGS
 from hebm_sample.cli.sample import main
 from hebm_sample.cli.work import sampling
 from hebm_sample.config import (
@@ -41,6 +43,7 @@ from hebm_sample.hub.manifest import REQUIRED_FILES, FileRow, ModelRow
 from hebm_sample.io import images
 from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.outputs import Samples, Trajectory
+from hebm_sample.pipeline.states import Ranking
 
 SIZE = 8
 # Of a chain's settings those that have no key of their own.
@@ -468,6 +471,8 @@ def test_the_bar_counts_gradients_on_a_terminal(fake, monkeypatch):
         (["--dataset", "a", "--layers", "-n", "1"], "give 2 or more"),
         (["--dataset", "a", "--layers", "--best-of", "2"], "--best-of ranks whole images"),
         (["--dataset", "a", "--best-of", "0"], "0 is not in the range"),
+        (["--dataset", "a", "--rank-by", "energy"], "give --best-of N"),
+        (["--dataset", "a", "--best-of", "2", "--rank-by", "size"], "'density', 'energy'"),
         (["--dataset", "a", "--gaussian-prior", "--layers"], "samples all groups at once"),
         (["--dataset", "a", "--gaussian-prior", "--attr", "M"], "without the energies"),
         (["--dataset", "a", "--gaussian-prior", "--best-of", "2"], "without the energies"),
@@ -704,9 +709,16 @@ def test_particles_are_the_pipelines(tmp_path, monkeypatch):
 
 
 def test_best_of_is_the_pipelines(sample, pipe):
-    written, answer = sample("-n", 2, "--best-of", 3)
-    assert alike(written, pipe(2, best_of=3).grid())
-    assert answer["best_of"] == 3
+    written, answer = sample("-n", 8, "--best-of", 3)
+    assert alike(written, pipe(8, best_of=3).grid())
+    assert (answer["best_of"], answer["rank_by"]) == (3, "density")
+    assert "--best-of 3 --rank-by density" in written.text["command"]
+    other, answer = sample("-n", 8, "--best-of", 3, "--rank-by", "energy", "--overwrite")
+    assert alike(other, pipe(8, best_of=3, rank_by="energy").grid())
+    assert not alike(other, written) and other.text["rank_by"] == "energy"
+    plain, answer = sample("-n", 2, "--best-of", 1, "--rank-by", "energy", "--overwrite")
+    assert "rank_by" not in plain.text and "rank_by" not in answer
+    assert RANKINGS == get_args(Ranking)
 
 
 def test_a_temperature_a_group(sample, pipe):

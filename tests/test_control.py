@@ -199,6 +199,7 @@ def test_best_of_keeps_the_candidate_that_ranks_first(pipe, symbols, rank_by):
         ranks += torch.stack(
             [sum(g.flatten(1).square().sum(1) for g in c.latents) / 2 for c in candidates]
         )
+    assert {x.facts["rank_by"] for x in best.provenance} == {rank_by}
     chosen = ranks.argmin(0)
     assert len(set(chosen.tolist())) > 1 and best.seeds == tuple(seeds)
     for i, k in enumerate(chosen.tolist()):
@@ -232,8 +233,9 @@ def test_classify(pipe, images, three):
     assert {k: v.shape for k, v in found.items()} == {"class": (2, 3), "Smiling": (2, 2)}
     for values in found.values():
         assert torch.allclose(values.sum(1), torch.ones(2), atol=1e-6) and (values >= 0).all()
-    again = pipe.classify(latents=pipe.encode(images))
-    assert all(torch.equal(found[k], again[k]) for k in found)
+    means = pipe.classify(images, mode="mean")
+    again = pipe.classify(latents=pipe.encode(images, mode="mean"))
+    assert all(torch.equal(means[k], again[k]) for k in found)
     whole, parts = (pipe.classify(latents=three.latents, batch_size=n)["class"] for n in (3, 1))
     assert torch.allclose(whole, parts, atol=1e-5)
     logits = pipe.model.lowest_outputs(three.latents, 3).logits

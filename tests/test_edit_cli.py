@@ -150,15 +150,32 @@ def test_inpaint_keeps_what_is_black_in_the_mask(run, pipe, images):
 def test_scores_are_the_pipelines(run, pipe, images):
     answer = run("score", *images, "--groups", "0,2")
     energy, each = pipe.energy(images, groups=[0, 2]), pipe.energy(images, groups=2)
-    found = pipe.classify(images, groups=[0, 2])
+    density, found = pipe.log_density(images, groups=[0, 2]), pipe.classify(images, groups=[0, 2])
     for i, row in enumerate(answer["scores"]):
         assert row["picture"] == images[i]
         assert row["energy"] == pytest.approx(float(energy[i]))
+        assert row["log_density"] == pytest.approx(float(density[i]), rel=1e-5)
         assert list(row["groups"]) == ["0", "2"]
         assert row["groups"]["2"] == pytest.approx(float(each[i]))
         assert list(row["symbols"]["class"]) == ["a", "b", "c"]
         for name, p in found.items():
             assert list(row["symbols"][name].values()) == pytest.approx(p[i].tolist())
+
+
+def test_a_score_does_not_depend_on_the_other_files(run, pipe, images):
+    """Nor on the order of all; and is what `pipe.score` says."""
+    rows = {row["picture"]: row for row in run("score", *images)["scores"]}
+    found = pipe.score(images)
+    for i, name in enumerate(images):
+        (alone,) = run("score", name)["scores"]
+        (first, *_) = run("score", *images[i:], *images[:i])["scores"]
+        for row in (alone, first):
+            for key in ("energy", "log_density"):
+                assert row[key] == pytest.approx(rows[name][key], rel=1e-5)
+                assert row[key] == pytest.approx(float(getattr(found, key)[i]), rel=1e-4)
+            assert row["groups"] == pytest.approx(rows[name]["groups"], rel=1e-4)
+            for symbol, p in row["symbols"].items():
+                assert p == pytest.approx(rows[name]["symbols"][symbol], rel=1e-4)
 
 
 def test_scores_as_a_table(folder, pipe, images):

@@ -72,6 +72,7 @@ def again(path: Path) -> Path:
     "words",
     [
         ["-n", 3, "--class", "~b", "--attr", "smiling", "--guidance", 2.5, "--best-of", 2],
+        ["-n", 5, "--best-of", 3, "--rank-by", "energy"],
         ["-n", 3, "--gaussian-prior", "--temperature", 0.7],
         ["-n", 2, "--temperature", "0.5,1,0.25", "--sampler", "annealed", "--steps", 5],
         ["--from-seed", 7, "--keep-top", 1, "-n", 3, "--columns", 3],

@@ -25,6 +25,7 @@ from results_blocks import BLOCKS, headline_gap, image_path, section, summary
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.report.ood import KINDS, auroc_by_groups
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.evaluation.report.plots import bars, lines, scatter_named
 from hebm_sample.hub.card import model_card
@@ -250,20 +251,8 @@ def _draw_hole(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_ood(results: Mapping[str, Any], path: Path) -> None:
-    ood = results["parts"]["ood"]
-    groups = ood["groups"]
-    kinds = {"u from the encoder": "energy", "u_0 after the chain": "energy after the chain"}
-    panels = {
-        title: {
-            name: (
-                range(1, groups + 1),
-                [table[f"{kind}, top {k + 1} of {groups}"]["value"] for k in range(groups)],
-            )
-            for name, table in ood["auroc"].items()
-        }
-        for title, kind in kinds.items()
-        if f"{kind}, top 1 of {groups}" in next(iter(ood["auroc"].values()))
-    }
+    named = {"energy": "u from the encoder", "energy after the chain": "u_0 after the chain"}
+    panels = auroc_by_groups(results["parts"]["ood"], {k: named.get(k, k) for k in KINDS})
     lines(path, panels, x="top groups kept", y="AUROC", level=0.5)
 
 

@@ -3,7 +3,7 @@
     edit          lead images to a condition, keep the rest
     interpolate   between two images
     inpaint       fill in the white of a mask
-    score         energies and symbol probabilities
+    score         p-values, densities, energies and symbol probabilities
 
 What they do is in `work/editing.py`. Images are read, and places to write to are checked, before
 the model is loaded; torch is imported after that.
@@ -241,11 +241,12 @@ def inpaint(**options: Any) -> None:
     OUTPUT[0],
 )
 def score(**options: Any) -> None:
-    """How unusual images are: log densities and p-values, low for what is unusual; energies, high
-    for it; and symbol probabilities.
+    """How unusual images are: p-values, low for what is unusual; and log densities, energies and
+    symbol probabilities.
 
     A p-value is the share of held-out images that are at least as unusual, all groups together; it
-    needs a model that carries a calibration.
+    needs a model that carries a calibration. A log density or an energy alone is no measure of
+    it: smooth images of any kind have high densities.
     """
     editing.score(ScoreOptions(**options))
 

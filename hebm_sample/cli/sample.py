@@ -30,7 +30,12 @@ from hebm_sample.cli.options import (
     taking,
 )
 from hebm_sample.cli.requests.grammar import MixType, NumberType, SeedType
-from hebm_sample.cli.requests.sample import DEFAULT_COLUMNS, DEFAULT_IMAGES, SampleOptions
+from hebm_sample.cli.requests.sample import (
+    DEFAULT_COLUMNS,
+    DEFAULT_IMAGES,
+    RANKINGS,
+    SampleOptions,
+)
 from hebm_sample.cli.verify import verify
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.animation import ANIMATED, HOLD, MAX_SECONDS, SECONDS
@@ -91,7 +96,9 @@ _HELP = {
     f"ends in {' or '.join(ANIMATED)}.",
     "seconds": f"How long it runs before the last image is held for {HOLD:g} s.  "
     f"[default: {SECONDS:g}]",
-    "best": "Of N candidates per image, keep the one of highest log density.",
+    "best": "Of N candidates per image, keep the one that ranks first.",
+    "rank": "With --best-of: density, the highest log p(u | y), or energy, the lowest -F.  "
+    "[default: density]",
     "gaussian": "Sample from N(0, I), without the energy-based prior.",
     "columns": "Of the grid.  [default: near to a square]",
     "scale": "Show each pixel as K x K: for small images.",
@@ -126,6 +133,7 @@ _HELP = {
     ),
     steering(),
     option("Steering", "--best-of", type=click.IntRange(1, 1000), metavar="N", help=_HELP["best"]),
+    option("Steering", "--rank-by", type=click.Choice(RANKINGS), help=_HELP["rank"]),
     SAMPLER,
     option("Sampler", "--gaussian-prior", is_flag=True, help=_HELP["gaussian"]),
     MANY,

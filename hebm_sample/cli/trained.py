@@ -8,7 +8,13 @@ import click
 from hebm_sample.cli.requests.grammar import known_word
 from hebm_sample.errors import UserInputError
 
-__all__ = ["DurationType", "PresetType", "load_model", "model_to_measure"]
+__all__ = [
+    "DurationType",
+    "PresetType",
+    "check_reads_images",
+    "load_model",
+    "model_to_measure",
+]
 
 
 class DurationType(click.ParamType):
@@ -56,3 +62,9 @@ def model_to_measure(name: str | Path, device: str) -> Any:
 
     tune_process()
     return load_model(name).to(device)
+
+
+def check_reads_images(pipe: Any) -> None:
+    """Before data are read for it: `UserInputError` for a model without energies or encoder."""
+    pipe.model.energies()
+    _ = pipe.encoder

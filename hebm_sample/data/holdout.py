@@ -21,12 +21,13 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["SelectedRows", "held_out_rows", "row_keys", "selected"]
+__all__ = ["SelectedRows", "held_out_rows", "random_rows", "row_keys", "selected"]
 
 HELD_OUT_SHARE = 0.1
 HELD_OUT_MOST = 4000
 SEED = 0  # raise it never: published figures name rows by it
 ENOUGH = 10  # rows of a label's value: a tenth of them is one
+ROWS_SEED = 20  # of rows that are chosen at random: published scores are of them
 MOST_VALUES = 256  # more are numbers of something, and no classes
 
 
@@ -75,6 +76,14 @@ def _groups(labels: Mapping[str, np.ndarray]) -> Iterable[np.ndarray]:
         values = np.unique(column[column >= 0])
         if len(values) <= MOST_VALUES:
             yield from (np.flatnonzero(column == value) for value in values)
+
+
+def random_rows(count: int, wanted: int) -> np.ndarray:
+    """`wanted` of `count` rows, or all, (M,) int64, in a random order that is always the same.
+
+    Rows of a data set may be sorted by class, so that the first of them are of some kinds only.
+    """
+    return np.random.default_rng(ROWS_SEED).permutation(count)[:wanted]
 
 
 class SelectedRows:

@@ -109,7 +109,10 @@ def facts(images: Sequence[DemoImage], chosen: int, resolutions: Sequence[int]) 
     if big.energies:
         parts += _FOLD + energy_chart(big.energies, resolutions)
     if big.log_density is not None:
-        text = f"Log density {big.log_density:.1f}, high for images like those it learned from"
+        text = (
+            f"Log density {big.log_density:.1f}, to compare with others of this model; smooth "
+            "images of any kind have a high one"
+        )
         parts += f'<p class="hebm-note">{text}</p>'
     if big.predictions:
         parts += prediction_chart(big.predictions)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset
+from hebm_sample.data.holdout import random_rows, selected
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import write_atomically
@@ -123,6 +124,8 @@ class EvaluationContext:
         folder: Where latents are kept; None keeps them in memory only.
         progress: Show bars.
         sampling: Fields of `LangevinConfig` in place of the model's own.
+        every_held_out: All held-out images, of which scores take a random part; those of
+            `held_out` if None.
     """
 
     pipe: Pipeline
@@ -133,6 +136,7 @@ class EvaluationContext:
     folder: Path | None = None
     progress: bool = True
     sampling: dict[str, Any] = field(default_factory=dict)
+    every_held_out: ImageDataset | None = None
     _made: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def of_model(self, pipe: Pipeline) -> "EvaluationContext":
@@ -281,6 +285,16 @@ class EvaluationContext:
         if self.held_out is None:
             raise UserInputError("this needs held-out images; give the data with --data")
         return self.held_out
+
+    def scored_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two sets of n held-out images, uint8 (n, 3, S, S), without an image in common: what
+        fits a score, and what is scored. A fixed random part of all held-out images, since these
+        may be sorted by class.
+        """
+        images = (self.every_held_out or self.held_out_images()).images
+        rows = random_rows(len(images), 2 * self.num_images)
+        fitting, scored = (np.sort(part) for part in np.array_split(rows, 2))
+        return selected(images, fitting), selected(images, scored)
 
     def latents_of(self, found: Mapping[str, Tensor]) -> Latents:
         """The groups u0, u1, ... out of what `cached` gives."""

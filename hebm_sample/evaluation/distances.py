@@ -204,7 +204,8 @@ def make_context(
     progress: bool = True,
     **sampling: Any,
 ) -> EvaluationContext:
-    """A model with an energy-based prior and the first 2 n held-out images.
+    """A model with an energy-based prior and the first 2 n held-out images; scores have a random
+    part of all of them (`EvaluationContext.scored_images`).
 
     Raises:
         UserInputError: Too few held-out images, a model without a prior, or a setting that the
@@ -234,6 +235,7 @@ def make_context(
         folder,
         progress,
         {k: v for k, v in sampling.items() if v is not None},
+        held_out,
     )
 
 

@@ -4,7 +4,8 @@
     energy after the chain       the same of u_0 from the energy-based prior's lowest level: u as
                                  above, moved by the sampler's chain on log p(u_0 | u_1), with u_1
                                  = u diffused
-    negative log density         -log p_G(u) = -F_G(u) + |u_G|^2 / 2 of the top k groups, every k
+    negative log density         -log p_G(u) = -F_G(u) + |u_G|^2 / 2 of the top k groups, every k;
+                                 also of q(u | x)'s mean, and of u_0 after the chain
     rate                         E_q[-F_G] + KL_G of the top k groups, every k
     LLR > k                      the bound less the bound without the k finest groups (Havtorn et
                                  al., arXiv 2102.08248; `pipeline/scoring.py`)
@@ -183,6 +184,7 @@ def scores(
     after_chain: np.ndarray | None = None,
     measured: Measured | None = None,
     calibration: Calibration | None = None,
+    densities_after_chain: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The module's table: name to (N,), large for out-of-distribution images.
 
@@ -193,14 +195,13 @@ def scores(
         after_chain: (N, L), the energies of `chain_latents`; None leaves them out.
         measured: Densities, rates, ratios and statistics of the images; None leaves them out.
         calibration: Fitted on other held-out images; None leaves the combination out.
+        densities_after_chain: (N, L), -log p of `chain_latents`; None leaves them out.
     """
-    groups = energies.shape[1]
-    named = {f"energy, top {k + 1} of {groups}": energies[:, k] for k in range(groups)}
+    named = _by_groups("energy", energies)
     if after_chain is not None:
-        named |= {
-            f"energy after the chain, top {k + 1} of {groups}": after_chain[:, k]
-            for k in range(groups)
-        }
+        named |= _by_groups("energy after the chain", after_chain)
+    if densities_after_chain is not None:
+        named |= _by_groups("negative log density after the chain", densities_after_chain)
     if measured is not None:
         named |= _by_level(measured, calibration)
     return named | {
@@ -210,15 +211,23 @@ def scores(
     }
 
 
+def _by_groups(kind: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns (N,) of values (N, L), by the number of top groups."""
+    groups = values.shape[1]
+    return {f"{kind}, top {k + 1} of {groups}": values[:, k] for k in range(groups)}
+
+
 def _by_level(measured: Measured, calibration: Calibration | None) -> dict[str, np.ndarray]:
     """Scores that know of levels, (N,) each."""
-    groups = measured.rates.shape[1]
-    kinds = {"negative log density": measured.densities, "rate": measured.rates}
-    named = {
-        f"{kind}, top {k + 1} of {groups}": values[:, k].numpy()
-        for kind, values in kinds.items()
-        for k in range(groups)
+    kinds = {
+        "negative log density": measured.densities,
+        "negative log density of means": measured.mean_densities,
+        "rate": measured.rates,
     }
+    named: dict[str, np.ndarray] = {}
+    for kind, values in kinds.items():
+        named |= _by_groups(kind, values.numpy())
+    groups = measured.rates.shape[1]
     named |= {f"LLR > {k}": measured.ratios[:, k].numpy() for k in range(1, groups)}
     if calibration is not None:
         named["combination"] = calibration.distance(measured.statistics.numpy())

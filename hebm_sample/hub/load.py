@@ -13,7 +13,7 @@ from hebm_sample.config import ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.generator.kinds import new_encoder, new_generator
 from hebm_sample.generator.protocol import Generator, ImageEncoder
-from hebm_sample.hub.manifest import CALIBRATION_NAME
+from hebm_sample.hub.manifest import CALIBRATION_NAME, MAX_CALIBRATION_BYTES
 from hebm_sample.hub.resolve import ResolvedModel, locate
 from hebm_sample.hub.sizes import check_room
 from hebm_sample.hub.weights import load_weights
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 MAX_CONFIG_BYTES = 1_000_000
-MAX_CALIBRATION_BYTES = 16_000_000
 MAX_MESSAGE = 500
 
 

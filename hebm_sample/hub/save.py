@@ -20,6 +20,7 @@ from hebm_sample.hub.card import SAMPLES_NAME, model_card
 from hebm_sample.hub.manifest import (
     CALIBRATION_NAME,
     MANIFEST_NAME,
+    MAX_CALIBRATION_BYTES,
     FileRow,
     ModelRow,
     read_row,
@@ -45,6 +46,7 @@ __all__ = [
     "check_new_model",
     "check_sizes",
     "licence_of",
+    "stored_dtype",
     "write_calibration",
     "write_config",
     "write_model_folder",
@@ -192,7 +194,7 @@ def write_model_folder(
     try:
         with _staging_for(folder) as staging:
             files = {
-                name: _write(staging / name, content, _precision(config, name, content, dtype))
+                name: _write(staging / name, content, stored_dtype(config, name, content, dtype))
                 for name, content in contents.items()
                 if content is not None
             }
@@ -239,11 +241,11 @@ def _beside(card: Path | str | None) -> bytes | None:
         return None
 
 
-def _precision(
+def stored_dtype(
     config: ModelConfig, name: str, content: bytes | Module, dtype: torch.dtype
 ) -> torch.dtype:
-    """float32 for an imported network that has weights out of the range of `dtype`. They are
-    given: only in a network that was trained here are they a fault.
+    """What a file of a model holds: float32 for an imported network that has weights out of the
+    range of `dtype`. They are given: only in a network that was trained here are they a fault.
     """
     learned = config.prior is None or config.prior.network == "energy_net"
     ours = isinstance(config.generator, GeneratorConfig)
@@ -327,6 +329,7 @@ def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
     as it is otherwise; returns the row.
 
     Raises:
+        UserInputError: It is larger than any that is read; nothing is written.
         WeightsError: The folder has no manifest.
         EnvironmentFailure: It cannot be written.
     """
@@ -349,4 +352,10 @@ def _described(config: ModelConfig) -> bytes:
 
 
 def _json(calibration: "Calibration") -> bytes:
-    return (json.dumps(calibration.to_dict(), allow_nan=False) + "\n").encode()
+    data = (json.dumps(calibration.to_dict(), allow_nan=False) + "\n").encode()
+    if len(data) > MAX_CALIBRATION_BYTES:
+        raise UserInputError(
+            f"the calibration of {len(calibration.names)} statistics takes {len(data)} bytes, and "
+            f"{MAX_CALIBRATION_BYTES} are the most that is read"
+        )
+    return data

@@ -8,16 +8,18 @@ multiple of the identity (Ledoit and Wolf, "A well-conditioned estimator for lar
 covariance matrices", 2004). They are fitted on one half of the held-out images, the distances d_i
 are those of the other half, which fitted nothing: then p is a conformal p-value, uniform for
 another image of the same kind whatever the statistics are (Bates et al., "Testing for Outliers
-with Conformal p-values", arXiv 2104.08279). It takes in-distribution images only.
+with Conformal p-values", arXiv 2104.08279). It takes in-distribution images only. A statistic that
+hardly varies among them says nothing but how numbers were rounded, and does not count.
 
 A Mahalanobis distance of a network's own features is the detector of Lee et al., "A Simple Unified
 Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks" (arXiv 1807.03888);
 of a generative model's statistics, DoSE (Morningstar et al., arXiv 2006.09273) with a Gaussian.
 """
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,34 +28,36 @@ from hebm_sample.errors import UserInputError
 
 __all__ = [
     "FEWEST_IMAGES",
+    "MAX_DRAWS",
     "Calibration",
-    "fisher_combination",
+    "calibration_bytes",
     "fit_calibration",
     "in_words",
     "p_values",
+    "share_in_words",
     "uniformity",
 ]
 
 FEWEST_IMAGES = 200  # to calibrate with: 100 that fit, and p-values in steps of 1 in 101
-FORMAT_VERSION = 1
-DIGITS = 6
-_KEYS = ("names", "mean", "scale", "whitening", "distances")
+MAX_DRAWS = 1000
+FORMAT_VERSION = 2
+# Of a statistic's mean, or of 1: networks compute in float32, so what varies less is rounding.
+LEAST_SPREAD = 1e-5
+_KEYS = ("names", "mean", "scale", "whitening", "distances", "facts")
 _ROUNDING = 1e-9
 
 
 def p_values(held_out: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(1 + number of `held_out` (n,) that are at least the value) / (n + 1), as `values`."""
+    """(1 + number of `held_out` (n,) that are at least the value) / (n + 1), as `values`.
+
+    Raises:
+        UserInputError: A value is not a number, which would be taken for the most unusual.
+    """
+    if np.isnan(values).any():
+        raise UserInputError("a p-value needs numbers to compare; some are not a number (nan)")
     ordered = np.sort(np.asarray(held_out, dtype=np.float64).ravel())
     beyond = len(ordered) - np.searchsorted(ordered, values, side="left")
     return (1 + beyond) / (len(ordered) + 1)
-
-
-def fisher_combination(p: np.ndarray) -> np.ndarray:
-    """-2 sum_j log p_j of p-values (N, J), (N,): Fisher's statistic, large for what is unusual.
-
-    The p-values of one image depend on each other, so its law is taken from held-out images.
-    """
-    return -2 * np.log(np.asarray(p, dtype=np.float64)).sum(axis=1)
 
 
 def uniformity(held_out: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -95,9 +99,11 @@ class Calibration:
     Arguments:
         names: Of the statistics, D.
         mean, scale: m and v, (D,).
-        whitening: W, (D, D), lower triangular.
+        whitening: W, (D, D), lower triangular; 0 where a statistic does not count.
         distances: d of the held-out images that fitted nothing, in order, (n,).
-        facts: Where they came from, as plain JSON.
+        facts: As plain JSON, `images` and `fitted_on`, and what a model adds: `draws` of u for
+            each image, `distortion`, quantiles of the reconstruction error in nats, and
+            `weights`, the hash of the weights that they are the scores of.
     """
 
     names: tuple[str, ...]
@@ -122,6 +128,27 @@ class Calibration:
                 f"a calibration has {self.distances.size} distances; it must have "
                 f"{FEWEST_IMAGES // 2}"
             )
+        _check_facts(self.facts)
+
+    @property
+    def draws(self) -> int | None:
+        """Samples of u an image that its statistics are means over."""
+        return self.facts.get("draws")
+
+    @property
+    def weights(self) -> str | None:
+        """The hash of the weights that gave the statistics."""
+        return self.facts.get("weights")
+
+    def distortion(self, share: str) -> float | None:
+        """The reconstruction error in nats that so large a share of held-out images stays below,
+        such as "0.99"; None where it was not kept.
+        """
+        return self.facts.get("distortion", {}).get(share)
+
+    def saying(self, **facts: Any) -> "Calibration":
+        """The same with further facts."""
+        return replace(self, facts={**self.facts, **facts})
 
     def distance(self, statistics: np.ndarray) -> np.ndarray:
         """d of statistics (N, D) in the order of `names`, (N,); large for what is unusual."""
@@ -130,6 +157,9 @@ class Calibration:
             raise UserInputError(
                 f"statistics have shape {x.shape}; this calibration is of {len(self.names)}"
             )
+        if not np.isfinite(x).all():
+            row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
+            raise UserInputError(f"the statistics of image {row + 1} are not finite numbers")
         # Row by row: a matrix product's rounding depends on how many rows there are.
         rows = [self.whitening @ row for row in (x - self.mean) / self.scale]
         return np.array([math.sqrt(float(r @ r)) for r in rows])
@@ -139,15 +169,14 @@ class Calibration:
         return p_values(self.distances * (1 - _ROUNDING), self.distance(statistics))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, numbers to six digits; W as the rows of its lower triangle."""
-        rows = [_rounded(row[: i + 1]) for i, row in enumerate(self.whitening)]
+        """Plain JSON values; the lower triangle of W, row by row, as base64 of float32."""
         return {
             "format_version": FORMAT_VERSION,
             "names": list(self.names),
-            "mean": _rounded(self.mean),
-            "scale": _rounded(self.scale),
-            "whitening": rows,
-            "distances": _rounded(self.distances),
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+            "whitening": _packed(self.whitening),
+            "distances": self.distances.tolist(),
             "facts": dict(self.facts),
         }
 
@@ -156,16 +185,15 @@ class Calibration:
         """Undoes `to_dict`; `UserInputError` for anything else."""
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
             raise UserInputError(
-                f"it is no calibration of format {FORMAT_VERSION}: calibrate the model again"
+                f"it is no calibration of format {FORMAT_VERSION}: calibrate the model again with "
+                "hebm-train calibrate"
             )
-        missing = [key for key in (*_KEYS, "facts") if key not in data]
+        missing = [key for key in _KEYS if key not in data]
         if missing:
             raise UserInputError(f"it lacks the keys {missing}")
         try:
             names = tuple(map(str, data["names"]))
-            whitening = np.zeros((len(names), len(names)))
-            for i, row in enumerate(data["whitening"]):
-                whitening[i, : i + 1] = row
+            whitening = _unpacked(data["whitening"], len(names))
             parts = [np.array(data[k], dtype=np.float64) for k in ("mean", "scale", "distances")]
             return cls(names, parts[0], parts[1], whitening, parts[2], dict(data["facts"]))
         except (TypeError, IndexError) as error:
@@ -174,8 +202,47 @@ class Calibration:
             raise UserInputError(str(error)) from error
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{v:.{DIGITS}g}") for v in values]
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """What is read of a file that anybody may have written."""
+    draws, quantiles = facts.get("draws", 1), facts.get("distortion", {})
+    weights = facts.get("weights", "")
+    if type(draws) is not int or not 1 <= draws <= MAX_DRAWS:
+        raise UserInputError(f"draws of a calibration must be 1 to {MAX_DRAWS}")
+    if not isinstance(quantiles, Mapping) or not all(map(_is_finite, quantiles.values())):
+        raise UserInputError("distortion of a calibration must be finite numbers by their shares")
+    if not isinstance(weights, str):
+        raise UserInputError("weights of a calibration must be a hash")
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def _packed(whitening: np.ndarray) -> str:
+    rows = [row[: i + 1].astype("<f4") for i, row in enumerate(whitening)]
+    return base64.b64encode(b"".join(row.tobytes() for row in rows)).decode()
+
+
+def _unpacked(text: Any, count: int) -> np.ndarray:
+    """W (D, D) of its lower triangle."""
+    if not isinstance(text, str):
+        raise UserInputError("whitening of a calibration must be base64")
+    data = base64.b64decode(text, validate=True)
+    if len(data) != 2 * count * (count + 1):  # before room for D x D is taken
+        raise UserInputError(
+            f"whitening of a calibration has {len(data)} bytes; of {count} statistics it must "
+            f"have {2 * count * (count + 1)}"
+        )
+    values, whitening = np.frombuffer(data, dtype="<f4"), np.zeros((count, count))
+    for i in range(count):
+        whitening[i, : i + 1] = values[i * (i + 1) // 2 :][: i + 1]
+    return whitening
+
+
+def calibration_bytes(statistics: int, distances: int) -> int:
+    """What a calibration's file takes at most."""
+    packed = -(-2 * statistics * (statistics + 1) // 3) * 4 + 4
+    return packed + 120 * statistics + 27 * distances + 10_000
 
 
 def fit_calibration(
@@ -185,7 +252,8 @@ def fit_calibration(
     the second half's distances are kept.
 
     Raises:
-        UserInputError: Fewer than `FEWEST_IMAGES`, or statistics that are not finite.
+        UserInputError: Fewer than `FEWEST_IMAGES`, statistics that are not finite, or none that
+            varies.
     """
     x = np.asarray(statistics, dtype=np.float64)
     if len(x) < FEWEST_IMAGES:
@@ -196,26 +264,50 @@ def fit_calibration(
     if not np.isfinite(x).all():
         raise UserInputError("a calibration needs finite statistics; some are not")
     half = len(x) // 2
-    mean, scale = x[:half].mean(axis=0), x[:half].std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    covariance = shrunk_covariance((x[:half] - mean) / scale)
-    whitening = np.linalg.inv(np.linalg.cholesky(covariance + 1e-9 * np.eye(x.shape[1])))
+    mean, scale, whitening = _whitened(x[:half])
     known = {"images": len(x), "fitted_on": half, **(facts or {})}
-    first = Calibration(tuple(names), mean, scale, np.tril(whitening), np.zeros(len(x)), known)
+    first = Calibration(tuple(names), mean, scale, whitening, np.zeros(len(x)), known)
     # As a file holds it, so that a model that was saved and loaded says the same.
     first = Calibration.from_dict(first.to_dict())
-    distances = np.sort(first.distance(x[half:]))
-    return Calibration.from_dict({**first.to_dict(), "distances": _rounded(distances)})
+    return replace(first, distances=np.sort(first.distance(x[half:])))
+
+
+def _whitened(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """m, v and W of statistics (N, D): scale 1 and whitening 0 for those that do not count."""
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    counts = np.flatnonzero(spread > LEAST_SPREAD * np.maximum(np.abs(mean), 1))
+    if not len(counts):
+        raise UserInputError("a calibration needs statistics that vary; these images are alike")
+    scale = np.ones_like(spread)
+    scale[counts] = spread[counts]
+    covariance = shrunk_covariance((x[:, counts] - mean[counts]) / scale[counts])
+    root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(counts)))
+    whitening = np.zeros((x.shape[1], x.shape[1]))
+    whitening[np.ix_(counts, counts)] = np.tril(np.linalg.inv(root))
+    return mean, scale, whitening
+
+
+def _at_least(p_value: float, count: int) -> int:
+    """How many of `count` held-out images are at least as unusual."""
+    return max(0, round(p_value * (count + 1)) - 1)
+
+
+def share_in_words(p_value: float, count: int) -> str:
+    """How many of `count` held-out images are at least as unusual.
+
+    >>> share_in_words(4 / 1001, 1000), share_in_words(1 / 101, 100)
+    ('3 in 1,000', 'fewer than 1 in 100')
+    """
+    found = _at_least(p_value, count)
+    return f"{found:,} in {count:,}" if found else f"fewer than 1 in {count:,}"
 
 
 def in_words(p_value: float, count: int) -> str:
     """What a p-value among `count` held-out images says.
 
-    >>> in_words(0.003, 1000), in_words(1 / 1001, 1000), in_words(0.42, 1000)
-    ('as unusual as 3 in 1,000 held-out images', 'more unusual than all 1,000 held-out images',
-    'as unusual as 42 in 100 held-out images')
+    >>> in_words(4 / 1001, 1000), in_words(1 / 1001, 1000)
+    ('as unusual as 3 in 1,000 held-out images', 'more unusual than all 1,000 held-out images')
     """
-    if p_value * (count + 1) < 1.5:
+    if not _at_least(p_value, count):
         return f"more unusual than all {count:,} held-out images"
-    base = 100 if p_value >= 0.1 else 1000
-    return f"as unusual as {max(1, round(p_value * base))} in {base:,} held-out images"
+    return f"as unusual as {share_in_words(p_value, count)} held-out images"

@@ -20,6 +20,7 @@ from hebm_sample.align.notes import HOW, framing_note
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import install_hint
 from hebm_sample.io.images import open_image, to_rgb, upright
+from hebm_sample.pipeline.identity import calibration_if_any
 from hebm_sample.presets.crops import CROPS, crop_for
 
 if TYPE_CHECKING:
@@ -213,14 +214,13 @@ def framing_notes(model: "Model", images: "ImagesLike") -> list[str]:
 
 def _unusual(model: "Model", image: Any, name: str) -> str | None:
     """What is said of an image that reconstructs worse than 99 in 100 held-out ones did."""
-    from hebm_sample.pipeline.scoring import DISTORTION_FACT, distortion_of, measure
+    from hebm_sample.pipeline.scoring import distortion, score_draws
 
-    calibration = model.calibration
-    bound = (calibration.facts.get(DISTORTION_FACT) or {}).get(SHARE) if calibration else None
-    if calibration is None or bound is None or model.prior is None:
+    calibration = calibration_if_any(model)
+    bound = None if calibration is None else calibration.distortion(SHARE)
+    if bound is None:
         return None
-    found = measure(model, model.read_images([image]), calibration.facts.get("draws", 2))
-    if float(distortion_of(found)[0]) <= bound:
+    if float(distortion(model, model.read_images([image]), score_draws(model))[0]) <= bound:
         return None
     how = "crop it as they are"
     if crop_for(model.config) is not None:

@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from hebm_sample.config import ModelConfig
+from hebm_sample.errors import UserInputError, WeightsError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from hebm_sample.metrics.typicality import Calibration
     from hebm_sample.pipeline.model import Model
 
-__all__ = ["description_hash", "encoder_hash", "state_of", "weights_hash"]
+__all__ = [
+    "calibration_if_any",
+    "description_hash",
+    "encoder_hash",
+    "own_calibration",
+    "scores_hash",
+    "state_of",
+    "weights_hash",
+]
 
 
 def weights_hash(model: "Model") -> str:
@@ -35,6 +46,63 @@ def description_hash(config: ModelConfig) -> str:
     described = config.to_dict()
     parts = {name: described[name] for name in ("generator", "prior")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def scores_hash(model: "Model", dtype: "torch.dtype | None" = None) -> str:
+    """The sha256 of all that scores depend on: weights of generator, energies and encoder, and
+    what `config.json` says of them.
+
+    Arguments:
+        dtype: As the model is once it was saved in this precision and loaded; as it is if None.
+
+    Raises:
+        UserInputError: The model has no encoder, or no energies.
+    """
+    import hashlib
+
+    from hebm_sample.hub.save import stored_dtype
+    from hebm_sample.hub.weights import content_digest
+
+    found = [description_hash(model.config)]
+    parts = {"generator": model.generator, "prior": model.energies(), "encoder": model.encoder}
+    for name, part in parts.items():
+        if dtype is None:
+            found.append(_hash_of(model, f"{name} of scores", [part]))
+        else:
+            stored = stored_dtype(model.config, f"{name}.safetensors", part, dtype)
+            found.append(content_digest(part, stored=stored))
+    return hashlib.sha256(" ".join(found).encode()).hexdigest()
+
+
+def own_calibration(model: "Model") -> "tuple[Calibration | None, str]":
+    """The calibration, if it is of these very weights; or None, and why in one line.
+
+    Raises:
+        WeightsError: Its file cannot be read.
+    """
+    if (found := model.calibration) is None:
+        return None, (
+            f"no p-values: {model.name} carries no calibration; write one into a model folder "
+            "with hebm-train calibrate FOLDER --data SOURCE"
+        )
+    try:
+        fits = found.weights == scores_hash(model)
+    except UserInputError:  # without encoder or energies it has no scores
+        fits = False
+    if fits:
+        return found, ""
+    return None, (
+        f"no p-values: the calibration of {model.name} is of other weights than it has now; "
+        "calibrate it again with hebm-train calibrate FOLDER --data SOURCE"
+    )
+
+
+def calibration_if_any(model: "Model") -> "Calibration | None":
+    """The same for what does without: None, too, where the file cannot be read."""
+    try:
+        return own_calibration(model)[0]
+    except WeightsError:
+        return None
 
 
 def state_of(*modules: "nn.Module") -> object:

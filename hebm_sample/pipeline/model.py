@@ -26,7 +26,12 @@ from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.device import pick_device
-from hebm_sample.pipeline.identity import state_of, weights_hash
+from hebm_sample.pipeline.identity import (
+    calibration_if_any,
+    scores_hash,
+    state_of,
+    weights_hash,
+)
 from hebm_sample.pipeline.outputs import (
     OutputType,
     Samples,
@@ -37,7 +42,7 @@ from hebm_sample.pipeline.outputs import (
 )
 from hebm_sample.pipeline.posterior_variance import posterior_variance
 from hebm_sample.pipeline.runtime.batch_size import check_memory
-from hebm_sample.pipeline.scoring import group_indices
+from hebm_sample.pipeline.scoring import group_indices, samples_of
 from hebm_sample.prior.density import cum_sigma_of, net_level
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.prior.schedule import DiffusionSchedule
@@ -368,21 +373,6 @@ class Model:
         how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
         return decoded(self, u, chosen, {"sheet": "reconstruction"}, **how)
 
-    def latents_from(
-        self,
-        images: ImagesLike | None,
-        latents: Latents | None,
-        mode: EncodeMode,
-        batch_size: int,
-    ) -> Latents:
-        """u of images, or the latents themselves; `UserInputError` unless it is one of them."""
-        batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
-        if (images is None) == (latents is None):
-            raise UserInputError("give either images or latents, and not both")
-        if latents is not None:
-            return latents
-        return self.encode(images, mode=mode, batch_size=batch_size)
-
     def classify(
         self,
         images: ImagesLike | None = None,
@@ -405,9 +395,11 @@ class Model:
             raise UserInputError(
                 f"{self.name} has no symbols; `hebm-sample --list` shows the models that have"
             )
-        u = self.latents_from(images, latents, mode, batch_size)
-        logits = self.lowest_outputs(u, batch_size).logits[:, chosen].sum(1)
-        return prior.table.probabilities(logits)
+        found = [
+            prior.table.probabilities(self.lowest_outputs(u, batch_size).logits[:, chosen].sum(1))
+            for u in samples_of(self, images, latents, mode, batch_size)
+        ]
+        return {name: torch.stack([p[name] for p in found]).mean(0) for name in found[0]}
 
     def group_indices(self, groups: Groups | None) -> list[int]:
         """Indices of the groups that a slice, indices, one index or None (all) name."""
@@ -423,7 +415,8 @@ class Model:
         overwrite: bool = False,
     ) -> None:
         """Write a folder that `from_pretrained` accepts, with its manifest row; weights in half
-        precision. Licence, figures and card are those of the model that was loaded.
+        precision. Licence, figures and card are those of the model that was loaded, and so is its
+        calibration, unless it is of other weights than these.
 
         Arguments:
             overwrite: Replace the files of a model that is there.
@@ -434,6 +427,7 @@ class Model:
             WeightsError: A weight does not fit the precision; nothing is half-written.
         """
         encoder = self.encoder if self._encoder is not None else None
+        known = calibration_if_any(self)
         write_model_folder(
             Path(folder),
             self.config,
@@ -444,7 +438,7 @@ class Model:
             licence=UNSTATED_LICENCE if self._row is None else self._row.licence,
             figures=None if self._row is None else self._row.figures,
             card=self._card,
-            calibration=self.calibration,
+            calibration=known and known.saying(weights=scores_hash(self, dtype)),
             overwrite=overwrite,
         )
 

@@ -328,13 +328,24 @@ def decoded(
     return Samples(images, u, None, (), decoder=decoder, provenance=said)
 
 
+def _from_array(images: np.ndarray, size: int) -> Tensor:
+    """Channels first."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1)
+    except (TypeError, IndexError) as error:
+        raise UserInputError(
+            f"images are an array of {images.dtype} with shape {images.shape}; this model reads "
+            f"floats (N, {size}, {size}, 3) in [0, 1]"
+        ) from error
+
+
 def as_floats(images: Any, size: int) -> Tensor:
     """Floats (N, 3, S, S) in [-1, 1] of PIL images or paths, of `Samples`, or of arrays as in
     `Samples`; `UserInputError` for others.
     """
     images = images.images if isinstance(images, Samples) else images
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images).movedim(-1, 1)
+        images = _from_array(images, size)
     if not isinstance(images, Tensor):
         return prepare(images, size)
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:

@@ -131,7 +131,7 @@ class Sampler:
                 the seed's own image.
             rank_by: What is best: "density", the highest log p(u | y) = F - |u|^2 / 2 with the
                 condition in F, the density that the sampler's lowest level has; or "energy", the
-                lowest -F, its ratio to N(0, I), which does not mind unlikely u.
+                lowest -F, its ratio to N(0, I) without |u|^2 / 2.
             prior: "ebm", or "gaussian" for u ~ N(0, I): the generator without its energies.
             decoder: What shows u: "sharp", the default of models that have it, or "likelihood",
                 the mean of p(x | u). u, energies and scores are the same.
@@ -171,7 +171,7 @@ class Sampler:
             batch_size=batch_size,
             progress=progress,
             callback=callback,
-            facts={"best_of": best_of} if best_of > 1 else None,
+            facts={"best_of": best_of, "rank_by": rank_by} if best_of > 1 else None,
             **settings,
         )
         check_particles(self.model, request)

@@ -1,8 +1,14 @@
 """How likely a model finds images, as users ask for it; the mathematics is in
 `pipeline/scoring.py`.
+
+What is said of images is a mean over `scoring.score_draws` samples of u ~ q(u | x), with the same
+noise for every image: it depends neither on its neighbours nor on its place among them, and
+`energy`, `log_density`, `rate`, `score` and `classify` are of the same samples.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +16,28 @@ from torch import Tensor
 from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
-from hebm_sample.latents import Latents, check_latents
+from hebm_sample.latents import Latents
 from hebm_sample.pipeline import scoring
 from hebm_sample.pipeline.alignment import crops
+from hebm_sample.pipeline.identity import own_calibration
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
 from hebm_sample.pipeline.scoring import Measured
 
-__all__ = ["Scores", "energy", "log_density", "p_value_note", "rate", "score"]
+if TYPE_CHECKING:
+    from hebm_sample.metrics.typicality import Calibration
+
+__all__ = [
+    "GroupScores",
+    "Scores",
+    "energy",
+    "group_scores",
+    "log_density",
+    "p_value_note",
+    "rate",
+    "score",
+]
 
 MAX_DRAWS = 1000
-SCORE_DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ class Scores:
         distance: From held-out images; None where the model carries no calibration.
         p_value: The share of held-out images that are at least as far; None likewise.
         note: What the p-value is, or why there is none, in one line.
+        held_out: How many held-out images a p-value counts; 0 without.
     """
 
     energy: Tensor
@@ -45,6 +64,7 @@ class Scores:
     distance: Tensor | None
     p_value: Tensor | None
     note: str
+    held_out: int = 0
 
     def __len__(self) -> int:
         """N."""
@@ -52,11 +72,21 @@ class Scores:
 
     def __str__(self) -> str:
         """A line per image, and the note."""
+        from hebm_sample.metrics.typicality import in_words
+
         lines = []
         for i in range(len(self)):
-            p = "" if self.p_value is None else f", p-value {float(self.p_value[i]):.3g}"
-            lines.append(f"log density {float(self.log_density[i]):.1f}{p}")
+            line = f"log density {float(self.log_density[i]):.1f}"
+            if self.p_value is not None:
+                p = float(self.p_value[i])
+                line += f", p-value {p:.3g}: {in_words(p, self.held_out)}"
+            lines.append(line)
         return "\n".join([*lines, self.note])
+
+
+def _mean_over(samples: Sequence[Latents], score_of: Callable[[Latents], Tensor]) -> Tensor:
+    """(N,), added up in double precision."""
+    return torch.stack([score_of(u).double() for u in samples]).mean(0).float()
 
 
 def energy(
@@ -71,19 +101,23 @@ def energy(
     align: bool = False,
     face: int | None = None,
 ) -> Tensor:
-    """The energy -F_G at the lowest noise level, all symbols open, (N,): low for images like
-    the training data.
+    """The energy -F_G at the lowest noise level, all symbols open, (N,): the log ratio of N(0, I)
+    to the prior. It orders images by that, and not by how unusual they are, as `score` does.
 
     Arguments:
         images: As for `encode`; or give `latents`.
         latents: u, as `encode` or a call returns it.
         groups: The groups G that count: a slice, indices or one index; all if None.
+        mode: "sample", samples of q(u | x) over which the energy is a mean, or "mean", the
+            posterior's mean.
         align, face: As of `edit`.
     """
     chosen, prior = model.group_indices(groups), model.energies()
     seen = None if images is None else crops(model, images, align, face)
-    u = model.latents_from(seen, latents, mode, batch_size)
-    return -prior.select(model.lowest_outputs(u, batch_size), chosen)
+    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
+    return _mean_over(
+        samples, lambda u: -prior.select(model.lowest_outputs(u, batch_size), chosen)
+    )
 
 
 def log_density(
@@ -95,25 +129,28 @@ def log_density(
     groups: Groups | None = None,
     mode: EncodeMode = "sample",
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Tensor:
     """The prior log density log p_G(u) = F_G(u) - |u_G|^2 / 2 at the lowest noise level, all
-    symbols open, up to its constant, in nats: (N,). High for images like the training data.
+    symbols open, up to its constant, in nats: (N,).
 
-    `energy` is -F_G alone, the log ratio of N(0, I) to the prior.
+    It is no measure of how unusual an image is: smooth images of any kind have a high density.
+    `score` gives p-values. `energy` is -F_G alone, the log ratio of N(0, I) to the prior.
 
     Arguments:
         images: As for `encode`; or give `latents`.
         latents: u, as `encode` or a call returns it.
         groups: The groups G that count: a slice, indices or one index; all if None.
-        mode: "sample", u ~ q(u | x), or "mean", the posterior's mean.
+        mode, align, face: As of `energy`.
 
     Raises:
         UserInputError: No prior, no encoder, or groups that the model has not.
     """
     chosen, _ = model.group_indices(groups), model.energies()
-    u = model.latents_from(images, latents, mode, batch_size)
-    check_latents(u, model.generator.latent_shapes)
-    return scoring.log_density(model, u, chosen, batch_size)
+    seen = None if images is None else crops(model, images, align, face)
+    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
+    return _mean_over(samples, lambda u: scoring.log_density(model, u, chosen, batch_size))
 
 
 def rate(
@@ -122,23 +159,66 @@ def rate(
     images: ImagesLike,
     *,
     groups: Groups | None = None,
-    draws: int = 4,
+    draws: int | None = None,
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Tensor:
     """E_q[-F_G(u)] + KL(q(u_G | x) || N(0, I)) in nats, (N,): the divergence of the posterior
-    from the prior up to a constant, low for images like the training data.
+    from the prior up to a constant.
 
     Arguments:
-        images, groups: As for `log_density`.
-        draws: Samples of u, the same noise for every image.
+        images, groups, align, face: As for `log_density`.
+        draws: Samples of u, the same noise for every image; those of the other scores if None.
 
     Raises:
         UserInputError: As for `log_density`.
     """
-    draws = require_integer("draws", draws, 1, MAX_DRAWS)
+    draws = draws if draws is None else require_integer("draws", draws, 1, MAX_DRAWS)
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     chosen, _ = model.group_indices(groups), model.energies()
-    return scoring.rate(model, model.read_images(images), chosen, draws, batch_size)
+    x = model.read_images(crops(model, images, align, face))
+    return scoring.rate(model, x, chosen, draws or scoring.score_draws(model), batch_size)
+
+
+class GroupScores(NamedTuple):
+    """What `group_scores` says of N images.
+
+    Arguments:
+        energy, log_density: Of the groups together, (N,).
+        energies: -F of each group alone, (N,), by its number.
+        symbols: p of each symbol's values, (N, values), by its name.
+    """
+
+    energy: Tensor
+    log_density: Tensor
+    energies: dict[int, Tensor]
+    symbols: dict[str, Tensor]
+
+
+def group_scores(
+    model: Model, images: ImagesLike, groups: Groups | None = None, batch_size: int = 16
+) -> GroupScores:
+    """`energy`, `log_density` and `classify` at once, and each group's own energy.
+
+    Arguments:
+        images, groups: As for `log_density`.
+    """
+    chosen, prior = model.group_indices(groups), model.energies()
+    samples = scoring.samples_of(model, images, None, "sample", batch_size)
+    outputs = [model.lowest_outputs(u, batch_size) for u in samples]
+
+    def energy_of(some: list[int]) -> Tensor:
+        return torch.stack([-prior.select(o, some).double() for o in outputs]).mean(0)
+
+    squares = torch.stack([scoring.half_squares(u)[:, chosen].sum(1) for u in samples]).mean(0)
+    energy = energy_of(chosen)
+    symbols: dict[str, Tensor] = {}
+    if len(prior.table):
+        each = [prior.table.probabilities(o.logits[:, chosen].sum(1)) for o in outputs]
+        symbols = {name: torch.stack([p[name] for p in each]).mean(0) for name in each[0]}
+    single = {i: energy_of([i]).float() for i in chosen}
+    return GroupScores(energy.float(), (-energy - squares).float(), single, symbols)
 
 
 def score(
@@ -162,13 +242,14 @@ def score(
 
     Raises:
         UserInputError: No prior, no encoder, or a calibration that another release made.
+        WeightsError: The calibration's file cannot be read.
     """
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     model.energies()
-    calibration, x = model.calibration, model.read_images(crops(model, images, align, face))
-    draws = calibration.facts.get("draws", SCORE_DRAWS) if calibration else SCORE_DRAWS
-    found = scoring.measure(model, x, draws, batch_size)
-    distance, p_value = _calibrated(model, found)
+    calibration, note = own_calibration(model)
+    x = model.read_images(crops(model, images, align, face))
+    found = scoring.measure(model, x, scoring.score_draws(model), batch_size)
+    distance, p_value = _calibrated(model, calibration, found)
     return Scores(
         energy=found.energies.float(),
         log_density=-found.densities[:, -1].float(),
@@ -177,13 +258,15 @@ def score(
         ratios=found.ratios.float(),
         distance=distance,
         p_value=p_value,
-        note=p_value_note(model),
+        note=note or _meaning(calibration),
+        held_out=0 if calibration is None else len(calibration.distances),
     )
 
 
-def _calibrated(model: Model, found: Measured) -> tuple[Tensor | None, Tensor | None]:
+def _calibrated(
+    model: Model, calibration: "Calibration | None", found: Measured
+) -> tuple[Tensor | None, Tensor | None]:
     """Distance from held-out images and its p-value, (N,) each; None without a calibration."""
-    calibration = model.calibration
     if calibration is None:
         return None, None
     if calibration.names != found.names:
@@ -198,10 +281,11 @@ def _calibrated(model: Model, found: Measured) -> tuple[Tensor | None, Tensor | 
 
 def p_value_note(model: Model) -> str:
     """What the p-values of `score` are, or why there are none, in one line."""
-    if model.calibration is None:
-        return (
-            f"no p-values: {model.name} carries no calibration; write one into a model folder "
-            "with hebm-train calibrate FOLDER --data SOURCE"
-        )
-    count = len(model.calibration.distances)
+    calibration, note = own_calibration(model)
+    return note or _meaning(calibration)
+
+
+def _meaning(calibration: "Calibration | None") -> str:
+    assert calibration is not None
+    count = len(calibration.distances)
     return f"p-value: the share of {count:,} held-out images that are at least as unusual"

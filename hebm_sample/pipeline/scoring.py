@@ -18,7 +18,9 @@ groups alone explain is taken off the bound.
 (`metrics/typicality.py`): typicality as in Nalisnick et al., "Detecting Out-of-Distribution Inputs
 to Deep Generative Models Using Typicality" (arXiv 1906.02994), of many statistics at once as in
 Morningstar et al., "Density of States Estimation for Out-of-Distribution Detection" (arXiv
-2006.09273). What can only be positive, so has a long tail, enters by its logarithm.
+2006.09273). What has a long tail enters by its logarithm where it is positive by construction, a
+sum or mean of squares, and else by asinh, which is linear about 0 and logarithmic far from it on
+either side: a KL divergence at single draws and the -log of a density may be negative.
 
 Every image is met by the same noise, so its scores depend neither on its neighbours nor on its
 place among them.
@@ -32,28 +34,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hebm_sample.config import plain
+from hebm_sample.config import plain, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Posterior, encode
-from hebm_sample.latents import Latents
+from hebm_sample.generator.protocol import ImageDistribution, TopDown
+from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
+from hebm_sample.pipeline.identity import calibration_if_any
 from hebm_sample.prior.symbols import GroupOutputs
 from hebm_sample.sampling.noise import NoiseStreams
 
 if TYPE_CHECKING:
-    from hebm_sample.pipeline.model import Model
+    from hebm_sample.pipeline.model import EncodeMode, ImagesLike, Model
 
 __all__ = [
-    "DISTORTION_FACT",
     "Measured",
-    "distortion_of",
+    "distortion",
     "group_indices",
     "half_squares",
     "log_density",
     "measure",
     "rate",
+    "samples_of",
+    "score_draws",
+    "shared_samples",
 ]
 
-DISTORTION_FACT = "log_distortion"  # of a calibration: its quantiles over held-out images
+SCORE_DRAWS = 2
 SMALLEST = 1e-12  # below which a mean square is taken for this
 
 
@@ -121,10 +128,11 @@ def _batches(model: "Model", x: Tensor, batch_size: int) -> Iterator[tuple[Tenso
             yield rows, model.encoder.features(rows)
 
 
-def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _PosteriorSample:
+def _posterior(
+    model: "Model", features: Any, seed: int | None
+) -> tuple[Posterior, Latents | None]:
     """u ~ q(u | x) with the noise of a seed, the same for every image; the means if it is None.
-
-    `noise` holds the seed's further noise, for groups that are sampled from N(0, I).
+    And the seed's further noise, for groups that are sampled from N(0, I).
     """
     count, shapes = len(next(iter(features.values()))), model.generator.latent_shapes
     own = further = None
@@ -134,14 +142,85 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
             tuple(g.expand(count, -1, -1, -1) for g in stream.normal()) for _ in range(2)
         )
     with model.precision():
-        posterior = encode(model.generator, model.encoder, features, own)
-        levels = torch.full(
-            (count,), model.lowest_level(), dtype=torch.float32, device=model.device
-        )
+        return encode(model.generator, model.encoder, features, own), further
+
+
+def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _PosteriorSample:
+    """The same with its KL divergence and energies."""
+    posterior, further = _posterior(model, features, seed)
+    count = len(posterior.u[0])
+    levels = torch.full((count,), model.lowest_level(), dtype=torch.float32, device=model.device)
+    with model.precision():
         outputs = model.energies().outputs(posterior.top, levels)
     kl = model.encoder.kl(_in_double(posterior))
     found = GroupOutputs(*(part.double() for part in outputs))
     return _PosteriorSample(posterior, further, kl, found)
+
+
+def score_draws(model: "Model") -> int:
+    """Samples of u an image that its scores are means over: those of its calibration."""
+    known = calibration_if_any(model)
+    return SCORE_DRAWS if known is None else known.draws or SCORE_DRAWS
+
+
+def samples_of(
+    model: "Model",
+    images: "ImagesLike | None",
+    latents: Latents | None,
+    mode: "EncodeMode",
+    batch_size: int,
+) -> tuple[Latents, ...]:
+    """What a score is the mean over: the latents themselves, q(u | x)'s mean, or `score_draws`
+    samples of it, with the same noise for every image.
+
+    Raises:
+        UserInputError: Both or neither of images and latents, latents that are not finite or of
+            other shapes, or a model without encoder.
+    """
+    batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
+    if (images is None) == (latents is None):
+        raise UserInputError("give either images or latents, and not both")
+    if latents is not None:
+        check_latents(latents, model.generator.latent_shapes)
+        check_finite(latents)
+        return (latents,)
+    if mode != "sample":
+        return (model.encode(images, mode=mode, batch_size=batch_size),)
+    return shared_samples(model, model.read_images(images), score_draws(model), batch_size)
+
+
+@torch.no_grad()
+def shared_samples(
+    model: "Model", x: Tensor, draws: int, batch_size: int = 16
+) -> tuple[Latents, ...]:
+    """Samples of u ~ q(u | x), on the CPU, with the noise of the seeds 0 ... draws-1 in turn,
+    which is the same for every image: what is said of one depends on no other.
+
+    Arguments:
+        x: (N, 3, S, S) in [-1, 1].
+    """
+    parts: list[list[Latents]] = [[] for _ in range(draws)]
+    for _, features in _batches(model, x, batch_size):
+        for seed, found in enumerate(parts):
+            posterior, _ = _posterior(model, features, seed)
+            found.append(tuple(g.float().cpu() for g in posterior.u))
+    return tuple(concatenate(found) for found in parts)
+
+
+@torch.no_grad()
+def distortion(model: "Model", x: Tensor, draws: int, batch_size: int = 16) -> Tensor:
+    """-log p(x | u) in nats, mean over the samples, (N,): that of `measure`, and nothing else."""
+    parts = []
+    for rows, features in _batches(model, x, batch_size):
+        found = [_posterior(model, features, seed)[0] for seed in range(draws)]
+        each = [-_likelihood(model, p.top).log_prob(rows).double() for p in found]
+        parts.append(torch.stack(each).mean(0).cpu())
+    return torch.cat(parts)
+
+
+def _likelihood(model: "Model", top: TopDown) -> ImageDistribution:
+    with model.precision():
+        return model.generator.output(top.features.float())
 
 
 def _in_double(drawn: Posterior) -> Posterior:
@@ -180,6 +259,8 @@ class Measured:
         ratios: LLR^{>k} for k = 0 ... n-1 finest groups, (N, n).
         rates: E_q[-F_G] + KL_G of the top 1 ... n groups, (N, n).
         densities: -log p_G(u) of the top 1 ... n groups, mean over the samples, (N, n).
+        mean_densities: The same of the posterior's means, (N, n).
+        distortion: -log p(x | u) in nats, mean over the samples, (N,).
         statistics: Of each level, (N, D), as `names` calls them.
         names: D.
     """
@@ -189,6 +270,8 @@ class Measured:
     ratios: Tensor
     rates: Tensor
     densities: Tensor
+    mean_densities: Tensor
+    distortion: Tensor
     statistics: Tensor
     names: tuple[str, ...]
 
@@ -210,17 +293,13 @@ def measure(model: "Model", x: Tensor, draws: int = 2, batch_size: int = 16) -> 
         parts.append({k: v.cpu() for k, v in _with_means(model, features, mean).items()})
     found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     columns = _columns(found)
-    scalars = {k: found[k] for k in ("energies", "bound", "ratios", "rates", "densities")}
+    plain = ("energies", "bound", "ratios", "rates", "densities", "mean_densities")
     return Measured(
-        **scalars,
+        **{k: found[k] for k in plain},
+        distortion=found["distortion"][:, 0],
         statistics=torch.cat(list(columns.values()), dim=1),
         names=tuple(f"{name} {i}" for name, c in columns.items() for i in range(c.shape[1])),
     )
-
-
-def distortion_of(found: Measured) -> Tensor:
-    """log(-log p(x | u)), the reconstruction error's statistic, (N,)."""
-    return found.statistics[:, found.names.index("log distortion 0")]
 
 
 def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str, Tensor]:
@@ -229,14 +308,15 @@ def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str,
     tops = [list(range(k + 1)) for k in range(kl.shape[1])]
     gains = torch.stack([prior.select(sample.outputs, g) for g in tops], dim=1)
     squares = half_squares(sample.posterior.u)
+    likelihood = _likelihood(model, sample.posterior.top)
     with model.precision():
-        likelihood = model.generator.output(sample.posterior.top.features.float())
         mean = likelihood.mean.float()
     distortion = -likelihood.log_prob(x).double()
+    bound = -distortion - kl.sum(1)
     return {
         "energies": -gains[:, -1],
-        "bound": -distortion - kl.sum(1),
-        "ratios": _ratios(model, x, sample, distortion),
+        "bound": bound,
+        "ratios": _ratios(model, x, sample, bound),
         "rates": kl.cumsum(1) - gains,
         "densities": squares.cumsum(1) - gains,
         "kl": kl,
@@ -247,18 +327,21 @@ def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str,
     }
 
 
-def _ratios(model: "Model", x: Tensor, sample: _PosteriorSample, distortion: Tensor) -> Tensor:
+def _ratios(model: "Model", x: Tensor, sample: _PosteriorSample, bound: Tensor) -> Tensor:
     """LLR^{>k}, (B, n): the k finest groups explain x by so many nats more than noise does."""
-    u, noise, count = sample.posterior.u, sample.noise, sample.kl.shape[1]
+    count = sample.kl.shape[1]
+    # With nothing replaced it is the bound itself, which needs no further pass.
+    below = [bound if k == 0 else bound_above(model, x, sample, k) for k in range(count)]
+    return torch.stack([bound - other for other in below], dim=1)
+
+
+def bound_above(model: "Model", x: Tensor, sample: _PosteriorSample, finest: int) -> Tensor:
+    """L^{>k}, (B,): the bound whose `finest` groups are sampled from N(0, I)."""
+    u, noise, kept = sample.posterior.u, sample.noise, sample.kl.shape[1] - finest
     assert noise is not None
-    found = [torch.zeros_like(distortion)]
-    for k in range(1, count):
-        with model.precision():
-            top = model.generator.transform((*u[: count - k], *noise[count - k :]))
-            likelihood = model.generator.output(top.features.float())
-        without = -likelihood.log_prob(x).double()
-        found.append(without - distortion - sample.kl[:, count - k :].sum(1))
-    return torch.stack(found, dim=1)
+    with model.precision():
+        top = model.generator.transform((*u[:kept], *noise[kept:]))
+    return _likelihood(model, top).log_prob(x).double() - sample.kl[:, :kept].sum(1)
 
 
 def _residual(r: Tensor) -> dict[str, Tensor]:
@@ -280,8 +363,11 @@ def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict
     prior, sample = model.energies(), _posterior_sample(model, features, None)
     means, widths = sample.posterior.u, sample.posterior.log_s
     gains = [prior.select(sample.outputs, [i]) for i in range(len(means))]
+    tops = [prior.select(sample.outputs, list(range(k + 1))) for k in range(len(means))]
+    squares = half_squares(means)
     return found | {
-        "squares of means": half_squares(means),
+        "mean_densities": squares.cumsum(1) - torch.stack(tops, dim=1),
+        "squares of means": squares,
         "gains at means": torch.stack(gains, dim=1),
         "channel mean": torch.cat([m.double().mean((2, 3)) for m in means], dim=1),
         "channel square": torch.cat([m.double().square().mean((2, 3)) for m in means], dim=1),
@@ -290,16 +376,11 @@ def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict
 
 
 def _columns(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The statistics by name, (N, d) each: what is positive by its logarithm."""
+    """The statistics by name, (N, d) each, as the module's docstring says."""
     plain = ("gains", "gains at means", "channel mean", "channel width", "residual mean")
-    positive = (
-        "kl",
-        "squares",
-        "squares of means",
-        "distortion",
-        "channel square",
-        "residual squares",
-    )
+    signed = ("kl", "distortion")
+    positive = ("squares", "squares of means", "channel square", "residual squares")
     columns = {name: found[name] for name in plain}
+    columns |= {f"asinh {name}": found[name].asinh() for name in signed}
     columns |= {f"log {name}": found[name].clamp(min=SMALLEST).log() for name in positive}
     return columns | {"ratio": found["ratios"][:, 1:]}

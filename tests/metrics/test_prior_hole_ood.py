@@ -176,9 +176,23 @@ class TestOod:
         calibration = fit_calibration(measured.statistics.numpy(), measured.names)
         nothing = np.zeros((200, 3)), np.zeros(200), np.zeros(200)
         found = scores(*nothing, None, measured, calibration)
+        x, few = torch.from_numpy(images[:6]).float() / 255, range(6)
+        for k in range(3):
+            tops = slice(0, k + 1)
+            for name, wanted in (
+                ("negative log density", -pipe.log_density(x, groups=tops)),
+                ("negative log density of means", -pipe.log_density(x, groups=tops, mode="mean")),
+                ("rate", pipe.rate(x, groups=tops)),
+            ):
+                column = found[f"{name}, top {k + 1} of 3"][few]
+                np.testing.assert_allclose(column, wanted.numpy(), rtol=1e-4, atol=2e-3)
+            if k:
+                ratios = pipe.score(x).ratios[:, k].numpy()
+                np.testing.assert_allclose(found[f"LLR > {k}"][few], ratios, rtol=1e-4, atol=1e-2)
         levels = [f"top {k} of 3" for k in (1, 2, 3)]
-        names = [f"negative log density, {k}" for k in levels] + [f"rate, {k}" for k in levels]
-        assert [n for n in found if not n.startswith("energy")][:9] == [
+        kinds = ("negative log density", "negative log density of means", "rate")
+        names = [f"{kind}, {k}" for kind in kinds for k in levels]
+        assert [n for n in found if not n.startswith("energy")][:12] == [
             *names,
             "LLR > 1",
             "LLR > 2",

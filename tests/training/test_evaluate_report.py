@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from tiny import symbolic_pipeline, tiny_pipeline
@@ -23,10 +24,11 @@ from hebm_sample.evaluation import context as context_module
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import make_context
 from hebm_sample.evaluation.folders import compare_folders
+from hebm_sample.evaluation.ood import chain_latents
 from hebm_sample.evaluation.reference import build_set, write_set
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import report as report_module
-from hebm_sample.evaluation.report.ood import _advice
+from hebm_sample.evaluation.report.ood import _about_combination, _advice, auroc_by_groups
 from hebm_sample.evaluation.report.page import (
     Code,
     Heading,
@@ -41,6 +43,7 @@ from hebm_sample.evaluation.report.page import (
 from hebm_sample.evaluation.report.report import ReportPlan, shipped_gap, write_report
 from hebm_sample.io.written import check_report_folder
 from hebm_sample.metrics.features import FeatureNet
+from hebm_sample.metrics.statistics import auroc
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -108,13 +111,54 @@ class TestPage:
             "inverted",
         }
         inverted, negatives = (found["ood"]["auroc"][k] for k in ("inverted", "negatives"))
-        assert len(inverted) == len(negatives) == 3 + 3 + (3 + 3 + 2) + 3
+        assert len(inverted) == len(negatives) == 3 + 3 + 3 + (3 + 3 + 3 + 2) + 3
         assert found["ood"]["calibration"] is None  # of fewer than 200 held-out images
         assert found["ood"]["auroc"]["noise"]["energy after the chain, top 3 of 3"]["error"] >= 0
         assert found["ood"]["auroc"]["noise"]["compression"]["value"] > 0.9
         assert len(found["hole"]["ebm"]["groups"]) == 3
         assert found["memorisation"]["counts"]["training"] == 50
         assert len(found["diagnostics"]["levels"]) == pipe_levels()
+
+    def test_densities_of_the_table_are_the_pipelines(self, home, pipe, sets, written):
+        context = make_context(pipe, *sets, **SHORT)
+        fitting, scored = context.scored_images()
+        own, others = np.asarray(scored[:20]), 255 - np.asarray(sets[1].images[:20])
+        config = pipe.sampling_config(steps=6)
+
+        def floats(images):
+            return torch.from_numpy(images.copy()).float() / 255
+
+        def after_chain(images, tops):
+            u = chain_latents(pipe, context.encode_images(images).u, config, batch_size=30)
+            return pipe.log_density(latents=u, groups=tops)
+
+        densities = {
+            "": lambda x, tops: pipe.log_density(floats(x), groups=tops),
+            " of means": lambda x, tops: pipe.log_density(floats(x), groups=tops, mode="mean"),
+            " after the chain": after_chain,
+        }
+        table = written[1]["ood"]["auroc"]["negatives"]
+        for k in (1, 3):
+            for name, density in densities.items():
+                a, b = (-density(x, slice(0, k)).numpy() for x in (own, others))
+                found = table[f"negative log density{name}, top {k} of 3"]
+                assert found["value"] == pytest.approx(auroc(a, b).value, abs=0.01)
+
+    def test_scored_images_are_of_all_that_is_held_out(self, pipe, sets):
+        """Fitting ones are not compared; the same every time; nothing is a matter of order."""
+        small = SHORT | {"num_images": 20}
+        contexts = [make_context(pipe, *sets, **small) for _ in range(2)]
+        halves = [[np.asarray(x) for x in c.scored_images()] for c in contexts]
+        for a, b in zip(*halves, strict=True):
+            np.testing.assert_array_equal(a, b)
+        every = [x.tobytes() for x in np.asarray(sets[1].images)]
+        rows = [[every.index(x.tobytes()) for x in half] for half in halves[0]]
+        assert len(set(rows[0]) | set(rows[1])) == 40
+        for chosen in rows:
+            assert len(chosen) == 20 and min(chosen) < 30 and max(chosen) > 90
+        # Figures of distances keep their rows: the first of them, and those that follow.
+        reference = np.concatenate(list(contexts[0].stream("reference")))
+        np.testing.assert_array_equal(reference, np.asarray(sets[1].images[20:40]))
 
     def test_a_second_call_measures_nothing(self, home, pipe, sets, written, monkeypatch):
         out, found = written
@@ -152,6 +196,24 @@ class TestPage:
 
 def pipe_levels() -> int:
     return tiny_pipeline().config.prior.num_levels
+
+
+def test_p_values_that_are_not_uniform_are_said():
+    found = {"fitted_on": 100, "ks_statistic": 0.9, "ks_p_value": 0.2}
+    assert "not uniform" not in _about_combination(found)
+    assert "not uniform" in _about_combination(found | {"ks_p_value": 0.001})
+
+
+def test_panels_are_of_what_was_measured():
+    """A ratio that takes off k groups is drawn where the others keep the rest."""
+    table = {f"energy, top {k} of 3": {"value": k / 10} for k in (1, 2, 3)}
+    table |= {f"LLR > {k}": {"value": k / 4} for k in (1, 2)}
+    figures = {"groups": 3, "auroc": {"other": table}}
+    panels = auroc_by_groups(figures, {"energy": "E", "rate": "R", "LLR": "L"})
+    assert panels == {
+        "E": {"other": ([1, 2, 3], [0.1, 0.2, 0.3])},
+        "L": {"other": ([1, 2], [0.5, 0.25])},
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["calibrate"]
 
+FEWEST_IMAGES = 200  # as in metrics/typicality.py, which --help does without
+_LEAST_P = 0.01
+
 
 @click.command(cls=OneLineErrors)
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -28,7 +31,7 @@ __all__ = ["calibrate"]
     "-n",
     "--num-images",
     "--num",
-    type=click.IntRange(1, MAX_SEEDS),
+    type=click.IntRange(FEWEST_IMAGES, MAX_SEEDS),
     default=2000,
     show_default=True,
     metavar="N",
@@ -43,33 +46,52 @@ __all__ = ["calibrate"]
 def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) -> None:
     """Write calibration.json into a model FOLDER: `hebm-edit score` then gives p-values.
 
-    Only held-out images are seen, the first N of them. config.json and the weights stay as they
-    are.
+    Only held-out images are seen, N of them chosen at random, always the same. config.json and
+    the weights stay as they are.
     """
     if not (folder / MANIFEST_NAME).is_file():
         raise UserInputError(
             f"{folder} is no model folder; give one that hebm-train export or save_pretrained "
             "wrote"
         )
-    from hebm_sample.evaluation.calibration import calibrate as calibrate_model
     from hebm_sample.hub.save import write_calibration
     from hebm_sample.io.images import check_writable
-    from hebm_sample.pipeline.pipeline import Pipeline
-    from hebm_sample.pipeline.runtime.process import tune_process
 
     check_writable(folder / "calibration.json")
-    tune_process()
-    pipe = Pipeline.from_pretrained(folder, device=options["device"])
-    _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
-    found = calibrate_model(
-        pipe,
-        held_out.images[:num_images],
-        draws=options["draws"],
-        batch_size=options["batch"],
-        progress=not quiet,
-    )
+    found = _measured(folder, data, num_images, options | {"quiet": quiet})
     row = write_calibration(folder, found)
     say(
         f"{folder}: {len(found.names)} statistics of {found.facts['images']} held-out images, "
         f"{row.files['calibration.json'].size / 2**10:.0f} KiB; hebm-edit score --dataset {folder}"
+    )
+    if (p := found.facts["rows_ks_p_value"]) < _LEAST_P:
+        say(
+            "note: held-out images from the beginning and from the end of the data differ "
+            f"(Kolmogorov-Smirnov test, p = {p:.1g}): p-values are uniform over all of them "
+            "together, and not over each kind of them",
+            err=True,
+        )
+
+
+def _measured(folder: Path, data: str, num_images: int, options: dict[str, Any]) -> Any:
+    """The calibration of the model in a folder."""
+    import numpy as np
+
+    from hebm_sample.cli.trained import check_reads_images
+    from hebm_sample.data.holdout import random_rows
+    from hebm_sample.evaluation.calibration import calibrate as calibrate_model
+    from hebm_sample.pipeline.pipeline import Pipeline
+    from hebm_sample.pipeline.runtime.process import tune_process
+
+    tune_process()
+    pipe = Pipeline.from_pretrained(folder, device=options["device"])
+    check_reads_images(pipe)
+    _, held_out = open_sets_of(pipe, data, options)
+    rows = np.sort(random_rows(len(held_out), num_images))
+    return calibrate_model(
+        pipe,
+        held_out.select(rows).images,
+        draws=options["draws"],
+        batch_size=options["batch"],
+        progress=not options["quiet"],
     )

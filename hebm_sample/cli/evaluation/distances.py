@@ -54,7 +54,7 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
 
     MODEL is a name, a model's folder, or a run of hebm-train prior.
     """
-    from hebm_sample.cli.trained import model_to_measure
+    from hebm_sample.cli.trained import check_reads_images, model_to_measure
 
     check_file("--json", json_path, options["overwrite"])
     check_needs_data(data, options, ["validation", "split", "feature_steps"])
@@ -66,6 +66,7 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
     else:
         from hebm_sample.evaluation.distances import evaluate
 
+        check_reads_images(pipe)
         sizes = {name: options[name] for name in ("num_images", "feature_steps")}
         sets = open_sets_of(pipe, data, options)
         _tell_duration(pipe, sets, common, options)

@@ -58,7 +58,7 @@ def ood(
     model: str, data: str, others: tuple[str, ...], json_path: Path | None, **options: Any
 ) -> None:
     """Measure out-of-distribution detection by MODEL's scores: AUROC of each."""
-    from hebm_sample.cli.trained import model_to_measure
+    from hebm_sample.cli.trained import check_reads_images, model_to_measure
     from hebm_sample.evaluation.distances import make_context
     from hebm_sample.evaluation.duration import expected_ood_line
     from hebm_sample.evaluation.report.ood import measure_ood, show_ood
@@ -66,6 +66,7 @@ def ood(
 
     check_file("--json", json_path, options["overwrite"])
     pipe, count = model_to_measure(model, options["device"]), options["num_images"]
+    check_reads_images(pipe)
     images = named_sources(
         "--ood", others, pipe.config.generator.image_size, count, options["quiet"]
     )

@@ -97,7 +97,7 @@ def report(
 
     The options from --classifier to --layer-images are those of hebm-eval control.
     """
-    from hebm_sample.cli.trained import model_to_measure
+    from hebm_sample.cli.trained import check_reads_images, model_to_measure
     from hebm_sample.evaluation.report.report import check_extras, write_report
     from hebm_sample.io.images import check_folder
     from hebm_sample.io.written import check_report_folder
@@ -107,6 +107,8 @@ def report(
     check_classifier(options)
     pipe = model_to_measure(model, options["device"])
     check_report_folder(out, pipe.name, overwrite)
+    if data is not None:
+        check_reads_images(pipe)
     sets = None if data is None else open_sets_of(pipe, data, options)
     plan = _plan(pipe, sets, others, options)
     check_extras(plan)

@@ -10,11 +10,12 @@ from hebm_sample.cli.requests.grammar import first_of
 from hebm_sample.io.animation import ANIMATED, or_list
 from hebm_sample.io.seeds import MAX_SEED
 
-__all__ = ["DEFAULT_COLUMNS", "DEFAULT_IMAGES", "SampleOptions"]
+__all__ = ["DEFAULT_COLUMNS", "DEFAULT_IMAGES", "RANKINGS", "SampleOptions"]
 
 DEFAULT_IMAGES = 16
 DEFAULT_COLUMNS = 8
 
+RANKINGS = ("density", "energy")  # as in pipeline/states.py, which --help does without
 Layout = Literal["grid", "variations", "layers", "mix", "trajectory"]
 
 
@@ -35,6 +36,7 @@ class SampleOptions(SteeringOptions):
     skip_existing: bool
     list_models: bool
     compiled: bool = False
+    rank_by: str | None = None
     columns: int | None = None
     scale: int | None = None
 
@@ -149,6 +151,10 @@ class SampleOptions(SteeringOptions):
             self.best_of is not None and self.layout not in ("grid", "mix"),
             "--best-of ranks whole images; leave --from-seed, --layers and --trajectory out",
         )
+        refuse(
+            self.rank_by is not None and self.best_of is None,
+            "--rank-by says which of several candidates is best; give --best-of N",
+        )
 
     @property
     def layout(self) -> Layout:
@@ -178,12 +184,19 @@ class SampleOptions(SteeringOptions):
         return self.num_images or DEFAULT_COLUMNS
 
     @property
+    def ranking(self) -> str | None:
+        """By what candidates are ranked, where there are several."""
+        several = self.best_of is not None and self.best_of > 1
+        return (self.rank_by or RANKINGS[0]) if several else None
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What was asked for beyond the sampler's settings; only what applies."""
         facts = {
             "symbols": self.symbols or None,
             "guidance": self.weights or None,
             "best_of": self.best_of,
+            "rank_by": self.ranking,
             "sheet": None if self.layout == "grid" else self.layout,
             "from_seed": self.from_seed,
             "keep_top": self.keep_top,

@@ -36,7 +36,7 @@ def sample_line(
     """
     words = [*_model(options, facts), *_layout(options, seeds), *_condition(options)]
     words += ["--gaussian-prior"] if options.gaussian_prior else []
-    words += _given("--best-of", options.best_of)
+    words += [*_given("--best-of", options.best_of), *_given("--rank-by", options.ranking)]
     words += [*_sampler(facts), *_given("--seconds", options.seconds)]
     words += [*_given("--columns", options.columns), *_given("--scale", options.scale)]
     return _line("hebm-sample", words, *_target(out, "samples"))

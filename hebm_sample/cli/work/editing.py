@@ -330,5 +330,6 @@ def score(options: ScoreOptions) -> None:
         facts = {"p_value": pipe.p_value_note(), **Provenance.of_model(pipe).facts}
         say(json.dumps({"scores": rows, **facts, "seconds": seconds}))
     else:
-        say(score_table(rows))
+        held_out = 0 if pipe.calibration is None else len(pipe.calibration.distances)
+        say(score_table(rows, held_out))
         say(pipe.p_value_note())

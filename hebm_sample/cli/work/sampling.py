@@ -129,6 +129,7 @@ def _samples(
 ) -> "Samples":
     """Whole images of these seeds."""
     best: dict[str, Any] = {} if options.best_of is None else {"best_of": options.best_of}
+    best |= {} if options.ranking is None else {"rank_by": options.ranking}
     return pipe(
         seeds=list(seeds),
         prior=options.prior,

@@ -17,37 +17,39 @@ def scores(
     pipe: "Pipeline", images: Sequence["Image"], groups: Sequence[int] | None, batch: int
 ) -> list[dict[str, Any]]:
     """A row per image: -F and log p of the groups together, -F of each alone, p of each symbol's
-    values, and the p-value among held-out images, None for a model without a calibration.
+    values, and the p-value among held-out images, None for a model without a calibration of its
+    weights. The numbers are `pipe.score`'s, of the groups.
     """
-    shown = range(len(pipe.config.generator.latent_shapes)) if groups is None else groups
-    u = pipe.encode(list(images), batch_size=batch)
-    energies = pipe.energy(latents=u, groups=groups, batch_size=batch).tolist()
-    single = [pipe.energy(latents=u, groups=i, batch_size=batch).tolist() for i in shown]
-    found = pipe.classify(latents=u, groups=groups, batch_size=batch) if pipe.symbols else {}
-    densities = pipe.log_density(latents=u, groups=groups, batch_size=batch).tolist()
+    from hebm_sample.pipeline.identity import own_calibration
+    from hebm_sample.pipeline.scores import group_scores
+
+    found = group_scores(pipe.model, list(images), groups, batch)
     p_values: list[float | None] = [None] * len(images)
-    if pipe.calibration is not None:
+    if own_calibration(pipe.model)[0] is not None:
         p = pipe.score(list(images), batch_size=batch).p_value
         assert p is not None
         p_values = p.tolist()
     return [
         {
-            "energy": energies[i],
-            "log_density": densities[i],
+            "energy": float(found.energy[i]),
+            "log_density": float(found.log_density[i]),
             "p_value": p_values[i],
-            "groups": {str(g): column[i] for g, column in zip(shown, single, strict=True)},
+            "groups": {str(g): float(column[i]) for g, column in found.energies.items()},
             "symbols": {
                 name: dict(zip(pipe.symbols[name], p[i].tolist(), strict=True))
-                for name, p in found.items()
+                for name, p in found.symbols.items()
             },
         }
         for i in range(len(images))
     ]
 
 
-def score_table(rows: Sequence[dict[str, Any]]) -> str:
+def score_table(rows: Sequence[dict[str, Any]], held_out: int) -> str:
     """A line per image: log density, p-value if there is one, energies, p(yes) of what is yes or
     no, else the likeliest value.
+
+    Arguments:
+        held_out: How many images the p-values count.
     """
     calibrated = rows[0]["p_value"] is not None
     header = ["image", *(["p-value"] if calibrated else []), "log density", "energy"]
@@ -56,10 +58,16 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     table = [header]
     for score in rows:
         values = (score["log_density"], score["energy"], *score["groups"].values())
-        numbers = [f"{score['p_value']:.3g}"] if calibrated else []
+        numbers = [_p_value(score["p_value"], held_out)] if calibrated else []
         numbers += [f"{value:.1f}" for value in values]
         table.append([score["picture"], *numbers, *(_likely(p) for _, p in _symbols(score))])
     return aligned(table)
+
+
+def _p_value(p: float, held_out: int) -> str:
+    from hebm_sample.metrics.typicality import share_in_words
+
+    return f"{p:.3g} ({share_in_words(p, held_out)})"
 
 
 def _symbols(score: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:

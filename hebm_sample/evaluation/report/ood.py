@@ -8,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from hebm_sample.evaluation.calibration import calibrate, measure_images
-from hebm_sample.evaluation.context import EncodedImages, EvaluationContext
+from hebm_sample.evaluation.context import EvaluationContext
 from hebm_sample.evaluation.ood import (
     chain_latents,
     corruptions,
@@ -21,8 +21,9 @@ from hebm_sample.evaluation.report.page import Block, Heading, ReportImage, Tabl
 from hebm_sample.evaluation.report.plots import histograms, lines
 from hebm_sample.io.bars import disabled
 from hebm_sample.metrics.typicality import FEWEST_IMAGES, Calibration, uniformity
+from hebm_sample.pipeline.scoring import half_squares
 
-__all__ = ["Measured", "measure_ood", "ood_table", "run_ood", "show_ood"]
+__all__ = ["Measured", "auroc_by_groups", "measure_ood", "ood_table", "run_ood", "show_ood"]
 
 
 class Measured(NamedTuple):
@@ -38,29 +39,23 @@ def measure_ood(
 ) -> Measured:
     """AUROC of every score between held-out images, others, and corruptions of the former.
 
-    The combination is fitted on the half of the held-out images that is not compared; of fewer
-    than `FEWEST_IMAGES` there is none.
+    Held-out images are those of `EvaluationContext.scored_images`. The combination is fitted on
+    the half of them that is not compared; of fewer than `FEWEST_IMAGES` there is none.
 
     Arguments:
         others: Name to uint8 (N, 3, S, S).
         images: Of each set, at most; and no more than the context has.
     """
-    half = context.num_images
-    count = min(images, half)
-    rows = slice(half, half + count)
-    own_images = np.asarray(context.held_out_images().images[rows])
-    encoded = context.encoded()
-    own_encoded = EncodedImages(
-        tuple(g[rows] for g in encoded.u), encoded.distortion[rows], encoded.kl[rows]
-    )
-    calibration = _calibration(context)
+    count = min(images, context.num_images)
+    fitting, scored = context.scored_images()
+    own_images = np.asarray(scored[:count])
+    calibration = _calibration(context, fitting)
     sets = {name: np.asarray(x[:count]) for name, x in others.items()} | corruptions(own_images)
     with tqdm(desc="chains", unit="grad", disable=disabled(context.progress)) as bar:
-        own = _scores(context, own_images, own_encoded, calibration, bar.update)
-        found = {
-            name: _scores(context, x, context.encode_images(x), calibration, bar.update)
-            for name, x in sets.items()
-        }
+        own, *rest = (
+            _scores(context, x, calibration, bar.update) for x in (own_images, *sets.values())
+        )
+    found = dict(zip(sets, rest, strict=True))
     tables = {name: separations(own, other) for name, other in found.items()}
     figures = {
         "groups": len(context.pipe.generator.latent_shapes),
@@ -84,11 +79,10 @@ def run_ood(
     return measured.figures
 
 
-def _calibration(context: EvaluationContext) -> Calibration | None:
-    """Of the first half of the held-out images; None of too few."""
-    if context.num_images < FEWEST_IMAGES:
+def _calibration(context: EvaluationContext, images: np.ndarray) -> Calibration | None:
+    """Of held-out images that are not compared; None of too few."""
+    if len(images) < FEWEST_IMAGES:
         return None
-    images = context.held_out_images().images[: context.num_images]
     return calibrate(
         context.pipe, images, batch_size=context.batch_size, progress=context.progress
     )
@@ -97,21 +91,22 @@ def _calibration(context: EvaluationContext) -> Calibration | None:
 def _scores(
     context: EvaluationContext,
     images: np.ndarray,
-    encoded: EncodedImages,
     calibration: Calibration | None,
     progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Every score of some images, by name."""
-    pipe, batch = context.pipe, context.batch_size
+    pipe, batch, encoded = context.pipe, context.batch_size, context.encode_images(images)
     config = pipe.sampling_config(**context.sampling)
     moved = chain_latents(pipe, encoded.u, config, batch_size=batch, progress=progress)
+    after_chain = top_group_energies(pipe, moved, batch)
     return scores(
         top_group_energies(pipe, encoded.u, batch),
         (encoded.distortion + encoded.kl.sum(1)).numpy(),
         png_bytes(images),
-        top_group_energies(pipe, moved, batch),
+        after_chain,
         measure_images(pipe, images, batch_size=batch, progress=context.progress),
         calibration,
+        after_chain + half_squares(moved).cumsum(1).numpy(),
     )
 
 
@@ -125,19 +120,34 @@ def _uniform(
     return {**calibration.facts, "ks_statistic": statistic, "ks_p_value": p}
 
 
+def auroc_by_groups(
+    figures: Mapping[str, Any], titles: Mapping[str, str]
+) -> dict[str, dict[str, tuple[Any, list[float]]]]:
+    """Panels of lines: title to set of images to numbers of top groups kept and AUROC; of those
+    kinds of scores that were measured. LLR > k keeps all groups but the k finest.
+
+    Arguments:
+        titles: Kind of scores to title, in order.
+    """
+    groups, auroc = figures["groups"], figures["auroc"]
+    panels: dict[str, dict[str, tuple[Any, list[float]]]] = {}
+    for kind, title in titles.items():
+        if kind == "LLR":
+            names = {groups - k: f"LLR > {k}" for k in range(groups - 1, 0, -1)}
+        else:
+            names = {k: f"{kind}, top {k} of {groups}" for k in range(1, groups + 1)}
+        if names and all(n in table for table in auroc.values() for n in names.values()):
+            panels[title] = {
+                name: (list(names), [table[n]["value"] for n in names.values()])
+                for name, table in auroc.items()
+            }
+    return panels
+
+
 def _plot_ood(measured: Measured, out: Path) -> None:
     figures, own = measured.figures, measured.own
     groups = figures["groups"]
-    by_groups = {
-        kind: {
-            name: (
-                range(1, groups + 1),
-                [table[f"{kind}, top {k + 1} of {groups}"]["value"] for k in range(groups)],
-            )
-            for name, table in figures["auroc"].items()
-        }
-        for kind in ("energy", "energy after the chain", "negative log density", "rate")
-    }
+    by_groups = auroc_by_groups(figures, {kind: kind for kind in KINDS})
     lines(out / "figures/ood.png", by_groups, x="top groups kept", y="AUROC", level=0.5)
     every = f"energy, top {groups} of {groups}"
     shown = [("energy, all groups", every), ("-ELBO, nats", "likelihood")]
@@ -149,6 +159,15 @@ def _plot_ood(measured: Measured, out: Path) -> None:
     histograms(out / "figures/ood-histograms.png", panels)
 
 
+KINDS = (  # of scores by level, a panel each
+    "energy",
+    "energy after the chain",
+    "negative log density",
+    "negative log density of means",
+    "negative log density after the chain",
+    "rate",
+    "LLR",
+)
 # From the simplest score to the dearest: among equals the first is to be used.
 _SIMPLEST = (
     "compression",
@@ -161,12 +180,15 @@ _SIMPLEST = (
     "combination",
 )
 _ABOUT_LEVELS = (
-    "negative log densities are those energies with |u|² / 2, rates have the KL divergence in its "
-    "place; LLR > k is the likelihood ratio that takes off what the k finest groups explain; "
+    "negative log densities are energies with |u|² / 2, of the encoder's u, its means or u_0 "
+    "after the chain, rates have the KL divergence in its place; LLR > k is the likelihood ratio "
+    "that takes off what the k finest groups explain; "
 )
 _OTHER = ("no score by level", "scores by level")
 _OF_LEVELS = _SIMPLEST[3:]  # what knows of the prior or of single levels
 _USELESS = 0.6
+_LEAST_P = 0.01  # below which p-values are said not to be uniform
+_NOT_UNIFORM = " They are not uniform: neither they nor the combination can be trusted here."
 
 
 def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
@@ -192,7 +214,7 @@ def _advice(name: str, table: Mapping[str, Mapping[str, float]]) -> str:
 
 def _cost(score: str) -> int:
     kind = next(i for i, s in enumerate(_SIMPLEST) if score.startswith(s))
-    return kind + score.startswith("energy after")
+    return kind + ("after the chain" in score)
 
 
 def _score(score: str, table: Mapping[str, Mapping[str, float]]) -> str:
@@ -240,4 +262,5 @@ def _about_combination(found: Mapping[str, Any] | None) -> str:
         f"{found['fitted_on']} held-out images that are not compared, and on no others. p-values "
         f"of those compared: Kolmogorov-Smirnov distance from uniform {found['ks_statistic']:.3f} "
         f"(p = {found['ks_p_value']:.2f})."
+        + (_NOT_UNIFORM if found["ks_p_value"] < _LEAST_P else "")
     )

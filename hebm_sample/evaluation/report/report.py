@@ -195,6 +195,12 @@ class _Report:
         known = find_set(pipe.name, pipe.config.generator.image_size)
         return [] if known is None or known.net_of is None else [known.space]
 
+    def _ood_identities(self) -> list[Any]:
+        """Of the images that scores take, beside the data's first rows."""
+        every = self.context.every_held_out
+        others = sorted((name, i) for name, (_, i) in self.plan.others.items())
+        return [others, every and every.identity]
+
     def key(self, part: str) -> str:
         """Of everything that a part's figures depend on."""
         context, plan = self.context, self.plan
@@ -209,7 +215,7 @@ class _Report:
                 _folder_keys(plan.baselines),
             ],
             "control": plan.control_key,
-            "ood": [3, plan.ood_images, sorted((n, i) for n, (_, i) in plan.others.items())],
+            "ood": [4, plan.ood_images, *self._ood_identities()],
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }
