@@ -81,8 +81,7 @@ def energy(
         align, face: As of `edit`.
     """
     chosen, prior = model.group_indices(groups), model.energies()
-    seen = None if images is None else crops(model, images, align, face)
-    u = model.latents_from(seen, latents, mode, batch_size)
+    u = model.latents_from(images, latents, mode, batch_size, align, face)
     return -prior.select(model.lowest_outputs(u, batch_size), chosen)
 
 
@@ -95,6 +94,8 @@ def log_density(
     groups: Groups | None = None,
     mode: EncodeMode = "sample",
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Tensor:
     """The prior log density log p_G(u) = F_G(u) - |u_G|^2 / 2 at the lowest noise level, all
     symbols open, up to its constant, in nats: (N,). High for images like the training data.
@@ -106,12 +107,13 @@ def log_density(
         latents: u, as `encode` or a call returns it.
         groups: The groups G that count: a slice, indices or one index; all if None.
         mode: "sample", u ~ q(u | x), or "mean", the posterior's mean.
+        align, face: As of `edit`.
 
     Raises:
         UserInputError: No prior, no encoder, or groups that the model has not.
     """
     chosen, _ = model.group_indices(groups), model.energies()
-    u = model.latents_from(images, latents, mode, batch_size)
+    u = model.latents_from(images, latents, mode, batch_size, align, face)
     check_latents(u, model.generator.latent_shapes)
     return scoring.log_density(model, u, chosen, batch_size)
 
@@ -124,6 +126,8 @@ def rate(
     groups: Groups | None = None,
     draws: int = 4,
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Tensor:
     """E_q[-F_G(u)] + KL(q(u_G | x) || N(0, I)) in nats, (N,): the divergence of the posterior
     from the prior up to a constant, low for images like the training data.
@@ -131,6 +135,7 @@ def rate(
     Arguments:
         images, groups: As for `log_density`.
         draws: Samples of u, the same noise for every image.
+        align, face: As of `edit`.
 
     Raises:
         UserInputError: As for `log_density`.
@@ -138,7 +143,8 @@ def rate(
     draws = require_integer("draws", draws, 1, MAX_DRAWS)
     batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
     chosen, _ = model.group_indices(groups), model.energies()
-    return scoring.rate(model, model.read_images(images), chosen, draws, batch_size)
+    x = model.read_images(crops(model, images, align, face))
+    return scoring.rate(model, x, chosen, draws, batch_size)
 
 
 def score(

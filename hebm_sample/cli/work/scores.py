@@ -6,28 +6,27 @@ from typing import TYPE_CHECKING, Any
 from hebm_sample.cli.list_models import aligned
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from hebm_sample.pipeline.alignment import Framed
     from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["score_table", "scores"]
 
 
 def scores(
-    pipe: "Pipeline", images: Sequence["Image"], groups: Sequence[int] | None, batch: int
+    pipe: "Pipeline", images: "Framed", groups: Sequence[int] | None, batch: int
 ) -> list[dict[str, Any]]:
     """A row per image: -F and log p of the groups together, -F of each alone, p of each symbol's
     values, and the p-value among held-out images, None for a model without a calibration.
     """
     shown = range(len(pipe.config.generator.latent_shapes)) if groups is None else groups
-    u = pipe.encode(list(images), batch_size=batch)
+    u = pipe.encode(images, batch_size=batch)
     energies = pipe.energy(latents=u, groups=groups, batch_size=batch).tolist()
     single = [pipe.energy(latents=u, groups=i, batch_size=batch).tolist() for i in shown]
     found = pipe.classify(latents=u, groups=groups, batch_size=batch) if pipe.symbols else {}
     densities = pipe.log_density(latents=u, groups=groups, batch_size=batch).tolist()
     p_values: list[float | None] = [None] * len(images)
     if pipe.calibration is not None:
-        p = pipe.score(list(images), batch_size=batch).p_value
+        p = pipe.score(images, batch_size=batch).p_value
         assert p is not None
         p_values = p.tolist()
     return [
