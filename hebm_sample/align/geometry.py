@@ -193,10 +193,12 @@ def paste(
     size = (right - left, bottom - top)
     here_to_crop = to_crop.after(Similarity(1 + 0j, complex(left, top)))
     moved = _fetched(_extended(crop), _to_pixels(side).after(here_to_crop), size)
-    soft = feather_mask(side, feather) if mask is None else Image.new("L", (side, side), 255)
-    weight = _fetched(_extended(soft, 0), _to_pixels(side).after(here_to_crop), size)
-    if mask is not None:
-        weight = _within(weight, _mask_here(mask, photo.size, box, here_to_crop), here)
+    if mask is None:
+        soft = _extended(feather_mask(side, feather), 0)
+        weight = _fetched(soft, _to_pixels(side).after(here_to_crop), size)
+    else:
+        white = _mask_here(mask, photo.size, box, here_to_crop)
+        weight = _within(white, _inside(here_to_crop, size), here)
     done = photo.convert("RGB")
     done.paste(Image.composite(moved, done.crop(box), weight), (left, top))
     if photo.mode == "RGBA":
@@ -218,15 +220,24 @@ def _mask_here(
     return np.asarray(_fetched(_extended(mask, 0), fetch, size)) >= 128
 
 
-def _within(weight: Image.Image, white: np.ndarray, side: int) -> Image.Image:
-    """A weight (of 255) where a mask is white, and over its band.
+def _inside(here_to_crop: Similarity, size: tuple[int, int]) -> np.ndarray:
+    """How much of each pixel is the crop's, (H, W): 1 inside, 0 outside, between at its edge."""
+    x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
+    at = here_to_crop.a * (x[None] + 1j * y[:, None]) + here_to_crop.b
+    depth = 0.5 - np.maximum(np.abs(at.real - 0.5), np.abs(at.imag - 0.5))
+    return np.clip(depth / here_to_crop.scale + 0.5, 0.0, 1.0)
+
+
+def _within(white: np.ndarray, inside: np.ndarray, side: int) -> Image.Image:
+    """The weight, of 255, of what a mask covers of a crop, and of its band.
 
     Arguments:
-        side: Of the crop, in the mask's pixels.
+        white: Where the mask is, (H, W) bool.
+        inside: As of `_inside`.
+        side: Of the crop, in these pixels.
     """
-    inside = np.asarray(weight, dtype=np.float64)
-    soft = softened(white & (inside >= 128), round(side / _BAND))
-    return Image.fromarray(np.rint(inside * soft).astype(np.uint8))
+    soft = softened(white & (inside >= 0.5), round(side / _BAND))
+    return Image.fromarray(np.rint(255 * inside * soft).astype(np.uint8))
 
 
 def softened(white: np.ndarray, reach: int) -> np.ndarray:
