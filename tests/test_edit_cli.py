@@ -182,7 +182,9 @@ def test_the_closing_line(folder, images):
     common = ["--dataset", folder, "--device", "cpu"]
     result = hebm_edit("edit", "a.png", *common, "--class", "a")
     assert result.stdout.startswith("a-edit.png: 1 image in ")
-    assert hebm_edit("edit", "a.png", *common, "--class", "a", "--quiet", "--overwrite").output == ""
+    assert (
+        hebm_edit("edit", "a.png", *common, "--class", "a", "--quiet", "--overwrite").output == ""
+    )
 
 
 @pytest.mark.parametrize("strength", ["0.3", "1"])
