@@ -340,7 +340,7 @@ def test_files_of_equal_seeds_and_of_none_have_names_of_their_own(pipe, three, t
     mixed = pipe.mix(three[0:1], three[1:2], 2, output_type="torch").save(tmp_path)
     assert [f.name for f in mixed] == ["image0000.png"]
     assert read_text(mixed[0])["keep_top"] == "2" and "seed" not in read_text(mixed[0])
-    assert read_text(mixed[0])["seeds"] == "4,5"
+    assert read_text(mixed[0])["seeds"] == "4-5"
 
 
 # The pipeline

@@ -138,8 +138,8 @@ def interpolate(
     """The images from one to the other, both as the model reads them."""
     if not 2 <= step.count <= MAX_IMAGES:
         raise UserInputError(f"{step.count} frames were asked for; give 2 to {MAX_IMAGES}")
-    ends = [Framed([image.image]) for image in (first, second)]
-    samples: Samples = pipe.interpolate(*ends, step.count)
+    a, b = Framed([first.image]), Framed([second.image])
+    samples: Samples = pipe.interpolate(a, b, step.count)
     text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="interpolation").text()
     captions = [f"{100 * i // (step.count - 1)} %" for i in range(step.count)]
     found = of_latents(pipe, samples, step, captions, lambda index: text)

@@ -117,17 +117,18 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     try:
         from PIL import ImageCms
 
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
+        cms: Any = ImageCms
+        profile = cms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in cms.getProfileDescription(profile):
             return image
         space = str(profile.profile.xcolor_space).strip()
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
         if (mode == "CMYK") != (image.mode == "CMYK"):
             return image
-        srgb = ImageCms.createProfile("sRGB")
-        change = ImageCms.buildTransform(profile, srgb, mode, "RGB")
+        srgb = cms.createProfile("sRGB")
+        change = cms.buildTransform(profile, srgb, mode, "RGB")
         colours = image if image.mode == mode else image.convert(mode)
-        found = _by_strips(colours, lambda strip: cast("Any", change.apply(strip)))
+        found = _by_strips(colours, change.apply)
     except Exception:  # whatever LittleCMS raises, or that it is not there
         return image
     if image.has_transparency_data:

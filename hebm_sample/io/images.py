@@ -173,7 +173,7 @@ def prepare_masks(
     import torch
 
     if isinstance(masks, np.ndarray) and masks.dtype == np.bool_:
-        masks = torch.from_numpy(masks)
+        masks = torch.from_numpy(masks)  # pyright: ignore
     if isinstance(masks, (torch.Tensor, np.ndarray)):
         ready: Any = masks if masks.ndim > 2 else masks[None]
         ready = ready if ready.ndim == 4 else ready[:, None]

@@ -117,8 +117,9 @@ def edit(
     u = posterior(model, x, chosen, mode, batch_size)
     clamped = tuple(i for i in range(len(u)) if i not in free)
     constraint = LatentConstraint(u, clamped, level)
-    found = sampler.best(replace(request, constraint=constraint, inverted=inverted))
-    return framed.pasted(sampler.samples(found, request, output_type), paste_back)
+    request = replace(request, constraint=constraint, inverted=inverted)
+    samples = sampler.samples(sampler.best(request), request, output_type)
+    return framed.pasted(samples, paste_back)
 
 
 def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:

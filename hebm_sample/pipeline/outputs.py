@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -422,7 +422,7 @@ def reads_images(*sources: Any) -> bool:
     return not all(isinstance(source, Samples) or are_latents(source) for source in sources)
 
 
-def are_latents(source: Any) -> bool:
+def are_latents(source: Any) -> TypeGuard[Latents]:
     """Whether it is u, a tuple of a tensor per group."""
     return isinstance(source, tuple) and bool(source) and isinstance(source[0], Tensor)
 
