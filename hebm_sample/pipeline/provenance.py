@@ -138,43 +138,40 @@ def settings_of(config: LangevinConfig) -> dict[str, Any]:
 
 
 def together(each: Sequence[Provenance]) -> Provenance:
-    """Of images that are in one file: a fact that is not the same of all is a list."""
-    names = dict.fromkeys(name for one in each for name in one.facts)
-    columns = {name: [one.facts.get(name) for one in each] for name in names}
-    facts = {
-        name: values[0] if all(value == values[0] for value in values) else values
-        for name, values in columns.items()
-    }
+    """Of images that are in one file, or that one is made of: where a fact is not the same of all,
+    it is a list, with "-" where it does not apply.
+    """
+    facts: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in each for name in one.facts):
+        values = [one.facts.get(name) for one in each]
+        same = all(value == values[0] for value in values)
+        facts[name] = values[0] if same else ["-" if v is None else v for v in values]
     return Provenance(facts, tuple(seed for one in each for seed in one.seeds))
+
+
+def made_of(made: Provenance, *sources: Provenance) -> Provenance:
+    """What a file says, with how the images were made that it is made of, and their seeds, if each
+    has one.
+    """
+    found = together(sources)
+    facts = {k: v for k, v in found.facts.items() if made.facts.get(k) is None}
+    seeds = found.seeds if len(found.seeds) == len(sources) else ()
+    return made.saying(**facts).of_seeds(*seeds)
 
 
 def begun_from(made: Provenance, source: Provenance) -> Provenance:
     """What a file says, with the seed of the image that it began from, and `source`: how that was
-    made otherwise.
+    made otherwise. Of an image that was read it is what its reading says.
     """
-    own = {"align", "face"}
+    first = source.seeds[0] if source.seeds else None
+    if set(source.facts) <= {"align", "face"}:
+        return made.saying(**source.facts, from_seed=first)
     other = {
         name: value
         for name, value in source.facts.items()
-        if name not in {"decoder", *own} and value not in (None, made.facts.get(name))
+        if name != "decoder" and value not in (None, made.facts.get(name))
     }
-    facts = {name: source.facts.get(name) for name in own}
-    first = source.seeds[0] if source.seeds else None
-    return made.saying(from_seed=first, source=other or None, **facts)
-
-
-def made_of(made: Provenance, *sources: Provenance) -> Provenance:
-    """What a file says, with how the images were made that it is made of: where that differs, of
-    each, "-" where it does not apply; their seeds, if each has one.
-    """
-    facts: dict[str, Any] = {}
-    for name in dict.fromkeys(name for source in sources for name in source.facts):
-        values = [source.facts.get(name) for source in sources]
-        if made.facts.get(name) is None:
-            same = all(value == values[0] for value in values)
-            facts[name] = values[0] if same else ["-" if v is None else v for v in values]
-    seeds = [seed for source in sources for seed in source.seeds]
-    return made.saying(**facts).of_seeds(*(seeds if len(seeds) == len(sources) else ()))
+    return made.saying(from_seed=first, source=other or None)
 
 
 def said_of_mode(mode: str) -> dict[str, Any]:
