@@ -399,11 +399,10 @@ def as_floats(images: Any, size: int) -> Tensor:
         return prepare(given, size)
     is_array = [isinstance(x, (np.ndarray, Tensor)) for x in given]
     pairs = zip(given, is_array, strict=True)
-    return torch.cat([_checked(x, size) if a else prepare(x, size) for x, a in pairs])
+    return torch.cat([_checked(x[None], size) if a else prepare(x, size) for x, a in pairs])
 
 
 def _checked(images: "np.ndarray | Tensor", size: int) -> Tensor:
-    images = images[None] if images.ndim == 3 else images
     if isinstance(images, np.ndarray):
         if images.dtype.kind != "f":
             raise UserInputError(f"images are {images.dtype}; they must be floats in [0, 1]")
