@@ -245,9 +245,9 @@ def caller_level() -> int:
     return level
 
 
-def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> "ImagesLike":
-    """The images that `frame` gives."""
-    return frame(model, images, align=align, face=face).images
+def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> Framed:
+    """What `frame` gives, which all that reads images takes without looking at it again."""
+    return frame(model, images, align=align, face=face)
 
 
 def aligned_images(model: "Model", images: "ImagesLike", face: int | None = None) -> list[Aligned]:

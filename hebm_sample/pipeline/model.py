@@ -24,7 +24,7 @@ from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
-from hebm_sample.pipeline.alignment import frame
+from hebm_sample.pipeline.alignment import Framed, crops
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.identity import state_of, weights_hash
 from hebm_sample.pipeline.outputs import (
@@ -332,7 +332,7 @@ class Model:
         """
         batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
-        x = self.read_images(frame(self, images, align=align, face=face).images)
+        x = self.read_images(crops(self, images, align, face))
         chosen = choose_seeds(len(x), seeds)
         shapes, parts = self.generator.latent_shapes, []
         for i in range(0, len(x), batch_size):
@@ -348,7 +348,8 @@ class Model:
         return concatenate(parts)
 
     def read_images(self, images: ImagesLike) -> Tensor:
-        """Floats (N, 3, S, S) in [-1, 1]."""
+        """Floats (N, 3, S, S) in [-1, 1]; nothing is said of how they are framed."""
+        images = images.images if isinstance(images, Framed) else images
         return as_floats(images, self.config.generator.image_size)
 
     def latents_from(
