@@ -20,7 +20,7 @@ from tiny import symbolic_pipeline, tiny_config, tiny_modules
 import hebm_sample
 from hebm_sample.cli.edit import main
 from hebm_sample.cli.work import editing
-from hebm_sample.io.images import grid, prepare, to_pil
+from hebm_sample.io.images import grid, prepare, read_text, to_pil
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.editing import ENCODE_STREAM
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -199,7 +199,9 @@ def test_the_closing_line(folder, images):
     common = ["--dataset", folder, "--device", "cpu"]
     result = hebm_edit("edit", "a.png", *common, "--class", "a")
     assert result.stdout.startswith("a-edit.png: 1 image in ")
-    assert hebm_edit("edit", "a.png", *common, "--quiet", "--overwrite").output == ""
+    assert (
+        hebm_edit("edit", "a.png", *common, "--class", "a", "--quiet", "--overwrite").output == ""
+    )
 
 
 @pytest.mark.parametrize("strength", ["0.3", "1"])
@@ -358,3 +360,32 @@ def test_nothing_that_exists_is_overwritten_unasked(folder, tmp_path, monkeypatc
     result = hebm_edit("edit", "cat.jpg", "--outdir", ".", "--overwrite", "--dataset", folder)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "cat.png").read_bytes() != b"mine"
+
+
+# What would be ignored
+
+
+def test_a_temperature_of_an_edit_by_inversion_is_refused(folder, images):
+    common = ["edit", "a.png", "--class", "a", "--dataset", folder, "--device", "cpu"]
+    refused(hebm_edit(*common, "--temperature", 0.3), 2, "an edit by inversion draws none")
+    first = hebm_edit(*common, "--temperature", 1, "--out", "a1.png")  # as files told it once
+    assert first.exit_code == 0, first.output
+    assert hebm_edit(*common, "--out", "a2.png").exit_code == 0
+    texts = [read_text(name) for name in ("a1.png", "a2.png")]
+    assert all("temperature" not in text for text in texts)
+    assert all("--temperature" not in text["command"] for text in texts)
+    assert Image.open("a1.png").tobytes() == Image.open("a2.png").tobytes()
+    noise = hebm_edit(*common, "--method", "noise", "--temperature", 0.3, "--out", "a3.png")
+    assert noise.exit_code == 0 and read_text("a3.png")["temperature"] == "0.3"
+
+
+@pytest.mark.parametrize("words", [[], ["--quiet"], ["--json"]])
+def test_an_edit_without_a_condition_says_that_nothing_changes(folder, images, words):
+    common = ["edit", "a.png", "--dataset", folder, "--device", "cpu", "--steps", 4]
+    done = hebm_edit(*common, *words)
+    assert done.exit_code == 0
+    assert (
+        done.stderr == "warning: no --attr or --class says what should change, so nothing does\n"
+    )
+    done = hebm_edit(*common, *words, "--method", "noise", "--out", "other.png")
+    assert done.exit_code == 0 and done.stderr == ""

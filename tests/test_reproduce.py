@@ -18,6 +18,8 @@ from tiny import symbolic_pipeline
 from hebm_sample.cli.edit import main as edit
 from hebm_sample.cli.sample import main as sample
 from hebm_sample.io.images import read_text, save_image
+from hebm_sample.pipeline.identity import encoder_hash
+from hebm_sample.pipeline.pipeline import Pipeline
 
 FOLDERS = ("samples", "edited", "inpainted")
 MODEL = ("--dataset", "./tiny", "--device", "cpu")
@@ -163,6 +165,111 @@ def test_a_pipe_is_an_image(here):
     run(edit, ["inpaint", "a.png", "--mask", "mask.png", *MODEL, "--outdir", "p"])
     with Image.open("o/a-seed0000.png") as one, Image.open("p/a-seed0000.png") as other:
         assert one.tobytes() == other.tobytes()
+
+
+# From Python
+
+
+def python_text(found, path) -> dict[str, str]:
+    """What Python writes into the file of the only image, or of a trajectory."""
+    found.save(path)
+    return read_text(path)
+
+
+CONDITION = {"symbols": {"Smiling": "yes"}, "guidance": {"Smiling": 2.0}}
+SMILE = ["--attr", "Smiling", "--guidance", 2.0]
+OF_PYTHON = {
+    "a call": (
+        ["sample", "--seeds", 7, *SMILE, "--best-of", 2, "--steps", 4],
+        lambda p: p(seeds=[7], best_of=2, steps=4, **CONDITION),
+    ),
+    "gaussian": (
+        ["sample", "--seeds", 7, "--gaussian-prior", "--temperature", 0.5],
+        lambda p: p(seeds=[7], prior="gaussian", temperature=0.5),
+    ),
+    "variation": (
+        ["sample", "--from-seed", 7, "--keep-top", 1, "-n", 1],
+        lambda p: p.vary(p(seeds=[7]), 1, 1),
+    ),
+    "mixture": (
+        ["sample", "--mix", "4:9", "--keep-top", 2, "--steps", 4],
+        lambda p: p.mix(p(seeds=[4], steps=4), p(seeds=[9], steps=4), 2),
+    ),
+    "trajectory": (
+        ["sample", "--trajectory", "--seeds", "2,5", "--out", "x.gif"],
+        lambda p: p.trajectory(seeds=[2, 5]),
+    ),
+    "edit": (
+        ["edit", "a.png", *SMILE, "--seeds", 4, "--groups", "0-1", "--steps", 6],
+        lambda p: p.edit("a.png", seeds=[4], groups=[0, 1], steps=6, **CONDITION),
+    ),
+    "SDEdit": (
+        ["edit", "a.png", *SMILE, "--method", "noise", "--strength", 0.5],
+        lambda p: p.edit("a.png", method="noise", strength=0.5, **CONDITION),
+    ),
+    "filling": (
+        ["inpaint", "a.png", "--mask", "mask.png", "--seeds", 7, "--weight", 2],
+        lambda p: p.inpaint("a.png", "mask.png", seeds=[7], weight=2.0),
+    ),
+    "way": (
+        ["interpolate", "a.png", "b c.png", "-n", 2],
+        lambda p: p.interpolate("a.png", "b c.png", 2)[:1],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_PYTHON)
+def test_python_writes_what_the_command_writes(here, kind):
+    (program, *words), call = OF_PYTHON[kind]
+    if program == "sample":
+        single = [] if {"--mix", "--trajectory"} & set(words) else ["--outdir", "out"]
+        run(sample, [*MODEL, *words, *single])
+    else:
+        run(edit, [program, *words, *MODEL, *(["--outdir", "out"] * (program != "interpolate"))])
+    made = next(
+        p
+        for p in (
+            *Path("out").glob("*"),
+            *Path().glob("x.gif"),
+            *here.glob("*-*.png"),
+            Path("tiny.png"),
+        )
+        if p.is_file()
+    )
+    wanted = read_text(made)
+    pipe = Pipeline.from_pretrained("tiny", device="cpu")
+    found = python_text(call(pipe), "own.gif" if kind == "trajectory" else "own.png")
+    assert wanted.pop("command") and set(wanted) > {"model", "weights", "decoder"}
+    if kind == "way":
+        assert found.pop("position") == "0.0"
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert set(found) - set(wanted) <= {"prior", "sheet", "kept_groups"}
+
+
+def test_what_makes_other_images_makes_other_texts(here):
+    pipe = Pipeline.from_pretrained("tiny", device="cpu")
+    smile, one, other = {"Smiling": "yes"}, pipe(seeds=[7]), pipe(seeds=[8])
+    slow = pipe(seeds=[7], steps=5)
+    pairs = [
+        [pipe.edit("a.png", smile, mode=mode) for mode in ("sample", "mean")],
+        [pipe.reconstruct("a.png", mode=mode) for mode in ("sample", "mean")],
+        [pipe.vary(source, 1, 1, seeds=[3]) for source in (one, other)],
+        [pipe.vary(source, 1, 1, seeds=[3]) for source in (one, slow)],
+        [pipe.mix(one, source, 1) for source in (other, one)],
+        [pipe.mix(source, other, 1) for source in (slow, one)],
+        [pipe.interpolate(one, other, 3)[i : i + 1] for i in (0, 1)],
+        [pipe.layers(seed, 2)[1:2] for seed in (7, 8)],
+        [pipe.vary("a.png", 1, 1, seeds=[3]), pipe.vary(one, 1, 1, seeds=[3])],
+    ]
+    for a, b in pairs:
+        first, second = (found.provenance[0].text(single=True) for found in (a, b))
+        assert a[0].tobytes() != b[0].tobytes() and first != second
+    hashed = pipe.vary("a.png", 1, 1), pipe.mix("a.png", one, 1), pipe.interpolate("a.png", one)
+    for found in hashed:
+        assert found.provenance[0].facts["encoder"] == encoder_hash(pipe.model)
+    assert "encoder" not in pipe.mix(one, other, 1).provenance[0].facts
+    text = pipe.mix(slow, other, 1).provenance[0].text(single=True)
+    assert (text["seeds"], text["steps"]) == ("7-8", "5,3")
 
 
 def test_files_without_text_say_nothing(tmp_path):

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +134,93 @@ def test_a_method_without_seeds_says_so_as_python_does(pipe):
         pipe.layers(seeds=[1])
 
 
+@pytest.mark.parametrize(
+    "method, arguments, message",
+    [
+        ("vary", {"num_images": 2}, "'num_images': num_variations says how many of each image"),
+        ("vary", {"num_images_per_prompt": 2}, "num_variations says how many of each image"),
+        ("vary", {"image": 2}, "'image': what is varied is source, the first argument"),
+        ("edit", {"num_images": 2}, "'num_images': there is one edit an image"),
+        ("edit", {"num_images_per_prompt": 2}, "there is one edit an image"),
+        ("inpaint", {"num_images": 2}, "'num_images': there is one filling an image"),
+        ("layers", {"num_images": 3}, "'num_images': columns says how many in a row"),
+        ("layers", {"n": 3}, "'n': columns says how many in a row"),
+        ("interpolate", {"steps": 5}, "'steps': num_images says how many images"),
+        ("interpolate", {"num_steps": 5}, "'num_steps': num_images says how many images"),
+        ("interpolate", {"num_inference_steps": 5}, "num_images says how many images"),
+        ("trajectory", {"output_type": "np"}, "'output_type': a trajectory is PIL images"),
+        ("trajectory", {"best_of": 2}, "'best_of': a trajectory is of one candidate"),
+        ("__call__", {"num_images": "a cat"}, "num_images is 'a cat'; conditions are symbols="),
+        ("__call__", {"num_images": ["a", "b"]}, "num_images is .*; conditions are symbols="),
+        ("to", {"device_map": "cpu"}, "'device_map': it is device here"),
+        ("from_pretrained", {"device_map": "cpu"}, "'device_map': it is device here"),
+        ("from_pretrained", {"use_safetensors": True}, "weights are in safetensors always"),
+        ("set_progress_bar_config", {"foo": 3}, "no option 'foo'; it has .*leave"),
+        ("set_progress_bar_config", {"disabled": 3}, r"'disabled' \(did you mean 'disable'"),
+    ],
+    ids=spelt,
+)
+def test_every_method_names_its_own_argument(pipe, three, method, arguments, message):
+    given = {
+        "vary": (three[:1], 2),
+        "edit": (three, {"class": "a"}),
+        "inpaint": (three, Image.new("L", (16, 16), 255)),
+        "interpolate": (three[:1], three[1:2]),
+        "from_pretrained": ("tiny",),
+    }.get(method, ())
+    with pytest.raises(UserInputError, match=message) as error:
+        getattr(pipe, method)(*given, **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [("mix", "seed"), ("classify", "output_type"), ("from_pretrained", "revisoin")]
+    + [(m, n) for m in ("__call__", "edit", "stream", "layers") for n in ("facts", "only_last")],
+)
+def test_what_nobody_knows_is_a_type_error_with_the_arguments(pipe, three, method, name):
+    given = {"mix": (three, three, 1), "classify": (three,), "edit": (three,)}.get(method, ())
+    with pytest.raises(TypeError, match=f"{method} has no argument '{name}'.*; it has .*"):
+        getattr(pipe, method)(*given, **{name: 3})
+
+
+def test_a_prompt_in_the_first_place_is_told_what_conditions_are(pipe):
+    for prompt in ("a cat", ["a cat", "a dog"]):
+        with pytest.raises(UserInputError, match="conditions are symbols="):
+            pipe(prompt)
+
+
+def test_images_masks_and_precision_have_other_names(pipe, three, tmp_path):
+    mask, how = Image.new("L", (16, 16), 255), {"steps": 4}
+    with pytest.warns(UserWarning, match="the mask covers everything"):
+        a = pipe.inpaint(image=three.images, mask_image=mask, **how)
+        assert same(a, pipe.inpaint(three.images, mask, **how))
+    a = pipe.edit(init_image=three.images, symbols={"class": "a"}, **how)
+    assert same(a, pipe.edit(three.images, {"class": "a"}, **how))
+    with pytest.raises(UserInputError, match="image is images here, and both were given"):
+        pipe.edit(three.images, {"class": "a"}, image=three.images)
+    pipe.save_pretrained(tmp_path / "model")
+    half = type(pipe).from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16, device="cpu")
+    assert half.dtype == torch.bfloat16
+    assert half.to(torch_dtype=torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"guidance": 5.0}, "guidance is given, but no symbols"),
+        ({"symbols": {"class": "a"}, "temperature": 0.3}, "temperature is 0.3, but method 'flow'"),
+        ({"symbols": {"class": "a"}, "step_scale": 0.7}, "step_scale is 0.7, but method 'flow'"),
+    ],
+)
+def test_what_an_edit_would_ignore_is_refused(pipe, three, options, message):
+    with pytest.raises(UserInputError, match=message):
+        pipe.edit(three.images, **options)
+    neutral = pipe.edit(three.images, {"class": "a"}, temperature=1.0, steps=4)
+    assert same(neutral, pipe.edit(three.images, {"class": "a"}, steps=4))
+    assert "temperature" not in neutral.provenance[0].text()
+
+
 def test_keep_is_a_number_of_top_groups_as_keep_top_is(pipe, three):
     for count in range(3):
         found = pipe.vary(three[:1], count, 2, seeds=[8, 9])
@@ -214,6 +302,33 @@ def test_samples_are_saved_a_file_each_which_tells_all(pipe, tmp_path):
     assert samples[1:].save(folder, overwrite=True) == files[1:]
 
 
+def test_one_image_can_be_saved_as_a_file(three, tmp_path):
+    for ending in ("png", "jpg", "webp", "gif"):
+        (path,) = three[1:2].save(tmp_path / f"five.{ending}")
+        assert path == tmp_path / f"five.{ending}" and read_text(path)["seed"] == "5"
+        with pytest.raises(UserInputError, match="is there already; give another name"):
+            three[1:2].save(path)
+    for wrong in ("three.png", "three.JPG"):
+        with pytest.raises(UserInputError, match=r"one file for 3 images; .*grid\(\).save"):
+            three.save(tmp_path / wrong)
+        assert not (tmp_path / wrong).exists()
+    (tmp_path / "old.png").mkdir()  # as a release before this one made them
+    assert len(three.save(tmp_path / "old.png")) == 3
+
+
+def test_samples_are_equal_to_themselves_alone(pipe, three):
+    assert three == three and three != pipe(seeds=[4, 5, 6])
+    assert len({three, three[:1]}) == 2
+    trajectory = pipe.trajectory(1)
+    assert trajectory == trajectory and trajectory != pipe.trajectory(1)
+
+
+def test_a_notebook_shows_images_of_several_sizes(three):
+    wide = replace(three, images=[three[0], three[1].resize((40, 20)), three[2]])
+    with Image.open(io.BytesIO(wide._repr_png_())) as image:
+        assert image.format == "PNG" and max(image.size) <= 1024
+
+
 def test_files_of_equal_seeds_and_of_none_have_names_of_their_own(pipe, three, tmp_path):
     varied = pipe.vary(three[:2], keep=1, num_variations=2)
     names = [f.name for f in varied.save(tmp_path)]
@@ -225,6 +340,7 @@ def test_files_of_equal_seeds_and_of_none_have_names_of_their_own(pipe, three, t
     mixed = pipe.mix(three[0:1], three[1:2], 2, output_type="torch").save(tmp_path)
     assert [f.name for f in mixed] == ["image0000.png"]
     assert read_text(mixed[0])["keep_top"] == "2" and "seed" not in read_text(mixed[0])
+    assert read_text(mixed[0])["seeds"] == "4-5"
 
 
 # The pipeline
@@ -314,6 +430,22 @@ def test_a_callback_is_told_of_each_step(pipe, sampler):
     assert levels == sorted(levels, reverse=True)
     assert set(levels) == set(range(count))
     assert [level for _, _, level in told] == 4 * levels  # two batches, two candidates each
+
+
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_layers_are_one_walk_with_one_bar(pipe, monkeypatch, batch_size):
+    told, counted = [], []
+    options = {"steps": 4, "batch_size": batch_size, "mininterval": 0}
+    monkeypatch.setattr("sys.stderr", Terminal())
+    options.pop("mininterval")
+    pipe.layers(7, 4, progress=True, callback=lambda *x: told.append(x), **options)
+    rows = 3  # of the tiny model's groups
+    total = 4 * (1 + rows * -(-3 // batch_size))
+    assert [step for step, _, _ in told] == list(range(1, total + 1))
+    assert {n for _, n, _ in told} == {total}
+    assert f"/{total}" in sys.stderr.getvalue() and "/4 " not in sys.stderr.getvalue()
+    pipe.layers(7, 4, progress=counted.append, **options)
+    assert sum(counted) == total
 
 
 @pytest.mark.parametrize("what", ["call", "edit", "stream"])

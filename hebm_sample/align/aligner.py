@@ -8,6 +8,8 @@ from PIL import Image
 from hebm_sample.align.faces import Detector, Face, choose, default_detector
 from hebm_sample.align.geometry import FEATHER, Similarity, cut, fit, paste
 from hebm_sample.config import FaceCrop
+from hebm_sample.errors import UserInputError
+from hebm_sample.io.images import ImageLike, grey_mask, to_rgb
 
 __all__ = ["Aligned", "align", "crop_points", "distance", "distance_from", "placed"]
 
@@ -15,6 +17,7 @@ __all__ = ["Aligned", "align", "crop_points", "distance", "distance_from", "plac
 _WEIGHTS = (1.0, 1.0, 0.1)
 _SEEN_SIDE = 256  # of the crop in which the face is found again
 _REFINEMENTS = 2
+_PARTLY = 32  # of 255: a pixel of the crop of which an eighth is masked is not known
 _FARTHEST = 0.25  # of the side, from where the face should be: another face
 
 
@@ -23,11 +26,12 @@ class Aligned:
     """A face that was cut from a photograph.
 
     Arguments:
-        photo: Where it is from, RGB.
+        photo: Where it is from, RGB, or RGBA where it has transparency.
         image: The crop, RGB, square.
         face: As it was found, in the photograph's pixels.
         to_crop: From the photograph's pixels to the crop's unit square.
         count: How many faces the photograph has.
+        crop: Where the crop has eyes and mouth; None if nobody says.
     """
 
     photo: Image.Image
@@ -35,16 +39,62 @@ class Aligned:
     face: Face
     to_crop: Similarity
     count: int = 1
+    crop: FaceCrop | None = None
 
-    def paste_back(self, edited: Image.Image, feather: float = FEATHER) -> Image.Image:
+    def paste_back(
+        self,
+        edited: Image.Image,
+        feather: float = FEATHER,
+        *,
+        mask: ImageLike | np.ndarray | None = None,
+    ) -> Image.Image:
         """The photograph with a square image, of any size, in the crop's place.
 
         What lies outside the crop stays as it is, to the bit.
 
         Arguments:
             feather: Over how much of the side the edge fades.
+            mask: White, or true, where the image was filled in; of the photograph's size, or of
+                the crop's. Then only that is pasted, with a band around it that fades over a 32nd
+                of the crop's side; all else stays as it is, to the bit.
         """
-        return paste(self.photo, edited, self.to_crop, feather)
+        grey = None if mask is None else self._checked(grey_mask(mask))
+        return paste(self.photo, edited, self.to_crop, feather, grey)
+
+    def cut_mask(self, mask: ImageLike | np.ndarray) -> Image.Image:
+        """A mask of the photograph as one of the crop, black and white; one of the crop as it is.
+
+        A pixel of the crop that is masked in part is masked.
+
+        Raises:
+            UserInputError: The mask is of another size than either.
+        """
+        grey = self._checked(grey_mask(mask))
+        if grey.size != self.photo.size:
+            return grey
+        white = grey.point([0] * 128 + [255] * 128)
+        found = cut(white.convert("RGB"), self.to_crop, self.image.width).convert("L")
+        return found.point([0] * _PARTLY + [255] * (256 - _PARTLY))
+
+    def outside(self, mask: ImageLike | np.ndarray) -> float:
+        """The share of a mask that lies outside the crop; 0 of a mask of the crop."""
+        grey = self._checked(grey_mask(mask))
+        if grey.size != self.photo.size:
+            return 0.0
+        rows, columns = np.nonzero(np.asarray(grey) >= 128)
+        if not len(rows):
+            return 0.0
+        at = self.to_crop(np.stack([columns, rows], axis=-1) + 0.5)
+        return float(((at < 0) | (at > 1)).any(axis=1).mean())
+
+    def _checked(self, mask: Image.Image) -> Image.Image:
+        if mask.size not in (self.photo.size, self.image.size):
+            raise UserInputError(
+                f"the mask has {mask.width} x {mask.height} pixels; the photograph has "
+                f"{self.photo.width} x {self.photo.height}: give a mask of that size, or of the "
+                f"crop's {self.image.width} x {self.image.height}"
+            )
+        return mask
 
     def __repr__(self) -> str:
         """Where it lies."""
@@ -75,7 +125,7 @@ def align(
     detector errs there as it did then.
 
     Arguments:
-        photo: RGB, upright.
+        photo: RGB or RGBA, upright.
         crop: Where eyes and mouth shall be.
         side: Of the result, in pixels.
         face: Which, numbered from the left, from 1; the largest if None.
@@ -87,15 +137,16 @@ def align(
         EnvironmentFailure: The extra is not installed.
     """
     find = default_detector() if detector is None else detector
-    faces = find(photo)
+    seen = to_rgb(photo)
+    faces = find(seen)
     chosen, target = choose(faces, face, name), crop_points(crop)
     to_crop = fit(chosen.points, target, _WEIGHTS)
     for _ in range(_REFINEMENTS):
-        again = _in_square(cut(photo, to_crop, _SEEN_SIDE), find, target)
+        again = _in_square(cut(seen, to_crop, _SEEN_SIDE), find, target)
         if again is None:
             break
         to_crop = fit(again, target, _WEIGHTS).after(to_crop)
-    return Aligned(photo, cut(photo, to_crop, side), chosen, to_crop, len(faces))
+    return Aligned(photo, cut(seen, to_crop, side), chosen, to_crop, len(faces), crop)
 
 
 def _in_square(square: Image.Image, find: Detector, near: np.ndarray | None) -> np.ndarray | None:

@@ -19,9 +19,10 @@ from PIL import Image
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["FEATHER", "Similarity", "cut", "feather_mask", "fit", "paste"]
+__all__ = ["FEATHER", "Similarity", "cut", "feather_mask", "fit", "paste", "softened"]
 
 FEATHER = 0.15  # of the crop's side, over which the edge fades
+_BAND = 64  # R of a mask's band is the crop's side over this, as in `pipeline.inpainting.blend`
 _LARGEST_SIDE = 2048  # of the square that is cut before it is reduced
 
 Points = np.ndarray
@@ -164,30 +165,104 @@ def feather_mask(side: int, feather: float = FEATHER) -> Image.Image:
 
 
 def paste(
-    photo: Image.Image, crop: Image.Image, to_crop: Similarity, feather: float = FEATHER
+    photo: Image.Image,
+    crop: Image.Image,
+    to_crop: Similarity,
+    feather: float = FEATHER,
+    mask: Image.Image | None = None,
 ) -> Image.Image:
     """The photograph with a crop where it came from, its edge feathered; what lies outside it
-    stays as it is, to the bit.
+    stays as it is, to the bit, and so does the photograph's alpha.
 
     Arguments:
+        photo: RGB or RGBA.
         crop: Square, of any size.
         to_crop: As of `cut`.
+        mask: Grey, of the photograph's size, or else square over the crop. Where it is white the
+            crop is put as far as the crop reaches, around that over a band that fades, and nowhere
+            else.
     """
     side = crop.width
     here = max(1, round(1 / to_crop.scale))
     if here < side:  # the photograph has fewer pixels: reduce before fetching
         crop, side = crop.resize((here, here), Image.Resampling.LANCZOS), here
-    left, top, right, bottom = _clipped(_bounds(to_crop.inverse()(_UNIT)), photo.size)
+    box = _clipped(_bounds(to_crop.inverse()(_UNIT)), photo.size)
+    left, top, right, bottom = box
     if right <= left or bottom <= top:
         return photo.copy()
-    fetch = _to_pixels(side).after(to_crop).after(Similarity(1 + 0j, complex(left, top)))
     size = (right - left, bottom - top)
-    moved = _fetched(_extended(crop), fetch, size)
-    mask = _fetched(_extended(feather_mask(side, feather), 0), fetch, size)
-    done = photo.copy()
-    under = photo.crop((left, top, right, bottom))
-    done.paste(Image.composite(moved, under, mask), (left, top))
+    here_to_crop = to_crop.after(Similarity(1 + 0j, complex(left, top)))
+    moved = _fetched(_extended(crop), _to_pixels(side).after(here_to_crop), size)
+    if mask is None:
+        soft = _extended(feather_mask(side, feather), 0)
+        weight = _fetched(soft, _to_pixels(side).after(here_to_crop), size)
+    else:
+        white = _mask_here(mask, photo.size, box, here_to_crop)
+        weight = _within(white, _inside(here_to_crop, size), here)
+    done = photo.convert("RGB")
+    done.paste(Image.composite(moved, done.crop(box), weight), (left, top))
+    if photo.mode == "RGBA":
+        done.putalpha(photo.getchannel("A"))
     return done
+
+
+def _mask_here(
+    mask: Image.Image,
+    photo: tuple[int, int],
+    box: tuple[int, int, int, int],
+    here_to_crop: Similarity,
+) -> np.ndarray:
+    """Where a mask, of the photograph or the crop, is white in a box of the photograph: bool."""
+    if mask.size == photo:
+        return np.asarray(mask.crop(box)) >= 128
+    fetch = _to_pixels(mask.width).after(here_to_crop)
+    size = (box[2] - box[0], box[3] - box[1])
+    return np.asarray(_fetched(_extended(mask, 0), fetch, size)) >= 128
+
+
+def _inside(here_to_crop: Similarity, size: tuple[int, int]) -> np.ndarray:
+    """How much of each pixel is the crop's, (H, W): 1 inside, 0 outside, between at its edge."""
+    x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
+    at = here_to_crop.a * (x[None] + 1j * y[:, None]) + here_to_crop.b
+    depth = 0.5 - np.maximum(np.abs(at.real - 0.5), np.abs(at.imag - 0.5))
+    return np.clip(depth / here_to_crop.scale + 0.5, 0.0, 1.0)
+
+
+def _within(white: np.ndarray, inside: np.ndarray, side: int) -> Image.Image:
+    """The weight, of 255, of what a mask covers of a crop, and of its band.
+
+    Arguments:
+        white: Where the mask is, (H, W) bool.
+        inside: As of `_inside`.
+        side: Of the crop, in these pixels.
+    """
+    soft = softened(white & (inside >= 0.5), round(side / _BAND))
+    return Image.fromarray(np.rint(255 * inside * soft).astype(np.uint8))
+
+
+def softened(white: np.ndarray, reach: int) -> np.ndarray:
+    """1 where a mask (H, W) is true, falling to 0 over 2 `reach` pixels around: floats.
+
+    >>> softened(np.array([[True] * 3 + [False] * 4]), 1).round(2).tolist()
+    [[1.0, 1.0, 1.0, 0.67, 0.33, 0.0, 0.0]]
+    """
+    if reach == 0:
+        return white.astype(np.float64)
+    grown = _box_sums(white.astype(np.int64), reach) > 0
+    area = (2 * reach + 1) ** 2
+    return np.where(white, 1.0, _box_sums(grown.astype(np.int64), reach) / area)
+
+
+def _box_sums(values: np.ndarray, reach: int) -> np.ndarray:
+    """Sums over the square of 2 `reach` + 1 around each pixel, whose border goes on for ever."""
+    for axis in (0, 1):
+        width = [(0, 0), (0, 0)]
+        width[axis] = (reach + 1, reach)
+        sums = np.cumsum(np.pad(values, width, mode="edge"), axis=axis)
+        # The first of the padding is what the sums begin after.
+        ends = np.take(sums, np.arange(2 * reach + 1, sums.shape[axis]), axis=axis)
+        values = ends - np.take(sums, np.arange(sums.shape[axis] - 2 * reach - 1), axis=axis)
+    return values
 
 
 _BORDER = 2

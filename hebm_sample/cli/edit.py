@@ -165,6 +165,7 @@ def edit(**options: Any) -> None:
 @taking(
     DATASET,
     REVISION,
+    _ALIGN,
     option(
         "Images",
         "-n",

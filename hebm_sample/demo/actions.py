@@ -120,7 +120,7 @@ def vary(pipe: "Pipeline", step: Vary, source: DemoImage, watch: Watch) -> list[
         if again and sampled is not None:
             begin: Any = pipe(seeds=list(sampled.seeds), **given)
         else:
-            begin = [source.image] if source.latents is None else source.latents
+            begin = Framed([source.image]) if source.latents is None else source.latents
         keep, seeds = slice(0, step.keep), list(step.seeds)
         samples = pipe.vary(begin, keep, len(seeds), seeds=seeds, **given)
     facts = {"sheet": "variations", "keep_top": step.keep}
@@ -149,7 +149,7 @@ def reconstruct(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> list[
 def _reconstruction(pipe: "Pipeline", step: Reconstruct, source: DemoImage) -> DemoImage:
     from hebm_sample.pipeline.pipeline import Samples
 
-    latents = pipe.encode([source.image])
+    latents = pipe.encode(Framed([source.image]))
     text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="reconstruction").text()
     samples = Samples(pipe.decode(latents), latents, None, ())
     found = of_latents(pipe, samples, step, ["reconstructed"], lambda index: text)

@@ -129,7 +129,7 @@ def mix(pipe: "Pipeline", step: Mix, coarse: DemoImage, fine: DemoImage) -> list
 
 def _parts(image: DemoImage) -> Any:
     """What `Pipeline.mix` takes."""
-    return [image.image] if image.latents is None else image.latents
+    return Framed([image.image]) if image.latents is None else image.latents
 
 
 def interpolate(
@@ -138,7 +138,8 @@ def interpolate(
     """The images from one to the other, both as the model reads them."""
     if not 2 <= step.count <= MAX_IMAGES:
         raise UserInputError(f"{step.count} frames were asked for; give 2 to {MAX_IMAGES}")
-    samples: Samples = pipe.interpolate([first.image], [second.image], step.count)
+    a, b = Framed([first.image]), Framed([second.image])
+    samples: Samples = pipe.interpolate(a, b, step.count)
     text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="interpolation").text()
     captions = [f"{100 * i // (step.count - 1)} %" for i in range(step.count)]
     found = of_latents(pipe, samples, step, captions, lambda index: text)

@@ -91,7 +91,13 @@ class Controls:
         self.targets = self._targets(offer, "draw", weighed=True)
         with gr.Accordion("Advanced", open=False, elem_id="hebm-advanced"):
             self.temperature = gr.Slider(
-                0, 2, 1.0, step=0.05, label="Temperature", info="Below 1: calmer, more alike."
+                0,
+                2,
+                offer.temperature,
+                step=0.05,
+                label="Temperature",
+                info="Below 1: calmer, more alike. It starts at the model's own.",
+                elem_id="hebm-temperature",
             )
             self.sampler = gr.Dropdown(
                 [("the model's", ""), *get_args(SamplerName)],

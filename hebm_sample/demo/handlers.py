@@ -175,6 +175,7 @@ class Handlers:
             gr.update(maximum=most, value=min(most, middle)),
             gr.update(maximum=offer.groups, value=middle),
             gr.update(visible=photos.aligns(offer.config)),
+            gr.update(value=offer.temperature),
         )
 
     def draw(
@@ -232,7 +233,7 @@ class Handlers:
             offer, pipe = self._of(label)
             origin, symbols = before.origin(label), _condition(offer, targets)
             if not symbols and method == "flow":
-                raise UserInputError("choose what should change; nothing is chosen yet")
+                raise UserInputError(_nothing_chosen(offer))
             weights = dict.fromkeys(symbols, float(guidance))
             settings = Settings(symbols, weights, None, _own_steps(steps))
             step = Edit(offer.name, settings, float(strength), method, origin)
@@ -385,6 +386,15 @@ def _origin(image: DemoImage) -> Origin:
     return image.origin
 
 
+def _nothing_chosen(offer: Offer) -> str:
+    if offer.symbols:
+        return "choose what should change; nothing is chosen yet"
+    return (
+        f"{offer.config.name} knows no attributes that could change; choose another model, or "
+        "under Advanced the method with new noise"
+    )
+
+
 def _own_steps(steps: float | None) -> int | None:
     return None if steps in (None, 0) else int(steps)
 
@@ -399,7 +409,7 @@ def _drawing(offer: Offer, how: Sequence[Any]) -> Settings:
         for name, weight in zip(offer.symbols, weights, strict=False)
         if name in symbols
     }
-    own = None if temperature in (None, 1.0) else float(temperature)
+    own = None if temperature in (None, offer.temperature) else float(temperature)
     return Settings(symbols, guidance, sampler or None, _own_steps(steps), own)
 
 

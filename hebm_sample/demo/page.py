@@ -138,7 +138,8 @@ def _connect_model(
         return updates
 
     targets = [part for group in groups for each in group for part in (each.box, each.value)]
-    parts = [*stage.parts, note, controls.keep, controls.cut, controls.align]
+    own = [controls.keep, controls.cut, controls.align, controls.temperature]
+    parts = [*stage.parts, note, *own]
     page.load(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
     model.change(refresh, model, targets, **QUICK)
     model.change(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hebm_sample.demo.images import DemoImage
-from hebm_sample.demo.steps import ModelName, Origin, PasteBack, Upload, safe_name
+from hebm_sample.demo.steps import Inpaint, ModelName, Origin, PasteBack, Upload, safe_name
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline.provenance import Provenance
 
@@ -38,10 +38,14 @@ class Photo:
     data: bytes
     face: "Aligned"
 
-    def with_face(self, image: "Image") -> "Image":
-        """The photograph with another image of the crop in its place."""
+    def with_face(self, image: "Image", mask: "Image | None" = None) -> "Image":
+        """The photograph with another image of the crop in its place.
+
+        Arguments:
+            mask: Of the crop, white where the image was filled in, and only that is put there.
+        """
         whole = replace(self.face, photo=_opened(self.data, self.upload.name))
-        return whole.paste_back(image)
+        return whole.paste_back(image, mask=mask)
 
 
 def aligns(config: "ModelConfig") -> bool:
@@ -110,7 +114,7 @@ def _opened(data: bytes, name: str) -> "Image":
     file = io.BytesIO(data)
     file.name = name  # what messages call it
     _check_pixels(file, name)
-    return open_image(file)
+    return open_image(file, alpha=True)
 
 
 def _check_pixels(file: io.BytesIO, name: str) -> None:
@@ -130,6 +134,14 @@ def _check_pixels(file: io.BytesIO, name: str) -> None:
         )
 
 
+def _mask_of(step: PasteBack, source: DemoImage) -> "Image | None":
+    """Of an image that was filled in, and nothing else: its mask."""
+    made = step.source.step
+    if not (isinstance(made, Inpaint) and made.source.step == step.photo):
+        return None
+    return _opened(dict(source.files)[made.mask_name], made.mask_name)
+
+
 def paste_back(pipe: "Pipeline", step: PasteBack, source: DemoImage) -> list[DemoImage]:
     """The source, and the photograph that it is from with it in the face's place; a large one is
     reduced.
@@ -138,7 +150,8 @@ def paste_back(pipe: "Pipeline", step: PasteBack, source: DemoImage) -> list[Dem
 
     if source.photo is None:
         raise UserInputError("this image is not from a photograph; align one of your own first")
-    whole, caption = source.photo.with_face(source.image), "in your photograph"
+    mask = _mask_of(step, source)
+    whole, caption = source.photo.with_face(source.image, mask), "in your photograph"
     if max(whole.size) > SHOWN_SIDE:
         whole.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         caption += f", reduced to {whole.width}×{whole.height}: the lines make it whole"

@@ -97,7 +97,10 @@ def _python(step: Step) -> list[str]:
     if isinstance(step, Reconstruct):
         return [*before, f"image = pipe.reconstruct([{image}])[0]"]
     if isinstance(step, PasteBack):
-        return [*before, f"image = pipe.align({step.photo.name!r})[0].paste_back({image})"]
+        made = step.source.step
+        only = isinstance(made, Inpaint) and made.source.step == step.photo
+        mask = f", mask={made.mask_name!r}" if isinstance(made, Inpaint) and only else ""
+        return [*before, f"image = pipe.align({step.photo.name!r})[0].paste_back({image}{mask})"]
     call = _edit_call(step, image) if isinstance(step, Edit) else _inpaint_call(step, image)
     return [*before, f"out = {call}"]
 
@@ -264,14 +267,22 @@ def _shell_pasted(step: PasteBack) -> _Shell | None:
 
 
 def _shell_interpolate(step: Interpolate, mark: str) -> list[str]:
-    lines, first = _shell(step.first, mark)
+    lines, first = _shell_end(step.first, mark)
     if step.first.step == step.second.step:
-        second_lines, second = _shell(step.second, mark)
+        second_lines, second = _shell_end(step.second, mark)
     else:
-        second_lines, second = _shell(step.second, f"-second{mark}")
+        second_lines, second = _shell_end(step.second, f"-second{mark}")
     lines += [line for line in second_lines if line not in lines]
     words = interpolate_words(step, str(first), str(second))
     return [*lines, _line("hebm-edit interpolate", words, "--out", f"interpolated{mark}.png")]
+
+
+def _shell_end(origin: Origin, mark: str) -> _Shell:
+    """Of an end of the way: a face is the file that the page saves, since --align means both."""
+    step = origin.step
+    if isinstance(step, Upload) and step.aligned_to is not None:
+        return [shell_lines(origin)], PurePosixPath(file_name(origin))
+    return _shell(origin, mark)
 
 
 def _line(program: str, words: list[str], *target: str) -> str:

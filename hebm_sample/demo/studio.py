@@ -51,6 +51,12 @@ class Offer:
         return len(self.config.generator.latent_shapes)
 
     @property
+    def temperature(self) -> float:
+        """The model's own; of one for each group their mean, which then stands for them."""
+        own = self.config.sampling.temperature
+        return sum(own) / len(own) if isinstance(own, tuple) else float(own)
+
+    @property
     def resolutions(self) -> tuple[int, ...]:
         """Side of each group's maps, top to bottom."""
         return tuple(shape[1] for shape in self.config.generator.latent_shapes)

@@ -1,9 +1,10 @@
 """Image files to 8-bit RGB.
 
 The first frame of the formats below is read; the size is checked before any pixel is decoded; the
-EXIF orientation is applied; transparency is laid on white; palettes, grey, CMYK and 16-bit grey
-become 8-bit RGB. Colour profiles and texts are ignored, whatever their size. What a decoder raises
-is its file's fault: one error, whichever of its many it was.
+EXIF orientation is applied; transparency is laid on white, or kept where that is asked for;
+palettes, grey, CMYK and 16-bit grey become 8-bit RGB. Colours of an embedded ICC profile become
+sRGB's; a profile that does not fit its image, and texts, are ignored, whatever their size. What a
+decoder raises is its file's fault: one error, whichever of its many it was.
 """
 
 import io
@@ -21,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.files import printable
 
-__all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright"]
+__all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright", "with_alpha"]
 
 Source: TypeAlias = str | os.PathLike[str] | IO[bytes]
 
@@ -69,16 +70,17 @@ def upright(image: Image.Image) -> Image.Image:
         image = to_rgb(image)
     turned = image.transpose(turn)
     # Whatever else may hold the orientation (EXIF, XMP) is left behind.
-    turned.info = {k: v for k, v in image.info.items() if k == "transparency"}
+    turned.info = {k: v for k, v in image.info.items() if k in ("transparency", "icc_profile")}
     return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit grey is scaled by 1/257, transparency laid on white.
+    """8-bit sRGB: 16-bit grey is scaled by 1/257, transparency laid on white.
 
     Raises `UserInputError` for floating point images and whole numbers of more bits, whose range
     is anybody's guess.
     """
+    image = _in_srgb(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -96,6 +98,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise UserInputError(
             f"the image is of mode {image.mode}; convert it to 8-bit RGB first"
         ) from None
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """As `to_rgb`, but RGBA where the image has transparency: the colours are its own."""
+    if image.mode.startswith(("I", "F", "La")) or not image.has_transparency_data:
+        return to_rgb(image)
+    return _in_srgb(image).convert("RGBA")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The image in sRGB, without the ICC profile that it had; the image itself where it has none,
+    that of sRGB, or one that does not fit it.
+    """
+    data = image.info.get("icc_profile")
+    if not isinstance(data, bytes) or not data or image.mode.startswith(("I", "F")):
+        return image
+    try:
+        from PIL import ImageCms
+
+        cms: Any = ImageCms
+        profile = cms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in cms.getProfileDescription(profile):
+            return image
+        space = str(profile.profile.xcolor_space).strip()
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
+        if (mode == "CMYK") != (image.mode == "CMYK"):
+            return image
+        srgb = cms.createProfile("sRGB")
+        change = cms.buildTransform(profile, srgb, mode, "RGB")
+        colours = image if image.mode == mode else image.convert(mode)
+        found = _by_strips(colours, change.apply)
+    except Exception:  # whatever LittleCMS raises, or that it is not there
+        return image
+    if image.has_transparency_data:
+        found.putalpha(image.convert("RGBA").getchannel("A"))
+    return found
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -194,7 +232,7 @@ def _open(source: Source, name: str) -> Image.Image:
     return image
 
 
-def _decode(source: Source, name: str) -> Image.Image:
+def _decode(source: Source, name: str, alpha: bool) -> Image.Image:
     # Pillow's warnings are let through: silencing them is a switch of the whole process, and
     # images are decoded in threads.
     with (
@@ -204,7 +242,7 @@ def _decode(source: Source, name: str) -> Image.Image:
         _halve_transparency(image)
         image.load()
         # A copy: the file behind the opened image is about to close.
-        rgb = to_rgb(image)
+        rgb = with_alpha(image) if alpha else to_rgb(image)
         turn = _TRANSPOSITIONS.get(_orientation(image))
         rgb = rgb.copy() if turn is None else rgb.transpose(turn)
     # It is upright: whoever gets it must not turn it once more.
@@ -243,28 +281,32 @@ def _without_texts(source: Source) -> IO[bytes] | None:
     return io.BytesIO(b"".join(kept))
 
 
-def _read(source: Source, name: str) -> Image.Image:
+def _read(source: Source, name: str, alpha: bool) -> Image.Image:
     source = _seekable(source, name)
     try:
-        return _decode(source, name)
+        return _decode(source, name, alpha)
     except UserInputError:
         raise
     except ValueError:
         lean = _without_texts(source)
         if lean is None:
             raise
-        return _decode(lean, name)
+        return _decode(lean, name, alpha)
 
 
-def open_image(source: Source) -> Image.Image:
-    """Read one image file or stream as 8-bit RGB, upright.
+def open_image(source: Source, *, alpha: bool = False) -> Image.Image:
+    """Read one image file or stream as 8-bit sRGB, upright.
+
+    Arguments:
+        source: A path, or an open binary file.
+        alpha: Keep transparency, as RGBA, and do not lay it on white.
 
     Raises `UserInputError` for what is no such image, is missing or has more than `MAX_PIXELS`
     pixels, and `EnvironmentFailure` for a file that is damaged or cannot be read.
     """
     name = _named(source)
     try:
-        return _read(source, name)
+        return _read(source, name, alpha)
     except UserInputError:
         raise
     except Image.DecompressionBombError:

@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import stat
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
@@ -26,19 +27,31 @@ from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.io.animation import STILLS, or_list
-from hebm_sample.io.decode import MAX_PIXELS, WHITE, Source, open_image, to_rgb, upright
+from hebm_sample.io.decode import (
+    MAX_PIXELS,
+    WHITE,
+    Source,
+    open_image,
+    to_rgb,
+    upright,
+    with_alpha,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "MAX_PIXELS",
+    "ImageLike",
+    "as_image",
     "check_folder",
     "check_writable",
     "enlarged",
     "exif_of",
     "grid",
     "grid_size",
+    "grey_mask",
+    "listed",
     "note_of",
     "open_image",
     "png_bytes",
@@ -53,6 +66,7 @@ __all__ = [
     "to_square_tensor",
     "to_uint8",
     "upright",
+    "with_alpha",
     "writable_text",
 ]
 
@@ -107,7 +121,8 @@ def to_square_tensor(image: Image.Image, size: int) -> "Tensor":
     return (pixels.permute(2, 0, 1) / 127.5 - 1.0).contiguous()
 
 
-def _image(image: object) -> Image.Image:
+def as_image(image: object) -> Image.Image:
+    """A PIL image, or what a path or an open file holds, upright."""
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
@@ -117,7 +132,7 @@ def _image(image: object) -> Image.Image:
     )
 
 
-def _listed(images: Any) -> list[Any]:
+def listed(images: Any) -> list[Any]:
     """One image, or a sequence of them, as a list."""
     several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
     return list(cast("Sequence[Any]", images)) if several else [images]
@@ -132,15 +147,15 @@ def prepare(images: ImageLike | Sequence[ImageLike], size: int) -> "Tensor":
     """
     import torch
 
-    sources = _listed(images)
+    sources = listed(images)
     if not sources:
         raise UserInputError("images is empty; give at least one image")
-    return torch.stack([to_square_tensor(_image(x), size) for x in sources])
+    return torch.stack([to_square_tensor(as_image(x), size) for x in sources])
 
 
 def prepare_masks(
-    masks: "ImageLike | Sequence[ImageLike] | Tensor",
-    images: "ImageLike | Sequence[ImageLike] | Tensor",
+    masks: "ImageLike | Sequence[ImageLike] | npt.NDArray[np.bool_] | Tensor",
+    images: "ImageLike | Sequence[ImageLike] | npt.NDArray[Any] | Tensor",
     size: int,
     count: int,
 ) -> "Tensor":
@@ -148,8 +163,8 @@ def prepare_masks(
 
     Arguments:
         masks: PIL images or paths, of their image's own size or `size` x `size`; or booleans
-            (B, size, size). One of them goes for all images.
-        images: The images, as for `prepare`.
+            (B, size, size), of torch or NumPy. One of them goes for all images.
+        images: The images, as for `prepare`; arrays and tensors are of `size`.
         size: Side in pixels; masks are cropped to the centre as images are.
         count: B.
 
@@ -157,8 +172,10 @@ def prepare_masks(
     """
     import torch
 
-    if isinstance(masks, torch.Tensor):
-        ready = masks if masks.ndim > 2 else masks[None]
+    if isinstance(masks, np.ndarray) and masks.dtype == np.bool_:
+        masks = torch.from_numpy(masks)  # pyright: ignore
+    if isinstance(masks, (torch.Tensor, np.ndarray)):
+        ready: Any = masks if masks.ndim > 2 else masks[None]
         ready = ready if ready.ndim == 4 else ready[:, None]
         if ready.dtype != torch.bool or tuple(ready.shape[1:]) != (1, size, size):
             raise UserInputError(
@@ -166,17 +183,17 @@ def prepare_masks(
                 f"(N, {size}, {size})"
             )
     else:
-        listed = _listed(masks)
+        given = listed(masks)
         sizes = [(size, size)] * count
-        if not isinstance(images, torch.Tensor):
-            sizes = [_image(x).size for x in _listed(images)]
-        if len(listed) == 1:
-            listed = listed * count
+        if not isinstance(images, (torch.Tensor, np.ndarray)):
+            sizes = [_size(x, size) for x in listed(images)]
+        if len(given) == 1:
+            given = given * count
         ready = torch.stack(
-            [_mask(m, s, size) for m, s in zip(listed, sizes, strict=False)]
+            [_mask(m, s, size) for m, s in zip(given, sizes, strict=False)]
             or [torch.zeros(1, size, size, dtype=torch.bool, device="cpu")]
         )
-        ready = ready if len(listed) == count else ready[:0]
+        ready = ready if len(given) == count else ready[:0]
     if len(ready) not in (1, count):
         raise UserInputError(
             f"another number of masks than of images ({count}) was given; "
@@ -185,11 +202,28 @@ def prepare_masks(
     return ready.expand(count, -1, -1, -1)
 
 
+def _size(image: Any, size: int) -> tuple[int, int]:
+    return (size, size) if hasattr(image, "shape") else as_image(image).size
+
+
+def grey_mask(source: Any) -> Image.Image:
+    """One mask of booleans (H, W), or an image."""
+    if isinstance(source, Image.Image) or not hasattr(source, "shape"):
+        return to_rgb(as_image(source)).convert("L")
+    values = np.asarray(source)
+    if values.dtype != np.bool_ or values.ndim != 2:
+        raise UserInputError(
+            f"a mask is {values.dtype} {values.shape}; give booleans (height, width), true where "
+            "to fill in, or an image"
+        )
+    return Image.fromarray(values.astype(np.uint8) * 255)
+
+
 def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     """One mask, bool (1, size, size)."""
     import torch
 
-    mask = to_rgb(_image(source)).convert("L")
+    mask = grey_mask(source)
     if mask.size not in (image, (size, size)):
         raise UserInputError(
             f"the mask has {mask.width} x {mask.height} pixels; the image has "
@@ -223,16 +257,20 @@ def grid_size(count: int, width: int, height: int, columns: int | None = None) -
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Images of one size row by row with a white gutter; near-square without `columns`."""
+    """Images of one size row by row with a white gutter; near-square without `columns`. RGB, or
+    RGBA where one of them is.
+    """
     across = _columns(len(images), columns)
     sizes = sorted({x.size for x in images})
     if len(sizes) > 1:
         raise UserInputError(f"the images have different sizes {sizes}; a grid needs one size")
     width, height = sizes[0]
-    canvas = Image.new("RGB", grid_size(len(images), width, height, columns), WHITE)
+    clear = any(image.mode == "RGBA" for image in images)
+    mode, convert = ("RGBA", with_alpha) if clear else ("RGB", to_rgb)
+    canvas = Image.new(mode, grid_size(len(images), width, height, columns), WHITE)
     for i, image in enumerate(images):
         row, column = divmod(i, across)
-        canvas.paste(to_rgb(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
+        canvas.paste(convert(image), (column * (width + _GUTTER), row * (height + _GUTTER)))
     return canvas
 
 
@@ -338,7 +376,8 @@ def save_image(
     `replace_file`.
 
     Arguments:
-        image: RGB. PNG and WebP keep its pixels, JPEG nearly, GIF has 256 colours.
+        image: RGB or RGBA. PNG and WebP keep its pixels, JPEG nearly, GIF has 256 colours; the
+            last two have no alpha, so it is laid on white, with a warning.
         path: Ends in one of `STILLS`.
         text: Facts: a PNG's text chunks; in the other formats one note in JSON (`note_of`).
     """
@@ -348,8 +387,21 @@ def save_image(
     if ending == ".png":
         save_png(image, path, text)
         return
+    if image.mode == "RGBA" and ending != ".webp":
+        image = to_rgb(image)
+        warnings.warn(
+            f"{path} keeps no transparency, which is laid on white; .png and .webp keep it",
+            stacklevel=2,
+        )
+    settings = _settings(image, ending, note_of(text))
+    if text and not settings.get("exif", True):
+        warnings.warn(
+            f"{path} does not say how it was made, for that is more text than a JPEG holds; .png "
+            "and .webp hold it",
+            stacklevel=2,
+        )
     encoded = io.BytesIO()
-    image.save(encoded, **_settings(image, ending, note_of(text)))
+    image.save(encoded, **settings)
     replace_file(path, encoded.getbuffer())
 
 
@@ -359,8 +411,8 @@ def _settings(image: Image.Image, ending: str, note: str) -> dict[str, Any]:
         return {"format": "GIF", "comment": note.encode()} if note else {"format": "GIF"}
     exif = exif_of(image, note)
     if ending == ".webp":
-        return {"format": "WEBP", "lossless": True, "exif": exif}
-    # A JPEG's segment holds no more; its pixels matter more than its note.
+        return {"format": "WEBP", "lossless": True, "exact": True, "exif": exif}
+    # A JPEG's segment holds no more. The image is worth more than its note.
     exif = exif if len(exif) < MAX_JPEG_EXIF else b""
     return {"format": "JPEG", "quality": 95, "subsampling": 0, "exif": exif}
 

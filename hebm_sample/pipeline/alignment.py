@@ -1,77 +1,101 @@
-"""Photographs in, photographs out: faces are cut as the model's images are, and put back.
+"""Images in, whatever they are; photographs in, photographs out: faces are cut as the model's
+images are, and put back.
 
-What is not aligned is looked at, too: a `FramingWarning` says which image is framed otherwise than
-the model's images are, or reconstructs worse than held-out ones do.
+`frame` is the one way in of all that takes images: paths, PIL images, open files, arrays, tensors,
+`Samples`, faces that `align` cut, or lists of any of these. What is not aligned is looked at
+there: a `FramingWarning` says which image is framed otherwise than the model's images are, or
+reconstructs worse than held-out ones do.
 """
 
 import os
+import sys
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from hebm_sample.align.aligner import Aligned, align, placed
+import hebm_sample
+from hebm_sample.align.aligner import Aligned, align, crop_points, placed
 from hebm_sample.align.faces import default_detector, has_detector
-from hebm_sample.align.geometry import cut
 from hebm_sample.align.notes import HOW, framing_note
+from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.extras import install_hint
-from hebm_sample.io.images import open_image, to_rgb, upright
+from hebm_sample.io.images import grey_mask, open_image, to_rgb, upright, with_alpha
 from hebm_sample.pipeline.identity import calibration_if_any
+from hebm_sample.pipeline.outputs import Samples, listed
 from hebm_sample.presets.crops import CROPS, crop_for
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import ImagesLike, Model
-    from hebm_sample.pipeline.outputs import Samples
 
 __all__ = [
     "Framed",
     "FramingWarning",
     "aligned_images",
+    "caller_level",
     "crops",
     "frame",
     "framing_notes",
-    "warn_of_framing",
 ]
 
 SHARE = "0.99"  # of held-out images, which reconstruct better than what is said to be unlike them
+MOST_FACES = 1000
+MOST_LOOKED_AT = 32  # images of a call in Python: finding a face takes longer than encoding it
 
 
 class FramingWarning(UserWarning):
     """An image does not look as the model's images do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Framed:
     """Images as a model takes them, and where they came from.
 
     Arguments:
         images: As for `encode`.
-        aligned: Of each image, if faces were aligned.
+        aligned: Of each image the face that it is, None of those that are none; None if none is.
     """
 
     images: "ImagesLike"
-    aligned: tuple[Aligned, ...] | None = None
+    aligned: tuple[Aligned | None, ...] | None = None
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.listed())
 
     def masks(self, masks: Any) -> Any:
-        """Masks of the photographs as masks of the crops; others, of the crop's own size or as
-        booleans, as they are.
+        """Masks of the photographs as masks of the crops; those of the crop's own size, and of
+        images that are no crops, as they are.
         """
-        if self.aligned is None or isinstance(masks, Tensor):
+        given = self.photo_masks(masks)
+        if self.aligned is None or given is None:
             return masks
-        listed = list(masks) if isinstance(masks, (list, tuple)) else [masks]
-        if len(listed) == 1:
-            listed *= len(self.aligned)
-        return [_mask(m, a) for m, a in zip(listed, self.aligned, strict=False)] + listed[
-            len(self.aligned) :
-        ]
+        pairs = zip(given, self.aligned, strict=False)
+        cut = [m if a is None else a.cut_mask(m) for m, a in pairs]
+        return cut + given[len(self.aligned) :]
+
+    def photo_masks(self, masks: Any) -> list[Any] | None:
+        """A mask of each image, as it was given; None where no image is from a photograph."""
+        if self.aligned is None:
+            return None
+        given = _each_mask(masks)
+        return given * len(self.aligned) if len(given) == 1 else given
+
+    def outside(self, masks: Any) -> float:
+        """The largest share of a mask that its photograph's crop leaves out."""
+        pairs = zip(self.photo_masks(masks) or [], self.aligned or (), strict=False)
+        return max((a.outside(m) for m, a in pairs if a is not None), default=0.0)
 
     def listed(self) -> list[Any]:
         """The images, one after another."""
-        return _listed(self.images)
+        return listed(self.images)
 
     def showing(self, images: "ImagesLike") -> "Framed":
         """The same with other images, of the same faces: those that the model sees."""
@@ -80,25 +104,43 @@ class Framed:
     def repeated(self, count: int) -> "Framed":
         """One image `count` times."""
         aligned = None if self.aligned is None else self.aligned * count
-        return Framed(_listed(self.images) * count, aligned)
+        return Framed(self.listed() * count, aligned)
 
-    def pasted(self, samples: "Samples", paste_back: bool) -> "Samples":
-        """The samples with photographs in place of their images, if that was asked for."""
+    def facts(self, face: int | None = None, paste_back: bool = False) -> dict[str, Any]:
+        """What files say of it; None where it does not apply."""
+        return {
+            "align": True if self.aligned is not None else None,
+            "face": face,
+            "paste_back": paste_back or None,
+        }
+
+    def pasted(
+        self, samples: Samples, paste_back: bool, masks: Sequence[Any] | None = None
+    ) -> Samples:
+        """The samples with photographs in place of their images, if that was asked for.
+
+        Arguments:
+            masks: Of `photo_masks`: what is pasted; the whole face if None.
+        """
         if not paste_back:
             return samples
-        if self.aligned is None:
+        aligned = [a for a in self.aligned or () if a is not None]
+        if len(aligned) != len(samples):
             raise UserInputError("paste_back needs align=True (--align)")
-        images = [a.paste_back(x) for a, x in zip(self.aligned, samples.images, strict=True)]
-        return replace(samples, images=images)
+        each = masks or [None] * len(aligned)
+        triples = zip(aligned, samples.images, each, strict=True)
+        return replace(samples, images=[a.paste_back(x, mask=m) for a, x, m in triples])
 
 
-def _mask(mask: Any, aligned: Aligned) -> Any:
-    image = _opened(mask)
-    if image.size != aligned.photo.size:
-        return image
-    side = aligned.image.width
-    values = np.asarray(cut(image, aligned.to_crop, side).convert("L"))
-    return Image.fromarray(((values >= 128) * 255).astype(np.uint8))
+def _each_mask(masks: Any) -> list[Any]:
+    """Masks one after another, in grey: images or paths as they are, of booleans (H, W), (N, H, W)
+    or (N, 1, H, W) each apart.
+    """
+    if isinstance(masks, Sequence) and not isinstance(masks, (str, bytes)):
+        return [each for mask in masks for each in _each_mask(mask)]
+    if len(getattr(masks, "shape", ())) > 2:
+        return [each for mask in masks for each in _each_mask(mask)]
+    return [grey_mask(masks)]
 
 
 def frame(
@@ -109,13 +151,21 @@ def frame(
     face: int | None = None,
     paste_back: bool = False,
     output_type: str = "pil",
+    say: Callable[[list[str]], object] | None = None,
 ) -> Framed:
     """Images as they are, or with `align` the crops of their faces. What is framed already stays
     as it is, and so do faces that `aligned_images` cut.
 
+    What is neither, and no array of numbers or `Samples` of the model's size, is looked at.
+
+    Arguments:
+        say: Told what there is to say of images that are not as the model's are; by default a
+            `FramingWarning` a call says it, of at most `MOST_LOOKED_AT` images.
+
     Raises:
         UserInputError: `face` or `paste_back` without `align`, an `output_type` that photographs
-            of many sizes cannot have, or what `aligned_images` raises.
+            of many sizes cannot have, a face that was cut for another model, or what
+            `aligned_images` raises.
         EnvironmentFailure: The extra `align` is not installed.
     """
     if paste_back and output_type != "pil":
@@ -125,84 +175,147 @@ def frame(
         )
     if isinstance(images, Framed):
         return images
-    given = _listed(images)
-    if given and all(isinstance(x, Aligned) for x in given):
-        return Framed([x.image for x in given], tuple(given))
-    if not align:
-        extra = [
-            name for name, on in (("face", face is not None), ("paste_back", paste_back)) if on
-        ]
-        if extra:
-            raise UserInputError(f"{' and '.join(extra)} need align=True (--align)")
+    if not align and _is_taken_as_it_is(model, images):
+        _check_words((), face, paste_back)
         return Framed(images)
-    aligned = aligned_images(model, images, face)
-    return Framed([a.image for a in aligned], tuple(aligned))
+    given = [open_image(x, alpha=align) if hasattr(x, "read") else x for x in listed(images)]
+    if align:
+        aligned: list[Aligned | None] = [*aligned_images(model, given, face)]
+    else:
+        _check_words(given, face, paste_back)
+        aligned = [_fitting(model, x, name) for x, name in zip(given, _names(given), strict=True)]
+        _look_at(model, given, say)
+    shown = [x if a is None else a.image for x, a in zip(given, aligned, strict=True)]
+    return Framed(shown, tuple(aligned) if any(a is not None for a in aligned) else None)
 
 
-def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> "ImagesLike":
-    """The images that `frame` gives."""
-    return frame(model, images, align=align, face=face).images
+def _is_taken_as_it_is(model: "Model", images: Any) -> bool:
+    """Whether these are numbers, or samples of the model's size."""
+    if isinstance(images, Samples):
+        size = model.config.generator.image_size
+        found = images.images
+        return not isinstance(found, list) or all(x.size == (size, size) for x in found)
+    return isinstance(images, (Tensor, np.ndarray))
+
+
+def _check_words(given: Sequence[Any], face: int | None, paste_back: bool) -> None:
+    """What needs `align`, without it: faces that were cut before can be pasted, not chosen."""
+    cut = bool(given) and all(isinstance(x, Aligned) for x in given)
+    words = {"face": face is not None, "paste_back": paste_back and not cut}
+    extra = [word for word, is_asked in words.items() if is_asked]
+    if extra:
+        raise UserInputError(f"{' and '.join(extra)} need align=True (--align)")
+
+
+def _fitting(model: "Model", image: Any, name: str) -> Aligned | None:
+    """A face that was cut as the model's images are; None for other images."""
+    if not isinstance(image, Aligned):
+        return None
+    own, crop = crop_for(model.config), image.crop
+    if (
+        own is not None
+        and crop is not None
+        and crop_points(own).tolist() != crop_points(crop).tolist()
+    ):
+        raise UserInputError(
+            f"the face in {name} was cut for another model, and not as {model.name}'s images are; "
+            "align its photograph to this one: pipe.align(face.photo)"
+        )
+    return image
+
+
+def _look_at(
+    model: "Model", images: Sequence[Any], say: Callable[[list[str]], object] | None
+) -> None:
+    """Say which images are not as the model's are."""
+    if say is not None:
+        say(framing_notes(model, images))
+        return
+    notes = framing_notes(model, images[:MOST_LOOKED_AT])
+    if notes:
+        more = f"; and {len(notes) - 1} more: pipe.framing_notes(images)" if notes[1:] else ""
+        warnings.warn(notes[0] + more, FramingWarning, stacklevel=caller_level())
+
+
+def caller_level() -> int:
+    """The `stacklevel` of a warning about the call that came into the package."""
+    inside = tuple(str(Path(p.__file__ or "").parent) + os.sep for p in (hebm_sample, torch))
+    here, level = sys._getframe(1), 1
+    while here.f_back is not None and here.f_code.co_filename.startswith(inside):
+        here, level = here.f_back, level + 1
+    return level
+
+
+def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> Framed:
+    """What `frame` gives, which all that reads images takes without looking at it again."""
+    return frame(model, images, align=align, face=face)
 
 
 def aligned_images(model: "Model", images: "ImagesLike", face: int | None = None) -> list[Aligned]:
     """A face of each image, turned and cut as the model's images are.
 
     Arguments:
-        images: PIL images or paths, one or a list.
+        images: PIL images, paths or `Samples`, one or a list. Faces that were cut before stay.
         face: Which of each image's, from the left, from 1; the largest if None.
 
     Raises:
-        UserInputError: A model without a crop, tensors, or an image without such a face.
+        UserInputError: A model without a crop, arrays of numbers, an image without such a face, or
+            a face that was cut for another model.
         EnvironmentFailure: The extra `align` is not installed.
     """
-    crop = crop_for(model.config)
+    crop, given = crop_for(model.config), listed(images)
     if crop is None:
         raise UserInputError(
             f"{model.name} states no face crop, so nothing can be aligned to it; a model of "
             "faces gets one with hebm-train crop FOLDER --data SOURCE"
         )
-    if isinstance(images, Tensor):
-        raise UserInputError("tensors are taken as they are; give PIL images or paths to align")
+    if any(isinstance(x, (Tensor, np.ndarray)) for x in given):
+        raise UserInputError(
+            "arrays and tensors are taken as they are; give PIL images or paths to align"
+        )
+    if face is not None:
+        require_integer("face", face, 1, MOST_FACES)
+        if given and all(isinstance(x, Aligned) for x in given):
+            raise UserInputError("face names a photograph's, and these are cut; leave face out")
     find, size = default_detector(), model.config.generator.image_size
     return [
-        align(_opened(x), crop, size, face=face, detector=find, name=name)
-        for x, name in zip(_listed(images), _names(images), strict=True)
+        _fitting(model, x, name)
+        or align(_photo(x), crop, size, face=face, detector=find, name=name)
+        for x, name in zip(given, _names(given), strict=True)
     ]
 
 
-def _listed(images: Any) -> list[Any]:
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+def _photo(image: Any) -> Image.Image:
+    """RGB, or RGBA where it has transparency."""
+    if isinstance(image, Image.Image):
+        return with_alpha(upright(image))
+    return open_image(image, alpha=True)
 
 
 def _opened(image: Any) -> Image.Image:
-    return to_rgb(upright(image)) if isinstance(image, Image.Image) else open_image(image)
+    return to_rgb(_photo(image))
 
 
-def _names(images: Any) -> list[str]:
+def _names(images: Sequence[Any]) -> list[str]:
     """What lines call the images: their paths, or their numbers."""
-    listed = _listed(images)
-    plain = ["the image"] if len(listed) == 1 else [f"image {i + 1}" for i in range(len(listed))]
+    plain = ["the image"] if len(images) == 1 else [f"image {i + 1}" for i in range(len(images))]
     return [
         os.fspath(x) if isinstance(x, (str, os.PathLike)) else name
-        for x, name in zip(listed, plain, strict=True)
+        for x, name in zip(images, plain, strict=True)
     ]
 
 
-def warn_of_framing(model: "Model", images: "ImagesLike", framed: Framed) -> None:
-    """A `FramingWarning` for each image that is not as the model's images are. Tensors are taken
-    as they are, and so is what was aligned.
-    """
-    if framed.aligned is None and not isinstance(images, (Tensor, Framed)):
-        for note in framing_notes(model, images):
-            warnings.warn(note, FramingWarning, stacklevel=4)
-
-
 def framing_notes(model: "Model", images: "ImagesLike") -> list[str]:
-    """A line for each image, PIL or path, that is not as the model's images are."""
-    images, names = _listed(images), _names(images)
+    """A line for each image, PIL or path, that is not as the model's images are; none for arrays
+    of numbers and for faces that `align` cut.
+    """
+    images = listed(images)
+    names = _names(images)
     crop, found = crop_for(model.config), []
     looked = crop is not None and has_detector()
     for image, name in zip(images, names, strict=True):
+        if isinstance(image, (Aligned, Tensor, np.ndarray)):
+            continue
         points = placed(_opened(image)) if looked else None
         if crop is not None and points is not None:
             note = framing_note(points, model.name, crop, CROPS, name)

@@ -16,14 +16,23 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS, require_choice, require_range
+from hebm_sample.config import (
+    EDIT_GUIDANCE,
+    EDIT_STEPS,
+    LangevinConfig,
+    plain,
+    require_choice,
+    require_range,
+)
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
-from hebm_sample.pipeline.alignment import frame, warn_of_framing
+from hebm_sample.pipeline.alignment import frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
+from hebm_sample.pipeline.identity import encoder_hash
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, SeedsFrom, choose_seeds
+from hebm_sample.pipeline.provenance import said_of_mode
 from hebm_sample.pipeline.request import read_request, sampling_config
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
@@ -31,6 +40,9 @@ from hebm_sample.sampling.constraints import LatentConstraint
 __all__ = ["ENCODE_STREAM", "EditMethod", "edit", "posterior", "seeded", "with_edit_steps"]
 
 EditMethod = Literal["flow", "noise"]
+
+# Settings that an edit by inversion has no use for.
+_OF_CHAINS = set(LangevinConfig.__dataclass_fields__) - {"sampler", "steps", "denoise"}
 
 # Streams of an image's seed that are not its chain's: for the posterior's sample before an edit.
 ENCODE_STREAM = 0x656E63
@@ -73,19 +85,21 @@ def edit(
         seeds: One per image; 0 ... N-1 if None.
         mode: "sample" or "mean" of q(u | x).
         align: Find the face in each image, turn it and crop it as the model's images are. An
-            image that is not aligned and framed otherwise gets a `FramingWarning`.
+            image that is not aligned and framed otherwise gets a `FramingWarning`; so in all that
+            reads images.
         face: With `align`: which face, numbered from the left, from 1; the largest if None.
         paste_back: With `align`: give the photographs with the edited faces in their places.
         options: `decoder`, `progress` and fields of `LangevinConfig`.
 
     Raises:
-        UserInputError: With `align`: an image without a face, or a model without a crop.
+        UserInputError: With `align`: an image without a face, or a model without a crop. A face
+            that was cut for another model. What would be ignored: a guidance without symbols, and
+            with method "flow" a sampler, a temperature and other settings of chains.
         EnvironmentFailure: With `align`: the extra `align` is not installed.
     """
     require_range("strength", strength, 0.0, 1.0)
-    named = None if groups is None else sampler.model.group_indices(groups)
-    options["facts"] = {"strength": strength, "method": method, "groups": named}
     require_choice("method", method, EditMethod)
+    require_choice("output_type", output_type, OutputType)
     model, inverted = sampler.model, method == "flow"
     if inverted:
         options = _flow_options(model, options)
@@ -93,16 +107,19 @@ def edit(
     level = model.level_near(strength, below_noise=inverted)
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
     framed = frame(model, images, output_type=output_type, **framing)
-    warn_of_framing(model, images, framed)
     x, chosen = seeded(model, framed.images, seeds)
-    options["guidance"] = 1.0 if symbols is None else guidance
+    named = None if groups is None else free
+    facts = {"strength": strength, "method": method, "groups": named, **said_of_mode(mode)}
+    options["facts"] = facts | {"encoder": encoder_hash(model), **framed.facts(face, paste_back)}
+    is_default = symbols is None and guidance == EDIT_GUIDANCE
+    options["guidance"] = 1.0 if is_default else guidance
     request = read_request(model, None, chosen, symbols=symbols, batch_size=batch_size, **options)
     u = posterior(model, x, chosen, mode, batch_size)
     clamped = tuple(i for i in range(len(u)) if i not in free)
     constraint = LatentConstraint(u, clamped, level)
-    require_choice("output_type", output_type, OutputType)
-    found = sampler.best(replace(request, constraint=constraint, inverted=inverted))
-    return framed.pasted(sampler.samples(found, request, output_type), paste_back)
+    request = replace(request, constraint=constraint, inverted=inverted)
+    samples = sampler.samples(sampler.best(request), request, output_type)
+    return framed.pasted(samples, paste_back)
 
 
 def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +135,7 @@ def _flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
             f"sampler is {options['sampler']!r}, but method 'flow' draws nothing; leave the "
             "sampler out, or take method='noise'"
         )
+    _refuse_idle(options)
     if model.energies().config.parametrization == "release":
         raise UserInputError(
             "method 'flow' needs energies conditioned on log SNR; this model has the "
@@ -133,6 +151,17 @@ def _flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
     if steps < 2:
         raise UserInputError(f"steps is {steps}; an edit by inversion takes at least 2")
     return options | {"sampler": "flow"}
+
+
+def _refuse_idle(options: dict[str, Any]) -> None:
+    """`UserInputError` for settings that an edit by inversion would ignore."""
+    for name in (name for name in options if name in _OF_CHAINS):
+        value, neutral = plain(options[name]), LangevinConfig.__dataclass_fields__[name].default
+        if value is not None and value != neutral:
+            raise UserInputError(
+                f"{name} is {value!r}, but method 'flow' draws nothing and has no chains; leave "
+                f"{name} out, or take method='noise'"
+            )
 
 
 def seeded(

@@ -31,9 +31,10 @@ from hebm_sample.config import require_range
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.io.images import prepare_masks
 from hebm_sample.latents import Latents
-from hebm_sample.pipeline.alignment import frame, warn_of_framing
+from hebm_sample.pipeline.alignment import caller_level, frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.editing import posterior, seeded, with_edit_steps
+from hebm_sample.pipeline.identity import encoder_hash
 from hebm_sample.pipeline.model import ImagesLike
 from hebm_sample.pipeline.outputs import OutputType, Samples
 from hebm_sample.pipeline.request import read_request
@@ -74,28 +75,32 @@ def inpaint(
     Arguments:
         images: N, as for `encode`.
         masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
-            image's own size, or the model's. PIL images, paths, or booleans (N, S, S).
+            image's own size, or the model's. PIL images, paths, or booleans (N, S, S) of torch or
+            NumPy.
         symbols, guidance: As of a call.
         weight: Of the known pixels' log likelihood.
         strength: Level to start from, as for `edit`. The masked region begins as a smooth
             filling from what is known around it; less than 1 keeps some of its colours.
         seeds: One per image; 0 ... N-1 if None.
-        align, face, paste_back: As of `edit`; masks of a photograph's size are aligned with it.
+        align, face, paste_back: As of `edit`; masks of a photograph's size are aligned with it,
+            booleans (N, H, W), too. Only what a mask covers is pasted, with a band around it that
+            fades over a 32nd of the crop's side; the rest of the photograph stays as it is, to
+            the bit, and so does what of a mask lies outside the crop, which a warning says.
         options: `decoder`, `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS`
             unless said.
     """
     require_range("strength", strength, 0.0, 1.0)
     require_range("weight", weight, 0.0, 1e3)
-    options["facts"] = {"strength": strength, "weight": weight}
     options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
     model = sampler.model
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
     framed = frame(model, images, output_type=output_type, **framing)
-    warn_of_framing(model, images, framed)
     x, chosen = seeded(model, framed.images, seeds)
     size = model.config.generator.image_size
     unknown = prepare_masks(framed.masks(masks), framed.images, size, len(x))
-    _say_what_masks_cover(unknown)
+    _say_what_masks_cover(unknown, framed.outside(masks))
+    facts = {"strength": strength, "weight": weight, "encoder": encoder_hash(model)}
+    options["facts"] = facts | framed.facts(face, paste_back)
     filled = fill_smoothly(x, ~unknown)
     request = read_request(model, None, chosen, batch_size=batch_size, **options)
     u = posterior(model, filled, chosen, "sample", batch_size)
@@ -106,11 +111,17 @@ def inpaint(
     found = sampler.best(replace(request, constraint=constraint, likelihood=known))
     pasted = blend(found.images, x, unknown)
     samples = sampler.samples(replace(found, images=pasted), request, output_type)
-    return framed.pasted(samples, paste_back)
+    return framed.pasted(samples, paste_back, framed.photo_masks(masks))
 
 
-def _say_what_masks_cover(unknown: Tensor) -> None:
-    """A warning of one line for masks (B, 1, S, S) that leave nothing to do, or nothing known."""
+def _say_what_masks_cover(unknown: Tensor, outside: float) -> None:
+    """A warning of one line for masks (B, 1, S, S) that leave nothing to do, or nothing known, or
+    of which the crop leaves a share out.
+    """
+    if outside > 0:
+        share = f"{outside:.0%}" if outside >= 0.005 else "less than 1%"
+        message = f"{share} of the mask lies outside the face's crop and is left as it is"
+        warnings.warn(message, stacklevel=caller_level())
     shares = unknown.flatten(1).float().mean(1)
     for share, fault in (
         (0.0, "nothing, so the image comes back as it is"),
@@ -118,7 +129,7 @@ def _say_what_masks_cover(unknown: Tensor) -> None:
     ):
         if bool((shares == share).any()):
             message = f"the mask covers {fault}; white is filled in, black is known"
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=caller_level())
 
 
 def blend(drawn: Tensor, images: Tensor, unknown: Tensor) -> Tensor:

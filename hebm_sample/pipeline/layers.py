@@ -3,11 +3,13 @@ r"""What the hierarchy of latents is good for: layers of a sample, kept, exchang
 vary, layers      clamp some groups of u_0, resample the others       (`sampling/constraints.py`)
 mix               the coarse groups of one image with the fine ones of another
 interpolate       great circles in u, group by group
+reconstruct       all groups, as they are read
 """
 
 import math
 import operator
 from collections.abc import Iterable, Sequence, Sized
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, SupportsIndex
 
@@ -18,32 +20,72 @@ from hebm_sample.config import DecoderName, plain, require_choice, require_integ
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents
+from hebm_sample.pipeline.alignment import frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
+from hebm_sample.pipeline.identity import encoder_hash
 from hebm_sample.pipeline.model import EncodeMode, ImagesLike, Model
 from hebm_sample.pipeline.outputs import (
     OutputType,
     Samples,
+    are_latents,
     choose_seeds,
     decoded,
+    reads_images,
+    refuse_idle_align,
+    said_of,
     to_output,
 )
-from hebm_sample.pipeline.request import read_request
+from hebm_sample.pipeline.progress import Callback, Progress, Watch, check_watchers
+from hebm_sample.pipeline.provenance import Provenance, begun_from, made_of, said_of_mode
+from hebm_sample.pipeline.request import read_request, total_steps
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
 
-__all__ = ["interpolate", "latents_of", "layers", "mix", "vary"]
+__all__ = ["interpolate", "latents_of", "layers", "mix", "reconstruct", "vary"]
 
 
 def latents_of(
-    model: Model, source: Samples | Latents | ImagesLike, *, mode: EncodeMode = "sample"
+    model: Model,
+    source: Samples | Latents | ImagesLike,
+    *,
+    mode: EncodeMode = "sample",
+    align: bool = False,
+    face: int | None = None,
 ) -> Latents:
-    """u of what variations and mixtures take: `Samples`, latents, or images, which are encoded."""
+    """u of what variations and mixtures take: `Samples`, latents, or images, which are encoded.
+
+    Arguments:
+        align, face: Of images, as of `edit`.
+    """
     if isinstance(source, Samples):
         return source.latents
-    if isinstance(source, tuple) and source and isinstance(source[0], Tensor):
+    if are_latents(source):
         check_latents(source, model.generator.latent_shapes)
         return source
-    return model.encode(source, mode=mode)
+    return model.encode(source, mode=mode, align=align, face=face)
+
+
+def reconstruct(
+    model: Model,
+    images: ImagesLike,
+    *,
+    decoder: DecoderName | None = None,
+    output_type: OutputType = "pil",
+    mode: EncodeMode = "sample",
+    batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
+) -> Samples:
+    """decode(encode(images)): what the generator can say about an image.
+
+    Arguments as for `encode` and `decode`; the `Samples` have no seeds and energies.
+    """
+    chosen = model.generator.chosen_decoder(decoder)
+    framed = frame(model, images, align=align, face=face)
+    u = model.encode(framed, mode=mode, batch_size=batch_size)
+    facts: dict[str, Any] = {"sheet": "reconstruction", **said_of_mode(mode)}
+    how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size, "encoder": True}
+    return decoded(model, u, chosen, {**facts, **framed.facts(face)}, **how)
 
 
 def vary(
@@ -58,6 +100,8 @@ def vary(
     guidance: Guidance = 1.0,
     batch_size: int = 16,
     output_type: OutputType = "pil",
+    align: bool = False,
+    face: int | None = None,
     **options: Any,
 ) -> Samples:
     """Variations that keep some groups and resample the others.
@@ -73,21 +117,22 @@ def vary(
         seeds: Of the variations, V of them, the same for each image. If None, 0 ... V-1, or
             for samples the V that follow their largest seed: new noise.
         symbols, guidance: As of a call: one mapping, or one each of the N * V images.
+        align, face: Of images, as of `edit`.
         options: `decoder`, `progress` and fields of `LangevinConfig`.
 
     Returns:
         N * V images, those of the first source first.
     """
     require_integer("num_variations", num_variations := plain(num_variations), 1, MAX_SEEDS)
+    refuse_idle_align(align, face, source)
     model = sampler.model
-    u, clamped = latents_of(model, source), _clamped(model, keep)
+    u, clamped = latents_of(model, source, align=align, face=face), _clamped(model, keep)
     count = check_latents(u, model.generator.latent_shapes)
-    if seeds is None and isinstance(source, Samples) and source.seeds:
-        first = max(source.seeds) + 1
-        seeds = range(first, first + num_variations)
-    chosen = choose_seeds(num_variations, seeds) * count
+    chosen = _seeds_of_variations(source, num_variations, seeds) * count
     conditions: dict[str, Any] = {"symbols": symbols, "guidance": guidance}
-    facts = {"sheet": "variations", "kept_groups": list(clamped)}
+    facts: dict[str, Any] = {"sheet": "variations", "kept_groups": list(clamped)}
+    facts |= {"keep_top": len(clamped)} if clamped == tuple(range(len(clamped))) else {}
+    facts |= {"encoder": encoder_hash(model)} if reads_images(source) else {}
     request = read_request(
         model, None, chosen, batch_size=batch_size, facts=facts, **conditions, **options
     )
@@ -96,7 +141,20 @@ def vary(
     constraint = LatentConstraint(tuple(g[rows] for g in u), clamped)
     found = sampler.best(replace(request, constraint=constraint))
     samples = sampler.samples(found, request, output_type)
-    return replace(samples, columns=num_variations)
+    said = tuple(
+        begun_from(made, said_of(source, row, align, face))
+        for row, made in zip(rows.tolist(), samples.provenance, strict=True)
+    )
+    return replace(samples, columns=num_variations, provenance=said)
+
+
+def _seeds_of_variations(
+    source: Any, count: int, seeds: int | Iterable[int] | None
+) -> tuple[int, ...]:
+    if seeds is None and isinstance(source, Samples) and source.seeds:
+        first = max(source.seeds) + 1
+        seeds = range(first, first + count)
+    return choose_seeds(count, seeds)
 
 
 def _clamped(model: Model, keep: int | slice | Sequence[int]) -> tuple[int, ...]:
@@ -149,14 +207,17 @@ def layers(
     count = len(sampler.model.generator.latent_shapes)
     cuts = range(count - 1, -1, -1) if cuts is None else cuts
     cuts = [require_integer("cut", cut, 0, count - 1) for cut in cuts]
+    if not cuts:
+        raise UserInputError("cuts is empty; give how many top groups each row keeps")
     options["output_type"] = "torch"
-    own = sampler(seeds=[seed], **options)
     others = [s for s in range(columns) if s != seed][: columns - 1]
     rows: list[Samples] = []
-    for cut in cuts:
-        rows += [own, vary(sampler, own, slice(0, cut), columns - 1, seeds=others, **options)]
-    if not rows:
-        raise UserInputError("cuts is empty; give how many top groups each row keeps")
+    with closing(_watch(sampler, options, len(cuts), columns)) as watch:
+        options |= {"progress": False, "callback": lambda step, total, level: watch.step(1, level)}
+        own = sampler(seeds=[seed], **options)
+        for cut in cuts:
+            row = [own, vary(sampler, own, slice(0, cut), columns - 1, seeds=others, **options)]
+            rows += [_of_row(samples, own.seeds[0], cut) for samples in row]
     return Samples(
         to_output(torch.cat([r.images for r in rows]) * 2 - 1, output_type),
         tuple(torch.cat(g) for g in zip(*(r.latents for r in rows), strict=True)),
@@ -166,6 +227,23 @@ def layers(
         decoder=own.decoder,
         provenance=tuple(p for r in rows for p in r.provenance),
     )
+
+
+def _watch(sampler: Sampler, options: dict[str, Any], rows: int, columns: int) -> Watch:
+    """Who is told of the gradients of all rows of `layers`, and of the seed's own image."""
+    progress: Progress | bool | None = options.get("progress")
+    callback: Callback | None = options.get("callback")
+    check_watchers(progress, callback)
+    names = ("batch_size", "steps", "prior")
+    how: dict[str, Any] = {name: options[name] for name in names if name in options}
+    each = [total_steps(sampler.model, num_images=n, **how) for n in (1, columns - 1)]
+    return Watch(each[0] + rows * each[1], progress, callback, sampler.bar_options)
+
+
+def _of_row(samples: Samples, seed: int, cut: int) -> Samples:
+    """A row's images, whose files say that they belong to it."""
+    facts = {"sheet": "layers", "from_seed": seed, "keep_top": cut}
+    return replace(samples, provenance=tuple(p.saying(**facts) for p in samples.provenance))
 
 
 def mix(
@@ -178,6 +256,8 @@ def mix(
     decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Samples:
     """Images with the top `cut` groups of u from `coarse` and the others from `fine`.
 
@@ -185,6 +265,7 @@ def mix(
         coarse, fine: Samples, latents or images, as many in both, or one in one of them.
         cut: 0 is `fine` itself, L is `coarse`.
         decoder: As of `decode`.
+        align, face: Of images, as of `edit`.
 
     Returns:
         `Samples` without seeds and energies.
@@ -192,14 +273,28 @@ def mix(
     count = len(model.generator.latent_shapes)
     cut = require_integer("cut", cut, 0, count)
     decoder = model.generator.chosen_decoder(decoder)
-    a, b = _paired(model, coarse, fine)
+    framing: dict[str, Any] = {"align": align, "face": face}
+    a, b = _paired(model, coarse, fine, framing)
     u, facts = (*a[:cut], *b[cut:]), {"sheet": "mix", "keep_top": cut}
-    return decoded(model, u, decoder, facts, output_type=output_type, batch_size=batch_size)
+    how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
+    mixed = decoded(model, u, decoder, facts, encoder=reads_images(coarse, fine), **how)
+    return replace(mixed, provenance=_of_pairs(mixed.provenance, coarse, fine, framing))
 
 
-def _paired(model: Model, a: Any, b: Any) -> tuple[Latents, Latents]:
+def _of_pairs(
+    made: Sequence[Provenance], a: Any, b: Any, framing: dict[str, Any]
+) -> tuple[Provenance, ...]:
+    """What the file of each pair says, with what there is to say of both."""
+    return tuple(
+        made_of(said, said_of(a, row, **framing), said_of(b, row, **framing))
+        for row, said in enumerate(made)
+    )
+
+
+def _paired(model: Model, a: Any, b: Any, framing: dict[str, Any]) -> tuple[Latents, Latents]:
     """u of both, as many in both; one in one of them goes with all of the other's."""
-    u, v = latents_of(model, a), latents_of(model, b)
+    refuse_idle_align(framing["align"], framing["face"], a, b)
+    u, v = latents_of(model, a, **framing), latents_of(model, b, **framing)
     counts = len(u[0]), len(v[0])
     if counts[0] != counts[1] and 1 not in counts:
         raise UserInputError(
@@ -220,6 +315,8 @@ def interpolate(
     decoder: DecoderName | None = None,
     output_type: OutputType = "pil",
     batch_size: int = 16,
+    align: bool = False,
+    face: int | None = None,
 ) -> Samples:
     """Images on the great circle between two, in u and group by group, ends included.
 
@@ -230,13 +327,15 @@ def interpolate(
         a, b: Samples, latents or images, one or as many in both.
         num_images: A pair, at least 2.
         decoder: As of `decode`.
+        align, face: Of images, as of `edit`.
 
     Returns:
         `Samples` without seeds and energies, those of the first pair first, a row a pair.
     """
     num_images = require_integer("num_images", num_images, 2, MAX_SEEDS)
     decoder = model.generator.chosen_decoder(decoder)
-    u, v = _paired(model, a, b)
+    framing: dict[str, Any] = {"align": align, "face": face}
+    u, v = _paired(model, a, b, framing)
     path = [i / (num_images - 1) for i in range(num_images)]
     between = tuple(
         torch.stack([_slerp(x, y, t) for x, y in zip(g, h, strict=True) for t in path])
@@ -244,7 +343,10 @@ def interpolate(
     )
     facts = {"sheet": "interpolation"}
     how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
-    return replace(decoded(model, between, decoder, facts, **how), columns=num_images)
+    found = decoded(model, between, decoder, facts, encoder=reads_images(a, b), **how)
+    pairs = _of_pairs(found.provenance[::num_images], a, b, framing)
+    said = tuple(pair.saying(position=round(t, 6)) for pair in pairs for t in path)
+    return replace(found, columns=num_images, provenance=said)
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -1,6 +1,6 @@
 """A loaded model: its networks, and what they say about images and latents.
 
-    q(u | x)                     `encode`, `reconstruct`, `decode`
+    q(u | x)                     `encode`, `decode`
     p(y_v = j | u) = softmax_j   `classify`
 
 `sampler` samples it, `scores` asks it for densities, `pipeline` is the way in to all of them.
@@ -24,7 +24,7 @@ from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_latents, concatenate
-from hebm_sample.pipeline.alignment import crops
+from hebm_sample.pipeline.alignment import Framed, crops
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.identity import (
     calibration_if_any,
@@ -34,10 +34,8 @@ from hebm_sample.pipeline.identity import (
 )
 from hebm_sample.pipeline.outputs import (
     OutputType,
-    Samples,
     as_floats,
     choose_seeds,
-    decoded,
     to_output,
 )
 from hebm_sample.pipeline.posterior_variance import posterior_variance
@@ -325,14 +323,16 @@ class Model:
         2007.03898).
 
         Arguments:
-            images: PIL images or paths (cropped to the middle square and resized), or floats (N,
-                3, S, S) in [0, 1], as "torch" output is; or `Samples`.
+            images: PIL images or paths (cropped to the middle square and resized); floats (N, 3,
+                S, S) or (N, S, S, 3) in [0, 1], as "torch" and "numpy" output is; `Samples`; faces
+                that `align` cut; or a list of any of these.
             mode: "sample" or "mean".
             seeds: Of the sample, one per image; 0 ... N-1 if None.
             align, face: As of `edit`.
 
         Raises:
-            UserInputError: The model has no encoder, or these are no images of its size.
+            UserInputError: The model has no encoder, these are no images of its size, or what
+                `edit` raises of `align`.
         """
         batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
@@ -352,26 +352,9 @@ class Model:
         return concatenate(parts)
 
     def read_images(self, images: ImagesLike) -> Tensor:
-        """Floats (N, 3, S, S) in [-1, 1]."""
+        """Floats (N, 3, S, S) in [-1, 1]; nothing is said of how they are framed."""
+        images = images.images if isinstance(images, Framed) else images
         return as_floats(images, self.config.generator.image_size)
-
-    def reconstruct(
-        self,
-        images: ImagesLike,
-        *,
-        decoder: DecoderName | None = None,
-        output_type: OutputType = "pil",
-        mode: EncodeMode = "sample",
-        batch_size: int = 16,
-    ) -> Samples:
-        """decode(encode(images)): what the generator can say about an image.
-
-        Arguments as for `encode` and `decode`; the `Samples` have no seeds and energies.
-        """
-        chosen = self.generator.chosen_decoder(decoder)
-        u = self.encode(images, mode=mode, batch_size=batch_size)
-        how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size}
-        return decoded(self, u, chosen, {"sheet": "reconstruction"}, **how)
 
     def classify(
         self,
@@ -381,6 +364,8 @@ class Model:
         groups: Groups | None = None,
         mode: EncodeMode = "sample",
         batch_size: int = 16,
+        align: bool = False,
+        face: int | None = None,
     ) -> dict[str, Tensor]:
         """p(y_v = j | u) at the lowest noise level: (N, values) a variable, values as in
         `symbols`.
@@ -397,7 +382,7 @@ class Model:
             )
         found = [
             prior.table.probabilities(self.lowest_outputs(u, batch_size).logits[:, chosen].sum(1))
-            for u in samples_of(self, images, latents, mode, batch_size)
+            for u in samples_of(self, images, latents, mode, batch_size, align, face)
         ]
         return {name: torch.stack([p[name] for p in found]).mean(0) for name in found[0]}
 

@@ -9,20 +9,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeGuard, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hebm_sample.config import DecoderName, plain, require_integer
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.animation import ANIMATED, SECONDS, save_animation
-from hebm_sample.io.images import check_folder, grid, png_bytes, prepare, save_png, to_pil
+from hebm_sample.io.animation import ANIMATED, SECONDS, STILLS, save_animation
+from hebm_sample.io.images import (
+    check_folder,
+    grid,
+    png_bytes,
+    prepare,
+    save_image,
+    save_png,
+    to_pil,
+    to_rgb,
+)
 from hebm_sample.io.seeds import MAX_SEEDS, format_seeds
 from hebm_sample.latents import Latents
-from hebm_sample.pipeline.provenance import Provenance
+from hebm_sample.pipeline.provenance import Provenance, together
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
@@ -32,9 +41,14 @@ __all__ = [
     "Samples",
     "SeedsFrom",
     "Trajectory",
+    "are_latents",
     "as_floats",
     "choose_seeds",
     "decoded",
+    "listed",
+    "reads_images",
+    "refuse_idle_align",
+    "said_of",
     "to_output",
 ]
 
@@ -44,10 +58,10 @@ OutputType = Literal["pil", "numpy", "torch", "np", "pt"]  # the last two as dif
 SHOWN_IMAGES, SHOWN_SIDE = 64, 1024
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Samples(Sequence[Any]):
     """What a call returns: images, with what they were decoded from. A sequence of its images,
-    as a list of them is.
+    as a list of them is; equal to itself alone.
 
     Arguments:
         images: N PIL images; or (N, S, S, 3) floats in [0, 1] ("numpy", "np"); or (N, 3, S, S) in
@@ -119,13 +133,14 @@ class Samples(Sequence[Any]):
         """All images on one grid: `columns` a row, by default their own order's, or as near to
         a square as can be.
         """
-        return grid(self._pil(), columns or self.columns)
+        return grid(self.pil(), columns or self.columns)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write a PNG an image, whose text says how the image came about.
 
         Arguments:
-            folder: Made if it is not there.
+            folder: Made if it is not there. Of one image it can be a file, that ends in .png,
+                .jpg, .webp or .gif.
             overwrite: Replace files of these names.
 
         Returns:
@@ -133,21 +148,35 @@ class Samples(Sequence[Any]):
             are not, image0003.png without seeds.
 
         Raises:
-            UserInputError: There are files of these names; nothing has been written.
+            UserInputError: There are files of these names, or several images for one file; nothing
+                has been written.
             EnvironmentFailure: The folder cannot be written.
         """
-        paths = [Path(folder) / name for name in self._names()]
-        check_folder(folder)
+        paths = self._paths(Path(folder))
         taken = [path for path in paths if os.path.lexists(path)]
         if taken and not overwrite:
+            place, count = ("folder", f" ({len(taken)} of {len(paths)} files are)")
+            if paths == [Path(folder)]:
+                place, count = "name", ""
             raise UserInputError(
-                f"{taken[0]} is there already ({len(taken)} of {len(paths)} files are); "
-                "give another folder, or overwrite=True"
+                f"{taken[0]} is there already{count}; give another {place}, or overwrite=True"
             )
         said = self.provenance or (Provenance({}),) * len(paths)
-        for path, image, provenance in zip(paths, self._pil(), said, strict=True):
-            save_png(image, path, provenance.text(single=True))
+        for path, image, provenance in zip(paths, self.pil(), said, strict=True):
+            save_image(image, path, provenance.text(single=True))
         return paths
+
+    def _paths(self, place: Path) -> list[Path]:
+        """The files in a folder; or a file for the one image."""
+        if place.suffix.lower() in STILLS and not place.is_dir():
+            if len(self) != 1:
+                raise UserInputError(
+                    f"{str(place)!r} is one file for {len(self)} images; give a folder for a file "
+                    f"each, or save the grid of all: grid().save({str(place)!r})"
+                )
+            return [place]
+        check_folder(place)
+        return [place / name for name in self._names()]
 
     def _names(self) -> list[str]:
         if not self.seeds:
@@ -156,7 +185,7 @@ class Samples(Sequence[Any]):
             return [f"seed{seed:04d}.png" for seed in self.seeds]
         return [f"{i:04d}-seed{seed:04d}.png" for i, seed in enumerate(self.seeds)]
 
-    def _pil(self) -> list[Image.Image]:
+    def pil(self) -> list[Image.Image]:
         """The images as PIL's."""
         if isinstance(self.images, list):
             return self.images
@@ -173,10 +202,16 @@ class Samples(Sequence[Any]):
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the first 64 images, reduced to 1024 pixels per side."""
-        return _reduced(self[:SHOWN_IMAGES].grid())
+        shown = self[:SHOWN_IMAGES]
+        images = shown.pil()
+        if len({image.size for image in images}) < 2:
+            return _reduced(shown.grid())
+        side = (SHOWN_SIDE // 4, SHOWN_SIDE // 4)
+        tiles = [ImageOps.pad(to_rgb(image), side, color="white") for image in images]
+        return _reduced(grid(tiles, shown.columns))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trajectory:
     """Images on their way from noise.
 
@@ -218,7 +253,7 @@ class Trajectory:
         Arguments:
             path: Its ending says which.
             seconds: How long the frames move before the last is held.
-            text: Facts to write into the file.
+            text: Facts to write into the file; how the images came about if None.
             overwrite: Replace a file of this name.
 
         Raises:
@@ -228,6 +263,8 @@ class Trajectory:
         ending = Path(path).suffix.lower()
         if os.path.lexists(path) and not overwrite:
             raise UserInputError(f"{path} is there already; give another name, or overwrite=True")
+        if text is None and self.samples.provenance:
+            text = together(self.samples.provenance).saying(sheet="trajectory").text()
         if ending in ANIMATED:
             save_animation(self.frames, path, seconds, text)
         elif ending == ".png":
@@ -321,11 +358,48 @@ def decoded(
     *,
     output_type: OutputType,
     batch_size: int,
+    encoder: bool = False,
 ) -> Samples:
-    """Images of u as `Samples` without seeds and energies, whose files say `facts`."""
+    """Images of u as `Samples` without seeds and energies, whose files say `facts`.
+
+    Arguments:
+        encoder: Whether images were read.
+    """
     images = model.decode(u, decoder=decoder, output_type=output_type, batch_size=batch_size)
-    said = (Provenance.of_decoded(model, decoder).saying(**facts),) * len(u[0])
+    common = Provenance.of_decoded(model, decoder, encoder=encoder)
+    said = (common.saying(**facts),) * len(u[0])
     return Samples(images, u, None, (), decoder=decoder, provenance=said)
+
+
+# Images and latents that are given
+
+
+def listed(images: Any) -> list[Any]:
+    """One after another: PIL images, paths, open files, faces that were cut, floats (3, S, S) or
+    (S, S, 3).
+    """
+    if isinstance(images, Samples):
+        return images.pil()
+    if isinstance(images, (np.ndarray, Tensor)):
+        return list(images) if images.ndim > 3 else [images]
+    if isinstance(images, Sequence) and not isinstance(images, (str, bytes)):
+        return [x for each in images for x in listed(each)]
+    return [images]
+
+
+def as_floats(images: Any, size: int) -> Tensor:
+    """Floats (N, 3, S, S) in [-1, 1] of PIL images or paths, of `Samples`, of arrays as in
+    `Samples`, or of a list of these; `UserInputError` for others.
+    """
+    images = images.images if isinstance(images, Samples) else images
+    if isinstance(images, (np.ndarray, Tensor)):
+        return _checked(images, size)
+    given = listed(images)
+    if not any(isinstance(x, (np.ndarray, Tensor)) for x in given):
+        return prepare(given, size)
+    is_array = [isinstance(x, (np.ndarray, Tensor)) for x in given]
+    pairs = zip(given, is_array, strict=True)
+    return torch.cat([_checked(x[None], size) if a else prepare(x, size) for x, a in pairs])
 
 
 def _from_array(images: np.ndarray, size: int) -> Tensor:
@@ -339,15 +413,11 @@ def _from_array(images: np.ndarray, size: int) -> Tensor:
         ) from error
 
 
-def as_floats(images: Any, size: int) -> Tensor:
-    """Floats (N, 3, S, S) in [-1, 1] of PIL images or paths, of `Samples`, or of arrays as in
-    `Samples`; `UserInputError` for others.
-    """
-    images = images.images if isinstance(images, Samples) else images
+def _checked(images: "np.ndarray | Tensor", size: int) -> Tensor:
     if isinstance(images, np.ndarray):
+        if images.dtype.kind != "f":
+            raise UserInputError(f"images are {images.dtype}; they must be floats in [0, 1]")
         images = _from_array(images, size)
-    if not isinstance(images, Tensor):
-        return prepare(images, size)
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size) or len(images) == 0:
         raise UserInputError(
             f"images have shape {tuple(images.shape)}; this model reads (N, 3, {size}, {size})"
@@ -355,3 +425,36 @@ def as_floats(images: Any, size: int) -> Tensor:
     if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
         raise UserInputError("images must be floats in [0, 1]")
     return images.float() * 2 - 1
+
+
+def reads_images(*sources: Any) -> bool:
+    """Whether one of them is images, which the encoder reads."""
+    return not all(isinstance(source, Samples) or are_latents(source) for source in sources)
+
+
+def are_latents(source: Any) -> TypeGuard[Latents]:
+    """Whether it is u, a tuple of a tensor per group."""
+    return isinstance(source, tuple) and bool(source) and isinstance(source[0], Tensor)
+
+
+def refuse_idle_align(align: bool, face: int | None, *sources: Any) -> None:
+    """`UserInputError` for `align` and `face` where no images are read."""
+    if (align or face is not None) and not reads_images(*sources):
+        word = "align" if align else "face"
+        raise UserInputError(f"{word} is for images; samples and latents are taken as they are")
+
+
+def said_of(source: Any, row: int, align: bool = False, face: int | None = None) -> Provenance:
+    """What there is to say of the image that others are made of.
+
+    Arguments:
+        source: As of `latents_of`.
+        row: Which of them.
+    """
+    if isinstance(source, Samples):
+        row = 0 if len(source) == 1 else row
+        found = source.provenance[row] if source.provenance else Provenance({})
+        return found.of_seeds(*source.seeds[row : row + 1])
+    if not reads_images(source):
+        return Provenance({})
+    return Provenance({"align": align or None, "face": face})

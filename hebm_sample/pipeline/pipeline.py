@@ -3,10 +3,10 @@ r"""The way in: load a model, sample images, steer them, read images.
 A `Pipeline` holds a `Model`, its networks and what they say, and a `Sampler`; what it does is in
 files of its own:
 
-    model        images and latents: `encode`, `decode`, `reconstruct`, `classify`
+    model        images and latents: `encode`, `decode`, `classify`
     scores       densities: `energy`, `log_density`, `rate`, `score`
     sampler      a call, `stream`, `trajectory`
-    layers       `vary`, `layers`, `mix`, `interpolate`
+    layers       `vary`, `layers`, `mix`, `interpolate`, `reconstruct`
     alignment    `align`, `framing_notes`
     editing      `edit`
     inpainting   `inpaint`
@@ -29,9 +29,10 @@ from hebm_sample.pipeline import layers as of_layers
 from hebm_sample.pipeline.editing import EditMethod
 from hebm_sample.pipeline.model import Model, pretrained
 from hebm_sample.pipeline.outputs import OutputType, Samples
+from hebm_sample.pipeline.progress import check_bar_options
 from hebm_sample.pipeline.request import Prior
 from hebm_sample.pipeline.sampler import Sampler
-from hebm_sample.pipeline.words import own_words
+from hebm_sample.pipeline.words import in_anybodys_words, own_words
 from hebm_sample.prior.joint import JointEnergy
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class Pipeline:
         self.sampler = Sampler(self.model)
 
     @classmethod
+    @in_anybodys_words
     def from_pretrained(
         cls: type[_Self],
         name: str | os.PathLike[str],
@@ -177,6 +179,7 @@ class Pipeline:
         )
         return cls(**stored, dtype=dtype)
 
+    @in_anybodys_words
     def to(
         self: _Self,
         device: str | torch.device | torch.dtype | None = None,
@@ -202,7 +205,11 @@ class Pipeline:
         Arguments:
             options: Of `tqdm`: disable=True for none, disable=False for one that goes to files,
                 too; leave, desc, file, ... What was set before is forgotten.
+
+        Raises:
+            UserInputError: `tqdm` has no such option.
         """
+        check_bar_options(options)
         self.sampler.bar_options = options
 
     # What it is made of
@@ -291,7 +298,7 @@ class Pipeline:
 
     encode = _of_model(Model.encode)
     decode = _of_model(Model.decode)
-    reconstruct = _of_model(Model.reconstruct)
+    reconstruct = _of_model(of_layers.reconstruct)
     classify = _of_model(Model.classify)
     energy_terms = _of_model(Model.energy_terms)
     posterior_variance = _of_model(Model.posterior_variance)

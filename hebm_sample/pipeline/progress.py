@@ -7,6 +7,8 @@ progress=function   function(n) after every n gradients, and no bar
 callback=function   function(step, total, level) after each gradient
 """
 
+import difflib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["Callback", "Progress", "Watch", "check_watchers"]
+__all__ = ["Callback", "Progress", "Watch", "check_bar_options", "check_watchers"]
 
 Progress = Callable[[int], object]
 Callback = Callable[[int, int, int], object]
@@ -31,6 +33,21 @@ def check_watchers(progress: Any, callback: Any) -> None:
         )
     if callback is not None and not callable(callback):
         raise UserInputError(f"callback is {callback!r}; give a function of step, total and level")
+
+
+def check_bar_options(options: Mapping[str, Any]) -> None:
+    """Raise `UserInputError` for what a bar has no option of, now and not in the next call."""
+    from tqdm import tqdm
+
+    own = {"self", "iterable", "total", "kwargs"}
+    known = set(inspect.signature(tqdm.__init__).parameters) - own
+    unknown = sorted(set(options) - known)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserInputError(
+            f"a progress bar has no option {unknown[0]!r}{hint}; it has {', '.join(sorted(known))}"
+        )
 
 
 def _in_notebook() -> bool:

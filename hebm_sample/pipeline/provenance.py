@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
     from hebm_sample.pipeline.pipeline import Pipeline
 
-__all__ = ["Provenance", "settings_of"]
+__all__ = [
+    "Provenance",
+    "begun_from",
+    "made_of",
+    "said_of_mode",
+    "settings_of",
+    "together",
+]
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,10 @@ class Provenance:
         return replace(self, seeds=seeds)
 
     def text(self, single: bool = False) -> dict[str, str]:
-        """For the file's text: `seed` of a single image, `seeds` of a grid, and the facts that
-        apply.
+        """For the file's text: `seed` of a single image, `seeds` of a grid or of what is made of
+        several, and the facts that apply.
         """
-        key = "seed" if single else "seeds"
+        key = "seed" if single and len(self.seeds) == 1 else "seeds"
         seeds = {key: format_seeds(self.seeds)} if self.seeds else {}
         facts = {key: _shown(value) for key, value in self.facts.items() if value is not None}
         return {**seeds, **facts}
@@ -130,10 +137,52 @@ def settings_of(config: LangevinConfig) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
 
 
+def together(each: Sequence[Provenance]) -> Provenance:
+    """Of images that are in one file, or that one is made of: where a fact is not the same of all,
+    it is a list, with "-" where it does not apply.
+    """
+    facts: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in each for name in one.facts):
+        values = [one.facts.get(name) for one in each]
+        same = all(value == values[0] for value in values)
+        facts[name] = values[0] if same else ["-" if v is None else v for v in values]
+    return Provenance(facts, tuple(seed for one in each for seed in one.seeds))
+
+
+def made_of(made: Provenance, *sources: Provenance) -> Provenance:
+    """What a file says, with how the images were made that it is made of, and their seeds, if each
+    has one.
+    """
+    found = together(sources)
+    facts = {k: v for k, v in found.facts.items() if made.facts.get(k) is None}
+    seeds = found.seeds if len(found.seeds) == len(sources) else ()
+    return made.saying(**facts).of_seeds(*seeds)
+
+
+def begun_from(made: Provenance, source: Provenance) -> Provenance:
+    """What a file says, with the seed of the image that it began from, and `source`: how that was
+    made otherwise. Of an image that was read it is what its reading says.
+    """
+    first = source.seeds[0] if source.seeds else None
+    if set(source.facts) <= {"align", "face"}:
+        return made.saying(**source.facts, from_seed=first)
+    other = {
+        name: value
+        for name, value in source.facts.items()
+        if name != "decoder" and value not in (None, made.facts.get(name))
+    }
+    return made.saying(from_seed=first, source=other or None)
+
+
+def said_of_mode(mode: str) -> dict[str, Any]:
+    """What files say of how images were read: nothing of a sample, as the commands read them."""
+    return {} if mode == "sample" else {"mode": mode}
+
+
 def _shown(value: object) -> str:
     """As it would be typed."""
     if isinstance(value, Mapping):
         return " ".join(f"{key}={_shown(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
+        return ",".join(map(_shown, value))
     return str(value)

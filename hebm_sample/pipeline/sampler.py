@@ -274,12 +274,14 @@ class Sampler:
         how: dict[str, Any] = {
             "sampler": config.sampler if chain else None,
             "steps": config.steps if chain else None,
-            "temperature": config.temperature,
+            "temperature": None if request.inverted else config.temperature,
             "prior": request.prior,
         }
         how |= {"particles": config.particles} if chain and config.particles > 1 else {}
         how |= {"sampling": settings_of(config)} if chain else {}
-        common = Provenance.of_decoded(self.model, request.decoder).saying(**how, **request.facts)
+        encoder = chain and config.precondition  # whose steps follow the posterior
+        common = Provenance.of_decoded(self.model, request.decoder, encoder=encoder)
+        common = common.saying(**how, **request.facts)
         rows = zip(request.seeds, request.asked or ({},) * len(request.seeds), strict=True)
         return tuple(common.saying(**asked).of_seeds(seed) for seed, asked in rows)
 

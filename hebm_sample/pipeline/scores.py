@@ -113,8 +113,7 @@ def energy(
         align, face: As of `edit`.
     """
     chosen, prior = model.group_indices(groups), model.energies()
-    seen = None if images is None else crops(model, images, align, face)
-    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
+    samples = scoring.samples_of(model, images, latents, mode, batch_size, align, face)
     return _mean_over(
         samples, lambda u: -prior.select(model.lowest_outputs(u, batch_size), chosen)
     )
@@ -148,8 +147,7 @@ def log_density(
         UserInputError: No prior, no encoder, or groups that the model has not.
     """
     chosen, _ = model.group_indices(groups), model.energies()
-    seen = None if images is None else crops(model, images, align, face)
-    samples = scoring.samples_of(model, seen, latents, mode, batch_size)
+    samples = scoring.samples_of(model, images, latents, mode, batch_size, align, face)
     return _mean_over(samples, lambda u: scoring.log_density(model, u, chosen, batch_size))
 
 

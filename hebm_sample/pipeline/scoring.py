@@ -40,7 +40,9 @@ from hebm_sample.generator.encoder import Posterior, encode
 from hebm_sample.generator.protocol import ImageDistribution, TopDown
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
+from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.identity import calibration_if_any
+from hebm_sample.pipeline.outputs import refuse_idle_align
 from hebm_sample.prior.symbols import GroupOutputs
 from hebm_sample.sampling.noise import NoiseStreams
 
@@ -169,6 +171,8 @@ def samples_of(
     latents: Latents | None,
     mode: "EncodeMode",
     batch_size: int,
+    align: bool = False,
+    face: int | None = None,
 ) -> tuple[Latents, ...]:
     """What a score is the mean over: the latents themselves, q(u | x)'s mean, or `score_draws`
     samples of it, with the same noise for every image.
@@ -181,12 +185,16 @@ def samples_of(
     if (images is None) == (latents is None):
         raise UserInputError("give either images or latents, and not both")
     if latents is not None:
+        refuse_idle_align(align, face, latents)
         check_latents(latents, model.generator.latent_shapes)
         check_finite(latents)
         return (latents,)
     if mode != "sample":
-        return (model.encode(images, mode=mode, batch_size=batch_size),)
-    return shared_samples(model, model.read_images(images), score_draws(model), batch_size)
+        how: dict[str, Any] = {"align": align, "face": face}
+        return (model.encode(images, mode=mode, batch_size=batch_size, **how),)
+    assert images is not None
+    x = model.read_images(crops(model, images, align, face))
+    return shared_samples(model, x, score_draws(model), batch_size)
 
 
 @torch.no_grad()

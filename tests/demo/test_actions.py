@@ -16,7 +16,8 @@ import pytest
 from click.testing import CliRunner
 from demo.running import run_python, run_shell
 from PIL import Image
-from tiny import symbolic_config, symbolic_pipeline, tiny_pipeline
+from spots import CROP, face_at, find_spots, spots
+from tiny import symbolic_config, symbolic_pipeline, tiny_config, tiny_pipeline
 
 from hebm_sample.align.faces import default_detector, has_detector
 from hebm_sample.config import SymbolConfig
@@ -31,14 +32,17 @@ from hebm_sample.demo.steps import (
     Interpolate,
     Mix,
     ModelName,
+    Origin,
     PasteBack,
     Reconstruct,
     Settings,
+    Upload,
     Vary,
 )
 from hebm_sample.demo.studio import Offer, Studio, offers
 from hebm_sample.errors import EnvironmentFailure, HebmError, UserInputError
 from hebm_sample.io.images import png_bytes
+from hebm_sample.pipeline import alignment
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.crops import CROPS
 
@@ -260,6 +264,60 @@ def test_lines_of_a_face_that_is_put_back(tmp_path, monkeypatch) -> None:
     with Image.open("pasted/me.png") as image:
         assert image.convert("RGB").tobytes() == pixels(found)
     assert pixels(run_python(recipes.python_lines(source.origin))["image"]) == pixels(source)
+
+
+def test_of_a_filled_face_the_mask_is_put_back(mask, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(alignment, "default_detector", lambda: find_spots)
+    monkeypatch.setattr(alignment, "has_detector", lambda: True)
+    tiny_pipeline(replace(symbolic_config(steps=6), crop=CROP)).save_pretrained("faces")
+    name, pipe = ModelName("faces"), Pipeline.from_pretrained("faces")
+    scene = spots(face_at(210, 130))
+    scene.save("me.png")
+    source, _ = photos.upload(pipe, "me.png", Path("me.png").read_bytes(), name)
+    step = Inpaint(name, Settings({}, {}, steps=6), (2,), 0.8, source.origin)
+    *_, filled = composing.inpaint(pipe, step, source, mask, Watch())
+    _, found = photos.paste_back(pipe, PasteBack(name, step.source.step, filled.origin), filled)
+    (cut,) = pipe.align(scene)
+    assert pixels(found) == cut.paste_back(filled.image, mask=mask).tobytes()
+    same = np.asarray(found.image)[200:] == np.asarray(scene)[200:]
+    assert same.all() and pixels(found) != scene.tobytes()
+    for file, data in filled.files:
+        Path(file).write_bytes(data)
+    assert pixels(run_python(recipes.python_lines(found.origin))["image"]) == pixels(found)
+    run_shell(recipes.shell_lines(found.origin))
+    with Image.open("pasted/me-seed0002.png") as image:
+        assert image.convert("RGB").tobytes() == pixels(found)
+
+
+def test_a_face_at_an_end_of_the_way_is_the_file_that_the_page_saves(name) -> None:
+    face, drawn = Origin(Upload("me.png", name)), Origin(Draw(name, NOTHING, (7,)))
+    lines = recipes.shell_lines(Origin(Interpolate(name, face, drawn, 3))).splitlines()
+    assert lines[0] == "# me-face.png is the face of your own image"
+    assert "interpolate me-face.png drawn-second/seed0007.png" in lines[-1]
+
+
+@pytest.mark.parametrize("own", [1.0, 0.85, (0.5, 1.0, 0.6)])
+def test_the_slider_starts_at_the_models_temperature_and_1_can_be_had(own) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    from hebm_sample.demo.handlers import _drawing
+
+    offer = Offer(ModelName("toy"), symbolic_config(temperature=own), "none")
+    start = offer.temperature
+    assert start == (pytest.approx(0.7) if isinstance(own, tuple) else own)
+    assert _drawing(offer, [start, "", 0]).temperature is None
+    for asked in (1.0, 0.5):
+        found = _drawing(offer, [asked, "", 0]).temperature
+        assert (asked if found is None else found) == asked and (found is None) == (asked == start)
+
+
+def test_a_model_that_knows_nothing_to_change_says_so() -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed (extra: demo)")
+    from hebm_sample.demo.handlers import _nothing_chosen
+
+    bare, rich = (Offer(ModelName("toy"), c(), "none") for c in (tiny_config, symbolic_config))
+    assert "knows no attributes" in _nothing_chosen(bare)
+    assert "nothing is chosen yet" in _nothing_chosen(rich)
 
 
 def test_an_image_without_a_face_is_its_middle_square(pipe, name, monkeypatch) -> None:

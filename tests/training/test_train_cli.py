@@ -106,12 +106,14 @@ class TestCommands:
         notes = tmp_path / "notes.md"
         notes.write_text("Of a test.")
         more = ("--name", "discs", "--licence", "CC0-1.0", "--notes", notes, "--sampler", "flow")
+        more += ("--temperature", 0.85)
         result = run(*export, *more, "--steps", 5, "--step-scale", 0.5)
         assert result.exit_code == 0, result.output
         assert "discs, 16x16" in result.stdout and "hebm-sample --dataset" in result.stdout
         pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
         sampling = pipe.config.sampling
         assert (sampling.sampler, sampling.steps, sampling.step_scale) == ("flow", 5, 0.5)
+        assert sampling.temperature == 0.85
         card = (tmp_path / "model/README.md").read_text()
         assert "Of a test." in card and "CC0-1.0" in card
 

@@ -79,8 +79,14 @@ class EditOptions(SteeringOptions, AlignOptions):
             f"--sampler {self.sampler} draws noise, and an edit by inversion does not; "
             "leave it out, or add --method noise",
         )
+        refuse(
+            self.method == "flow" and self.temperature not in (None, 1.0),
+            "--temperature scales the noise that is drawn, and an edit by inversion draws none; "
+            "leave it out, or add --method noise",
+        )
         if self.method == "flow":  # said here, for progress bars and for what an image tells
             object.__setattr__(self, "sampler", "flow")
+            object.__setattr__(self, "temperature", None)
             object.__setattr__(self, "steps", self.steps or EDIT_STEPS)
         count, seeds = len(self.images), self.chosen_seeds
         refuse(
@@ -165,13 +171,17 @@ class InpaintOptions(SteeringOptions, AlignOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateOptions(CommandOptions):
+class InterpolateOptions(CommandOptions, AlignOptions):
     """Of `interpolate`."""
 
     a: Path
     b: Path
     num_images: int
     decoder: DecoderName | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_alignment(1, None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,7 @@ def interpolate_line(options: InterpolateOptions, facts: Facts, out: Path) -> st
     """The `hebm-edit interpolate` of a row."""
     words = [_name(options.a), _name(options.b), *_model(options, facts)]
     words += ["-n", str(options.num_images), *_given("--decoder", facts["decoder"])]
+    words += _alignment(options)
     return _line("hebm-edit interpolate", words, *_target(out))
 
 

@@ -8,7 +8,7 @@ import click
 
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.printing import say
-from hebm_sample.cli.requests.grammar import NumberType, WordType
+from hebm_sample.cli.requests.grammar import FactorsType, NumberType, WordType
 from hebm_sample.cli.training.options import PATH
 from hebm_sample.config import SamplerName, TrainingRecord
 from hebm_sample.errors import UserInputError
@@ -47,6 +47,12 @@ def _notes(path: Path | None) -> str:
 )
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Becomes the model's default.")
 @click.option("--step-scale", type=NumberType(0), metavar="C", help="Becomes the model's default.")
+@click.option(
+    "--temperature",
+    type=FactorsType(),
+    metavar="FACTOR[,...]",
+    help="Becomes the model's default.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a model that is in --out.")
 def export(
     run: Path,

@@ -110,23 +110,26 @@ def _squares(pipe: "Pipeline", sources: Any) -> list["Image"]:
 
 def _framed(
     pipe: "Pipeline",
-    options: EditOptions | InpaintOptions | ScoreOptions,
+    options: EditOptions | InpaintOptions | InterpolateOptions | ScoreOptions,
     sources: Sequence["Source"],
 ) -> "Framed":
-    """The images, or the faces in them; a line for each that is not as the model's images are."""
+    """The images, or the faces in them; a line for each that is not as the model's images are,
+    which is no closing line, so --quiet leaves it.
+    """
     from hebm_sample.pipeline.alignment import frame
 
-    names = {"paste_back": options.paste_back, "face": options.face}
-    framed = frame(pipe.model, list(sources), align=options.align, **names)
-    _say_chosen(options, framed, sources)
-    if not (options.align or options.quiet):
-        for note in pipe.framing_notes(list(sources)):
+    def lines(notes: list[str]) -> None:
+        for note in notes:
             say(f"warning: {note}", err=True)
+
+    names: dict[str, Any] = {"paste_back": options.paste_back, "face": options.face}
+    framed = frame(pipe.model, list(sources), align=options.align, say=lines, **names)
+    _say_chosen(options, framed, sources)
     return framed
 
 
 def _say_chosen(
-    options: EditOptions | InpaintOptions | ScoreOptions,
+    options: EditOptions | InpaintOptions | InterpolateOptions | ScoreOptions,
     framed: "Framed",
     sources: Sequence["Source"],
 ) -> None:
@@ -149,7 +152,9 @@ def _total_steps(pipe: "Pipeline", options: SteeringOptions, count: int) -> int:
 
 def provenance_of(pipe: "Pipeline", options: EditOptions | InpaintOptions) -> Provenance:
     """How the images come about."""
-    return Provenance.of_samples(pipe, **options.settings, encoder=True).saying(**options.facts)
+    found = Provenance.of_samples(pipe, **options.settings, encoder=True).saying(**options.facts)
+    is_inverted = isinstance(options, EditOptions) and options.method == "flow"
+    return found.saying(temperature=None) if is_inverted else found  # nothing is drawn
 
 
 def _save(
@@ -216,6 +221,8 @@ def edit(options: EditOptions) -> None:
     framed = _framed(pipe, options, sources)
     originals = _squares(pipe, framed.images)
     decoded, edited = _edited(pipe, options, framed, originals)
+    if not options.symbols and options.method == "flow":
+        say("warning: no --attr or --class says what should change, so nothing does", err=True)
     rows = zip(originals, decoded, edited.images, strict=True)
     images, provenance = [image for row in rows for image in row], provenance_of(pipe, options)
     edited = framed.pasted(edited, options.paste_back)
@@ -248,7 +255,7 @@ def _edited(
             **options.settings,
             **options.condition,
         )
-        u = pipe.encode(originals, seeds=own, batch_size=batch)
+        u = pipe.encode(framed.showing(originals), seeds=own, batch_size=batch)
         decoded = pipe.decode(u, decoder=options.decoder)
     return decoded, edited
 
@@ -261,10 +268,11 @@ def interpolate(options: InterpolateOptions) -> None:
     pipe = load(options)
     check_grid(count, pipe.config.generator.image_size, count)
     decoder, batch = options.decoder, options.batch
+    framed = _framed(pipe, options, sources)
     with within_memory(batch):
-        a, b = _squares(pipe, sources)
-        between = pipe.interpolate([a], [b], count, decoder=decoder, batch_size=batch)
-    provenance = Provenance.of_decoded(pipe, decoder, encoder=True)
+        a, b = (framed.showing([image]) for image in _squares(pipe, framed.images))
+        between = pipe.interpolate(a, b, count, decoder=decoder, batch_size=batch)
+    provenance = Provenance.of_decoded(pipe, decoder, encoder=True).saying(**options.alignment)
     line = interpolate_line(options, provenance.facts, path)
     files = save_grid(between, count, path, {**provenance.text(), "command": line})
     tell(options, files, count, dict(provenance.facts), where=path, start=start)
@@ -285,31 +293,35 @@ def inpaint(options: InpaintOptions) -> None:
     framed = _framed(pipe, options, [image])
     x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
-    filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
-    images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
-    filled = framed.repeated(len(filled)).pasted(filled, options.paste_back)
+    known = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0))]
+    given = mask if framed.aligned else unknown[0]
+    filled, provenance = _filled(pipe, options, framed, x, given), provenance_of(pipe, options)
+    images = [*known, *([] if options.paste_back else filled.images)]
     files = _save(options, (path, images, columns), filled, provenance)
     _finish(options, files, filled, provenance, start)
 
 
-def _filled(pipe: "Pipeline", options: InpaintOptions, x: Any, unknown: Any) -> "Samples":
-    """One result per seed.
+def _filled(
+    pipe: "Pipeline", options: InpaintOptions, framed: "Framed", x: Any, mask: Any
+) -> "Samples":
+    """One result per seed; with --paste-back in its photograph.
 
     Arguments:
         x: The image (1, 3, S, S) in [-1, 1].
-        unknown: The mask (1, 1, S, S), true where to fill in.
+        mask: As of `Pipeline.inpaint`.
     """
     seeds = options.chosen_seeds
     total = _total_steps(pipe, options, len(seeds))
     with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(options.batch):
         return pipe.inpaint(
-            (x + 1).div(2).expand(len(seeds), -1, -1, -1),
-            unknown[0],
+            framed.repeated(len(seeds)).showing((x + 1).div(2).expand(len(seeds), -1, -1, -1)),
+            mask,
             weight=options.weight,
             strength=options.strength,
             seeds=seeds,
             batch_size=options.batch,
             progress=progress,
+            paste_back=options.paste_back,
             **options.settings,
             **options.condition,
         )
@@ -322,8 +334,9 @@ def score(options: ScoreOptions) -> None:
     pipe = load(options)
     groups = None if options.groups is None else list(options.groups)
     with within_memory(options.batch):
-        squares = _squares(pipe, _framed(pipe, options, sources).images)
-        rows = scores(pipe, squares, groups, options.batch)
+        framed = _framed(pipe, options, sources)
+        seen = framed.showing(_squares(pipe, framed.images))
+        rows = scores(pipe, seen, groups, options.batch)
     rows = [{"picture": os.fspath(p), **r} for p, r in zip(options.images, rows, strict=True)]
     if options.as_json:
         seconds = round(time.perf_counter() - start, 3)

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 from hebm_sample.cli.list_models import aligned
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from hebm_sample.pipeline.alignment import Framed
     from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["score_table", "scores"]
 
 
 def scores(
-    pipe: "Pipeline", images: Sequence["Image"], groups: Sequence[int] | None, batch: int
+    pipe: "Pipeline", images: "Framed", groups: Sequence[int] | None, batch: int
 ) -> list[dict[str, Any]]:
     """A row per image: -F and log p of the groups together, -F of each alone, p of each symbol's
     values, and the p-value among held-out images, None for a model without a calibration of its
@@ -23,10 +22,10 @@ def scores(
     from hebm_sample.pipeline.identity import own_calibration
     from hebm_sample.pipeline.scores import group_scores
 
-    found = group_scores(pipe.model, list(images), groups, batch)
+    found = group_scores(pipe.model, images, groups, batch)
     p_values: list[float | None] = [None] * len(images)
     if own_calibration(pipe.model)[0] is not None:
-        p = pipe.score(list(images), batch_size=batch).p_value
+        p = pipe.score(images, batch_size=batch).p_value
         assert p is not None
         p_values = p.tolist()
     return [
