@@ -409,6 +409,16 @@ def test_encode_gives_means_or_seeded_draws(pipe, images):
         assert (a[1] - b[1]).abs().max() > 0.01 and (a - m).abs().max() > 0.01
 
 
+def test_an_image_is_not_encoded_with_the_noise_that_it_was_sampled_with(pipe):
+    """The top group's posterior sees no other, so its noise can be read off."""
+    seeds = range(200)
+    samples = pipe(seeds=seeds, prior="gaussian", output_type="torch", batch_size=50)
+    how = {"seeds": seeds, "batch_size": 50}
+    off = pipe.encode(samples, **how)[0] - pipe.encode(samples, mode="mean", batch_size=50)[0]
+    pairs = torch.stack([off.flatten(), samples.latents[0].flatten()])
+    assert torch.corrcoef(pairs)[0, 1].abs() < 4 / off.numel() ** 0.5
+
+
 def test_an_images_draw_does_not_depend_on_the_batch(pipe, images):
     whole, parts = pipe.encode(images), pipe.encode(images, batch_size=2)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, parts, strict=True))

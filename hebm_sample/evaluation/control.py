@@ -36,9 +36,7 @@ from hebm_sample.evaluation.control_results import (
 )
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
-from hebm_sample.pipeline.editing import ENCODE_STREAM
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.label_columns import values_of
 
@@ -94,7 +92,7 @@ class ControlContext:
         """
         found = []
         for rows in self.batches(len(images), "reconstructions"):
-            seeds = [derived_seed(i, ENCODE_STREAM) for i in range(rows.start, rows.stop)]
+            seeds = range(rows.start, rows.stop)
             u = self.pipe.encode(_unit(images[rows]), seeds=seeds, batch_size=self.batch_size)
             found.append(
                 self.pipe.decode(u, output_type="torch", batch_size=self.batch_size).cpu()

@@ -12,11 +12,21 @@ from collections.abc import Sequence
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["MAX_SEED", "MAX_SEEDS", "derived_seed", "format_seeds", "parse_seeds"]
+__all__ = [
+    "MAX_SEED",
+    "MAX_SEEDS",
+    "derived_seed",
+    "format_seeds",
+    "parse_seeds",
+    "posterior_seed",
+]
 
 MAX_SEEDS = 100_000
 # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
+
+# Streams of a seed that are not its chain's: for samples of the posterior.
+_POSTERIOR_STREAM = 0x656E63
 
 # [0-9] rather than \d: other scripts' digits are not what anybody means by a seed.
 _ITEM = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
@@ -113,3 +123,10 @@ def derived_seed(seed: int, number: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
     return (x ^ (x >> 31)) >> 32
+
+
+def posterior_seed(seed: int) -> int:
+    """The seed of the noise that an image is encoded with. It is never that of the sample that has
+    the same number, which may be the image: its u would come back too well.
+    """
+    return derived_seed(seed, _POSTERIOR_STREAM)

@@ -25,7 +25,6 @@ from hebm_sample.config import (
     require_range,
 )
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.alignment import frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
@@ -37,15 +36,12 @@ from hebm_sample.pipeline.request import read_request, sampling_config
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
 
-__all__ = ["ENCODE_STREAM", "EditMethod", "edit", "posterior", "seeded", "with_edit_steps"]
+__all__ = ["EditMethod", "edit", "posterior", "seeded", "with_edit_steps"]
 
 EditMethod = Literal["flow", "noise"]
 
 # Settings that an edit by inversion has no use for.
 _OF_CHAINS = set(LangevinConfig.__dataclass_fields__) - {"sampler", "steps", "denoise"}
-
-# Streams of an image's seed that are not its chain's: for the posterior's sample before an edit.
-ENCODE_STREAM = 0x656E63
 
 
 def edit(
@@ -182,5 +178,4 @@ def posterior(
     model: Model, x: Tensor, seeds: tuple[int, ...], mode: EncodeMode, batch_size: int
 ) -> Latents:
     """u_0 of images in [-1, 1]; its noise is not the chain's."""
-    own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
-    return model.encode((x + 1) / 2, mode=mode, seeds=own, batch_size=batch_size)
+    return model.encode((x + 1) / 2, mode=mode, seeds=seeds, batch_size=batch_size)

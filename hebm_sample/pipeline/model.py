@@ -22,7 +22,7 @@ from hebm_sample.generator.protocol import Generator, ImageEncoder
 from hebm_sample.hub.load import build_model, load_calibration, load_encoder
 from hebm_sample.hub.manifest import ModelRow
 from hebm_sample.hub.save import UNSTATED_LICENCE, write_model_folder
-from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.io.seeds import MAX_SEEDS, posterior_seed
 from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import Framed, crops
 from hebm_sample.pipeline.device import pick_device
@@ -327,7 +327,8 @@ class Model:
                 S, S) or (N, S, S, 3) in [0, 1], as "torch" and "numpy" output is; `Samples`; faces
                 that `align` cut; or a list of any of these.
             mode: "sample" or "mean".
-            seeds: Of the sample, one per image; 0 ... N-1 if None.
+            seeds: Of the sample, one per image; 0 ... N-1 if None. Its noise is not that of the
+                samples with these seeds.
             align, face: As of `edit`.
 
         Raises:
@@ -343,9 +344,8 @@ class Model:
             rows = x[i : i + batch_size].to(self.device)
             noise = None
             if mode == "sample":
-                noise = NoiseStreams(
-                    chosen[i : i + batch_size], shapes, device=self.device
-                ).normal()
+                own = [posterior_seed(seed) for seed in chosen[i : i + batch_size]]
+                noise = NoiseStreams(own, shapes, device=self.device).normal()
             with self.precision():
                 u = encode(self.generator, self.encoder, rows, noise).u
             parts.append(tuple(g.float().cpu() for g in u))

@@ -38,7 +38,7 @@ from hebm_sample.config import plain, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Posterior, encode
 from hebm_sample.generator.protocol import ImageDistribution, TopDown
-from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.io.seeds import MAX_SEEDS, posterior_seed
 from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.identity import calibration_if_any
@@ -139,7 +139,7 @@ def _posterior(
     count, shapes = len(next(iter(features.values()))), model.generator.latent_shapes
     own = further = None
     if seed is not None:
-        stream = NoiseStreams([seed], shapes, device=model.device)
+        stream = NoiseStreams([posterior_seed(seed)], shapes, device=model.device)
         own, further = (
             tuple(g.expand(count, -1, -1, -1) for g in stream.normal()) for _ in range(2)
         )

@@ -30,7 +30,6 @@ from hebm_sample.cli.work.outputs import (
 )
 from hebm_sample.cli.work.scores import score_table, scores
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.seeds import derived_seed
 from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -238,10 +237,7 @@ def _edited(
     Arguments:
         originals: As the model sees them.
     """
-    from hebm_sample.pipeline.editing import ENCODE_STREAM
-
     seeds, batch = options.chosen_seeds, options.batch
-    own = [derived_seed(seed, ENCODE_STREAM) for seed in seeds]
     total = _total_steps(pipe, options, len(originals))
     with progress_bar(total, pipe.name, options.quiet) as progress, within_memory(batch):
         edited = pipe.edit(
@@ -255,7 +251,7 @@ def _edited(
             **options.settings,
             **options.condition,
         )
-        u = pipe.encode(framed.showing(originals), seeds=own, batch_size=batch)
+        u = pipe.encode(framed.showing(originals), seeds=seeds, batch_size=batch)
         decoded = pipe.decode(u, decoder=options.decoder)
     return decoded, edited
 
