@@ -9,7 +9,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import HELD_OUT, open_sets_of, with_options
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["calibrate"]
@@ -60,6 +60,7 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
 
     check_writable(folder / "calibration.json")
     tune_process()
+    loaded = read_row(folder)  # before the model: what is written meanwhile is noticed
     pipe = Pipeline.from_pretrained(folder, device=options["device"])
     _, held_out = open_sets_of(pipe, data, options | {"quiet": quiet})
     found = calibrate_model(
@@ -69,7 +70,7 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
         batch_size=options["batch"],
         progress=not quiet,
     )
-    row = write_calibration(folder, found)
+    row = write_calibration(folder, found, loaded=loaded)
     say(
         f"{folder}: {len(found.names)} statistics of {found.facts['images']} held-out images, "
         f"{row.files['calibration.json'].size / 2**10:.0f} KiB; hebm-edit score --dataset {folder}"

@@ -18,7 +18,7 @@ from hebm_sample.cli.evaluation.options import (
 )
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 
 __all__ = ["crop"]
 
@@ -51,12 +51,13 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
     from hebm_sample.pipeline.pipeline import Pipeline
 
     check_writable(folder / "config.json")
+    loaded = read_row(folder)  # before the model: what is written meanwhile is noticed
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
     rows: list[Any] = list(training.images[:num_images])
     with click.progressbar(rows, label="finding faces", hidden=quiet, file=sys.stderr) as shown:
         found = measure_crop(Image.fromarray(np.asarray(x).transpose(1, 2, 0)) for x in shown)
-    write_config(folder, replace(pipe.config, crop=found))
+    write_config(folder, replace(pipe.config, crop=found), loaded=loaded)
     say(
         f"{folder}: left eye {_point(found.left_eye)}, right eye {_point(found.right_eye)}, "
         f"mouth {_point(found.mouth)} of the side; 99 in 100 within {found.spread:.3f}"
