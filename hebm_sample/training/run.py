@@ -89,6 +89,7 @@ class Task:
             `TrainingDivergedError` where they say that no good can come of going on.
         former: `identity` and `init` as checkpoints of earlier releases hold them, which are gone
             on from, too.
+        formers: Further such identities.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Task:
     init: str = ""
     watch: Callable[[dict[str, Any]], None] | None = None
     former: tuple[str, str] | None = None
+    formers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -398,7 +400,7 @@ class Run:
         defaults = TrainSettings(steps=1).to_dict()
         settings = {name: value for name, value in defaults.items() if name not in FREE}
         found, (former, init) = state["identity"], self.task.former or ("", self.task.init)
-        if former and found["data"] == former:
+        if found["data"] and found["data"] in (former, *self.task.formers):
             found["data"] = self.task.identity
         check_identity(self.folder, found, self.identity(), settings)
         if state.get("init", init) not in (self.task.init, init):

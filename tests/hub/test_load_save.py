@@ -402,7 +402,7 @@ def test_a_part_that_cannot_be_written_leaves_the_model(folder, monkeypatch, nam
         for broken in (name, manifest.MANIFEST_NAME):
             with monkeypatch.context() as patch:
 
-                def once(source, goal, broken=broken):
+                def once(source, goal, broken=broken, replace_file=replace_file):
                     if os.path.basename(source) == broken and os.path.dirname(goal) == str(folder):
                         raise OSError(5, "Input/output error")
                     replace_file(source, goal)
