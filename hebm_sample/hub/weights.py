@@ -104,10 +104,16 @@ def weights_bytes(module: nn.Module, dtype: torch.dtype, name: str) -> bytes:
     return to_safetensors(tensors)
 
 
-def content_digest(*modules: nn.Module) -> str:
+def content_digest(
+    *modules: nn.Module, dtype: torch.dtype | None = None, without: tuple[str, ...] = ()
+) -> str:
     """The sha256 of all persistent tensors of some modules: names, types, shapes and every bit.
 
     It is the same on every device and in every memory layout, and changes with any weight.
+
+    Arguments:
+        dtype: To round to first, so that a network and what is read of its file are alike.
+        without: Beginnings of names that are left out.
 
     >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> b.load_state_dict(a.state_dict())
@@ -119,7 +125,9 @@ def content_digest(*modules: nn.Module) -> str:
     for module in modules:
         digest.update(b"module\n")
         for key, value in sorted(module.state_dict().items()):
-            tensor = value.detach().cpu().contiguous()
+            if key.startswith(without):
+                continue
+            tensor = value.detach().cpu().to(dtype or value.dtype).contiguous()
             digest.update(f"{key!a} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -235,6 +235,11 @@ class Pipeline:
         self.model.prior = prior
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the model has an encoder, which may not be loaded yet."""
+        return self.model.has_encoder
+
+    @property
     def encoder(self) -> ImageEncoder:
         """The encoder; loaded when first needed."""
         return self.model.encoder
