@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hebm_sample.cli.requests.base import SteeringOptions, refuse
 from hebm_sample.io.animation import ANIMATED, or_list
@@ -177,6 +177,7 @@ class SampleOptions(SteeringOptions):
             "symbols": self.symbols or None,
             "guidance": self.weights or None,
             "best_of": self.best_of,
+            "compile": "yes" if self.compiled else None,  # which rounds otherwise
             "sheet": None if self.layout == "grid" else self.layout,
             "from_seed": self.from_seed,
             "keep_top": self.keep_top,
@@ -193,6 +194,8 @@ class SampleOptions(SteeringOptions):
     def prior(self) -> Literal["ebm", "gaussian"]:
         """The density that u_0 is sampled from, in the pipeline's words."""
         return "gaussian" if self.gaussian_prior else "ebm"
+
+    image_names: ClassVar[str] = r"seed\d{4,}\.png"  # what `image_path` gives
 
     def image_path(self, seed: int) -> Path:
         """Where --outdir puts one seed's image."""

@@ -24,6 +24,7 @@ from hebm_sample.cli.work.outputs import (
     check_grid,
     check_targets,
     energies_of,
+    refuse_mixed,
     save_grid,
     save_singles,
     tell,
@@ -266,7 +267,11 @@ def inpaint(options: InpaintOptions) -> None:
     framed = _framed(pipe, options, [image])
     x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
-    filled, provenance = _filled(pipe, options, x, unknown), provenance_of(pipe, options)
+    provenance = provenance_of(pipe, options)
+    if options.outdir is not None:
+        names, one = options.image_names, single_text(options, provenance, 0)
+        refuse_mixed(options.outdir, names, one, options.targets, overwrite=True)
+    filled = _filled(pipe, options, x, unknown)
     images = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0)), *filled.images]
     filled = framed.repeated(len(filled)).pasted(filled, options.paste_back)
     files = _save(options, (path, images, columns), filled, provenance)
