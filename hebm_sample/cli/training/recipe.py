@@ -90,12 +90,17 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
     from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.distances import evaluate
     from hebm_sample.io.files import parse_json
+    from hebm_sample.io.kept import damaged
 
     if not count:
         return
     model, path = model_to_measure(str(folder / "model"), device), folder / EVALUATION
     asked = {"weights": model.weights_hash, "num_images": count}
-    known = parse_json(path.read_bytes()) if path.exists() else {}
+    try:
+        known = dict(parse_json(path.read_bytes())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        damaged(path, error)
+        known = {}
     if asked == {name: known.get(name) for name in asked}:
         return
     options = {"validation": None, "split": None, "quiet": quiet}

@@ -35,6 +35,7 @@ from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.io.kept import keep_json, kept_json
 from hebm_sample.io.written import check_report_folder, mark_report_folder
 from hebm_sample.metrics.inception import InceptionFeatures
 
@@ -234,19 +235,15 @@ class _Report:
             which: Of how many it is, to announce.
         """
         path, key = self.out / "parts" / f"{part}.json", self.key(part)
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == key:
-                self.announce(f"{part}: kept from before")
-                return kept["figures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        kept = kept_json(path)
+        if kept is not None and kept.get("key") == key:
+            self.announce(f"{part}: kept from before")
+            return kept["figures"]
         self.announce(f"{part}{which}")
         start = time.perf_counter()
         figures = _plain(self.run(part))
         figures |= {"version": __version__, "part_seconds": time.perf_counter() - start}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _json({"key": key, "figures": figures}))
+        keep_json(path, {"key": key, "figures": figures})
         return figures
 
     def write(self, found: dict[str, Any], missing: dict[str, str]) -> None:
