@@ -37,7 +37,7 @@ from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
-from hebm_sample.pipeline.editing import ENCODE_STREAM
+from hebm_sample.pipeline.editing import ENCODE_STREAM, flow_options
 from hebm_sample.pipeline.pipeline import Pipeline
 
 __all__ = ["control"]
@@ -198,6 +198,15 @@ def _lacking(
     if not len(rows):
         raise UserInputError(f"no held-out image is labelled as lacking {condition}")
     return np.asarray(dataset.images[rows])
+
+
+def _check_edit(context: ControlContext, dataset: ImageDataset, plan: ControlPlan) -> None:
+    """`UserInputError` before anything is sampled for an edit that cannot be measured."""
+    if plan.edit is None:
+        return
+    _lacking(context, dataset, plan.edit, 1)
+    if plan.edit_method == "flow":
+        flow_options(context.pipe.model, dict(context.sampling))
 
 
 def _edited(context: ControlContext, images: np.ndarray, plan: ControlPlan) -> Tensor:
@@ -364,6 +373,7 @@ def control(
         progress,
         {k: v for k, v in sampling.items() if v is not None},
     )
+    _check_edit(context, held_out, plan)
     figures = _of_samples(context, names, plan, announce)
     announce("edits and layers")
     return Control(
