@@ -10,6 +10,7 @@ had happened, and several processes learn what one does (`training/optim.py`).
 import datetime
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -380,10 +381,21 @@ class Run:
         )
 
     def chosen(self) -> nn.Module:
-        """The averaged learner where it was best, or at the end if nothing was measured."""
+        """The averaged learner where it was best, or at the end if nothing was measured.
+
+        Where the best weights are damaged those at the end are taken, with a line, and the run
+        has no best step any more: what is written of it says which weights these are.
+        """
         path = latest_checkpoint(self.folder / BEST) if self.best else None
         if path is not None:
             load_checkpoint(path, modules={"ema": self.ema}, optimizer=None)
+        elif self.best:
+            warnings.warn(
+                f"{self.folder / BEST} holds no whole checkpoint: the last weights are taken in "
+                f"place of those of step {self.best['step']}, the best",
+                stacklevel=2,
+            )
+            self.best = None
         return self.ema.module
 
     def restore(self) -> None:
