@@ -246,6 +246,7 @@ def run(ablation: Ablation, names: Sequence[str], budget: str, command: str) -> 
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": ablation.model.name,
+        "weights": ablation.model.weights_hash,
         "features": next(iter(ablation.spaces)),
         "num_images": ablation.count,
         "num_reference": ends["gaussian"]["num_reference"],

@@ -214,6 +214,9 @@ def test_shares_and_their_errors():
     assert (share.share, share.count) == (0.75, 4)
     assert share.error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
     assert str(share) == "0.750 ± 0.217"
+    for hits, share in (([True] * 100, 1.0), ([False] * 100, 0.0)):  # and not ± 0
+        assert Share.of(hits) == Share(share, 1 / 101, 100)
+    assert Share.clustered(np.ones((100, 3))) == Share(1.0, 1 / 101, 300)
     nothing = Share.of([])
     assert math.isnan(nothing.share) and nothing.count == 0
 
