@@ -270,13 +270,10 @@ def run_baselines(
         own: _Samples(*context.samples("ebm"), _size(pipe.prior), *run),
         **others,
     }
-    features = {"reconstructions": context.features("reconstructions", spaces)}
-    for name, found in samples.items():
-        kept_as = {"N(0, I)": "gaussian", own: "ebm"}.get(name)
-        if kept_as is not None:
-            features[name] = context.features(kept_as, spaces)
-        else:
-            features[name] = context.features_of(f"baseline {name}", found.u, spaces)
+    kept = {"reconstructions": "reconstructions", "N(0, I)": "gaussian", own: "ebm"}
+    features = {name: context.features(of, spaces) for name, of in kept.items()}
+    for name, found in others.items():
+        features[name] = context.features_of(f"baseline {name}", found.u, spaces)
     reference = context.features("reference", spaces)
     decoding = _decoding_seconds(context)
     by_space = {

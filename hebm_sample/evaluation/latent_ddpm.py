@@ -49,6 +49,7 @@ from hebm_sample.io.files import MAX_FILE_BYTES, parse_json, read_capped, write_
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.network import LevelEmbedding
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels
@@ -403,19 +404,12 @@ def train_ddpm(
         u = sample_ddpm(learner, noise, steps=20)  # pyright: ignore[reportArgumentType]
         return model.decode(u, output_type="torch") * 2 - 1
 
-    def evaluate(learner: nn.Module) -> dict[str, float]:
-        measured = DenoisingObjective(
-            objective.frozen, cast("LatentDenoiser", learner), objective.sigma_max
-        )
-        names, at_once = {"drop": "heldout_gain"}, settings.at_once(BATCH)
-        return heldout_figures(measured, validation, settings.heldout, device, names, at_once)
-
     former = f"{training.identity} ddpm {net.width}"
     sigmas = net.sigma_min, preset.prior.sigma_max
     identity = f"{former} {sigmas} {content_digest(model.generator, model.encoder)}"
     task = Task("ddpm", objective, net, model.config, preview, identity, former=(former, ""))
     result = train(
-        replace(task, evaluate=evaluate if len(validation) else None),
+        replace(task, evaluate=_evaluation(objective, validation, settings, device)),
         training,
         settings,
         folder,
@@ -428,6 +422,23 @@ def train_ddpm(
         told = latents_digest(model), _record(result.state)
         by_first(accelerator, lambda: save_ddpm(learned, folder / DDPM_FILE, *told))
     return result
+
+
+def _evaluation(
+    objective: DenoisingObjective,
+    validation: ImageDataset,
+    settings: TrainSettings,
+    device: torch.device,
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """The loss of a net on held-out images; None where there are none."""
+
+    def evaluate(learner: nn.Module) -> dict[str, float]:
+        net = cast("LatentDenoiser", learner)
+        measured = DenoisingObjective(objective.frozen, net, objective.sigma_max)
+        names, at_once = {"drop": "heldout_gain"}, settings.at_once(BATCH)
+        return heldout_figures(measured, validation, settings.heldout, device, names, at_once)
+
+    return evaluate if len(validation) else None
 
 
 def _objective(preset: Preset, model: Pipeline, device: torch.device) -> DenoisingObjective:

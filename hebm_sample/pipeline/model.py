@@ -135,11 +135,6 @@ class Model:
         return weights_hash(self)
 
     @property
-    def has_encoder(self) -> bool:
-        """Whether there is one; it may not be loaded yet."""
-        return self._encoder is not None
-
-    @property
     def encoder(self) -> ImageEncoder:
         """The encoder; loaded when first needed."""
         if self._encoder is None:

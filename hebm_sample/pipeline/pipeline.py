@@ -236,8 +236,11 @@ class Pipeline:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the model has an encoder, which may not be loaded yet."""
-        return self.model.has_encoder
+        """Whether the model has an encoder, which is loaded to see."""
+        try:
+            return self.model.encoder is not None
+        except UserInputError:
+            return False
 
     @property
     def encoder(self) -> ImageEncoder:

@@ -89,18 +89,12 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
     """
     from hebm_sample.cli.trained import model_to_measure
     from hebm_sample.evaluation.distances import evaluate
-    from hebm_sample.io.files import parse_json
-    from hebm_sample.io.kept import damaged
 
     if not count:
         return
     model, path = model_to_measure(str(folder / "model"), device), folder / EVALUATION
     asked = {"weights": model.weights_hash, "num_images": count}
-    try:
-        known = dict(parse_json(path.read_bytes())) if path.exists() else {}
-    except (OSError, ValueError, TypeError) as error:
-        damaged(path, error)
-        known = {}
+    known = _measured(path)
     if asked == {name: known.get(name) for name in asked}:
         return
     options = {"validation": None, "split": None, "quiet": quiet}
@@ -119,6 +113,18 @@ def _evaluate(folder: Path, data: str, count: int, device: str, quiet: bool) -> 
         return
     write_json(path, result.to_dict() | asked)
     say(result.table())
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing where there is nothing that can be read."""
+    from hebm_sample.io.files import parse_json
+    from hebm_sample.io.kept import damaged
+
+    try:
+        return dict(parse_json(path.read_bytes())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        damaged(path, error)
+        return {}
 
 
 def _identity(images: dict[int, Any]) -> str:

@@ -348,11 +348,9 @@ def _task(
     start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(generator.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, **options)
     known = [*_digest(folder, pool), str(plan.to_dict())]
-    networks = [generator, encoder, *([] if model.prior is None else [model.prior])]
-    digests = [content_digest(*networks), *_former_digests(generator, encoder)]
-    identity, former, older = (
-        " ".join([training.identity, "decoder", digest, *known]) for digest in digests
-    )
+    prior = [] if model.prior is None else [model.prior]
+    digests = [content_digest(generator, encoder, *prior), *_former_digests(generator, encoder)]
+    identity, *former = (" ".join([training.identity, "decoder", d, *known]) for d in digests)
     return Task(
         "decoder",
         objective,
@@ -362,8 +360,8 @@ def _task(
         identity,
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
-        former=(former, ""),
-        formers=(older,),
+        former=(former[0], ""),
+        formers=(former[1],),
     ), training
 
 
