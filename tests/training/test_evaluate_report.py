@@ -6,6 +6,7 @@ model.
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from hebm_sample.cli.evaluation.main import main as hebm_eval
 from hebm_sample.cli.evaluation.report import _folders, _key_of
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation import context as context_module
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import make_context
@@ -185,6 +186,13 @@ class TestKeys:
             path.write_bytes(content)
             keys.add(_key_of("classifier_file", str(path)))
         assert len(keys) == 2 and _key_of("classifier_file", None) == "None"
+
+
+def test_a_library_that_is_missing_is_found_out_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    report_module.check_extras(plan())
+    with pytest.raises(EnvironmentFailure, match="inception"):
+        report_module.check_extras(plan(inception=True))
 
 
 def test_some_parts_of_a_report_leave_the_others(pipe, sets, tmp_path, monkeypatch):
