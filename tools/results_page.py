@@ -72,8 +72,8 @@ class Docs:
         paths = {path.stem: path for path in self.folder.glob("*.json")}
         order = [k for k in ORDER if k in paths] + sorted(paths.keys() - set(ORDER))
         found = {k: json.loads(paths[k].read_text(encoding="utf-8")) for k in order}
-        current = {k: r for k, r in found.items() if r.get("files") == self.files_of(k)}
-        self.models, self.stale = current, found.keys() - current.keys()
+        self.stale = {k for k, r in found.items() if r.get("files") != self.files_of(k)}
+        self.models = {k: r for k, r in found.items() if k not in self.stale}
 
     # Taking over
 
@@ -217,7 +217,7 @@ class Docs:
         found = {}
         for row in Manifest.load(self.manifest).models:
             notes = self.docs / "cards" / f"{self._notes(row)}.md"
-            if row.folder not in self.models or not notes.is_file():
+            if row.folder is None or row.folder not in self.models or not notes.is_file():
                 continue
             folder = self.weights / row.folder
             config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
