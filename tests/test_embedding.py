@@ -64,7 +64,10 @@ def _prepared(tool, models, monkeypatch):
     (models / "figures.json").write_text(json.dumps(figures))
     (models / "notes.md").write_text("## Data\n\nDiscs.\n")
 
-    def run(name):
+    def run(name, weights=None):
+        own = Pipeline.from_pretrained(models / name, device="cpu").weights_hash
+        said = {} if weights == "" else {"weights": weights or own}
+        (models / "figures.json").write_text(json.dumps(figures | said))
         options = ("--figures", models / "figures.json", "--notes", models / "notes.md")
         arguments = map(str, (models / name, *options, "--licence", "CC0-1.0"))
         return CliRunner().invoke(tool.main, list(arguments))
@@ -79,6 +82,15 @@ def assert_it_is(name, resolution, folder):
         expected = getattr(origin, module).state_dict()
         for key, value in getattr(pipe, module).state_dict().items():
             assert torch.equal(value, expected[key]), key
+
+
+def test_figures_of_other_weights_are_refused(models, embed):
+    """Those that do not say are taken for weights that are embedded already."""
+    refused = embed("small", weights="a" * 64)
+    assert refused.exit_code == 1 and "measured with other weights" in refused.output
+    refused = embed("small", weights="")
+    assert refused.exit_code == 1 and "does not say which weights" in refused.output
+    assert [embed("small", weights=said).exit_code for said in (None, "")] == [0, 0]
 
 
 @pytest.mark.parametrize("order", [("small", "large"), ("large", "small")])

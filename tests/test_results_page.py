@@ -56,12 +56,50 @@ def test_another_number_changes_page_card_and_manifest(copy, tmp_path):
 def test_taking_over_keeps_other_parts(tool, copy, tmp_path):
     docs = copy()
     before = docs.models["cifar10-32"]["parts"]
-    hole = {"rate": [1 / 3], "part_seconds": 7.0}
+    hole = {"rate": [1 / 3], "part_seconds": 7.0}  # of a release that names no weights
     (tmp_path / "f.json").write_text(json.dumps(hole))
     docs.take_part("cifar10-32", "hole", tmp_path / "f.json")
     after = copy().models["cifar10-32"]["parts"]
     assert after == before | {"hole": {"rate": [0.333333]}}
+    assert set(copy().models["cifar10-32"]["weights"].values()) == {"unknown"}
     with pytest.raises(tool.UserInputError, match="there are no weights x; there are"):
         docs.take_part("x", "hole", tmp_path / "f.json")
     with pytest.raises(tool.UserInputError, match="'holes' is no part"):
         docs.take_part("cifar10-32", "holes", tmp_path / "f.json")
+
+
+def test_the_page_never_mixes_two_sets_of_weights(tool, copy, tmp_path, monkeypatch):
+    """Figures of other weights than are embedded are refused; old ones go when these change."""
+    monkeypatch.setattr(tool.Docs, "hash_of", lambda self, key: "a" * 64)
+    part = tmp_path / "f.json"
+
+    def take(weights):
+        part.write_text(json.dumps({"rate": [0.5], "weights": weights} if weights else {}))
+        copy().take_part("cifar10-32", "hole", part)
+
+    with pytest.raises(tool.UserInputError, match="of other weights"):
+        take("b" * 64)
+    take("a" * 64)
+    kept = copy().models["cifar10-32"]
+    assert len(kept["parts"]) > 1 and kept["weights"]["hole"] == "a" * 64
+    path = tmp_path / "weights_manifest.json"
+    text = path.read_text()
+    digest = kept["files"]["prior.safetensors"]
+    path.write_text(text.replace(digest, "c" * 64))  # other weights are embedded
+    assert any("cifar10-32.json (of other weights" in name for name in copy().differing())
+    with pytest.raises(tool.UserInputError, match="do not say which weights"):
+        take("")
+    take("a" * 64)
+    after = copy().models["cifar10-32"]
+    assert list(after["parts"]) == ["hole"] and "ablations" not in after
+
+
+def test_seconds_of_training_are_those_of_the_config(copy, tmp_path):
+    page = copy().page()
+    assert "(its card)" in page and "(its config)" not in page
+    for path in (tmp_path / "weights").glob("*/config.json"):
+        config = json.loads(path.read_text())
+        run = {"part": "prior", "seconds": 4321.4}
+        path.write_text(json.dumps(config | {"training": [run, run | {"part": "decoder"}]}))
+    assert "trained for 4,321 s (its config)" in copy().page()
+    assert "(its card)" not in copy().page()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import tiny_config, tiny_pipeline
+from tiny import symbolic_pipeline, tiny_config, tiny_pipeline
 
 from hebm_sample.cli.sample import main
 from hebm_sample.cli.work.outputs import holds
@@ -193,6 +193,39 @@ def test_images_of_two_models_never_share_a_folder(tmp_path, key, change, more):
         result = CliRunner().invoke(main, words(model, out, "-n", 2, *more, *going_on))
         assert result.exit_code == 2 and f"made otherwise: {key} is" in result.stderr
     assert {**contents(out), **first} == contents(out) and not (out / "seed0001.png").exists()
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_other_seeds_of_another_model_never_get_into_the_folder(tmp_path, monkeypatch, rank):
+    """Whichever seeds are asked for, and whichever of them are this process's."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    tiny_pipeline(tiny_config(steps=6)).save_pretrained(model)
+    sample(model, out, "--seeds", "0-1", "--batch", 1)
+    (out / ".unfinished-0").touch()  # of the two processes, the other had made nothing yet
+    other_weights(tiny_pipeline(tiny_config(steps=6))).save_pretrained(model, overwrite=True)
+    first = contents(out)
+    if rank is not None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+    for overwrite in ([], ["--overwrite"]):
+        more = ["--seeds", "2-5", "--batch", 1, *overwrite]
+        result = CliRunner().invoke(main, words(model, out, *more))
+        assert result.exit_code == 2 and "images of two kinds" in result.stderr
+    assert contents(out) == first
+    for path in out.glob("*.png"):
+        path.unlink()
+    (out / "seed0009.png").write_bytes(b"somebody's own")
+    assert len(sample(model, out, "--seeds", "2-5", "--batch", 1)["seeds"]) in (2, 4)
+
+
+def test_other_settings_of_other_seeds_are_another_kind_and_conditions_are_not(tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    symbolic_pipeline(steps=6).save_pretrained(folder)
+    sample(folder, out, "--seeds", "0", "--class", "a")
+    assert sample(folder, out, "--seeds", "1", "--class", "b")["seeds"] == [1]
+    for more in (["--steps", 3], ["--compile"], ["--temperature", 0.5]):
+        result = CliRunner().invoke(main, words(folder, out, "--seeds", "2", *more))
+        assert result.exit_code == 2 and "images of two kinds" in result.stderr, more
 
 
 def test_the_mark_stays_after_a_failure_that_left_images(tmp_path):

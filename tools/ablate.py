@@ -40,6 +40,7 @@ from hebm_sample.evaluation.distances import feature_spaces, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report.page import Code, Heading, to_markdown
 from hebm_sample.io.files import write_atomically
+from hebm_sample.io.kept import keep_json, kept_json
 from hebm_sample.metrics.quality import measure_quality, measure_to_reference
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import find_preset
@@ -209,10 +210,8 @@ class Ablation:
         key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
         key += [self.training.identity, self.held_out.identity, self.known is None]
         path = self.out / "variants" / f"{name}-{_name(variant)}-{_digest(key)}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            pass
+        if (kept := kept_json(path)) is not None:
+            return kept
         extra: dict[str, Any] = {}
         if variant.objective is None:
             pipe = self.sampled(variant)
@@ -220,8 +219,7 @@ class Ablation:
             pipe, extra = self.trained(variant)
         row = {"label": variant.label, "changes": list(variant.changes), **extra}
         row |= self.quality(pipe.to(self.model.device))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _json(row))
+        keep_json(path, row)
         return row
 
 
@@ -248,6 +246,7 @@ def run(ablation: Ablation, names: Sequence[str], budget: str, command: str) -> 
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": ablation.model.name,
+        "weights": ablation.model.weights_hash,
         "features": next(iter(ablation.spaces)),
         "num_images": ablation.count,
         "num_reference": ends["gaussian"]["num_reference"],

@@ -12,6 +12,7 @@ distance of its reconstructions is kept beside the reference, so that the gap it
 measured without the data.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
+from hebm_sample.config import ModelConfig, TrainingRecord
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import (
     DEFAULT_FEATURE_STEPS,
@@ -70,6 +72,16 @@ def with_reconstructions(
     return replace(found, recipe=found.recipe | {"reconstructions": known})
 
 
+def _records(name: str, size: int) -> tuple[TrainingRecord, ...]:
+    """Of the training of the weights that the package has, whose held-out rows the reference is
+    of; none where it has none.
+    """
+    path = SHIPPED.parent / f"{name}-{size}" / "config.json"
+    if not path.is_file():
+        return ()
+    return ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))).training
+
+
 @click.command()
 @click.argument("name")
 @click.option("--data", required=True)
@@ -99,7 +111,9 @@ def main(
     """Embed the evaluation set of preset NAME."""
     preset = find_preset(name)
     size, name = preset.generator.image_size, preset.model_name
-    training, held_out = open_held_out(data, size=size, model=preset.name, progress=not quiet)
+    training, held_out = open_held_out(
+        data, size=size, model=preset.name, records=_records(name, size), progress=not quiet
+    )
     net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
     start, stop = DEFAULT_IMAGES, 2 * DEFAULT_IMAGES
     if len(held_out) < stop:

@@ -25,14 +25,17 @@ from hebm_sample.evaluation.control_results import steering as which_steer
 from hebm_sample.hub.card import card_for, model_card
 from hebm_sample.hub.manifest import (
     KNOWN_FILES,
+    MANIFEST_NAME,
     WEAK,
     FileRow,
     Manifest,
     ModelRow,
+    read_row,
     write_manifest,
     write_row,
 )
 from hebm_sample.io.files import sha256_of
+from hebm_sample.pipeline.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "hebm_sample" / "weights"
@@ -120,6 +123,28 @@ def refuse_to_lose(model: Path, folder: Path, rows: list[ModelRow]) -> None:
             )
 
 
+def refuse_other_weights(model: Path, folder: Path, file: Path, measured: dict[str, Any]) -> None:
+    """Raise if figures are of other weights than the model's. Files that do not say are taken only
+    for weights that are embedded already.
+    """
+    said = measured.get("weights")
+    if said is None:
+        embedded = folder / MANIFEST_NAME
+        same = embedded.is_file() and _weights_of(read_row(folder)) == _weights_of(read_row(model))
+        if not same:
+            raise click.ClickException(
+                f"{file} does not say which weights it is of; measure again with hebm-eval"
+            )
+    elif said != Pipeline.from_pretrained(model, device="cpu").weights_hash:
+        raise click.ClickException(
+            f"{file} was measured with other weights than {model} has; measure again"
+        )
+
+
+def _weights_of(row: ModelRow) -> dict[str, str]:
+    return {name: file.sha256 for name, file in row.files.items() if name.endswith(".safetensors")}
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--figures", required=True, type=click.Path(exists=True, path_type=Path))
@@ -135,9 +160,12 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
             "the figures were measured with other settings than the model has"
         )
     size, chosen = config.generator.image_size, headline(measured)
-    if control is not None:
-        chosen |= steering(json.loads(control.read_text()))
     folder, path = WEIGHTS / f"{config.name}-{size}", ROOT / "weights_manifest.json"
+    refuse_other_weights(model, folder, figures, measured)
+    if control is not None:
+        steered = json.loads(control.read_text())
+        refuse_other_weights(model, folder, control, steered)
+        chosen |= steering(steered)
     known = Manifest.load(path).models
     refuse_to_lose(model, folder, list(known))
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,12 @@
 
 A model's JSON is named by its folder of weights. It holds what `hebm-train evaluate --report`
 writes as results.json, without times of whole parts and traces, numbers to six digits; taking
-over replaces the parts that the new one has and keeps the others. Prose is in
-docs/results/page.md.in; a line `{{kind model}}` of it becomes tables, of `results_blocks.py`.
+over replaces the parts that the new one has and keeps the others, as long as all are of the
+weights that are embedded: a file that says that it is of other weights is refused, and parts of
+weights that were embedded before are dropped with a line. `weights` says of each part which
+weights it is of, "unknown" where its file did not say; `files` are the hashes of those that were
+embedded when it was taken over. Prose is in docs/results/page.md.in; a line `{{kind model}}` of it
+becomes tables, of `results_blocks.py`.
 """
 
 import json
@@ -31,6 +35,7 @@ from hebm_sample.evaluation.report.plots import bars, lines, scatter_named
 from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import MANIFEST_NAME, Manifest, write_manifest
 from hebm_sample.io.files import write_atomically
+from hebm_sample.pipeline.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = "page.md.in"
@@ -39,6 +44,7 @@ PARTS = ("gap", "baselines", "control", "hole", "ood", "memorisation", "diagnost
 DROPPED = {"part_seconds", "seconds", "table", "traces", "log_density", "gradient_norm"}
 DIGITS = 6
 WIDEST = 1400
+UNKNOWN = "unknown"
 # Not nearest.png: it shows images of the data.
 TAKEN = {"memorisation", "hole", "ood-histograms"}
 ORDER = ("celebahq-256", "celebahq-64", "cifar10-32", "celeba64-64", "church64-64")
@@ -57,29 +63,74 @@ def trimmed(value: Any) -> Any:
 
 
 class Docs:
-    """The folder of the docs, with every model's results."""
+    """The folder of the docs, with every model's results; those of weights that are not embedded
+    any more are stale, and neither on the page nor in a card.
+    """
 
     def __init__(self, docs: Path, weights: Path, manifest: Path) -> None:
         self.docs, self.weights, self.manifest = docs, weights, manifest
         self.folder, self.images = docs / "results", docs / "images" / "results"
         paths = {path.stem: path for path in self.folder.glob("*.json")}
         order = [k for k in ORDER if k in paths] + sorted(paths.keys() - set(ORDER))
-        self.models = {k: json.loads(paths[k].read_text(encoding="utf-8")) for k in order}
+        found = {k: json.loads(paths[k].read_text(encoding="utf-8")) for k in order}
+        self.stale = {k for k, r in found.items() if r.get("files") != self.files_of(k)}
+        self.models = {k: r for k, r in found.items() if k not in self.stale}
 
     # Taking over
 
-    def take(self, key: str, parts: Mapping[str, Any], **more: Any) -> None:
-        """Put parts and other entries into a model's file."""
+    def take(self, key: str, parts: Mapping[str, Any], weights: str, **more: Any) -> None:
+        """Put parts and other entries into a model's file.
+
+        Arguments:
+            weights: The hash of the weights that they are of, "" where their file does not say.
+        """
         config = self.weights / key / "config.json"
         if not config.is_file():
             raise UserInputError(f"there are no weights {key}; there are {self._known()}")
         data = json.loads(config.read_text(encoding="utf-8"))
         own = {"model": data["name"], "resolution": data["generator"]["image_size"]}
-        known = self.models.get(key, {"parts": {}})
+        known = self._still_true(key)
+        self._check_weights(key, weights, known)
+        names = dict.fromkeys([*parts, *more], weights or UNKNOWN)
+        own |= {"files": self.files_of(key), "weights": known.get("weights", {}) | names}
         merged = known | own | trimmed(more) | {"parts": known["parts"] | trimmed(dict(parts))}
         self.models[key] = merged
         text = json.dumps(merged, indent=1, allow_nan=False)
         write_atomically(self.folder / f"{key}.json", (text + "\n").encode())
+
+    def files_of(self, key: str) -> dict[str, str]:
+        """Hashes of the embedded files that decide what a model makes and reads."""
+        rows = [r for r in Manifest.load(self.manifest).models if r.folder == key]
+        files = rows[0].files if rows else {}
+        return {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
+
+    def hash_of(self, key: str) -> str:
+        """The hash of the embedded weights, as images and figures carry it."""
+        (row,) = [r for r in Manifest.load(self.manifest).models if r.folder == key]
+        pipe = Pipeline.from_pretrained(row.name, resolution=row.resolution, device="cpu")
+        return pipe.weights_hash
+
+    def _still_true(self, key: str) -> dict[str, Any]:
+        """What is kept of a model, without what is of weights that were embedded before."""
+        if key in self.stale:
+            click.echo(f"{key}: what was kept is of other weights, and is dropped")
+            self.stale = self.stale - {key}
+        return self.models.get(key, {"parts": {}})
+
+    def _check_weights(self, key: str, weights: str, known: Mapping[str, Any]) -> None:
+        """`UserInputError` for figures of other weights than are embedded, and for those that do
+        not say so where the embedded ones are new.
+        """
+        if not weights and not known["parts"]:
+            raise UserInputError(
+                f"these figures do not say which weights they are of, and nothing else is kept of "
+                f"{key}'s; measure again"
+            )
+        if weights and weights != (embedded := self.hash_of(key)):
+            raise UserInputError(
+                f"these figures are of other weights ({weights[:12]}) than the embedded {key} "
+                f"({embedded[:12]}); embed those first (tools/embed_weights.py), or measure again"
+            )
 
     def _known(self) -> str:
         return ", ".join(sorted(p.name for p in self.weights.iterdir() if p.is_dir()))
@@ -87,26 +138,28 @@ class Docs:
     def take_report(self, key: str, out: Path) -> None:
         """A report's folder: its numbers and some of its figures."""
         found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-        self.take(key, found["parts"])
+        self.take(key, found["parts"], found.get("weights", ""))
         for path in sorted((out / "figures").glob("*.png")):
             if path.stem in TAKEN:
                 self._copy(path, key)
 
     def take_ablations(self, key: str, out: Path) -> None:
         """A folder of tools/ablate.py."""
-        self.take(key, {}, ablations=json.loads((out / "results.json").read_text()))
+        found = json.loads((out / "results.json").read_text())
+        self.take(key, {}, found.get("weights", ""), ablations=found)
         for path in (out / "figures").glob("ablation-*.png"):
             self._copy(path, key)
 
     def take_part(self, key: str, part: str, path: Path) -> None:
         """One part out of a file of `hebm-train evaluate --json`; edits are added up."""
         found = json.loads(path.read_text(encoding="utf-8"))
+        weights = str(found.get("weights", ""))
         if part in PARTS:
-            self.take(key, {part: found})
+            self.take(key, {part: found}, weights)
         elif part == "edit":
-            known = self.models.get(key, {}).get("edits", [])
+            known = self._still_true(key).get("edits", [])
             new = trimmed(found["edit"])
-            self.take(key, {}, edits=[*(e for e in known if e != new), new])
+            self.take(key, {}, weights, edits=[*(e for e in known if e != new), new])
         elif part == "ablations":
             self.take_ablations(key, path.parent)
         else:
@@ -141,7 +194,16 @@ class Docs:
             return to_markdown(summary(self.models)).rstrip()
         if kind not in BLOCKS or len(keys) != 1:
             raise UserInputError(f"{TEMPLATE} has the line {line}, which means nothing")
-        return section(kind, keys[0], self.models[keys[0]], self.docs) if self._has(*keys) else ""
+        if not self._has(*keys):
+            return ""
+        results = self.models[keys[0]] | self._trained(keys[0])
+        return section(kind, keys[0], results, self.docs)
+
+    def _trained(self, key: str) -> dict[str, float]:
+        """Seconds that the energies were trained for, where the config says so."""
+        data = json.loads((self.weights / key / "config.json").read_text(encoding="utf-8"))
+        runs = [r for r in data.get("training", ()) if r["part"] == "prior"]
+        return {"trained": sum(r["seconds"] for r in runs)} if runs else {}
 
     def _has(self, key: str) -> bool:
         return key in self.models
@@ -156,7 +218,7 @@ class Docs:
         found = {}
         for row in Manifest.load(self.manifest).models:
             notes = self.docs / "cards" / f"{self._notes(row)}.md"
-            if row.folder not in self.models or not notes.is_file():
+            if row.folder is None or row.folder not in self.models or not notes.is_file():
                 continue
             folder = self.weights / row.folder
             config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
@@ -193,6 +255,7 @@ class Docs:
             if not path.is_file() or path.read_text(encoding="utf-8") != text
         ]
         names = [str(path.relative_to(self.docs.parent)) for path in found]
+        names += [f"docs/results/{key}.json (of other weights)" for key in sorted(self.stale)]
         rows = Manifest.load(self.manifest).models
         if any(r.figures != self.figures(r.folder) for r in rows if r.folder in self.models):
             names.append(self.manifest.name)

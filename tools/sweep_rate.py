@@ -38,7 +38,8 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import fingerprint
 from hebm_sample.evaluation.distances import feature_spaces, make_context, measure
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
-from hebm_sample.io.files import mark_run_folder, parse_json, write_atomically
+from hebm_sample.io.files import mark_run_folder, write_atomically
+from hebm_sample.io.kept import keep_json, kept_json
 from hebm_sample.metrics import extract
 from hebm_sample.metrics.quality import measure_quality
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -153,8 +154,8 @@ class Sweep:
     def row(self, weights: tuple[float, ...]) -> dict[str, Any]:
         """A candidate's figures: those kept, or measured now and kept."""
         path = self.folder(weights) / f"measured-{self.count}.json"
-        if path.exists():
-            return parse_json(path.read_bytes())
+        if (kept := kept_json(path)) is not None:
+            return kept
         pipe = self.trained(weights).to(self.accelerator.device)
         context = make_context(
             pipe, *self.rows, num_images=self.count, folder=path.parent, progress=self.show
@@ -166,7 +167,7 @@ class Sweep:
             "bits": found.bits,
             "distances": {space: _distances(found, space) for space in self.spaces},
         }
-        write_atomically(path, _json(row))
+        keep_json(path, row)
         return row
 
     def real(self) -> dict[str, float]:

@@ -43,7 +43,9 @@ class Limits:
     """How much is enough.
 
     Arguments:
-        small: Requests of fewer bytes are counted by their number of jobs alone.
+        small: Requests of no more bytes are no images.
+        spare: Bytes of an address and of all that are left to small requests where images take
+            the rest, so that clicks go through.
         request: Bytes of one request.
         address: Bytes of an address that are being read or worked on.
         total: Bytes of all.
@@ -56,6 +58,7 @@ class Limits:
     """
 
     small: int = MIB // 4
+    spare: int = 16 * MIB
     request: int = 14 * MIB  # an image of 10 MB in base64
     address: int = 48 * MIB
     total: int = 160 * MIB
@@ -244,12 +247,12 @@ class _Held:
         traffic.held[address] += count
         if self._size > limits.request:
             raise _too_large(limits)
-        if self._size <= limits.small:
-            return
-        in_minute = traffic.in_minute(address, count)
-        if traffic.held[address] > limits.address or in_minute > limits.minute:
+        is_small = self._size <= limits.small
+        more = limits.spare if is_small else 0
+        in_minute = 0 if is_small else traffic.in_minute(address, count)
+        if traffic.held[address] > limits.address + more or in_minute > limits.minute:
             raise Refused(429, "too much is coming from your address at once; wait a minute")
-        if sum(traffic.held.values()) > limits.total:
+        if sum(traffic.held.values()) > limits.total + more:
             raise Refused(429, "too much is coming in at once; try again in a minute")
 
     def release(self) -> None:

@@ -11,7 +11,7 @@ much each is worse than the energy-based prior.
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +21,21 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hebm_sample.config import TrainingRecord
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, clock, fingerprint
-from hebm_sample.evaluation.latent_ddpm import DDPM_FILE, LatentDenoiser, load_ddpm, sample_ddpm
+from hebm_sample.evaluation.latent_ddpm import (
+    DDPM_FILE,
+    LatentDenoiser,
+    TrainedDdpm,
+    latents_digest,
+    read_ddpm,
+    sample_ddpm,
+    told_by_run,
+)
 from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import sha256_of
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
 from hebm_sample.metrics.quality import measure_quality
@@ -37,8 +45,9 @@ from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.schedule import release_levels
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+from hebm_sample.training.record import check_rows
 
-__all__ = ["baseline_table", "joint_ebm", "run_baselines", "show_baselines"]
+__all__ = ["baseline_table", "joint_ebm", "run_baselines", "show_baselines", "who_wins"]
 
 JOINT_STEP = 0.1  # s of the joint EBM's chains, in training and sampling
 JOINT_CHAIN = 20
@@ -91,21 +100,38 @@ def _joint_settings(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def _generator_of(name: str, other: Pipeline, context: EvaluationContext) -> None:
-    """`UserInputError` unless both models have one generator."""
-    if other.config.generator == context.pipe.config.generator:
-        pairs = zip(
-            other.generator.state_dict().values(),
-            context.pipe.generator.state_dict().values(),
-            strict=True,
+def _check_generator(name: str, latents: str, context: EvaluationContext) -> None:
+    """`UserInputError` unless a baseline is of the very latents that are measured."""
+    if latents != latents_digest(context.pipe):
+        raise UserInputError(
+            f"baseline {name} has another generator or encoder than {context.pipe.name}; "
+            "train it with --generator of this model"
         )
-        # Half precision on disk: a copy may be off by its rounding.
-        if all(torch.allclose(a.cpu(), b.cpu(), rtol=2e-3, atol=1e-5) for a, b in pairs):
-            return
-    raise UserInputError(
-        f"baseline {name} has another generator than {context.pipe.name}; "
-        "train it with --generator of this model"
-    )
+
+
+def _check_rows(
+    name: str, records: Sequence[TrainingRecord], context: EvaluationContext
+) -> str | None:
+    """What is not known of the rows that a baseline was trained on, in words; `UserInputError` if
+    rows that are held out here are among them.
+    """
+    if context.training is None or context.held_out is None:
+        return None
+    return check_rows(f"baseline {name}", records, context.training, context.held_out) or None
+
+
+def _checked_ddpm(name: str, folder: Path, context: EvaluationContext) -> TrainedDdpm:
+    """A latent DDPM of this very generator and encoder, with the record of its rows."""
+    found = told_by_run(read_ddpm(folder), folder, context.pipe)
+    if found.net.shapes != context.pipe.generator.latent_shapes:
+        raise UserInputError(f"baseline {name} is for latents of other shapes")
+    if found.latents is None or found.record is None:
+        raise UserInputError(
+            f"{folder / DDPM_FILE} does not say which generator and rows it was trained with; "
+            f"train it again: hebm-train baseline ddpm --generator {context.pipe.name}"
+        )
+    _check_generator(name, found.latents, context)
+    return found
 
 
 class _Samples(NamedTuple):
@@ -134,11 +160,15 @@ def _size(module: nn.Module | None) -> int | None:
 
 
 def _ddpm_samples(
-    context: EvaluationContext, folder: Path, net: LatentDenoiser, steps: int, eta: float
+    context: EvaluationContext, net: LatentDenoiser, digest: str, steps: int, eta: float
 ) -> tuple[Latents, float]:
-    """u of the context's seeds and the seconds that they took, kept in its folder."""
+    """u of the context's seeds and the seconds that they took, kept in its folder.
+
+    Arguments:
+        digest: The sha256 of the net's file.
+    """
     shapes, device = context.pipe.generator.latent_shapes, context.pipe.device
-    net, digest = net.to(device), sha256_of(folder / DDPM_FILE)
+    net = net.to(device)
 
     def make(start: int, stop: int) -> dict[str, Tensor]:
         seconds, parts = 0.0, []
@@ -165,27 +195,57 @@ def _ddpm_samples(
 
 def _samples_of(
     context: EvaluationContext, folders: Mapping[str, Path | str]
-) -> dict[str, _Samples]:
-    """Latents of every baseline, and what they took."""
-    found: dict[str, _Samples] = {}
-    for name, folder in folders.items():
-        run = _training(Path(folder))
-        if (Path(folder) / DDPM_FILE).is_file():
-            net = load_ddpm(folder)
-            if net.shapes != context.pipe.generator.latent_shapes:
-                raise UserInputError(f"baseline {name} is for latents of other shapes")
-            for steps, eta in DDPM_SAMPLERS:
-                title = f"{name}, {steps} {'ancestral' if eta else 'deterministic'} steps"
-                found[title] = _Samples(
-                    *_ddpm_samples(context, Path(folder), net, steps, eta), _size(net), *run
-                )
+) -> tuple[dict[str, _Samples], list[str]]:
+    """Latents of every baseline and what they took, and what is not known of their rows. All are
+    checked before the first is sampled.
+    """
+    known = {
+        name: _checked_ddpm(name, Path(folder), context)
+        if (Path(folder) / DDPM_FILE).is_file()
+        else Pipeline.from_pretrained(folder, device=context.pipe.device)
+        for name, folder in folders.items()
+    }
+    notes: list[str | None] = []
+    for name, other in known.items():
+        if isinstance(other, TrainedDdpm):
+            assert other.record is not None
+            notes.append(_check_rows(name, [other.record], context))
             continue
-        other = Pipeline.from_pretrained(folder, device=context.pipe.device)
-        _generator_of(name, other, context)
+        _check_generator(name, latents_digest(other), context)
+        notes.append(_check_rows(name, other.config.training, context))
+    found: dict[str, _Samples] = {}
+    for name, other in known.items():
+        run = _training(Path(folders[name]))
+        if isinstance(other, TrainedDdpm):
+            found |= _all_ddpm_samples(context, name, other, run)
+            continue
         own = context.of_model(other).samples("ebm")
         title = f"{name}, {other.config.sampling.steps} gradients"
         found[title] = _Samples(*own, _size(other.prior), *run)
+    return found, [note for note in notes if note]
+
+
+def _all_ddpm_samples(
+    context: EvaluationContext,
+    name: str,
+    ddpm: TrainedDdpm,
+    run: tuple[int | None, float | None],
+) -> dict[str, _Samples]:
+    """Of a latent DDPM, in each way that it is sampled."""
+    found = {}
+    for steps, eta in DDPM_SAMPLERS:
+        title = f"{name}, {steps} {'ancestral' if eta else 'deterministic'} steps"
+        drawn = _ddpm_samples(context, ddpm.net, ddpm.digest, steps, eta)
+        found[title] = _Samples(*drawn, _size(ddpm.net), *run)
     return found
+
+
+def _own_training(records: Sequence[TrainingRecord]) -> tuple[int | None, float | None]:
+    """Steps and seconds of all runs of the energies, as the model's config tells them."""
+    runs = [record for record in records if record.part == "prior"]
+    if not runs:
+        return None, None
+    return sum(r.steps for r in runs), sum(r.seconds for r in runs)
 
 
 @usual_defaults()
@@ -196,21 +256,24 @@ def run_baselines(
 
     Arguments:
         folders: Name to a folder of `train_ddpm`, or a model with the same generator.
+
+    Raises:
+        UserInputError: A baseline has another generator or encoder, was trained on rows that are
+            held out here, or does not say so.
     """
     steps = context.pipe.sampling_config(**context.sampling).steps
     own = f"energy-based prior, {steps} gradients"
+    others, notes = _samples_of(context, folders)
+    pipe, run = context.pipe, _own_training(context.pipe.config.training)
     samples = {
         "N(0, I)": _Samples(*context.samples("gaussian"), 0),
-        own: _Samples(*context.samples("ebm"), _size(context.pipe.prior)),
-        **_samples_of(context, folders),
+        own: _Samples(*context.samples("ebm"), _size(pipe.prior), *run),
+        **others,
     }
-    features = {"reconstructions": context.features("reconstructions", spaces)}
-    for name, found in samples.items():
-        kept_as = {"N(0, I)": "gaussian", own: "ebm"}.get(name)
-        if kept_as is not None:
-            features[name] = context.features(kept_as, spaces)
-        else:
-            features[name] = context.features_of(f"baseline {name}", found.u, spaces)
+    kept = {"reconstructions": "reconstructions", "N(0, I)": "gaussian", own: "ebm"}
+    features = {name: context.features(of, spaces) for name, of in kept.items()}
+    for name, found in others.items():
+        features[name] = context.features_of(f"baseline {name}", found.u, spaces)
     reference = context.features("reference", spaces)
     decoding = _decoding_seconds(context)
     by_space = {
@@ -220,6 +283,7 @@ def run_baselines(
     return {
         "count": context.num_images,
         "own": own,
+        "notes": notes,
         "decoding_seconds_per_image": decoding,
         "spaces": by_space,
         "seeds": spread,
@@ -357,8 +421,32 @@ def show_baselines(found: dict[str, Any]) -> list[Block]:
     ]
     for space, rows in found["spaces"].items():
         differences = found.get("differences", {}).get(space, {})
-        blocks += [Text(f"In {space}:"), baseline_table(rows, differences)]
+        who = who_wins(rows, differences, found["own"]) if "own" in found else ""
+        blocks += [Text(f"In {space}: {who}"), baseline_table(rows, differences)]
+    blocks += [Text(f"Note: {note}.") for note in found.get("notes", ())]
     return blocks
+
+
+def who_wins(rows: Mapping[str, Any], differences: Mapping[str, Any], own: str) -> str:
+    """A sentence on which prior is nearest to the reference; a lead of less than two standard
+    errors is none.
+    """
+    priors = {
+        name: row["frechet"]
+        for name, row in rows.items()
+        if name != "reconstructions" and row["frechet"] is not None
+    }
+    best = min((name for name in priors if name != own), key=lambda name: priors[name])
+    lead = differences.get(best)
+    if lead is None:  # too few images for sets of seeds
+        nearest = min(priors, key=lambda name: priors[name])
+        return f"nearest to the reference is {nearest}."
+    by = f"{number(abs(lead['value']), 2)} ± {number(lead['error'], 2)}"
+    if abs(lead["value"]) < 2 * lead["error"]:
+        return f"the energy-based prior and {best} are level, within two standard errors ({by})."
+    if lead["value"] > 0:
+        return f"the energy-based prior wins; the next, {best}, is {by} above it."
+    return f"{best} wins, {by} below the energy-based prior."
 
 
 def _millions(count: int | None) -> str:

@@ -4,6 +4,7 @@ Value j of a variable of the model is label j of its column.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from hebm_sample.config import SymbolConfig
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError
-from hebm_sample.evaluation.distances import cache_path
+from hebm_sample.evaluation.distances import cache_path, kept_network
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.attribute_classifier import (
     AttributeClassifier,
@@ -118,19 +119,31 @@ def find_attribute_classifier(
     steps = steps or max(2, CLASSIFIER_EPOCHS * len(training) // CLASSIFIER_BATCH)
     key = [CLASSIFIER_RECIPE, steps, columns, training.identity]
     path = out or cache_path("judges", key, cache_dir)
-    if out is None and path.is_file():
-        return load_attribute_classifier(path, device=device)
+    load = partial(load_attribute_classifier, device=device)
+    known = kept_network(path, load) if out is None else None
+    if known is not None:
+        return known[0], _report_on(known, held_out)
     labels = {column: training.labels[column] for column in columns}
     batch = min(CLASSIFIER_BATCH, len(training))
     classifier, report = train_attribute_classifier(
         training.images, labels, steps=steps, batch_size=batch, device=device, progress=progress
     )
-    predictions = classifier.predict(np.asarray(held_out.images))
-    report |= {"data": training.identity, "held_out": held_out.identity}
-    report["columns"] = accuracies(predictions, held_out.labels)
+    report = _report_on((classifier, report | {"data": training.identity}), held_out)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_attribute_classifier(classifier, path, report)
     return classifier, report
+
+
+def _report_on(
+    found: tuple[AttributeClassifier, dict[str, Any]], held_out: ImageDataset
+) -> dict[str, Any]:
+    """A classifier's report with its accuracies on these very held-out images."""
+    classifier, report = found
+    if report.get("held_out") == held_out.identity:
+        return report
+    predictions = classifier.predict(np.asarray(held_out.images))
+    columns = accuracies(predictions, held_out.labels)
+    return report | {"held_out": held_out.identity, "columns": columns}
 
 
 _RENAMED = {"find_judge": find_attribute_classifier, "parse_wish": parse_condition}

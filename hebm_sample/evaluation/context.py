@@ -4,9 +4,9 @@
     held-out           u ~ q(u | x), -log p(x | h_{L+1}) and KL per group, of all held-out images
 
 With a folder these are kept there as safetensors, 500 images per file, under a key of the
-package's version, the model, the sampler and the data: a measurement that was interrupted goes on
-where it was, and a second one reads them. Images are decoded again each time, which costs little
-beside the chains.
+package's version, the model, the sampler and the data, and with a hash of what they hold: a
+measurement that was interrupted goes on where it was, a second one reads them, and what is damaged
+is made again. Images are decoded again each time, which costs little beside the chains.
 """
 
 import hashlib
@@ -20,8 +20,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,6 +30,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.images import to_uint8
+from hebm_sample.io.kept import damaged, open_tensors, tensor_bytes
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.metrics.features import extract
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -336,12 +335,14 @@ class EvaluationContext:
         digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{start:06}-{digest}.safetensors"
         try:
-            with safe_open(path, framework="pt") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            found = make(start, stop)
+            return open_tensors(path.read_bytes(), hashed=True)[0]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            damaged(path, error)
+        found = make(start, stop)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, serialise({k: v.contiguous() for k, v in found.items()}))
+        write_atomically(path, tensor_bytes({k: v.contiguous() for k, v in found.items()}))
         return found
 
 

@@ -37,6 +37,7 @@ from hebm_sample.evaluation.control_results import (
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.metrics.attribute_classifier import Predictions, accuracies
+from hebm_sample.pipeline.editing import flow_options
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.label_columns import values_of
 
@@ -205,6 +206,15 @@ def _lacking(
     return np.asarray(dataset.images[rows])
 
 
+def _check_edit(context: ControlContext, dataset: ImageDataset, plan: ControlPlan) -> None:
+    """`UserInputError` before anything is sampled for an edit that cannot be measured."""
+    if plan.edit is None:
+        return
+    _lacking(context, dataset, plan.edit, 1)
+    if plan.edit_method == "flow":
+        flow_options(context.pipe.model, dict(context.sampling))
+
+
 def _edited(context: ControlContext, images: np.ndarray, plan: ControlPlan) -> Tensor:
     """Edited images, (N, 3, S, S) in [0, 1]."""
     edited = []
@@ -369,6 +379,7 @@ def control(
         progress,
         {k: v for k, v in sampling.items() if v is not None},
     )
+    _check_edit(context, held_out, plan)
     figures = _of_samples(context, names, plan, announce)
     announce("edits and layers")
     return Control(

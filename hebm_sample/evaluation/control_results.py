@@ -21,6 +21,7 @@ from hebm_sample import __version__
 from hebm_sample.config import EDIT_GUIDANCE, require, require_integer, require_range
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
+from hebm_sample.metrics.statistics import error_at_an_end
 from hebm_sample.pipeline.editing import EditMethod
 
 __all__ = [
@@ -95,12 +96,15 @@ class Share:
 
     @classmethod
     def of(cls, hits: np.ndarray | Sequence[bool]) -> "Share":
-        """From one truth value per image, all independent: the binomial error."""
+        """From one truth value per image, all independent: the binomial error; of none or all of
+        them, where that is 0, `error_at_an_end`.
+        """
         found = np.asarray(hits, dtype=bool)
         if not found.size:
             return cls(math.nan, math.nan, 0)
         share = float(found.mean())
-        return cls(share, math.sqrt(share * (1 - share) / found.size), found.size)
+        binomial = math.sqrt(share * (1 - share) / found.size)
+        return cls(share, binomial or error_at_an_end(found.size), found.size)
 
     @classmethod
     def clustered(cls, hits: np.ndarray) -> "Share":
@@ -109,6 +113,8 @@ class Share:
         """
         means = np.asarray(hits, dtype=np.float64).mean(axis=1)
         spread = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        if means.mean() in (0.0, 1.0):
+            spread = error_at_an_end(len(means))
         return cls(float(means.mean()), float(spread), hits.size)
 
     def __str__(self) -> str:
@@ -157,9 +163,10 @@ class Variable:
         column: Of the data, that has its labels.
         values: How many it can take.
         conditions: The values that were asked for, each alone.
-        by_guidance: Rates over all of them, by guidance. Unconditional samples are others for each
-            value: over the same ones the mean would be one over their number, whatever the model
-            does. With a condition values share their seeds, and the error knows that.
+        by_guidance: Rates over all of them, by guidance. Without a condition their expectation is
+            one over their number, whatever the model does; the samples are others for each value,
+            so that the error is that of such a rate. With a condition values share their seeds,
+            and the error knows that.
         real, reconstructed: The classifier's accuracies on held-out images and on their
             reconstructions, as `metrics.attribute_classifier.accuracies` gives them; empty
             without labels.

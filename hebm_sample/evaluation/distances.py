@@ -17,18 +17,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hebm_sample import __version__
 from hebm_sample.config import require_integer
 from hebm_sample.data.dataset import ImageDataset
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation.context import EvaluationContext, as_bytes
 from hebm_sample.evaluation.held_out import held_out_by, open_held_out
 from hebm_sample.evaluation.reference import find_set
 from hebm_sample.generator.likelihood import bits_per_dimension
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import cache_home
+from hebm_sample.io.kept import damaged
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
 from hebm_sample.metrics import (
@@ -53,6 +54,7 @@ __all__ = [
     "make_context",
     "make_context_without_data",
     "held_out_by",
+    "kept_network",
     "measure",
     "open_held_out",
 ]
@@ -62,6 +64,7 @@ DEFAULT_FEATURE_STEPS = 1200
 DEFAULT_IMAGES = 2000
 PCA_ROWS = 8000
 FEWEST_LABELS = 20
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,22 @@ def cache_path(folder: str, key: list[Any], cache_dir: Path | None = None) -> Pa
     return home / folder / f"{name}.safetensors"
 
 
+def kept_network(path: Path, load: Callable[..., Loaded]) -> Loaded | None:
+    """What a cache has there; None where there is nothing, or what there is was damaged since, of
+    which a line is said.
+
+    Arguments:
+        load: The reader of such a file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return load(path, hashed=True)
+    except WeightsError as error:
+        damaged(path, str(error).partition("; train it again")[0])
+        return None
+
+
 @usual_defaults()
 def feature_spaces(
     training: ImageDataset,
@@ -175,15 +194,12 @@ def feature_spaces(
     elif labels:
         steps = steps or DEFAULT_FEATURE_STEPS
         path = cache_path("features", [FEATURE_RECIPE, steps, training.identity], cache_dir)
-        if path.is_file():
-            net, report = load_extractor(path)
-        else:
-            net, report = train_feature_net(
-                training.images, labels, steps=steps, progress=progress
-            )
+        known = kept_network(path, load_extractor)
+        if known is None:
+            known = train_feature_net(training.images, labels, steps=steps, progress=progress)
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_extractor(net, path, report)
-        spaces[net.name] = (net, report)
+            save_extractor(known[0], path, known[1])
+        spaces[known[0].name] = known
     rows = training.images[:PCA_ROWS]
     pca = PcaFeatures(min(100, len(rows) - 1))
     pca.fit(rows)

@@ -25,45 +25,55 @@ is deterministic. A diffusion model of a generator's latents is Rombach et al., 
 Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752).
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from hebm_sample.config import require_integer, require_range
+from hebm_sample.config import TrainingRecord, require_integer, require_range
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import write_atomically
+from hebm_sample.io.files import MAX_FILE_BYTES, parse_json, read_capped, write_atomically
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
+from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.network import LevelEmbedding
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.probability_flow import flow_levels
-from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.checkpoint import latest_checkpoint, load_part, read_state
 from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import Images, PriorObjective, stratified
+from hebm_sample.training.heldout import BATCH, heldout_figures
+from hebm_sample.training.record import record_of, same_rows
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = [
     "DDPM_FILE",
     "DenoisingObjective",
     "LatentDenoiser",
+    "TrainedDdpm",
+    "latents_digest",
     "load_ddpm",
     "matching_width",
+    "read_ddpm",
     "sample_ddpm",
     "save_ddpm",
+    "told_by_run",
     "train_ddpm",
 ]
 
@@ -262,26 +272,97 @@ def sample_ddpm(
     return u
 
 
-def save_ddpm(net: LatentDenoiser, path: Path) -> None:
-    """Write weights and settings to one safetensors file; raises `EnvironmentFailure`."""
+class TrainedDdpm(NamedTuple):
+    """What a file holds: the net, the file's sha256, `latents_digest` of the model that it was
+    trained for and the record of its training, None where the file does not say.
+    """
+
+    net: LatentDenoiser
+    digest: str
+    latents: str | None
+    record: TrainingRecord | None
+
+
+def latents_digest(model: Pipeline) -> str:
+    """The sha256 of what u means in a model: T, and the encoder where it has one, in half
+    precision as they are on disk. Image decoders, which can be trained further, do not count.
+    """
+    networks: list[nn.Module] = [model.generator]
+    if model.has_encoder:
+        networks.append(model.encoder)
+    decoders = ("decoder.", "likelihood.", "sharp.")
+    return content_digest(*networks, stored=torch.float16, without=decoders)
+
+
+def save_ddpm(
+    net: LatentDenoiser, path: Path, latents: str = "", record: TrainingRecord | None = None
+) -> None:
+    """Write weights and settings to one safetensors file; raises `EnvironmentFailure`.
+
+    Arguments:
+        latents: `latents_digest` of the model that it was trained for.
+        record: Of its training.
+    """
     header = {"format_version": str(FORMAT_VERSION), "settings": json.dumps(net.settings())}
+    header |= {"latents": latents} if latents else {}
+    header |= {} if record is None else {"training": json.dumps(record.to_dict())}
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     write_atomically(path, serialise(tensors, header))
 
 
-@usual_defaults()
 def load_ddpm(folder: str | Path) -> LatentDenoiser:
     """What a run of `train_ddpm` left in `folder`; `UserInputError` where there is nothing."""
+    return read_ddpm(folder).net
+
+
+@usual_defaults()
+def read_ddpm(folder: str | Path) -> TrainedDdpm:
+    """The same, with what the file says of it; the file is read once."""
     path = Path(folder) / DDPM_FILE
     if not path.is_file():
         raise UserInputError(f"{folder} has no {DDPM_FILE}; train one with hebm-train baseline")
+    data = read_capped(path, MAX_FILE_BYTES)
     try:
-        with safe_open(path, framework="pt") as file:
-            net = LatentDenoiser(**json.loads((file.metadata() or {})["settings"]))
-            net.load_state_dict({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118
+        size = int.from_bytes(data[:8], "little")
+        header = parse_json(data[8 : 8 + size]).get("__metadata__") or {}
+        net = LatentDenoiser(**json.loads(header["settings"]))
+        net.load_state_dict(parse_tensors(data))
+        record = header.get("training") and TrainingRecord.from_dict(
+            json.loads(header["training"])
+        )
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is no usable latent DDPM ({error}); train it again") from error
-    return net.requires_grad_(False).eval()
+    net = net.requires_grad_(False).eval()
+    return TrainedDdpm(
+        net, hashlib.sha256(data).hexdigest(), header.get("latents"), record or None
+    )
+
+
+def told_by_run(found: TrainedDdpm, run: Path, model: Pipeline) -> TrainedDdpm:
+    """A file that says nothing of its training, with what the checkpoint of its run proves: that
+    the net is the run's, and the model's networks those that it was trained with.
+    """
+    checkpoint = latest_checkpoint(run)
+    if found.latents is not None or checkpoint is None or not model.has_encoder:
+        return found
+    state = read_state(checkpoint)
+    if state["identity"]["kind"] != "ddpm" or not state["finished"]:
+        return found
+    net = LatentDenoiser(**found.net.settings())
+    try:
+        load_part(checkpoint, "ema", "module.", net)
+    except WeightsError:
+        return found
+    frozen = content_digest(model.generator, model.encoder, without=("sharp.",))
+    same = content_digest(net) == content_digest(found.net.cpu())
+    if not same or state["identity"]["data"].split(" ")[-1] != frozen:
+        return found
+    return found._replace(latents=latents_digest(model), record=_record(state))
+
+
+def _record(state: dict[str, Any]) -> TrainingRecord:
+    """Of a run's state; a DDPM stands in the prior's place."""
+    return record_of({**state, "identity": {**state["identity"], "kind": "prior"}})
 
 
 @usual_defaults()
@@ -301,13 +382,18 @@ def train_ddpm(
     Arguments:
         preset: Its prior's sigmas and settings.
         model: Generator, encoder, and the energies whose number of parameters is matched.
-        images: All rows; those that the settings' `validation` says are kept apart.
+        images: All rows; those that the settings' `validation` says are kept apart. The weights
+            that are best on them are kept, as of the energies.
         resume: Go on from the folder's newest whole checkpoint.
         accelerator: accelerate's engine; made if None.
+
+    Raises:
+        UserInputError: The generator was trained on other rows of these data.
     """
     accelerator = accelerator or make_accelerator()
     settings, device = agreed(preset.prior_settings, accelerator), accelerator.device
-    training, _ = images.split(settings.validation)
+    training, validation = images.split(settings.validation)
+    same_rows(model.name, model.config.training, training)
     objective = _objective(preset, model.to(device), device)
     net = objective.net
     folder, ended = Path(folder), has_ended(Path(folder), DDPM_FILE)
@@ -321,8 +407,9 @@ def train_ddpm(
     former = f"{training.identity} ddpm {net.width}"
     sigmas = net.sigma_min, preset.prior.sigma_max
     identity = f"{former} {sigmas} {content_digest(model.generator, model.encoder)}"
+    task = Task("ddpm", objective, net, model.config, preview, identity, former=(former, ""))
     result = train(
-        Task("ddpm", objective, net, model.config, preview, identity, former=(former, "")),
+        replace(task, evaluate=_evaluation(objective, validation, settings, device)),
         training,
         settings,
         folder,
@@ -332,8 +419,26 @@ def train_ddpm(
     )
     if not ended:
         learned = cast("LatentDenoiser", result.learner)
-        by_first(accelerator, lambda: save_ddpm(learned, folder / DDPM_FILE))
+        told = latents_digest(model), _record(result.state)
+        by_first(accelerator, lambda: save_ddpm(learned, folder / DDPM_FILE, *told))
     return result
+
+
+def _evaluation(
+    objective: DenoisingObjective,
+    validation: ImageDataset,
+    settings: TrainSettings,
+    device: torch.device,
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """The loss of a net on held-out images; None where there are none."""
+
+    def evaluate(learner: nn.Module) -> dict[str, float]:
+        net = cast("LatentDenoiser", learner)
+        measured = DenoisingObjective(objective.frozen, net, objective.sigma_max)
+        names, at_once = {"drop": "heldout_gain"}, settings.at_once(BATCH)
+        return heldout_figures(measured, validation, settings.heldout, device, names, at_once)
+
+    return evaluate if len(validation) else None
 
 
 def _objective(preset: Preset, model: Pipeline, device: torch.device) -> DenoisingObjective:

@@ -264,12 +264,15 @@ def _of_chain(chain: _Chain, state: LevelState) -> LevelDiagnostics:
 
 @dataclass(frozen=True)
 class StepCheck:
-    """Acceptance at one level for one step scale c, s = c B_t; means over images."""
+    """Acceptance at one level for one step scale c, s = c B_t; means over images, and the
+    acceptance's standard error.
+    """
 
     level: int
     step_scale: float
     acceptance: float
     effective_step: float
+    acceptance_error: float = math.nan
 
 
 @usual_defaults()
@@ -310,8 +313,10 @@ def check_steps(
                 kernel=chain.config.kernel,
                 reference_variance=reference,
             )
-            mean = float(rate.mean())
-            found.append(StepCheck(t, scale, mean, scale * mean))
+            # Not `mean_figure`: rates of 1 are exact, they are no answers that are all right.
+            mean, count = float(rate.mean()), len(rate)
+            error = float(rate.double().std()) / math.sqrt(count) if count > 1 else math.nan
+            found.append(StepCheck(t, scale, mean, scale * mean, error))
     return found
 
 

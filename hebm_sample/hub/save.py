@@ -21,6 +21,7 @@ from hebm_sample.hub.manifest import (
     CALIBRATION_NAME,
     MANIFEST_NAME,
     MAX_CALIBRATION_BYTES,
+    MODEL_FILES,
     FileRow,
     ModelRow,
     read_row,
@@ -304,47 +305,84 @@ def _install(staging: Path, folder: Path, overwrite: bool) -> None:
         sync_folder(folder)
 
 
-def write_config(folder: Path, config: ModelConfig) -> ModelRow:
+def write_config(folder: Path, config: ModelConfig, *, loaded: ModelRow | None = None) -> ModelRow:
     """Write a model folder's `config.json` anew and enter it into the folder's row, which stays as
-    it is otherwise; returns the row. While it is written the folder has no row and is refused.
+    it is otherwise; returns the row.
+
+    Arguments:
+        loaded: The row of the model that `config` is of, read before it was loaded.
 
     Raises:
+        UserInputError: The folder holds another model than `loaded` by now.
         WeightsError: The folder has no manifest.
-        EnvironmentFailure: It cannot be written.
+        EnvironmentFailure: It cannot be written; what was there is left.
     """
-    data = _described(config)
-    read_row(folder)  # there must be one
-    with exclusive(folder):
-        row = read_row(folder)
-        (folder / MANIFEST_NAME).unlink()
-        write_atomically(folder / "config.json", data)
-        file = FileRow(len(data), hashlib.sha256(data).hexdigest())
-        row = replace(row, files={**row.files, "config.json": file})
-        write_manifest(folder / MANIFEST_NAME, [row])
-    return row
+    return _replace_part(folder, "config.json", _described(config), loaded)
 
 
-def write_calibration(folder: Path, calibration: "Calibration") -> ModelRow:
+def write_calibration(
+    folder: Path, calibration: "Calibration", *, loaded: ModelRow | None = None
+) -> ModelRow:
     """Write `calibration.json` into a model folder and enter it into the folder's row, which stays
-    as it is otherwise; returns the row.
-
-    Raises:
-        UserInputError: It is larger than any that is read; nothing is written.
-        WeightsError: The folder has no manifest.
-        EnvironmentFailure: It cannot be written.
+    as it is otherwise; returns the row. Arguments and errors as of `write_config`, and
+    `UserInputError` for one that is larger than any that is read.
     """
-    data = _json(calibration)
+    return _replace_part(folder, CALIBRATION_NAME, _json(calibration), loaded)
+
+
+def _replace_part(folder: Path, name: str, data: bytes, loaded: ModelRow | None) -> ModelRow:
+    """Replace one file of a model folder, and the row with it; returns the row.
+
+    Both are whole beside their places before the first of them is renamed, and where the second
+    rename fails the old file comes back: the folder holds the old model or the new one.
+    """
     read_row(folder)  # there must be one
-    with exclusive(folder):
-        row = read_row(folder)
-        # Without the file at first: the folder is a whole model at every moment.
-        files = {name: file for name, file in row.files.items() if name != CALIBRATION_NAME}
-        write_manifest(folder / MANIFEST_NAME, [replace(row, files=files)])
-        write_atomically(folder / CALIBRATION_NAME, data)
-        file = FileRow(len(data), hashlib.sha256(data).hexdigest())
-        row = replace(row, files={**files, CALIBRATION_NAME: file})
-        write_manifest(folder / MANIFEST_NAME, [row])
-    return row
+    try:
+        with exclusive(folder), _staging_for(folder) as staging:
+            row = read_row(folder)
+            _same_model(folder, row, loaded)
+            file = FileRow(len(data), hashlib.sha256(data).hexdigest())
+            changed = replace(row, files={**row.files, name: file})
+            write_atomically(staging / name, data)
+            write_manifest(staging / MANIFEST_NAME, [changed])
+            _exchange(folder, staging, name)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"{folder / name} cannot be written: {error.strerror or error}; the folder is as it "
+            "was"
+        ) from error
+    return changed
+
+
+def _same_model(folder: Path, row: ModelRow, loaded: ModelRow | None) -> None:
+    """`UserInputError` if the folder's description or weights are no longer those loaded."""
+    if loaded is None:
+        return
+    old, new = ({name: r.files.get(name) for name in MODEL_FILES} for r in (loaded, row))
+    if old != new:
+        other = ", ".join(name for name in MODEL_FILES if old[name] != new[name])
+        raise UserInputError(
+            f"{folder} holds another model than the one that was measured (another {other} was "
+            "written there meanwhile), so nothing is written; give the same line again"
+        )
+
+
+def _exchange(folder: Path, staging: Path, name: str) -> None:
+    """Rename a staged file and its manifest into their places, or neither."""
+    old = staging / f"{name}.old"
+    if (folder / name).exists():
+        write_atomically(old, (folder / name).read_bytes())
+    os.replace(staging / name, folder / name)
+    try:
+        os.replace(staging / MANIFEST_NAME, folder / MANIFEST_NAME)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+        raise
+    finally:
+        sync_folder(folder)
 
 
 def _described(config: ModelConfig) -> bytes:

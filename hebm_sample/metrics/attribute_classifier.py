@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.io.defaults import usual_defaults
+from hebm_sample.io.files import MAX_FILE_BYTES, read_capped
+from hebm_sample.io.kept import open_tensors
 from hebm_sample.metrics.classifiers import (
     UNKNOWN,
     ClassifierRecipe,
@@ -236,9 +237,12 @@ def save_attribute_classifier(
 
 @usual_defaults()
 def load_attribute_classifier(
-    path: str | Path, *, device: str | torch.device = "cpu"
+    path: str | Path, *, device: str | torch.device = "cpu", hashed: bool = False
 ) -> tuple[AttributeClassifier, dict[str, Any]]:
     """What `save_attribute_classifier` wrote: the classifier in evaluation mode, and its report.
+
+    Arguments:
+        hashed: Refuse a file of an earlier release, without a hash of its content.
 
     Raises:
         UserInputError: There is no such file.
@@ -249,9 +253,8 @@ def load_attribute_classifier(
             f"there is no attribute classifier {path}; train one with hebm-train classifier"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        data = read_capped(Path(path), MAX_FILE_BYTES)
+        tensors, header = open_tensors(data, hashed=hashed)
         if (header["kind"], header["format_version"]) != (
             AttributeClassifier.kind,
             str(FORMAT_VERSION),
@@ -260,7 +263,7 @@ def load_attribute_classifier(
         classifier = AttributeClassifier(**json.loads(header["settings"]))
         classifier.load_state_dict(tensors)
         report = json.loads(header["metadata"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(
             f"{path} is no usable attribute classifier ({reason}); train it again"

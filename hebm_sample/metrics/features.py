@@ -18,15 +18,14 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import write_atomically
+from hebm_sample.io.files import MAX_FILE_BYTES, read_capped, write_atomically
+from hebm_sample.io.kept import open_tensors, tensor_bytes
 
 __all__ = [
     "Extractor",
@@ -252,7 +251,7 @@ def save_extractor(
 ) -> None:
     """Write weights and JSON metadata (such as the training report) to one safetensors file.
 
-    All or nothing. Raises `EnvironmentFailure` if it cannot be
+    All or nothing, with a hash of the content. Raises `EnvironmentFailure` if it cannot be
     written.
     """
     header = {
@@ -262,14 +261,17 @@ def save_extractor(
         "metadata": json.dumps(dict(metadata or {}), sort_keys=True),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in extractor.state_dict().items()}
-    write_atomically(Path(path), serialise(tensors, header))
+    write_atomically(Path(path), tensor_bytes(tensors, header))
 
 
 @usual_defaults()
 def load_extractor(
-    path: str | Path, *, device: str | torch.device = "cpu"
+    path: str | Path, *, device: str | torch.device = "cpu", hashed: bool = False
 ) -> tuple[Extractor, dict[str, Any]]:
     """What `save_extractor` wrote: the extractor in evaluation mode, and its metadata.
+
+    Arguments:
+        hashed: Refuse a file of an earlier release, without a hash of its content.
 
     Raises:
         UserInputError: There is no such file.
@@ -279,9 +281,7 @@ def load_extractor(
     if not path.is_file():
         raise UserInputError(f"there is no feature file {path}; train one first")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, header = open_tensors(read_capped(path, MAX_FILE_BYTES), hashed=hashed)
         if header["format_version"] != str(FORMAT_VERSION):
             raise ValueError(
                 f"format_version {header['format_version']}, this release reads {FORMAT_VERSION}"
@@ -292,7 +292,7 @@ def load_extractor(
         extractor = kinds[header["kind"]](**json.loads(header["settings"]))
         extractor.load_state_dict(tensors)
         metadata = json.loads(header["metadata"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(
             f"{path} is not a usable feature file ({error}); train it again"
         ) from error

@@ -7,8 +7,10 @@ a group at a time and all groups together:
     accuracy   of a classifier on rows that did not train it (Lopez-Paz and Oquab, "Revisiting
                Classifier Two-Sample Tests", arXiv 1610.06545): 0.5 is closed, 1 is open. The joint
                one saturates: it has the sum of many small differences.
-    KL bound   E_q[T] - log E_p[exp T] <= KL(q || p) in nats (Donsker and Varadhan), T the
-               classifier's log odds, on the same rows
+    KL         the estimate E_q[T] - log E_p[exp T] in nats, T the classifier's log odds, on the
+               same rows. With expectations it is a lower bound of KL(q || p) (Donsker and
+               Varadhan); the mean over n rows in the place of E_p misses the rare rows that make
+               exp T, so that the estimate is too large where KL is not small beside log n.
     MMD^2      with a Gaussian kernel of median width, unbiased
 
 Two classifiers, because each is blind to something: `quadratic` is a logistic regression on the

@@ -7,6 +7,10 @@ under Two or More Correlated Receiver Operating Characteristic Curves" (1988): w
 v_i = share of `low` below high_i and w_j = share of `high` above low_j, ties counted half,
 
     SE^2 = var(v) / n_high + var(w) / n_low
+
+Where all of n answers are right, or none, that error is 0 although the share need not be; there it
+is how far the interval of one standard error of Wilson, "Probable Inference, the Law of
+Succession, and Statistical Inference" (1927) reaches: 1 / (n + 1).
 """
 
 import math
@@ -16,7 +20,7 @@ import numpy as np
 
 from hebm_sample.errors import UserInputError
 
-__all__ = ["Figure", "auroc", "check_groups", "mean_figure"]
+__all__ = ["Figure", "auroc", "check_groups", "error_at_an_end", "mean_figure"]
 
 
 class Figure(NamedTuple):
@@ -41,10 +45,19 @@ def check_groups(num_groups: int, count: int) -> None:
         )
 
 
+def error_at_an_end(count: int) -> float:
+    """Of a share of `count` values that is 0 or 1."""
+    return 1 / (count + 1)
+
+
 def mean_figure(values: np.ndarray) -> Figure:
-    """Mean and standard error of independent values (N,); the error of one value is nan."""
+    """Mean and standard error of independent values (N,); the error of one value is nan. Of
+    answers that are all right or all wrong it is `error_at_an_end`.
+    """
     values = np.asarray(values, dtype=np.float64)
     spread = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if len(values) > 1 and (not values.any() or (values == 1).all()):
+        spread = error_at_an_end(len(values))
     return Figure(float(values.mean()), float(spread))
 
 
@@ -71,4 +84,6 @@ def auroc(low: np.ndarray, high: np.ndarray) -> Figure:
         raise UserInputError("an AUROC needs finite numbers; some are not")
     v, w = _placements(high, low), 1 - _placements(low, high)
     error = math.sqrt(v.var(ddof=1) / len(v) + w.var(ddof=1) / len(w))
+    if v.mean() in (0.0, 1.0):
+        error = error_at_an_end(min(len(v), len(w)))
     return Figure(float(v.mean()), error)

@@ -98,7 +98,7 @@ def edit(
     require_choice("output_type", output_type, OutputType)
     model, inverted = sampler.model, method == "flow"
     if inverted:
-        options = _flow_options(model, options)
+        options = flow_options(model, options)
     free = model.group_indices(groups)
     level = model.level_near(strength, below_noise=inverted)
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
@@ -124,7 +124,7 @@ def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"steps": EDIT_STEPS if steps is None else steps}
 
 
-def _flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
+def flow_options(model: Model, options: dict[str, Any]) -> dict[str, Any]:
     """The options of an edit by inversion, which has no sampler to choose."""
     if options.get("sampler") not in (None, "flow"):
         raise UserInputError(

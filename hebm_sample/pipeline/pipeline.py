@@ -242,6 +242,14 @@ class Pipeline:
         self.model.prior = prior
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the model has an encoder, which is loaded to see."""
+        try:
+            return self.model.encoder is not None
+        except UserInputError:
+            return False
+
+    @property
     def encoder(self) -> ImageEncoder:
         """The encoder; loaded when first needed."""
         return self.model.encoder

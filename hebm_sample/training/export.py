@@ -4,6 +4,7 @@ The averaged weights, from where they were best on held-out images, in half prec
 card and manifest row.
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def load_run(run: str | Path) -> Pipeline:
     state = read_state(latest_checkpoint(run) or checkpoint)
     identity = state["identity"]
     config = ModelConfig.from_dict(identity["config"])
-    config = replace(config, training=(*config.training, record_of(state)))
+    record = replace(record_of(state), kept=read_state(checkpoint)["step"])  # as it is, not wanted
+    config = replace(config, training=(*config.training, record))
     if identity["kind"] == "generator":
         described = config.generator
         assert isinstance(described, GeneratorConfig), "runs train no imported generator"
@@ -87,8 +89,15 @@ def _with_decoder(base: Pipeline, config: ModelConfig, checkpoint: Path) -> Pipe
 def _chosen(run: Path) -> Path | None:
     """The checkpoint to export. The best is of no use before the run has a whole checkpoint."""
     newest = latest_checkpoint(run)
-    measured = newest is not None and read_state(newest).get("best") is not None
-    return (latest_checkpoint(run / BEST) if measured else None) or newest
+    best = None if newest is None else read_state(newest).get("best")
+    found = None if best is None else latest_checkpoint(run / BEST)
+    if best is not None and found is None:
+        warnings.warn(
+            f"{run / BEST} holds no whole checkpoint: the newest weights are exported in place of "
+            f"those of step {best['step']}, the best",
+            stacklevel=3,
+        )
+    return found or newest
 
 
 def _load_average(checkpoint: Path, learner: nn.Module) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "held_out_rule_of",
     "record_of",
     "same_rows",
+    "trained_on",
 ]
 
 UNKNOWN = "0000-00-00"  # of checkpoints that older releases wrote
@@ -97,8 +98,19 @@ def _set(identity: str) -> str:
 
 def _beyond(trained: str, held_out: str) -> bool:
     """Whether both are ranges of one set's rows, and the latter begins where the former ends."""
-    ranges = [_ROWS.fullmatch(identity) for identity in (trained, held_out)]
+    ranges = [_ROWS.match(identity) for identity in (trained, held_out)]  # parts of them, too
     return all(ranges) and int(ranges[0][3]) <= int(ranges[1][2])  # pyright: ignore
+
+
+def trained_on(data: str, training: str, held_out: str) -> bool:
+    """Whether rows that count as held out were trained on, as far as identities tell.
+
+    Arguments:
+        data: Identity of the rows that were trained on.
+        training, held_out: Of those that are now taken to be.
+    """
+    same = bool(data) and _set(data) == _set(held_out)
+    return same and data != training and not _beyond(data, held_out)
 
 
 def check_rows(
@@ -121,19 +133,37 @@ def check_rows(
     known = _known(records, held_out.images.shape[-1])
     if not known:
         return f"{model} does not say which rows it was trained on"
-    notes = ""
+    notes = [_untold(model, record) for record in records if _other_rule(record, known)]
     for record in known:
-        if _set(record.data) == _set(held_out.identity):
-            if record.data != training.identity and not _beyond(record.data, held_out.identity):
-                raise UserInputError(
-                    f"{model}'s {record.part} was trained with other rows held out of these data "
-                    f"({record.held_out}): some of the {len(held_out)} rows that would count as "
-                    f"held out were trained on; give --validation {_typed(record)}, or leave it "
-                    "out"
-                )
-        elif _set(record.data) != _set(training.identity):
-            notes = f"these are not the data that {model} was trained on, as they were then"
-    return notes
+        if trained_on(record.data, training.identity, held_out.identity):
+            raise UserInputError(
+                f"{model}'s {record.part} was trained with other rows held out of these data "
+                f"({record.held_out}): some of the {len(held_out)} rows that would count as "
+                f"held out were trained on; give --validation {_typed(record)}, or leave it "
+                "out"
+            )
+        if _set(record.data) not in (_set(held_out.identity), _set(training.identity)):
+            notes = [f"these are not the data that {model} was trained on, as they were then"]
+    return "; ".join(notes)
+
+
+def _other_rule(record: TrainingRecord, known: Sequence[TrainingRecord]) -> bool:
+    """Whether a part that saw images of another size held out rows by another rule than those
+    that saw images of this one. Rules are of names and numbers, so the same rule at another size
+    means the same rows.
+    """
+    rules = [(r.held_out, r.held_out_seed) for r in known]
+    sizes = [r.image_size for r in known]
+    if not record.data or record.image_size in sizes:
+        return False
+    return (record.held_out, record.held_out_seed) not in rules
+
+
+def _untold(model: str, record: TrainingRecord) -> str:
+    return (
+        f"{model}'s {record.part} was trained at {record.image_size} pixels with other rows held "
+        f"out ({record.held_out}), and may have seen some of those held out here"
+    )
 
 
 def check_generator(preset: Preset, init: Pipeline | None) -> None:

@@ -10,6 +10,7 @@ had happened, and several processes learn what one does (`training/optim.py`).
 import datetime
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,7 @@ class Task:
             `TrainingDivergedError` where they say that no good can come of going on.
         former: `identity` and `init` as checkpoints of earlier releases hold them, which are gone
             on from, too.
+        formers: Further such identities.
     """
 
     kind: str
@@ -103,6 +105,7 @@ class Task:
     init: str = ""
     watch: Callable[[dict[str, Any]], None] | None = None
     former: tuple[str, str] | None = None
+    formers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -378,10 +381,21 @@ class Run:
         )
 
     def chosen(self) -> nn.Module:
-        """The averaged learner where it was best, or at the end if nothing was measured."""
+        """The averaged learner where it was best, or at the end if nothing was measured.
+
+        Where the best weights are damaged those at the end are taken, with a line, and the run
+        has no best step any more: what is written of it says which weights these are.
+        """
         path = latest_checkpoint(self.folder / BEST) if self.best else None
         if path is not None:
             load_checkpoint(path, modules={"ema": self.ema}, optimizer=None)
+        elif self.best:
+            warnings.warn(
+                f"{self.folder / BEST} holds no whole checkpoint: the last weights are taken in "
+                f"place of those of step {self.best['step']}, the best",
+                stacklevel=2,
+            )
+            self.best = None
         return self.ema.module
 
     def restore(self) -> None:
@@ -398,7 +412,7 @@ class Run:
         defaults = TrainSettings(steps=1).to_dict()
         settings = {name: value for name, value in defaults.items() if name not in FREE}
         found, (former, init) = state["identity"], self.task.former or ("", self.task.init)
-        if former and found["data"] == former:
+        if found["data"] and found["data"] in (former, *self.task.formers):
             found["data"] = self.task.identity
         check_identity(self.folder, found, self.identity(), settings)
         if state.get("init", init) not in (self.task.init, init):

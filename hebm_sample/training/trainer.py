@@ -158,8 +158,8 @@ def train(
         run = Run(task, images, settings, folder, accelerator)
         with checkpointing(task.objective, settings.activation_checkpointing):
             _run(run, resume, show_progress)
-        state = run.state()
-        return RunResult(run.chosen(), run.step, run.guard.total, run.seconds, run.best, state)
+        learner = run.chosen()
+        return RunResult(learner, run.step, run.guard.total, run.seconds, run.best, run.state())
 
 
 def _run(run: Run, resume: bool, show_progress: bool) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -18,7 +18,7 @@ from hebm_sample.demo.visitors import IDLE, SECONDS, Full, Visitors
 LIMITS = Limits(
     small=100, request=1000, address=1500, total=4000, minute=2500, images=3, image_bytes=2000
 )
-JOIN = "/gradio_api/queue/join"
+JOIN, RUN = "/gradio_api/queue/join", "/gradio_api/run/predict"
 
 
 class Clock:
@@ -47,6 +47,11 @@ class House:
         self.visitors, self.open = Visitors(most, self.clock), asyncio.Event()
         self.open.set()
         self.door = Door(self.app, self.visitors, self.jobs, limits, self.clock)
+
+    async def settled(self, *tasks: asyncio.Task) -> None:
+        """When each of the requests was refused, or waits in the app."""
+        while sum(task.done() for task in tasks) + len(self.came) < len(tasks):
+            await asyncio.sleep(0.01)
 
     def jobs(self) -> Iterable[Waiting]:
         return self.queue
@@ -124,9 +129,9 @@ def test_one_address_cannot_hold_what_all_share() -> None:
         house = House()
         house.open.clear()
         held = [asyncio.create_task(house.ask(body(f"s{i}", 600))) for i in range(6)]
-        await asyncio.sleep(0.05)
+        await house.settled(*held)
         other = asyncio.create_task(house.ask(body("other", 600), address="b"))
-        await asyncio.sleep(0.05)
+        await house.settled(*held, other)
         house.open.set()
         statuses = [(await task)[0] for task in held]
         house.clock.now += 61
@@ -144,11 +149,54 @@ def test_all_together_are_bounded() -> None:
         tasks = [
             asyncio.create_task(house.ask(body(f"s{i}", 900), address=str(i))) for i in range(6)
         ]
-        await asyncio.sleep(0.05)
+        await house.settled(*tasks)
         house.open.set()
         return [(await task)[0] for task in tasks]
 
     assert sorted(run(crowd())) == [200] * 4 + [429] * 2
+
+
+@pytest.mark.parametrize(("addresses", "most"), [(1, 1500 + 200), (90, 4000 + 200)])
+def test_many_small_requests_are_bounded_together(addresses, most) -> None:
+    """Each may stay open for minutes, and none of them is an image."""
+
+    async def crowd() -> tuple[int, set[int], int]:
+        limits = replace(LIMITS, spare=200, minute=10**6)
+        house = House(limits, most=100)
+        house.open.clear()
+        whole = body("s0000", 60)
+        tasks = [
+            asyncio.create_task(
+                house.ask(body(f"s{i:04}", 60), path=RUN, address=str(i % addresses))
+            )
+            for i in range(90)
+        ]
+        await house.settled(*tasks)
+        held = sum(house.door._traffic.held.values())
+        house.open.set()
+        statuses = [(await task)[0] for task in tasks]
+        assert len(whole) <= limits.small
+        return held, set(statuses), statuses.count(200) * len(whole)
+
+    held, statuses, passed = run(crowd())
+    assert held <= most and statuses == {200, 429} and 0.8 * most < passed <= most
+
+
+def test_clicks_go_through_where_images_take_the_rest() -> None:
+    async def crowd() -> int:
+        house = House()
+        house.open.clear()
+        tasks = [
+            asyncio.create_task(house.ask(body(f"s{i}", 900), address=str(i))) for i in range(4)
+        ]
+        await house.settled(*tasks)
+        click = asyncio.create_task(house.ask(body("c"), path=RUN, address="b"))
+        await house.settled(*tasks, click)
+        house.open.set()
+        await asyncio.gather(*tasks)
+        return (await click)[0]
+
+    assert run(crowd()) == 200
 
 
 def test_bytes_of_an_address_in_a_minute() -> None:
@@ -254,7 +302,7 @@ def test_jobs_that_join_at_the_same_time_are_counted() -> None:
         house = House()
         house.open.clear()
         tasks = [asyncio.create_task(house.ask(body("s"))) for _ in range(6)]
-        await asyncio.sleep(0.05)
+        await house.settled(*tasks)
         house.open.set()
         return [(await task)[0] for task in tasks]
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from hebm_sample.hub.resolve import resolve
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import sha256_of
+from hebm_sample.metrics.typicality import Calibration
 from hebm_sample.pipeline.pipeline import Pipeline
 
 CONFIG = tiny_config()
@@ -393,3 +395,70 @@ def test_a_card_that_exists_is_kept(tmp_path):
     assert (tmp_path / "b" / "README.md").read_text() == "# Mine\n"
     write(tmp_path / "c")
     assert (tmp_path / "c" / "README.md").read_text().startswith("---\n")
+
+
+# ---- one file of a model that is there
+
+
+def _content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _config_into(folder, loaded=None):
+    return save.write_config(folder, replace(CONFIG, name="cut"), loaded=loaded)
+
+
+def _calibration_into(folder, loaded=None):
+    one = np.ones(1)
+    found = Calibration(("energy",), one, one, np.eye(1), np.arange(500.0), {"images": 1000})
+    return save.write_calibration(folder, found, loaded=loaded)
+
+
+PARTS = [("config.json", _config_into), (manifest.CALIBRATION_NAME, _calibration_into)]
+
+
+@pytest.mark.parametrize(("name", "write_part"), PARTS)
+def test_a_part_that_cannot_be_written_leaves_the_model(folder, monkeypatch, name, write_part):
+    """Whatever fails, a write or a rename, the folder is what it was, to the byte."""
+    for before in ("without", "with"):
+        kept = _content(folder)
+        for attribute in ("write_atomically", "write_manifest"):
+            with monkeypatch.context() as patch:
+
+                def full(*_):
+                    raise EnvironmentFailure("No space left on device")
+
+                patch.setattr(save, attribute, full)
+                with pytest.raises(EnvironmentFailure):
+                    write_part(folder)
+            assert _content(folder) == kept, (before, attribute)
+        replace_file = os.replace
+        for broken in (name, manifest.MANIFEST_NAME):
+            with monkeypatch.context() as patch:
+
+                def once(source, goal, broken=broken, replace_file=replace_file):
+                    if os.path.basename(source) == broken and os.path.dirname(goal) == str(folder):
+                        raise OSError(5, "Input/output error")
+                    replace_file(source, goal)
+
+                patch.setattr(save.os, "replace", once)
+                with pytest.raises(EnvironmentFailure, match="as it was"):
+                    write_part(folder)
+            assert _content(folder) == kept, (before, broken)
+        row = write_part(folder)
+        build_model(folder)
+        assert read_row(folder) == row and name in row.files
+
+
+@pytest.mark.parametrize(("name", "write_part"), PARTS)
+def test_a_part_of_one_model_never_gets_into_another(folder, name, write_part):
+    """What was measured on the model that is there is written; on another, nothing is."""
+    loaded = read_row(folder)
+    _calibration_into(folder, loaded)  # the model that was measured is still there
+    write_part(folder, loaded)
+    generator, encoder, prior = tiny_modules(seed=7)
+    write_model_folder(folder, CONFIG, generator, prior, encoder, overwrite=True)
+    kept = _content(folder)
+    with pytest.raises(UserInputError, match="generator.safetensors.* written there meanwhile"):
+        write_part(folder, loaded)
+    assert _content(folder) == kept

@@ -161,7 +161,11 @@ def test_unusable_files(tmp_path):
     path.write_bytes(whole[:-3])
     with pytest.raises(WeightsError, match="not a usable feature file"):
         load_extractor(path)
-    path.write_bytes(whole.replace(b'"kind":"classifier"', b'"kind":"classifies"'))
+    changed = whole.replace(b'"kind":"classifier"', b'"kind":"classifies"')
+    path.write_bytes(changed)
+    with pytest.raises(WeightsError, match="not what was written"):
+        load_extractor(path)
+    path.write_bytes(changed.replace(b'"sha256"', b'"nohash"'))
     with pytest.raises(WeightsError, match="classifies"):
         load_extractor(path)
 

@@ -133,7 +133,7 @@ class TestRanks:
         assert auroc(low, high).value == pytest.approx(np.mean(pairs))
         assert auroc(high, low).value == pytest.approx(1 - np.mean(pairs))
         assert auroc(low, low).value == 0.5
-        assert auroc(low, low + 10) == (1, 0)
+        assert auroc(low, low + 10) == (1, 1 / 5)  # and not ± 0
 
     def test_error_is_the_spread_of_repeats(self):
         found = [
@@ -146,6 +146,8 @@ class TestRanks:
 
     def test_mean_and_bad_input(self):
         assert mean_figure(np.array([1.0, 2, 3])) == (2, pytest.approx(1 / math.sqrt(3)))
+        for value in (0.0, 1.0):  # of answers that are all wrong, or all right
+            assert mean_figure(np.full(99, value)) == (value, 0.01)
         with pytest.raises(UserInputError, match="1 and 2 numbers"):
             auroc(np.zeros(1), np.zeros(2))
         with pytest.raises(UserInputError, match="finite"):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
+from hebm_sample.evaluation import reference
 from hebm_sample.evaluation.reference import SHIPPED, build_set, find_set, write_set
 from hebm_sample.metrics.features import (
     FeatureNet,
@@ -61,7 +62,7 @@ class TestInputSize:
         path = tmp_path / "f.safetensors"
         save_extractor(net, path)
         data = path.read_bytes()
-        old = data.replace(rb", \"input_size\": 64", b"")
+        old = data.replace(rb", \"input_size\": 64", b"").replace(b'"sha256"', b'"nohash"')
         length = int.from_bytes(data[:8], "little") - (len(data) - len(old))
         assert len(old) < len(data)
         path.write_bytes(length.to_bytes(8, "little") + old[8:])
@@ -109,6 +110,22 @@ class TestEvaluationSet:
             find_set("toy", 16, tmp_path)
         (tmp_path / "index.json").write_text('{"format_version": 9}')
         with pytest.raises(WeightsError, match="format_version 9"):
+            find_set("toy", 16, tmp_path)
+
+    def test_what_is_used_is_what_was_hashed(self, net, tmp_path, monkeypatch):
+        """A file that is put right as soon as it was read is no proof of what was read."""
+        path = write_set(build_set("toy", net, noise(30), RECIPE), tmp_path)
+        whole, read = path.read_bytes(), reference.read_capped
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+        def read_then_mend(place, limit):
+            data = read(place, limit)
+            if place == path:
+                path.write_bytes(whole)
+            return data
+
+        monkeypatch.setattr(reference, "read_capped", read_then_mend)
+        with pytest.raises(WeightsError, match="damaged"):
             find_set("toy", 16, tmp_path)
 
     def test_a_net_can_be_shared(self, net, folder, tmp_path):

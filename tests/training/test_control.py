@@ -214,6 +214,9 @@ def test_shares_and_their_errors():
     assert (share.share, share.count) == (0.75, 4)
     assert share.error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
     assert str(share) == "0.750 ± 0.217"
+    for hits, share in (([True] * 100, 1.0), ([False] * 100, 0.0)):  # and not ± 0
+        assert Share.of(hits) == Share(share, 1 / 101, 100)
+    assert Share.clustered(np.ones((100, 3))) == Share(1.0, 1 / 101, 300)
     nothing = Share.of([])
     assert math.isnan(nothing.share) and nothing.count == 0
 
@@ -341,6 +344,24 @@ def test_an_edit_without_images_to_edit_is_refused():
     plan = replace(PLAN, edit={"Smiling": "yes"})
     with pytest.raises(UserInputError, match="no held-out image is labelled as lacking"):
         control(Painter(), data, full, Oracle(), {}, COLUMNS, plan, progress=False)
+
+
+@pytest.mark.parametrize("method", ["flow", "noise"])
+def test_an_edit_that_cannot_be_is_refused_before_anything_is_sampled(method):
+    """Hours of samples would be lost with it."""
+    data, pipe = table_of(), Painter()
+    full = replace(data, labels=data.labels | {"Smiling": np.ones(len(data), dtype=int)})
+    plan = replace(PLAN, edit={"Smiling": "yes"}, edit_method=method)
+    if method == "flow":  # which needs another level between data and noise
+        short = replace(pipe.config.prior, levels=pipe.config.prior.levels[:2])
+        pipe.model.config = replace(pipe.config, prior=short)
+        pipe.prior.config = short
+        full, message = data, "needs a level between data and noise"
+    else:
+        message = "no held-out image is labelled as lacking"
+    with pytest.raises(UserInputError, match=message):
+        control(pipe, data, full, Oracle(), {}, COLUMNS, plan, progress=False)
+    assert pipe.calls == []
 
 
 def test_columns_by_preset_by_name_and_by_hand():

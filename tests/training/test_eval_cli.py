@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import symbolic_pipeline, tiny_config, tiny_pipeline
 from toy import draw_images
 
-from hebm_sample import __version__
+from hebm_sample import Pipeline, __version__
 from hebm_sample.cli.evaluation.legacy import translated
 from hebm_sample.cli.evaluation.main import main
 from hebm_sample.cli.train import main as train
@@ -157,6 +157,25 @@ def test_control_with_a_classifier_that_was_trained(home, tmp_path):
         assert "guidance 1" in result.stdout
     both = run(home, *command, "--classifier", "x", "--judge-steps", 2)
     assert both.exit_code == 2 and "leave one out" in both.stderr
+
+
+def test_a_classifier_that_knows_the_held_out_rows_is_refused(home, tmp_path):
+    """Its accuracy on them is no upper bound of anything."""
+    data = ("--data", home / "labelled", "--device", "cpu", "--quiet")
+    size = ("--size", 16, "--column", "bright", "--steps", 2)
+    out = ("--out", tmp_path / "classifier")
+    result = run(home, "classifier", *data, "--validation", 4, *size, *out, command=train)
+    assert result.exit_code == 0, result.output
+    command = ("control", home / "symbolic", *data, "--label-column", "Smiling=bright", "-n", 2)
+    command += ("--steps", 3, "--layer-images", 0, "--held-out", 4, "--guidance", 1)
+    command += ("--classifier", tmp_path / "classifier", "--json", tmp_path / "f.json")
+    result = run(home, *command, "--validation", 10)
+    assert result.exit_code == 2 and "trained with other rows held out" in result.stderr
+    result = run(home, *command, "--validation", 4)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["weights"] == Pipeline.from_pretrained(home / "symbolic").weights_hash
+    assert found["data"]["held_out"].endswith("]")
 
 
 def test_help_does_not_wait_for_torch():

@@ -4,6 +4,8 @@ A sampler that is wrong by a coefficient would make the baseline lose, which is 
 """
 
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,14 +24,17 @@ from hebm_sample.evaluation.baselines import (
     joint_ebm,
     run_baselines,
     show_baselines,
+    who_wins,
 )
 from hebm_sample.evaluation.distances import feature_spaces, make_context
 from hebm_sample.evaluation.latent_ddpm import (
     HIGHEST,
     LatentDenoiser,
     _coefficients,
+    latents_digest,
     load_ddpm,
     matching_width,
+    read_ddpm,
     sample_ddpm,
     save_ddpm,
     train_ddpm,
@@ -37,6 +42,7 @@ from hebm_sample.evaluation.latent_ddpm import (
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.latents import flatten
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.training.checkpoint import latest_checkpoint, load_part
 from hebm_sample.training.train import train_prior
 
 SHAPES = ((16, 4, 4), (4, 8, 8), (2, 16, 16))
@@ -209,6 +215,103 @@ def test_another_generator_is_refused(trained, sets, tmp_path):
     spaces = feature_spaces(sets.split(40)[0], progress=False)
     with pytest.raises(UserInputError, match="other has another generator"):
         run_baselines(context, spaces, {"other": tmp_path / "other"})
+
+
+def context_of(pipe, sets, held_out=40):
+    options = {"num_images": 20, "batch_size": 20, "progress": False, "steps": 6}
+    return make_context(pipe, *sets.split(held_out), **options)
+
+
+@pytest.fixture(scope="module")
+def short_run(sets, tmp_path_factory):
+    """A latent DDPM of one step, and its best weights, with 40 rows held out."""
+    folder = tmp_path_factory.mktemp("short")
+    preset = short_preset(steps=2, validation=40, evaluate_every=1, log_every=1)
+    result = train_ddpm(preset, tiny_pipeline(), sets, folder / "ddpm", show_progress=False)
+    return result, folder
+
+
+def test_the_best_weights_on_held_out_images_are_kept(short_run):
+    """As of the energies, which it is compared with."""
+    result, folder = short_run
+    assert result.best is not None and math.isfinite(result.best["heldout_loss"])
+    record = read_ddpm(folder / "ddpm").record
+    assert (record.kept, record.steps) == (result.best["step"], 2)
+    for name, value in load_ddpm(folder / "ddpm").state_dict().items():
+        torch.testing.assert_close(value, result.learner.state_dict()[name].cpu())
+
+
+def test_a_baseline_of_other_rows_is_refused(sets, short_run, tmp_path):
+    """Rows that it was trained on are not held out of it, whatever the model's own record says."""
+    _, folder = short_run
+    pipe = tiny_pipeline()
+    assert (
+        baselines._check_rows("d", [read_ddpm(folder / "ddpm").record], context_of(pipe, sets))
+        is None
+    )
+    with pytest.raises(UserInputError, match="baseline d's prior was trained with other rows"):
+        baselines._samples_of(context_of(pipe, sets, 44), {"d": folder / "ddpm"})
+    record = replace(read_ddpm(folder / "ddpm").record, part="generator")
+    told = Pipeline(
+        replace(pipe.config, training=(record,)), pipe.generator, pipe.prior, pipe.encoder
+    )
+    told.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserInputError, match="baseline m's generator was trained with other rows"):
+        baselines._samples_of(context_of(pipe, sets, 44), {"m": tmp_path / "model"})
+
+
+@pytest.mark.parametrize("part", ["generator", "encoder"])
+def test_a_baseline_of_another_generator_is_refused(sets, short_run, tmp_path, part):
+    """Of the same shapes: in other latents it can only lose."""
+    _, folder = short_run
+    pipe, other = tiny_pipeline(), tiny_pipeline()
+    with torch.no_grad():
+        for value in getattr(other, part).parameters():
+            value.neg_()
+    other.save_pretrained(tmp_path / "model")
+    for place in (folder / "ddpm", tmp_path / "model"):
+        context = context_of(other if place == folder / "ddpm" else pipe, sets)
+        with pytest.raises(UserInputError, match="another generator or encoder"):
+            baselines._samples_of(context, {"d": place})
+
+
+def test_what_u_means_does_not_change_with_its_file_or_its_image_decoder(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "m")
+    digest = latents_digest(pipe)
+    assert digest == latents_digest(Pipeline.from_pretrained(tmp_path / "m", device="cpu"))
+    with torch.no_grad():
+        pipe.generator.decoder.head.bias.add_(1.0)
+        assert latents_digest(pipe) == digest
+        pipe.generator.constant.neg_()
+    assert latents_digest(pipe) != digest
+
+
+def test_a_file_that_names_no_generator_is_proved_by_its_run_or_refused(sets, short_run, tmp_path):
+    """As earlier releases wrote it: without a word, and with the last step's weights."""
+    _, folder = short_run
+    pipe, run = tiny_pipeline(), shutil.copytree(folder / "ddpm", tmp_path / "run")
+    net = load_ddpm(run)
+    load_part(latest_checkpoint(run), "ema", "module.", net)
+    save_ddpm(net, run / "ddpm.safetensors")
+    told = baselines._checked_ddpm("d", run, context_of(pipe, sets))
+    assert told.latents == latents_digest(pipe) and told.record.held_out == "last:40"
+    with torch.no_grad():
+        net.head.bias.add_(1.0)
+    save_ddpm(net, run / "ddpm.safetensors")  # of another run
+    with pytest.raises(UserInputError, match="train it again"):
+        baselines._samples_of(context_of(pipe, sets), {"d": run})
+
+
+def test_who_wins_is_said_with_its_error():
+    rows = {n: {"frechet": f} for n, f in (("reconstructions", 1.0), ("ours", 3.0), ("d", 2.0))}
+    for value, said in (
+        (-1.0, "d wins, 1.00 ± 0.10 below"),
+        (0.15, "are level"),
+        (1.0, "the energy-based prior wins; the next, d, is 1.00 ± 0.10 above"),
+    ):
+        assert said in who_wins(rows, {"d": {"value": value, "error": 0.1}}, "ours")
+    assert who_wins(rows, {}, "ours") == "nearest to the reference is d."
 
 
 def test_the_command(sets, tmp_path, monkeypatch):

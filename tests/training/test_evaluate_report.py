@@ -6,6 +6,8 @@ model.
 
 import json
 import re
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +18,10 @@ from tiny import symbolic_pipeline, tiny_pipeline
 from toy import draw_images
 
 from hebm_sample.cli.evaluation.main import main as hebm_eval
-from hebm_sample.cli.evaluation.report import _folders
+from hebm_sample.cli.evaluation.report import _folders, _key_of
 from hebm_sample.cli.train import main
 from hebm_sample.data.dataset import load_images
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation import context as context_module
 from hebm_sample.evaluation.context import EvaluationContext, fingerprint
 from hebm_sample.evaluation.distances import make_context
@@ -41,6 +43,7 @@ from hebm_sample.evaluation.report.page import (
     with_error,
 )
 from hebm_sample.evaluation.report.report import ReportPlan, shipped_gap, write_report
+from hebm_sample.hub import save
 from hebm_sample.io.written import check_report_folder
 from hebm_sample.metrics.features import FeatureNet
 from hebm_sample.metrics.statistics import auroc
@@ -192,6 +195,72 @@ class TestPage:
         assert before.key("ood") != report_module._Report(
             same, plan(others={"x": (np.zeros(1), "y")}), out, lambda _: None
         ).key("ood")
+
+
+class TestKeys:
+    @pytest.fixture
+    def report(self, pipe, sets, tmp_path):
+        def make(given=pipe, without_data=False, **options):
+            context = make_context(given, *sets, **SHORT)
+            if without_data:
+                context = EvaluationContext(given, 60, progress=False)
+            return report_module._Report(context, plan(**options), tmp_path, lambda _: None)
+
+        return make
+
+    def test_how_a_baseline_is_sampled_counts(self, pipe, report, tmp_path):
+        pipe.save_pretrained(tmp_path / "b")
+        key = report(baselines={"b": tmp_path / "b"}).key("baselines")
+        assert report(baselines={"b": tmp_path / "b"}).key("baselines") == key
+        config = replace(pipe.config, sampling=replace(pipe.config.sampling, steps=9))
+        save.write_config(tmp_path / "b", config)
+        assert report(baselines={"b": tmp_path / "b"}).key("baselines") != key
+
+    def test_the_encoder_counts_without_data(self, report):
+        other = tiny_pipeline()
+        key = report(other, without_data=True).key("gap")
+        with torch.no_grad():
+            next(other.encoder.parameters()).neg_()
+        assert report(other, without_data=True).key("gap") != key
+
+    def test_a_classifier_counts_by_its_content(self, tmp_path):
+        path, keys = tmp_path / "classifier", set()
+        for content in (b"one", b"another"):
+            path.write_bytes(content)
+            keys.add(_key_of("classifier_file", str(path)))
+        assert len(keys) == 2 and _key_of("classifier_file", None) == "None"
+
+
+def test_a_library_that_is_missing_is_found_out_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    report_module.check_extras(plan())
+    with pytest.raises(EnvironmentFailure, match="inception"):
+        report_module.check_extras(plan(inception=True))
+
+
+def test_some_parts_of_a_report_leave_the_others(pipe, sets, tmp_path, monkeypatch):
+    """Unasked, nothing that was measured leaves the page; and it says which weights it is of."""
+    monkeypatch.setattr(report_module._Report, "run", lambda *_: {"value": 1.0})
+    monkeypatch.setattr(
+        report_module, "SHOW", {part: lambda _: [] for part in report_module.PARTS}
+    )
+
+    def write(given=pipe, parts=None, **options):
+        write_report(make_context(given, *sets, **SHORT), plan(parts=parts), tmp_path, **options)
+        return json.loads((tmp_path / "results.json").read_text())
+
+    whole = write()
+    assert write(parts=("hole",)) == whole | {"not_measured": {}}
+    assert whole["weights"] == pipe.weights_hash
+    assert whole["data"] == [sets[0].identity, sets[1].rows(0, 120).identity]
+    other = tiny_pipeline()
+    with torch.no_grad():
+        next(other.generator.parameters()).neg_()
+    with pytest.raises(UserInputError, match="gap, ood, memorisation, diagnostics would be lost"):
+        write(other, parts=("hole",))
+    assert json.loads((tmp_path / "results.json").read_text())["weights"] == pipe.weights_hash
+    assert list(write(other, parts=("hole",), overwrite=True)["parts"]) == ["hole"]
+    assert write()["weights"] == pipe.weights_hash
 
 
 def pipe_levels() -> int:

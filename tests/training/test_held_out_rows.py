@@ -5,6 +5,7 @@ that the model is good.
 """
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.distances import held_out_by, open_held_out
 from hebm_sample.training.export import export, load_run
-from hebm_sample.training.record import check_rows, held_out_rule_of, same_rows
+from hebm_sample.training.record import check_rows, held_out_rule_of, same_rows, trained_on
 from hebm_sample.training.train import train_generator, train_prior
 
 VALIDATION = 24
@@ -87,6 +88,29 @@ def test_other_data_and_unknown_rows_are_said(home, records):
     assert "does not say which rows" in check_rows("mine", (), *sets)
     old = tuple(replace(r, data="", held_out="") for r in records)
     assert "does not say which rows" in check_rows("mine", old, *sets)
+
+
+def test_parts_of_another_size_and_rule_are_said(home, records):
+    """A grown model's T saw smaller images: of other rows nothing can be told from larger ones, of
+    the same rule they are the same.
+    """
+    sets = held_out(home, records)
+    here = replace(records[0], part="decoder")
+    same = replace(records[0], image_size=8, data="a[0:36]")
+    assert check_rows("mine", (same, here), *sets) == ""
+    note = check_rows("mine", (replace(same, held_out="last:10"), here), *sets)
+    assert "trained at 8 pixels with other rows held out (last:10)" in note
+
+
+def test_a_reference_of_rows_that_were_trained_on_is_refused(records):
+    """The package's evaluation set is of some rows; a model may have been trained on them."""
+    record = records[0]
+    start, stop = (int(x) for x in re.findall(r"[0-9]+", record.data.partition("[")[2]))
+    name = record.data.partition("[")[0]
+    assert not trained_on(record.data, record.data, f"{name}[{stop}:{stop + 9}]")
+    assert not trained_on(record.data, "x[0:1]", f"{name}[{stop}:{stop + 9}][0:4]")
+    assert trained_on(record.data, f"{name}[{start}:{stop - 5}]", f"{name}[{stop - 5}:{stop}]")
+    assert not trained_on(record.data, "other[0:5]", "other[5:9]") and not trained_on("", "", "")
 
 
 def test_rules_of_runs():

@@ -4,8 +4,11 @@ A run that moved T, the encoder or the prior by a bit would change every seed's 
 score; one that could not go on exactly would make other weights than its recipe.
 """
 
+import contextlib
+import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,7 +23,7 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint
-from hebm_sample.training.decoding.train import Watch, train_decoder
+from hebm_sample.training.decoding.train import POOL, Watch, train_decoder
 from hebm_sample.training.export import export, load_run
 from hebm_sample.training.train import train_generator, train_prior
 from hebm_sample.training.trainer import Run, make_accelerator
@@ -132,6 +135,69 @@ def test_another_plan_or_model_is_another_run(home, run, model, images, options)
         train_decoder(plan, model, images, home / "decoder", resume=True, **options)
     with pytest.raises(UserInputError, match="already holds a run"):
         train_decoder(short_preset(), model, images, home / "decoder", **options)
+
+
+@pytest.fixture(scope="module")
+def stopped(home, model, images, options):
+    """The folder of a run that was stopped after 5 of 10 steps; tests work on copies."""
+    _stop_after(4, model, images, home / "stopped", options)
+    return home / "stopped"
+
+
+def _stop_after(steps, model, images, folder, options):
+    one_step = Run.one_step
+
+    def cut(self, step):
+        if step == steps:
+            raise KeyboardInterrupt
+        return one_step(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "one_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_decoder(short_preset(), model, images, folder, **options)
+
+
+def test_another_prior_is_another_run(model, images, options, stopped, tmp_path, monkeypatch):
+    """Its samples are what the decoder learns from, and it goes into the final model; checkpoints
+    of earlier releases, which do not name it, are gone on from with the same one alone.
+    """
+    other = tiny_like(model)
+    with torch.no_grad():
+        for value in other.prior.parameters():
+            value.neg_()
+    run = shutil.copytree(stopped, tmp_path / "now")
+    resume = {**options, "resume": True}
+    with pytest.raises(UserInputError, match="other energies"):
+        train_decoder(short_preset(), other, images, run, **resume)
+    shutil.rmtree(run / "generator")  # and without the copy its identity says so
+    with pytest.raises(UserInputError, match="frozen networks"):
+        train_decoder(short_preset(), other, images, run, **resume)
+    identity = Run.identity
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "identity", lambda r: identity(r) | {"data": r.task.former[0]})
+        _stop_after(4, model, images, tmp_path / "former", options)
+    with pytest.raises(UserInputError, match="other energies"):
+        train_decoder(short_preset(), other, images, tmp_path / "former", **resume)
+    assert train_decoder(short_preset(), model, images, tmp_path / "former", **resume).steps == 10
+
+
+def tiny_like(model):
+    return Pipeline(
+        model.config, model.generator, copy.deepcopy(model.prior), model.encoder, device="cpu"
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damaged_samples_are_made_again(model, images, options, stopped, tmp_path, damage):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    path, whole = run / POOL, (stopped / POOL).read_bytes()
+    changed = whole[:-9] if damage == "cut" else whole[:-9] + bytes(b ^ 128 for b in whole[-9:])
+    path.unlink() if damage == "gone" else path.write_bytes(changed)
+    match = pytest.warns(UserWarning, match="damaged and is made again")
+    with contextlib.nullcontext() if damage == "gone" else match:
+        result = train_decoder(short_preset(), model, images, run, resume=True, **options)
+    assert result.steps == 10
 
 
 def test_an_exported_run_is_its_model(home, run, sharp, tmp_path):

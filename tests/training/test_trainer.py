@@ -417,6 +417,18 @@ class TestHeldOut:
         assert tensors(tmp_path / "cut" / BEST).keys() == {"ema.safetensors"}
         assert tensors(tmp_path / "cut" / BEST) == tensors(tmp_path / "whole" / BEST)
 
+    def test_damaged_best_weights_are_said_and_the_record_is_of_those_taken(self, run, tmp_path):
+        options = {"steps": 8, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}
+        assert run(tmp_path / "run", "score", **options).best["step"] == 4
+        assert load_run(tmp_path / "run").config.training[-1].kept == 4
+        (file,) = (tmp_path / "run" / BEST).glob("*/ema.safetensors")
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.warns(UserWarning, match="in place of those of step 4, the best"):
+            assert load_run(tmp_path / "run").config.training[-1].kept == 8
+        with pytest.warns(UserWarning, match="in place of those of step 4, the best"):
+            result = run(tmp_path / "run", "score", resume=True, **options)
+        assert (result.best, result.record.kept) == (None, 8)
+
     @pytest.mark.parametrize("kind", ["generator", "score"])
     def test_patience_ends_a_run_where_they_turn(self, run, tmp_path, kind):
         options = {"steps": 40, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}

@@ -9,10 +9,10 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.evaluation.options import DEVICE, HELD_OUT, open_sets_of, with_options
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 from hebm_sample.io.seeds import MAX_SEEDS
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "some_of"]
 
 FEWEST_IMAGES = 200  # as in metrics/typicality.py, which --help does without
 _LEAST_P = 0.01
@@ -58,8 +58,9 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
     from hebm_sample.io.images import check_writable
 
     check_writable(folder / "calibration.json")
+    loaded = read_row(folder)  # before the model: what is written meanwhile is noticed
     found = _measured(folder, data, num_images, options | {"quiet": quiet})
-    row = write_calibration(folder, found)
+    row = write_calibration(folder, found, loaded=loaded)
     say(
         f"{folder}: {len(found.names)} statistics of {found.facts['images']} held-out images, "
         f"{row.files['calibration.json'].size / 2**10:.0f} KiB; hebm-edit score --dataset {folder}"
@@ -75,10 +76,7 @@ def calibrate(folder: Path, data: str, num_images: int, quiet: bool, **options: 
 
 def _measured(folder: Path, data: str, num_images: int, options: dict[str, Any]) -> Any:
     """The calibration of the model in a folder."""
-    import numpy as np
-
     from hebm_sample.cli.trained import check_reads_images
-    from hebm_sample.data.holdout import random_rows
     from hebm_sample.evaluation.calibration import calibrate as calibrate_model
     from hebm_sample.pipeline.pipeline import Pipeline
     from hebm_sample.pipeline.runtime.process import tune_process
@@ -87,11 +85,19 @@ def _measured(folder: Path, data: str, num_images: int, options: dict[str, Any])
     pipe = Pipeline.from_pretrained(folder, device=options["device"])
     check_reads_images(pipe)
     _, held_out = open_sets_of(pipe, data, options)
-    rows = np.sort(random_rows(len(held_out), num_images))
     return calibrate_model(
         pipe,
-        held_out.select(rows).images,
+        some_of(held_out, num_images).images,
         draws=options["draws"],
         batch_size=options["batch"],
         progress=not options["quiet"],
     )
+
+
+def some_of(held_out: Any, count: int) -> Any:
+    """`count` held-out images at random, always the same: folders list one kind after another."""
+    import numpy as np
+
+    from hebm_sample.data.holdout import random_rows
+
+    return held_out.select(np.sort(random_rows(len(held_out), count)))

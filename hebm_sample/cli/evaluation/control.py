@@ -1,6 +1,6 @@
 """`hebm-eval control`: do samples and edits follow their conditions?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hebm_sample.cli.evaluation.options import (
     images_option,
     open_sets_of,
     takes_model,
+    told_of,
     with_options,
     write_json,
 )
@@ -141,7 +142,7 @@ def control(model: str, data: str, json_path: Path | None, **options: Any) -> No
     pipe = model_to_measure(model, options["device"])
     sets = open_sets_of(pipe, data, options)
     result = measure_control(pipe, sets, common_options(options), options)
-    write_json(json_path, result.to_dict())
+    write_json(json_path, result.to_dict() | told_of(pipe, sets))
     say(result.table())
 
 
@@ -213,6 +214,26 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
     return ControlPlan(**{k: v for k, v in given.items() if v is not None})
 
 
+def _check_trained(
+    path: Any, report: dict[str, Any], sets: Any, announce: Callable[[str], object]
+) -> None:
+    """`UserInputError` for a classifier that was trained on rows that count as held out: it knows
+    them, so that the accuracies on real images and on reconstructions would be too high.
+    """
+    from hebm_sample.training.record import trained_on
+
+    training, held_out = sets
+    data = str(report.get("data") or "")
+    if trained_on(data, training.identity, held_out.identity):
+        raise UserInputError(
+            f"--classifier {path} was trained with other rows held out of these data: some of the "
+            f"{len(held_out)} rows that would count as held out were trained on; train it again "
+            "with the same --validation, or leave --classifier out"
+        )
+    if not data:
+        announce(f"{path} does not say which rows it was trained on")
+
+
 def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:
     """The control tables; `sets` are training and held-out images."""
     from hebm_sample.evaluation.classifiers import find_attribute_classifier, label_columns
@@ -226,6 +247,7 @@ def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[
     columns = label_columns(_symbols(pipe), training, pipe.name, named)
     if options["classifier_file"] is not None:
         found = load_attribute_classifier(options["classifier_file"], device=pipe.device)
+        _check_trained(options["classifier_file"], found[1], sets, common["announce"])
     else:
         common["announce"]("attribute classifier")
         found = find_attribute_classifier(

@@ -18,7 +18,7 @@ from hebm_sample.cli.evaluation.options import (
 )
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError
-from hebm_sample.hub.manifest import MANIFEST_NAME
+from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 
 __all__ = ["crop", "crop_line", "measured_crop"]
 
@@ -47,10 +47,11 @@ def crop(folder: Path, data: str, num_images: int, quiet: bool, **options: Any) 
     from hebm_sample.pipeline.pipeline import Pipeline
 
     check_writable(folder / "config.json")
+    loaded = read_row(folder)  # before the model: what is written meanwhile is noticed
     pipe = Pipeline.from_pretrained(folder, device="cpu")
     training, _ = open_sets_of(pipe, data, options | {"quiet": quiet})
     found = measured_crop(training, num_images, quiet)
-    write_config(folder, replace(pipe.config, crop=found))
+    write_config(folder, replace(pipe.config, crop=found), loaded=loaded)
     say(f"{folder}: {crop_line(found)}")
 
 

@@ -22,6 +22,7 @@ from hebm_sample.cli.evaluation.options import (
     images_option,
     open_sets_of,
     takes_model,
+    told_of,
     with_options,
     write_json,
 )
@@ -62,7 +63,7 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
     common = common_options(options)
     if data is None:
         figures, table = _without_data(pipe, common, options["num_images"])
-        found = {"version": __version__, **figures}
+        found = {"version": __version__, **figures, **told_of(pipe)}
     else:
         from hebm_sample.evaluation.distances import evaluate
 
@@ -71,7 +72,7 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
         sets = open_sets_of(pipe, data, options)
         _tell_duration(pipe, sets, common, options)
         result = evaluate(pipe, *sets, **sizes, **common)
-        found, table = result.to_dict(), result.table()
+        found, table = result.to_dict() | told_of(pipe, sets), result.table()
     write_json(json_path, found)
     say(table)
 

@@ -21,6 +21,7 @@ from hebm_sample.cli.evaluation.options import (
     named_sources,
     open_sets_of,
     takes_model,
+    told_of,
     with_options,
     write_json,
 )
@@ -78,5 +79,5 @@ def ood(
     plain = {name: found for name, (found, _) in images.items()}
     found = measure_ood(context, plain, images=count).figures
     blocks = [b for b in show_ood(found) if not isinstance(b, ReportImage)]
-    write_json(json_path, {"version": __version__, **found})
+    write_json(json_path, {"version": __version__, **found, **told_of(pipe, sets)})
     say(to_markdown(blocks).rstrip())

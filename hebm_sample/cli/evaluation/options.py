@@ -42,6 +42,7 @@ __all__ = [
     "option_names",
     "takes_model",
     "with_options",
+    "told_of",
     "write_json",
 ]
 
@@ -257,6 +258,17 @@ def named_sources(
 
         found[name] = last_images(source, size=size, count=count, opened=said)
     return found
+
+
+def told_of(pipe: Any, sets: Any = None) -> dict[str, Any]:
+    """What figures are of, for their file: the hash of the weights, as images carry it, and the
+    identities of training and held-out rows.
+    """
+    told = {"weights": pipe.weights_hash}
+    names = ("training", "held_out")
+    if sets is None:
+        return told
+    return told | {"data": {n: x.identity for n, x in zip(names, sets, strict=True)}}
 
 
 def write_json(path: Path | None, found: dict[str, Any]) -> None:

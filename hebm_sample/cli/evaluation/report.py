@@ -139,9 +139,16 @@ def _plan(pipe: Any, sets: Any, others: tuple[str, ...], options: dict[str, Any]
         else {},
         baselines=_folders(options["baseline"]),
         control=_control(pipe, sets, options),
-        control_key=[str(options[name]) for name in CONTROL_NAMES],
+        control_key=[_key_of(name, options[name]) for name in CONTROL_NAMES],
         command=command_line(),
     )
+
+
+def _key_of(name: str, value: Any) -> str:
+    """A control option as a report's key has it: of a classifier its file's content."""
+    from hebm_sample.io.files import sha256_of
+
+    return sha256_of(value) if name == "classifier_file" and value is not None else str(value)
 
 
 def _context(pipe: Any, sets: Any, out: Path, options: dict[str, Any]) -> Any:

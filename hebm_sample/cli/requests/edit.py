@@ -1,5 +1,6 @@
 """What `hebm-edit` was asked: the typed options of its commands, checked before any work."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -168,6 +169,11 @@ class InpaintOptions(SteeringOptions, AlignOptions):
             return []
         name = name_of(self.image)
         return [self.outdir / f"{name}-seed{s:04d}.png" for s in self.chosen_seeds]
+
+    @property
+    def image_names(self) -> str:
+        """A regular expression of `targets`' names."""
+        return re.escape(name_of(self.image)) + r"-seed\d{4,}\.png"
 
 
 @dataclass(frozen=True, kw_only=True)

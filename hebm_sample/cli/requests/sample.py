@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hebm_sample.cli.requests.base import SteeringOptions, refuse
 from hebm_sample.cli.requests.grammar import first_of
@@ -197,6 +197,7 @@ class SampleOptions(SteeringOptions):
             "guidance": self.weights or None,
             "best_of": self.best_of,
             "rank_by": self.ranking,
+            "compile": "yes" if self.compiled else None,  # which rounds otherwise
             "sheet": None if self.layout == "grid" else self.layout,
             "from_seed": self.from_seed,
             "keep_top": self.keep_top,
@@ -213,6 +214,8 @@ class SampleOptions(SteeringOptions):
     def prior(self) -> Literal["ebm", "gaussian"]:
         """The density that u_0 is sampled from, in the pipeline's words."""
         return "gaussian" if self.gaussian_prior else "ebm"
+
+    image_names: ClassVar[str] = r"seed\d{4,}\.png"  # what `image_path` gives
 
     def image_path(self, seed: int) -> Path:
         """Where --outdir puts one seed's image."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hebm_sample.cli.evaluation.calibrate import some_of
 from hebm_sample.cli.evaluation.crop import crop_line, measured_crop
 from hebm_sample.cli.evaluation.options import open_sets_of, write_json
 from hebm_sample.cli.printing import say
@@ -63,12 +64,12 @@ class Measured:
 
     def crop(self) -> None:
         """Measure the crop of the data, unless the model states one, or they have no faces."""
+        from hebm_sample.hub.manifest import read_row
         from hebm_sample.hub.save import write_config
-        from hebm_sample.io.files import parse_json
 
+        loaded = read_row(self.place)
         model, path = self.model(), self.folder / CROP
-        known = parse_json(path.read_bytes()) if path.exists() else {}
-        if model.config.crop is not None or known.get("weights") == model.weights_hash:
+        if model.config.crop is not None or _known(path).get("weights") == model.weights_hash:
             return
         count = max(FEWEST_CROPPED, round(IMAGES * self.scale))
         try:
@@ -80,38 +81,39 @@ class Measured:
             say(f"no crop: {error}", err=True)
             write_json(path, {"weights": model.weights_hash, "crop": None, "reason": str(error)})
             return
-        write_config(self.place, replace(model.config, crop=found))
+        write_config(self.place, replace(model.config, crop=found), loaded=loaded)
         say(f"crop: {crop_line(found)}")
 
     def calibrate(self) -> None:
         """Write the calibration of the model's scores, unless it has one."""
         from hebm_sample.evaluation.calibration import calibrate
+        from hebm_sample.hub.manifest import read_row
         from hebm_sample.hub.save import write_calibration
         from hebm_sample.metrics.typicality import FEWEST_IMAGES
 
+        loaded = read_row(self.place)
         model = self.model()
         if model.calibration is not None:
             return
         count = max(FEWEST_IMAGES, round(IMAGES * self.scale))
         try:
-            images = self.sets[1].images[:count]
+            images = some_of(self.sets[1], count).images
             found = calibrate(model, images, progress=not self.quiet)
         except UserInputError as error:
             say(f"not calibrated: {error}", err=True)
             return
-        write_calibration(self.place, found)
+        write_calibration(self.place, found, loaded=loaded)
         say(f"calibration: of {len(images)} held-out images")
 
     def evaluate(self, count: int) -> None:
         """Measure the model's distances on `count` images of each set."""
         from hebm_sample.evaluation.distances import evaluate
-        from hebm_sample.io.files import parse_json
 
         if not count:
             return
         model, path = self.model(), self.folder / EVALUATION
         asked = {"weights": model.weights_hash, "num_images": count}
-        known = parse_json(path.read_bytes()) if path.exists() else {}
+        known = _known(path)
         if asked == {name: known.get(name) for name in asked}:
             return
         try:
@@ -129,3 +131,15 @@ class Measured:
             return
         write_json(path, result.to_dict() | asked)
         say(result.table())
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What was measured before; nothing where there is nothing that can be read."""
+    from hebm_sample.io.files import parse_json
+    from hebm_sample.io.kept import damaged
+
+    try:
+        return dict(parse_json(path.read_bytes())) if path.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        damaged(path, error)
+        return {}

@@ -24,6 +24,7 @@ from hebm_sample.cli.work.outputs import (
     check_grid,
     check_targets,
     energies_of,
+    refuse_mixed,
     save_grid,
     save_singles,
     tell,
@@ -289,9 +290,13 @@ def inpaint(options: InpaintOptions) -> None:
     framed = _framed(pipe, options, [image])
     x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
+    provenance = provenance_of(pipe, options)
+    if options.outdir is not None:
+        names, one = options.image_names, single_text(options, provenance, 0)
+        refuse_mixed(options.outdir, names, one, options.targets, overwrite=True)
     known = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0))]
     given = mask if framed.aligned else unknown[0]
-    filled, provenance = _filled(pipe, options, framed, x, given), provenance_of(pipe, options)
+    filled = _filled(pipe, options, framed, x, given)
     images = [*known, *([] if options.paste_back else filled.images)]
     files = _save(options, (path, images, columns), filled, provenance)
     _finish(options, files, filled, provenance, start)

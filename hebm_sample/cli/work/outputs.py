@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,21 @@ __all__ = [
     "check_targets",
     "energies_of",
     "holds",
+    "refuse_mixed",
     "refuse_others",
     "save_grid",
     "save_singles",
     "tell",
 ]
+
+
+# What a folder's images have in common, whatever their seeds and conditions.
+OF_THE_MODEL = ("weights", "description", "dtype")
+OF_THE_SAMPLER = (
+    *("compile", "decoder", "encoder", "particles", "prior", "sampler", "sampling", "steps"),
+    "temperature",
+)
+MOST_READ = 2000  # images of a folder, evenly spread over their names
 
 
 def check_targets(grid: Path, folder: Path | None, files: Iterable[Path]) -> None:
@@ -83,6 +94,46 @@ def refuse_others(options: CommandOptions, texts: Mapping[Path, Mapping[str, str
                 f"{path} would be overwritten, and {reason}; write to another place, or add "
                 "--overwrite"
             )
+
+
+def refuse_mixed(
+    folder: Path, names: str, text: Mapping[str, str], leaving: Iterable[Path], overwrite: bool
+) -> None:
+    """`UserInputError` if a folder holds images of another model or sampler, which would lie among
+    those that are to be written.
+
+    Arguments:
+        names: A regular expression of what the command calls its files.
+        text: What any of them would say of how it came about.
+        leaving: Files that are looked at, or written over, anyway.
+        overwrite: Only another model counts: what is asked for replaces its own file.
+    """
+    if not folder.is_dir():
+        return
+    own = {path.name for path in leaving}
+    pattern = re.compile(names)
+    there = sorted(n for n in os.listdir(folder) if pattern.fullmatch(n) and n not in own)
+    for name in there[:: -(-len(there) // MOST_READ)] if there else ():
+        reason = _other_origin(folder / name, text, () if overwrite else OF_THE_SAMPLER)
+        if reason is not None:
+            raise UserInputError(
+                f"{folder} would hold images of two kinds: {name} {reason}; write to another "
+                "folder, or move the images that are there away"
+            )
+
+
+def _other_origin(path: Path, text: Mapping[str, str], keys: Iterable[str]) -> str | None:
+    """How a file's model or sampler is another; None too for a file that says nothing of them."""
+    from hebm_sample.io.images import read_text, writable_text
+
+    found, wanted = read_text(path), writable_text(text)
+    if "weights" not in found:
+        return None if "model" not in found else "does not say of which weights it is"
+    for key in (*OF_THE_MODEL, *keys):
+        if found.get(key) != wanted.get(key):
+            old, new = found.get(key, "the default"), wanted.get(key, "the default")
+            return f"was made otherwise: {key} is {old!r}, not {new!r}"
+    return None
 
 
 def _difference(path: Path, text: Mapping[str, str]) -> str | None:

@@ -16,6 +16,7 @@ from hebm_sample.cli.work.outputs import (
     check_targets,
     energies_of,
     holds,
+    refuse_mixed,
     refuse_others,
     save_grid,
     save_singles,
@@ -315,7 +316,10 @@ def _left(
             refuse_others(options, {options.grid_path: text})
         return chosen
     texts = {seed: single_text(options, provenance, seed) for seed in chosen}
-    refuse_others(options, {options.image_path(seed): text for seed, text in texts.items()})
+    files = {options.image_path(seed): text for seed, text in texts.items()}
+    refuse_others(options, files)
+    one = single_text(options, provenance, options.chosen_seeds[0])
+    refuse_mixed(options.outdir, options.image_names, one, files, options.overwrite)
     if not (options.skip_existing or stopped):
         return chosen
     return [seed for seed in chosen if not holds(options.image_path(seed), texts[seed])]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from hebm_sample import __version__
+from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import measure
 from hebm_sample.evaluation.reference import EvaluationSet
@@ -27,6 +28,7 @@ from hebm_sample.io.images import grid, save_png
 from hebm_sample.metrics.frechet import gap_closed
 from hebm_sample.metrics.memorisation import measure_memorisation
 from hebm_sample.metrics.quality import measure_to_reference
+from hebm_sample.training.record import trained_on
 
 __all__ = [
     "group_table",
@@ -61,6 +63,7 @@ def run_gap(
 
 def run_shipped_gap(context: EvaluationContext, known: EvaluationSet) -> dict[str, Any]:
     """What can be said without the data: both priors against the package's reference."""
+    _check_reference(context, known)
     space = known.space
     spaces: Spaces = {space: (known.net, known.recipe["classifier"])}
     quality = {
@@ -84,6 +87,19 @@ def run_shipped_gap(context: EvaluationContext, known: EvaluationSet) -> dict[st
         "sampling_seconds": samples.seconds,
         "u_square": [float(g.double().square().mean()) for g in samples.u],
     }
+
+
+def _check_reference(context: EvaluationContext, known: EvaluationSet) -> None:
+    """`UserInputError` if the model was trained on rows that the package's reference is of."""
+    pipe = context.pipe
+    training, held_out = (str(known.recipe.get(name, "")) for name in ("training", "held_out"))
+    for record in pipe.config.training:
+        if trained_on(record.data, training, held_out):
+            raise UserInputError(
+                f"{pipe.name}'s {record.part} was trained with other rows held out "
+                f"({record.held_out}) than the package's evaluation set is of; measure it with "
+                "--data"
+            )
 
 
 def _closed(

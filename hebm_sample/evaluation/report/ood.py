@@ -245,6 +245,10 @@ def show_ood(found: dict[str, Any]) -> list[Block]:
         *([Text(_about_combination(found["calibration"]))] if "calibration" in found else []),
         ood_table(auroc),
         *(Text(_advice(name, table)) for name, table in auroc.items()),
+        Text(
+            "These scores are chosen on the rows that they are quoted on, so that of many with "
+            "about the same AUROC the best one's is a little too high."
+        ),
         ReportImage("figures/ood.png", "AUROC by number of top groups"),
         ReportImage("figures/ood-histograms.png", "Distributions of two scores"),
     ]

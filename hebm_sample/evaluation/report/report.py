@@ -6,14 +6,16 @@
     OUT/parts/, draws/           what is kept, so that a second call goes on where the first was
 
 A part that was measured before is not measured again while the package's version, the model, the
-data, the sampler and its own settings are the same: they are its key. Every part carries the
-version that measured it. Seeds are fixed, so the same call gives the same numbers to rounding.
+data, the sampler and its own settings are the same: they are its key. Parts that are not asked for
+stay on the page while all but their own settings are. Every part carries the version that measured
+it, and the numbers the hash of the weights that they are of. Seeds are fixed, so the same call
+gives the same numbers to rounding.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,8 @@ from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.files import sha256_of, write_atomically
-from hebm_sample.io.written import check_report_folder, mark_report_folder
+from hebm_sample.io.kept import keep_json, kept_json
+from hebm_sample.io.written import check_report_folder, mark_report_folder, report_results
 from hebm_sample.metrics.inception import InceptionFeatures
 
 __all__ = ["PARTS", "ReportPlan", "check_extras", "shipped_gap", "write_report"]
@@ -99,6 +102,8 @@ class ReportPlan:
 def check_extras(plan: ReportPlan) -> None:
     """Before hours of work, not after them: `EnvironmentFailure` for a library that is missing."""
     import_extra("matplotlib.figure", "eval")
+    if plan.inception:
+        import_extra("torch_fidelity", "inception")
     if plan.parts is None or "hole" in plan.parts:
         import_extra("sklearn", "eval")
         import_extra("scipy", "eval")
@@ -201,14 +206,25 @@ class _Report:
         others = sorted((name, i) for name, (_, i) in self.plan.others.items())
         return [others, every and every.identity]
 
+    def common(self) -> str:
+        """Of what the figures of all parts depend on: version, weights, data, sampler."""
+        context = self.context
+        sampling = context.pipe.sampling_config(**context.sampling).to_dict()
+        model = fingerprint(context.pipe, encoder=context.pipe.has_encoder)
+        known = [FORMAT_VERSION, __version__, model, self._data(), context.num_images, sampling]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    def _data(self) -> list[str]:
+        context = self.context
+        return [x.identity for x in (context.training, context.held_out) if x is not None]
+
     def key(self, part: str) -> str:
         """Of everything that a part's figures depend on."""
-        context, plan = self.context, self.plan
-        data = [x.identity for x in (context.training, context.held_out) if x is not None]
+        plan = self.plan
         own = {
             "gap": [plan.feature_steps, plan.inception, *self._shared()],
             "baselines": [
-                3,
+                4,
                 *self._shared(),
                 plan.feature_steps,
                 plan.inception,
@@ -219,19 +235,22 @@ class _Report:
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }
-        sampling = context.pipe.sampling_config(**context.sampling).to_dict()
-        model = fingerprint(context.pipe, encoder=bool(data))
-        known = [
-            FORMAT_VERSION,
-            __version__,
-            part,
-            model,
-            data,
-            context.num_images,
-            sampling,
-            own.get(part),
-        ]
+        known = [self.common(), part, own.get(part)]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    def others(self, parts: Sequence[str]) -> dict[str, Any]:
+        """Figures that were measured before of this very model, data and sampler, of the parts
+        that are not asked for now: they stay on the page.
+        """
+        common, found = self.common(), {}
+        for part in PARTS:
+            kept = None if part in parts else kept_json(self._place(part))
+            if kept is not None and kept.get("common") == common:
+                found[part] = kept["figures"]
+        return found
+
+    def _place(self, part: str) -> Path:
+        return self.out / "parts" / f"{part}.json"
 
     def measured(self, part: str, which: str = "") -> dict[str, Any]:
         """A part's figures: those kept, or measured now and kept.
@@ -239,20 +258,16 @@ class _Report:
         Arguments:
             which: Of how many it is, to announce.
         """
-        path, key = self.out / "parts" / f"{part}.json", self.key(part)
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] == key:
-                self.announce(f"{part}: kept from before")
-                return kept["figures"]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        path, key = self._place(part), self.key(part)
+        kept = kept_json(path)
+        if kept is not None and kept.get("key") == key:
+            self.announce(f"{part}: kept from before")
+            return kept["figures"]
         self.announce(f"{part}{which}")
         start = time.perf_counter()
         figures = _plain(self.run(part))
         figures |= {"version": __version__, "part_seconds": time.perf_counter() - start}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _json({"key": key, "figures": figures}))
+        keep_json(path, {"key": key, "common": self.common(), "figures": figures})
         return figures
 
     def write(self, found: dict[str, Any], missing: dict[str, str]) -> None:
@@ -262,14 +277,16 @@ class _Report:
             "format_version": FORMAT_VERSION,
             "version": __version__,
             "model": name,
+            "weights": self.context.pipe.weights_hash,
+            "data": self._data(),
             "num_images": self.context.num_images,
-            "parts": found,
+            "parts": {part: found[part] for part in PARTS if part in found},
             "not_measured": missing,
         }
         blocks: list[Block] = [Heading(f"{name}: {plan.title}", 1)]
         if plan.command:
             blocks.append(Text(f"Made by `{plan.command}`, hebm_sample {__version__}."))
-        for part, figures in found.items():
+        for part, figures in results["parts"].items():
             blocks += SHOW[part](figures)
         if missing:
             blocks.append(Heading("Not measured"))
@@ -284,9 +301,18 @@ class _Report:
 
 
 def _folder_keys(folders: Mapping[str, Path]) -> list[Any]:
-    """Names, and size and hash of the weight files in each folder."""
+    """Names, and hashes of the weights and the description in each folder: how it is sampled,
+    too.
+    """
     return [
-        [name, sorted((f.name, sha256_of(f)) for f in Path(folder).glob("*.safetensors"))]
+        [
+            name,
+            sorted(
+                (file.name, sha256_of(file))
+                for file in Path(folder).iterdir()
+                if file.suffix == ".safetensors" or file.name == "config.json"
+            ),
+        ]
         for name, folder in sorted(folders.items())
     ]
 
@@ -327,7 +353,7 @@ def write_report(
 
     Raises:
         UserInputError: A part was asked for that cannot be measured, or the folder holds somebody
-            else's files, or another model's report.
+            else's files, another model's report, or parts of other weights that would be lost.
         EnvironmentFailure: A library is missing, or the folder cannot be written.
     """
     check_extras(plan)
@@ -339,9 +365,28 @@ def write_report(
         raise EnvironmentFailure(f"cannot make {out}: {error.strerror or error}") from error
     parts, missing = _chosen(context, plan)
     report, found = _Report(context, plan, out, announce), {}
+    kept = report.others(parts)
+    _refuse_to_lose(context, out, [*parts, *kept], overwrite)
+    missing = {part: reason for part, reason in missing.items() if part not in kept}
     begun = time.perf_counter()
     for i, part in enumerate(parts, 1):
         passed = in_words(time.perf_counter() - begun)
         found[part] = report.measured(part, f": part {i} of {len(parts)}, after {passed}")
-        report.write(found, missing)  # what is there so far can be read meanwhile
-    return found
+        report.write(kept | found, missing)  # what is there so far can be read meanwhile
+    return kept | found
+
+
+def _refuse_to_lose(
+    context: EvaluationContext, out: Path, parts: Sequence[str], overwrite: bool
+) -> None:
+    """`UserInputError` if the page there has parts of other weights, data or settings that the
+    new one would be without.
+    """
+    there = report_results(out)
+    lost = [part for part in (there or {"parts": {}})["parts"] if part not in parts]
+    if lost and not overwrite:
+        raise UserInputError(
+            f"{out} holds a report of {context.pipe.name} with other weights, data or settings, "
+            f"whose {', '.join(lost)} would be lost; measure these too (--parts), choose another "
+            "folder, or add --overwrite"
+        )

@@ -6,6 +6,7 @@ of; so it goes on, and is exported, by itself.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,11 +30,11 @@ from hebm_sample.generator.hierarchy import (
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import sha256_of, write_atomically
+from hebm_sample.io.files import MAX_FILE_BYTES, read_capped, sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import DecoderPlan, Preset
-from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder, sharpness
 from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import standard_normal
@@ -143,6 +144,9 @@ def new_learner(
 def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
     """u of `count` samples of the model's prior, seeds 0 and on, kept in the run's folder."""
     path = folder / POOL
+    if _is_damaged(path):
+        warnings.warn(f"{path} is damaged and is made again", stacklevel=2)
+        path.unlink()
     if not path.exists():
         found = []
         for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=disabled(progress)):
@@ -153,6 +157,14 @@ def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: boo
         write_atomically(path, safetensors.torch.save(named))
     named = safetensors.torch.load_file(path)
     return tuple(named[str(i)] for i in range(len(named)))
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether the samples are not those that the run's checkpoint names by their hash."""
+    checkpoint = latest_checkpoint(path.parent) if path.exists() else None
+    if checkpoint is None:
+        return False
+    return sha256_of(path) not in read_state(checkpoint)["identity"]["data"]
 
 
 def _preview(
@@ -260,6 +272,8 @@ def train_decoder(
         if latest_checkpoint(folder) is None:
             (folder / POOL).unlink(missing_ok=True)
             model.save_pretrained(folder / "generator", overwrite=True)
+        else:
+            _check_prior(model, folder / "generator" / "prior.safetensors")
 
     with ExitStack() as lock:
         by_first(accelerator, begin)
@@ -268,6 +282,23 @@ def train_decoder(
         result = train(task, training, settings, folder, **how)
         by_first(accelerator, lambda: _finish(result, model, config, folder, ended))
         return result
+
+
+def _check_prior(model: Pipeline, path: Path) -> None:
+    """`UserInputError` if a run that is gone on with began with other energies than the model has:
+    checkpoints of earlier releases do not name them.
+    """
+    if not path.is_file():
+        return
+    kept = safetensors.torch.load(read_capped(path, MAX_FILE_BYTES))
+    own = {} if model.prior is None else model.prior.state_dict()
+    same = kept.keys() == own.keys()
+    if not (same and all(torch.equal(own[k].cpu().to(v.dtype), v) for k, v in kept.items())):
+        raise UserInputError(
+            f"the run in {path.parents[1]} began with other energies than {model.name} has, whose "
+            "samples its decoder learns from; resume with the same model, or start in another "
+            "folder"
+        )
 
 
 def _finish(
@@ -317,8 +348,9 @@ def _task(
     start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(generator.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, **options)
     known = [*_digest(folder, pool), str(plan.to_dict())]
-    digests = _frozen(generator, encoder)
-    identity, former = (" ".join([training.identity, "decoder", d, *known]) for d in digests)
+    prior = [] if model.prior is None else [model.prior]
+    digests = [content_digest(generator, encoder, *prior), *_former_digests(generator, encoder)]
+    identity, *former = (" ".join([training.identity, "decoder", d, *known]) for d in digests)
     return Task(
         "decoder",
         objective,
@@ -328,12 +360,15 @@ def _task(
         identity,
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
-        former=(former, ""),
+        former=(former[0], ""),
+        formers=(former[1],),
     ), training
 
 
-def _frozen(*networks: nn.Module) -> tuple[str, str]:
-    """Digests of networks, as of now and as of earlier releases."""
+def _former_digests(*networks: nn.Module) -> tuple[str, str]:
+    """Digests of networks as earlier releases had them, the later first: without the prior, which
+    `_check_prior` compares.
+    """
     return content_digest(*networks), " ".join(map(former_digest, networks))
 
 
