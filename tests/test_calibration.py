@@ -63,7 +63,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held_out(home):
-    return discs(home / "discs", COUNT, 1)
+    return discs(home / "discs", COUNT, 3)
 
 
 @pytest.fixture(scope="module")

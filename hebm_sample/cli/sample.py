@@ -29,7 +29,7 @@ from hebm_sample.cli.options import (
     steering,
     taking,
 )
-from hebm_sample.cli.requests.grammar import MixType, NumberType, SeedType
+from hebm_sample.cli.requests.grammar import MixType, NumberType, SeedType, WordType
 from hebm_sample.cli.requests.sample import (
     DEFAULT_COLUMNS,
     DEFAULT_IMAGES,
@@ -133,7 +133,7 @@ _HELP = {
     ),
     steering(),
     option("Steering", "--best-of", type=click.IntRange(1, 1000), metavar="N", help=_HELP["best"]),
-    option("Steering", "--rank-by", type=click.Choice(RANKINGS), help=_HELP["rank"]),
+    option("Steering", "--rank-by", type=WordType(RANKINGS), help=_HELP["rank"]),
     SAMPLER,
     option("Sampler", "--gaussian-prior", is_flag=True, help=_HELP["gaussian"]),
     MANY,

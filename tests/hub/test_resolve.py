@@ -1,6 +1,7 @@
 """Whatever was typed, what comes back has the bytes of its manifest row, or one line says why not.
 Without that a model with a flipped bit draws images that are only somewhat wrong."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hub.loopback import damage
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub import manifest
 from hebm_sample.hub.resolve import resolve
+from hebm_sample.io.extras import reinstall_hint
 
 REPO = "somebody/tiny"
 
@@ -151,7 +153,8 @@ def test_embedded(model_folder, install, monkeypatch):
     # Its own manifest is not what an embedded copy is checked against.
     manifest.write_row(model_folder, name="tiny", resolution=32, licence="CC0")
     want = row.files["prior.safetensors"].sha256
-    with pytest.raises(WeightsError, match=f"prior.* should be {want}; reinstall the package"):
+    said = f"prior.* should be {want}; {re.escape(reinstall_hint())}"
+    with pytest.raises(WeightsError, match=said):
         resolve("tiny")
 
 
@@ -179,7 +182,8 @@ def test_resolutions_of_a_model_share_files(model_folder, install):
 
 def test_embedded_but_not_there(model_folder, install):
     install(replace(manifest.read_row(model_folder), folder="tiny"))
-    with pytest.raises(WeightsError, match="tiny are not in this installation; reinstall"):
+    said = f"tiny are not in this installation; {re.escape(reinstall_hint())}"
+    with pytest.raises(WeightsError, match=said):
         resolve("tiny")
 
 
