@@ -137,7 +137,7 @@ def _say_chosen(
     if options.quiet or options.face is not None:
         return
     for source, aligned in zip(sources, framed.aligned or (), strict=False):
-        if aligned.count > 1:
+        if aligned is not None and aligned.count > 1:
             name = source if isinstance(source, Path) else "the image"
             say(
                 f"{name}: the largest of {aligned.count} faces; --face K takes another, numbered "
