@@ -104,6 +104,7 @@ def _published(preset: Preset) -> Preset:
 
 # Sharp decoders: more cells than the likelihood's, which cost little beside a chain.
 _SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
+_SHARP_32 = DecoderPlan(stages=(StageConfig(resolution=16, width=80, cells=6),), penalty=0.01)
 _SHARP_256 = DecoderPlan(
     stages=(
         StageConfig(resolution=32, width=64, cells=6),
@@ -259,7 +260,7 @@ PRESETS: dict[str, Preset] = {
             held_out_split="test",
             generator_settings=replace(_LONG_GENERATOR_SETTINGS, validation=1000),
             prior_settings=replace(_LONG_PRIOR_SETTINGS, validation=1000),
-            decoder=DecoderPlan(penalty=0.01),
+            decoder=_SHARP_32,
             decoder_settings=replace(DECODER_SETTINGS, validation=1000),
         ),
         _IMAGES_64,
