@@ -108,8 +108,8 @@ _SHARP_32 = DecoderPlan(stages=(StageConfig(resolution=16, width=80, cells=6),),
 _SHARP_256 = DecoderPlan(
     stages=(
         StageConfig(resolution=32, width=64, cells=6),
-        StageConfig(resolution=64, width=64, cells=3),
-        StageConfig(resolution=128, width=32, cells=3),
+        StageConfig(resolution=64, width=64, cells=4),
+        StageConfig(resolution=128, width=48, cells=4),
     ),
     square=8,  # 128 pixels
     penalty=0.2,
