@@ -35,9 +35,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from hebm_sample.config import TrainingRecord, require_integer, require_range
@@ -45,7 +42,8 @@ from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import MAX_FILE_BYTES, parse_json, read_capped, write_atomically
+from hebm_sample.io.files import MAX_FILE_BYTES, read_capped, write_atomically
+from hebm_sample.io.kept import open_tensors, tensor_bytes
 from hebm_sample.latents import Latents, flatten
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
@@ -307,7 +305,7 @@ def save_ddpm(
     header |= {"latents": latents} if latents else {}
     header |= {} if record is None else {"training": json.dumps(record.to_dict())}
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    write_atomically(path, serialise(tensors, header))
+    write_atomically(path, tensor_bytes(tensors, header))
 
 
 def load_ddpm(folder: str | Path) -> LatentDenoiser:
@@ -323,14 +321,13 @@ def read_ddpm(folder: str | Path) -> TrainedDdpm:
         raise UserInputError(f"{folder} has no {DDPM_FILE}; train one with hebm-train baseline")
     data = read_capped(path, MAX_FILE_BYTES)
     try:
-        size = int.from_bytes(data[:8], "little")
-        header = parse_json(data[8 : 8 + size]).get("__metadata__") or {}
+        tensors, header = open_tensors(data)
         net = LatentDenoiser(**json.loads(header["settings"]))
-        net.load_state_dict(parse_tensors(data))
+        net.load_state_dict(tensors)
         record = header.get("training") and TrainingRecord.from_dict(
             json.loads(header["training"])
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is no usable latent DDPM ({error}); train it again") from error
     net = net.requires_grad_(False).eval()
     return TrainedDdpm(

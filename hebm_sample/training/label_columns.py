@@ -13,7 +13,7 @@ import numpy as np
 from hebm_sample.config import SymbolConfig
 from hebm_sample.data.cache import cache_folder
 from hebm_sample.data.dataset import ImageDataset
-from hebm_sample.data.labels import encode_labels
+from hebm_sample.data.labels import UNKNOWN, encode_labels
 from hebm_sample.data.source import Source
 from hebm_sample.data.sources import open_source
 from hebm_sample.errors import UserInputError
@@ -35,7 +35,6 @@ __all__ = [
 
 ALL_LABELS = ("all",)
 ANSWERS = ("no", "yes")
-UNKNOWN = -1
 ENOUGH = 10  # rows a value, on average, of a column that looks like labels
 
 Columns = tuple[Mapping[str, np.ndarray], Mapping[str, tuple[str, ...]]]
