@@ -106,7 +106,7 @@ def _published(preset: Preset) -> Preset:
 _SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
 # Wider: one of 64 channels, half of them inside a cell, draws curls where hair should be.
 _WIDE_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=96, cells=6),))
-_SHARP_32 = DecoderPlan(stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.01)
+_SHARP_32 = DecoderPlan(stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.06)
 _SHARP_256 = DecoderPlan(
     stages=(
         StageConfig(resolution=32, width=96, cells=6),
@@ -114,7 +114,7 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=2),
     ),
     square=8,  # 128 pixels
-    penalty=0.2,
+    penalty=2.0,
 )
 
 # 60,000 squares, each four times the pixels of a 64x64 image.
