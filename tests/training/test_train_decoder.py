@@ -271,6 +271,10 @@ def test_what_goes_wrong_is_stopped(change, said):
         watch(GOOD | change)
 
 
+def test_a_line_of_skipped_steps_is_nothing_to_watch():
+    Watch(0.1)({})
+
+
 def test_a_run_that_diverges_keeps_its_last_good_weights(home, model, images, options):
     preset = replace(
         short_preset(steps=40, learning_rate=10.0, gradient_clip=1e9),

@@ -73,6 +73,8 @@ class Watch:
             TrainingDivergedError: The decoder has lost the images, or the discriminator has run
                 away.
         """
+        if not means:
+            return  # every step was skipped: those are counted (`NanGuard`)
         limit = self.WORST_ERROR * self.start + 2 / 255
         gap = means["logit_real"] - means["logit_fake"]
         if not means["pixels"] <= limit:
