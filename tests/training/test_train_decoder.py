@@ -23,7 +23,13 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint
-from hebm_sample.training.decoding.train import POOL, Watch, train_decoder
+from hebm_sample.training.decoding.train import (
+    POOL,
+    Watch,
+    new_learner,
+    train_decoder,
+    with_sharp_decoder,
+)
 from hebm_sample.training.export import export, load_run
 from hebm_sample.training.train import train_generator, train_prior
 from hebm_sample.training.trainer import Run, make_accelerator
@@ -269,6 +275,40 @@ def test_what_goes_wrong_is_stopped(change, said):
     watch(GOOD)
     with pytest.raises(TrainingDivergedError, match=said):
         watch(GOOD | change)
+
+
+def test_errors_are_compared_with_the_least_so_far():
+    watch = Watch(0.5)  # of a decoder that begins without any images
+    for error in (0.7, 0.3, 0.1, 0.15):
+        watch(GOOD | {"pixels": error})
+    with pytest.raises(TrainingDivergedError, match="off by 0.25, and have been by 0.1"):
+        watch(GOOD | {"pixels": 0.25})
+
+
+@pytest.mark.parametrize(
+    "stage, same",
+    [
+        (StageConfig(resolution=8, width=8, cells=1), True),
+        (StageConfig(resolution=8, width=8, cells=3), True),
+        (StageConfig(resolution=8, width=13, cells=1), True),
+        (StageConfig(resolution=8, width=12, cells=2), True),
+        (StageConfig(resolution=8, width=6, cells=1), False),
+    ],
+)
+def test_a_wider_or_deeper_decoder_begins_with_the_images_of_the_narrow_one(model, stage, same):
+    preset = replace(short_preset(), decoder=DecoderPlan(stages=(stage,)))
+    torch.manual_seed(0)
+    config = with_sharp_decoder(model, preset).generator
+    learner = new_learner(config, model.generator, preset.decoder)
+    h = model.generator.transform(model(4, output_type="torch").latents).features
+    drawn, before = learner.decoder(h), model.generator.decode(h)
+    assert torch.allclose(drawn, before, atol=1e-5) == same
+    drawn.square().sum().backward()
+    # What begins with no say in the image learns to have one.
+    slopes = {name: p.grad for name, p in learner.decoder.named_parameters()}
+    ends = [g[:6] for name, g in slopes.items() if name.endswith("expand.weight")]
+    assert all(g.abs().sum((1, 2, 3)).min() > 0 for g in ends)
+    assert slopes["head.weight"].abs().sum((0, 2, 3)).min() > 0
 
 
 def test_a_line_of_skipped_steps_is_nothing_to_watch():

@@ -56,10 +56,11 @@ class Watch:
     """Ends a run that goes wrong, before what it has learned is saved.
 
     Arguments:
-        start: The mean absolute error of reconstructions with the decoder it starts from.
+        start: The mean absolute error of reconstructions with the decoder it starts from; errors
+            are compared with the least so far.
     """
 
-    WORST_ERROR = 2.0  # times the one at the start, and a grey level
+    WORST_ERROR = 2.0  # times the least so far, and a grey level
     WIDEST_GAP = 25.0  # between the logits of images and of decoded ones
     STEEPEST = 1e6  # mean square of the discriminator's gradient
 
@@ -79,8 +80,8 @@ class Watch:
         gap = means["logit_real"] - means["logit_fake"]
         if not means["pixels"] <= limit:
             fault = (
-                f"reconstructions are off by {means['pixels']:.3g}, and were by {self.start:.3g} "
-                "at the start"
+                f"reconstructions are off by {means['pixels']:.3g}, and have been by "
+                f"{self.start:.3g}"
             )
         elif not abs(gap) <= self.WIDEST_GAP or not means["penalty"] <= self.STEEPEST:
             fault = (
@@ -88,6 +89,7 @@ class Watch:
                 f"{means['penalty']:.3g})"
             )
         else:
+            self.start = min(self.start, means["pixels"])
             return
         raise TrainingDivergedError(
             f"{fault}: the last good checkpoint is kept, and can be exported; lower "
@@ -124,21 +126,36 @@ def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
 
 
 def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDecoder:
-    """A sharp decoder with the weights of the one that there is, or the likelihood's, wherever a
-    layer has its shape.
+    """A sharp decoder that draws what the one that there is draws, or the likelihood's, where it
+    is as wide and deep or more: further channels and cells begin without a say in the image.
     """
     fresh, source = sharp_decoder(config), generator.sharp or generator.decoder
     known, own = source.state_dict(), fresh.state_dict()
-    fitting = {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
-    fresh.load_state_dict(own | fitting)
+    fresh.load_state_dict({k: _grown(v, known.get(k), k) for k, v in own.items()})
     return fresh
+
+
+def _grown(new: Tensor, old: Tensor | None, name: str) -> Tensor:
+    """A weight or bias that does with the old channels what `old` does; the untrained `new` where
+    there is none, or it is larger.
+    """
+    if old is None:
+        # Of a cell that has been added: nothing to what runs past it.
+        return torch.zeros_like(new) if ".expand." in name else new
+    fits = all(n >= o for n, o in zip(new.shape, old.shape, strict=True))
+    if not fits or new.shape[2:] != old.shape[2:]:
+        return new
+    grown = new.clone()
+    grown[: len(old)] = 0.0  # nothing from new channels to old ones
+    grown[tuple(map(slice, old.shape))] = old
+    return grown
 
 
 def new_learner(
     config: GeneratorConfig, generator: HierarchicalGenerator, plan: DecoderPlan
 ) -> SharpDecoder:
-    """What a run begins with: the decoder that the generator has, as far as its layers fit those
-    of `config.sharp_decoder`, and an untrained discriminator.
+    """What a run begins with: the decoder that the generator has, widened and deepened to the
+    stages of `config.sharp_decoder`, and an untrained discriminator.
     """
     return SharpDecoder(_begin(config, generator), _seen_side(config, plan))
 
@@ -347,7 +364,7 @@ def _task(
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
     channels_last(objective.to(device))
     options = {"device": device, "at_once": settings.at_once(BATCH)}
-    start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(generator.decoder)
+    start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(learner.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, **options)
     known = [*_digest(folder, pool), str(plan.to_dict())]
     prior = [] if model.prior is None else [model.prior]
