@@ -241,7 +241,7 @@ def _decoder(
     pool = _pool(model, plan.samples, folder, device)
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
     channels_last(objective.to(device))
-    start = _error(generator, encoder, packed.images[:FIRST_IMAGES])
+    start = _error(generator, encoder, learner.decoder, packed.images[:FIRST_IMAGES])
     side = stage.preset.generator.scales[-1].resolution
     whole = plan.square is None or plan.square >= side
 
@@ -265,12 +265,14 @@ def _decoder(
 
 
 @torch.no_grad()
-def _error(generator: HierarchicalGenerator, encoder: Encoder, images: Tensor) -> float:
-    """Mean absolute error of reconstructions by the decoder that the generator has."""
+def _error(
+    generator: HierarchicalGenerator, encoder: Encoder, decoder: nn.Module, images: Tensor
+) -> float:
+    """Mean absolute error of reconstructions by `decoder`."""
     x = to_float(images)
     stream = torch.Generator(x.device).manual_seed(0)
     noise = standard_normal(generator.latent_shapes, len(x), x.device, stream)
-    y = generator.render(encode(generator, encoder, x, noise).top.features)
+    y = decoder(encode(generator, encoder, x, noise).top.features)
     return float((y - x).abs().mean())
 
 

@@ -34,8 +34,8 @@ from hebm_sample.training.optim import Part, Rows, Stream
 
 __all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
 
-DISCRIMINATOR_RATE = 2.0  # its learning rate over the decoder's
-ALONE, RAMP = 0.01, 0.02  # shares of the run: the discriminator alone, and its weight's rise
+DISCRIMINATOR_RATE = 0.5  # its learning rate over the decoder's; at 2 its first steps are noise
+ALONE, RAMP = 0.03, 0.02  # shares of the run: the decoder learns pixels alone; the others' rise
 PENALIZED = 4  # one image in so many has its gradient penalised
 MARGIN = 2  # positions of h around a square
 
@@ -155,8 +155,6 @@ class DecoderObjective(nn.Module):
         loss_g = self.plan.pixels * pixels
         others = list(self.learner.decoder.parameters())
         grads_g = torch.autograd.grad((loss_g, decoded), others, (torch.ones_like(loss_g), slope))
-        if fraction < ALONE:
-            grads_g = tuple(torch.zeros_like(g) for g in grads_g)
         found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))
         loss = loss_g.detach() + weight * opinion.detach() + loss_d.detach()
         return tuple(found[id(p)] for p in parameters), {
