@@ -114,7 +114,7 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=2),
     ),
     square=8,  # 128 pixels
-    penalty=2.0,
+    penalty=0.6,
 )
 
 # 60,000 squares, each four times the pixels of a 64x64 image.

@@ -44,9 +44,9 @@ class DecoderPlan(ConfigBase):
             0, or a model without a prior, trains on reconstructions alone.
         pixels, features, adversarial: Weights of the decoder's losses.
         penalty: Of R1 in the discriminator's loss. What a batch of B needs grows with the pixels S
-            on a side that the discriminator sees: 2e-3 S^2 / B. That is ten times what generators
-            from noise begin with (Karras et al., "Training Generative Adversarial Networks with
-            Limited Data", arXiv 2006.06676); with less, decoders get sharper and crack skin.
+            on a side that the discriminator sees: 6e-4 to 2e-3 S^2 / B, three to ten times what
+            generators from noise begin with (Karras et al., "Training Generative Adversarial
+            Networks with Limited Data", arXiv 2006.06676). With less, decoders crack skin.
     """
 
     stages: tuple[StageConfig, ...] | None = None
