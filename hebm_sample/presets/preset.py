@@ -65,7 +65,7 @@ class DecoderPlan(ConfigBase):
             require_range(name, getattr(self, name), 0.0, 1e6)
 
 
-# Half of Adam's usual momentum: without any, a discriminator took five times as long to begin.
+# Half of Adam's usual momentum: without any, a discriminator began half as fast.
 DECODER_SETTINGS = TrainSettings(
     steps=6250,
     batch_size=32,
