@@ -104,7 +104,7 @@ def _published(preset: Preset) -> Preset:
 
 # Sharp decoders: more cells than the likelihood's, which cost little beside a chain.
 _SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
-# Wider, for models whose pictures end at this size: cells work at half of their width.
+# Wider, for models whose images end at this size: cells work at half of their width.
 _WIDE_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=96, cells=6),))
 _SHARP_32 = DecoderPlan(stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.06)
 _SHARP_256 = DecoderPlan(
