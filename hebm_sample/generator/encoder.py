@@ -22,6 +22,7 @@ from hebm_sample.generator.protocol import (
     ImageEncoder,
     Maps,
     Posterior,
+    at_least_float32,
     in_float32,
 )
 from hebm_sample.latents import Latents
@@ -42,7 +43,8 @@ class PosteriorHead(nn.Module):
 
     def forward(self, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """(B, W, H, W) twice to m_i, log s_i, each (B, C_i, H, W)."""
-        m, log_s = self.out(F.silu(self.cell(self.join(torch.cat([h, e], 1))))).chunk(2, dim=1)
+        found = self.out(F.silu(self.cell(self.join(torch.cat([h, e], 1)))))
+        m, log_s = at_least_float32(found).chunk(2, dim=1)  # their KL is a small difference
         return m, soft_bound(log_s, LOG_S_BOUND)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hebm_sample.config import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
 from hebm_sample.generator.blocks import Upsample, cells, narrow_start
 from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
-from hebm_sample.generator.protocol import Choose, Generator, TopDown
+from hebm_sample.generator.protocol import Choose, Generator, TopDown, at_least_float32
 
 __all__ = [
     "HierarchicalGenerator",
@@ -45,7 +45,7 @@ class Group(nn.Module):
 
     def prior_parameters(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """mu_i(h_i) and log sigma_i(h_i), each (B, C_i, H_i, W_i)."""
-        mu, log_sigma = self.prior(F.silu(h)).chunk(2, dim=1)
+        mu, log_sigma = at_least_float32(self.prior(F.silu(h))).chunk(2, dim=1)
         return mu, soft_bound(log_sigma, self.log_sigma_bound)
 
     def forward(self, h: Tensor, z: Tensor) -> Tensor:

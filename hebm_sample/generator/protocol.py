@@ -28,6 +28,7 @@ __all__ = [
     "Maps",
     "Posterior",
     "TopDown",
+    "at_least_float32",
     "in_float32",
 ]
 
@@ -194,6 +195,11 @@ class Posterior(NamedTuple):
     log_s: Latents
     top: TopDown
     noise: Latents | None = None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What autocast left in half precision, in float32: latents and what they are made of."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:

@@ -149,9 +149,12 @@ def computing(
     """What the objective is called in: autocast; on CPUs, if its loss holds a gradient
     (`second_derivatives`), convolutions that are made for that; or nothing.
     """
-    if settings.dtype != "float32":
+    if settings.dtype != "float32" or settings.compile:
         # Uncached: a weight that was cast where nothing is differentiated has no gradient later.
-        return lambda: torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+        lower = settings.dtype != "float32"
+        return lambda: torch.autocast(
+            device.type, torch.bfloat16, enabled=lower, cache_enabled=False
+        )
     twice = getattr(objective, "second_derivatives", False)
     # What is computed again is computed on the way back, outside of this context.
     if twice and device.type == "cpu" and not settings.activation_checkpointing:

@@ -118,6 +118,7 @@ class GeneratorObjective(nn.Module):
     """
 
     divisible = True
+    compilable = ("bound",)
 
     def __init__(
         self,
@@ -140,6 +141,11 @@ class GeneratorObjective(nn.Module):
         # A captured step cannot branch on what the device alone knows.
         return rising if known else torch.where(fraction < self.warm_up, rising, weights)
 
+    def bound(self, images: Tensor, noise: Latents) -> tuple[Tensor, Tensor]:
+        """The distortion (B,) and KL per group (B, L)."""
+        found = elbo(self.generator, self.encoder, images, noise)
+        return found.distortion, found.kl
+
     def forward(
         self,
         images: Tensor,
@@ -158,7 +164,7 @@ class GeneratorObjective(nn.Module):
         """
         config = self.generator.config
         noise = standard_normal(config.latent_shapes, images.shape[0], images.device, stream)
-        distortion, kl, _, _ = elbo(self.generator, self.encoder, images, noise)
+        distortion, kl = self.bound(images, noise)
         charged = (self.weights(kl, fraction) * kl).sum(1)
         shape = tuple(images.shape[1:])
         loss = bits_per_dimension((distortion + charged).mean(), shape)

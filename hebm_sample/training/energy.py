@@ -139,6 +139,10 @@ class PriorObjective(nn.Module):
         """u_0 ~ q(u | x) of images (B, 3, S, S), or of their `ImageEncoder.features`."""
         like = _first(images)
         noise = standard_normal(self.generator.latent_shapes, len(like), like.device, stream)
+        return self.encoded(images, noise)
+
+    def encoded(self, images: Images, noise: Latents) -> Latents:
+        """The draw that this noise makes."""
         return encode(self.generator, self.encoder, images, noise, features=False).u
 
 
@@ -151,6 +155,7 @@ class ScoreObjective(PriorObjective):
     """
 
     second_derivatives = True
+    compilable = ("encoded", "matched")
 
     def __init__(
         self,
@@ -188,6 +193,15 @@ class ScoreObjective(PriorObjective):
         and g (B, V).
         """
         level = torch.log1p(-cum_sigma.square()) - 2 * cum_sigma.log()
+        if torch.compiler.is_compiling():  # which follows a gradient of a function alone
+
+            def total(u: Latents) -> tuple[Tensor, Tensor]:
+                terms, logits = self.energies(u, level, condition)
+                return terms.sum(), logits
+
+            gradient, logits = torch.func.grad(total, has_aux=True)(u_t)
+            score = flatten(gradient) - flatten(u_t)
+            return cum_sigma[:, None] * score + flatten(noise), logits
         u_t = tuple(u.requires_grad_() for u in u_t)
         with torch.enable_grad():
             terms, logits = self.energies(u_t, level, condition)
@@ -196,6 +210,20 @@ class ScoreObjective(PriorObjective):
                 gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=wanted)
         score = flatten(gradient) - flatten(u_t)
         return cum_sigma[:, None] * score + flatten(noise), logits
+
+    def matched(
+        self, u_0: Latents, noise: Latents, cum_sigma: Tensor, condition: Condition | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean squares a dimension of the residual at u_t and of that with F = 0, (B,), and
+        g (B, V), of u_0, noise and cum_sigma (B,).
+        """
+        cum_a = (1 - cum_sigma.square()).sqrt()
+        a, s = cum_a[:, None, None, None], cum_sigma[:, None, None, None]
+        u_t = tuple(a * u + s * eps for u, eps in zip(u_0, noise, strict=True))
+        residual, logits = self.residual(u_t, noise, cum_sigma, condition)
+        with torch.no_grad():
+            gaussian = (flatten(noise) - cum_sigma[:, None] * flatten(u_t)).square().mean(1)
+        return residual.square().mean(1), gaussian, logits
 
     def forward(
         self,
@@ -217,15 +245,10 @@ class ScoreObjective(PriorObjective):
         config, batch, device = self.energy.config, len(u_0[0]), u_0[0].device
         ratio = config.sigma_max / config.sigma_min
         cum_sigma = config.sigma_min * ratio ** stratified(batch, device, stream)
-        cum_a = (1 - cum_sigma.square()).sqrt()
         noise = standard_normal(self.generator.latent_shapes, batch, device, stream)
-        a, s = cum_a[:, None, None, None], cum_sigma[:, None, None, None]
-        u_t = tuple(a * u + s * eps for u, eps in zip(u_0, noise, strict=True))
         condition = None if labels is None else self.reveal(labels, stream)
-        residual, logits = self.residual(u_t, noise, cum_sigma, condition)
-        square = residual.square().mean(1)
+        square, gaussian, logits = self.matched(u_0, noise, cum_sigma, condition)
         with torch.no_grad():
-            gaussian = (flatten(noise) - cum_sigma[:, None] * flatten(u_t)).square().mean(1)
             drop = gaussian - square
             unset = torch.ones_like(drop) if condition is None else (condition.weight == 0).all(1)
             stats: dict[str, Any] = {

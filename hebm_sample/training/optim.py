@@ -124,6 +124,7 @@ class Threads:
 
     def __init__(self, parts: int = 1) -> None:
         self.pool: ThreadPoolExecutor | None = None
+        self.began = False
         if parts > 1:
             # torch asks each new thread how many threads it may use; the answer is its own.
             share = (max(1, torch.get_num_threads() // parts),)
@@ -134,6 +135,15 @@ class Threads:
         if self.pool is None:
             return [function(item) for item in items]
         return list(self.pool.map(function, items))
+
+    def call_first(self, function: Callable[[_A], _B], items: Sequence[_A]) -> list[_B]:
+        """The same, the first item alone at the first time: what is compiled or planned for a
+        shape then is not done by all threads at once.
+        """
+        if self.began:
+            return self.call(function, items)
+        self.began = True
+        return [*self.call(function, items[:1]), *self.call(function, items[1:])]
 
     def __enter__(self) -> "Threads":
         """Itself."""
@@ -278,7 +288,7 @@ def train_step(
     def differentiate(part: Part) -> tuple[Sequence[Tensor], dict[str, Any]]:
         return _accumulated(objective, part.divided(accumulate), fraction, parameters, context)
 
-    found = (threads or Threads()).call(differentiate, parts)
+    found = (threads or Threads()).call_first(differentiate, parts)
     _set_gradients(parameters, [grads for grads, _ in found], reduce)
     norm = nn.utils.clip_grad_norm_(parameters, clip)
     # The gradients are every process's mean, so all decide alike; a loss is a process's own.

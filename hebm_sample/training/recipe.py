@@ -9,7 +9,7 @@ folder of its own, which goes on where it was interrupted; a stage whose model i
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ __all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "smaller_model", "s
 Part = Literal["generator", "prior", "decoder"]
 PARTS: tuple[Part, ...] = ("generator", "prior", "decoder")
 DESCRIPTION, MODEL = "recipe.json", "model"
+_AS_IT_IS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,20 @@ def scaled(preset: Preset, scale: float) -> Preset:
     )
 
 
-def stages(preset: Preset, out: Path, scale: float = 1.0) -> list[Stage]:
-    """The runs that make a preset's model, in their order."""
+def _with(preset: Preset, how: Mapping[str, Any]) -> Preset:
+    """The preset with these settings in all of its runs."""
+    names = [f"{part}_settings" for part in PARTS]
+    return replace(preset, **{name: replace(getattr(preset, name), **how) for name in names})
+
+
+def stages(
+    preset: Preset, out: Path, scale: float = 1.0, how: Mapping[str, Any] = _AS_IT_IS
+) -> list[Stage]:
+    """The runs that make a preset's model, in their order.
+
+    Arguments:
+        how: Settings of all runs that take the place of the preset's, such as `dtype`.
+    """
     chain = [preset]
     while chain[0].grown_from:
         chain.insert(0, find_preset(chain[0].grown_from))
@@ -108,7 +121,8 @@ def stages(preset: Preset, out: Path, scale: float = 1.0) -> list[Stage]:
                 continue  # it comes along with T and the encoder
             base = found[-1].folder if found else None
             folder = out / f"{len(found) + 1}-{part}-{whole.generator.image_size}"
-            found.append(Stage(part, whole if scale == 1 else scaled(whole, scale), folder, base))
+            own = whole if scale == 1 else scaled(whole, scale)
+            found.append(Stage(part, _with(own, how), folder, base))
     return found
 
 

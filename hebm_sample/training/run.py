@@ -24,6 +24,7 @@ from hebm_sample.config import ModelConfig, TrainingRecord
 from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.written import check_run_folder, mark_run_folder
+from hebm_sample.pipeline.runtime.compiled import compiled
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import (
     check_identity,
@@ -47,7 +48,7 @@ from hebm_sample.training.optim import (
 )
 from hebm_sample.training.record import record_of
 
-__all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder", "parts_of"]
+__all__ = ["BEST", "Run", "RunResult", "Task", "compile_parts", "make_run_folder", "parts_of"]
 
 BEST = "best"  # folder of the averaged weights that were best on held-out images
 FEWEST_ROWS = 16  # of a part that is worth a thread of its own
@@ -62,6 +63,7 @@ FREE = (
     "time_budget",
     "checkpoint_every",
     "sample_every",
+    "compile",
     "activation_checkpointing",
     "patience",
 )
@@ -166,6 +168,12 @@ def parts_of(settings: TrainSettings, device: torch.device) -> int:
     return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
 
 
+def compile_parts(objective: Any) -> None:
+    """Compiles the methods of an objective that hold neither draws nor branches."""
+    for name in getattr(objective, "compilable", ()):
+        setattr(objective, name, compiled(getattr(objective, name), "train without --compile"))
+
+
 class Run:
     """One training run in one folder. `train` is the way in."""
 
@@ -186,6 +194,8 @@ class Run:
         optimizer = make_optimizer(task.learner, settings)
         self.objective, self.optimizer = task.objective, accelerator.prepare(optimizer)
         self.parameters = [p for p in task.learner.parameters() if p.requires_grad]
+        if settings.compile:
+            compile_parts(task.objective)
         self.threads = Threads()
         self.samplers: list[StepSampler] = []
         self.cut(self._parts())

@@ -13,6 +13,7 @@ from hebm_sample.training.convolution.autograd import (
     TrainingConvolutions,
     conv2d,
     no_weight_gradients,
+    silu,
 )
 from hebm_sample.training.devices import computing
 from tests.training.test_division import CPU, gradients, objective, whole
@@ -77,6 +78,23 @@ def test_rounding_in_float32_is_small_beside_the_values():
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     away = conv2d(x, weight, padding=1).double() - exact
     assert float(away.norm() / exact.norm()) < 1e-5
+
+
+def test_silu_and_its_two_derivatives_are_right():
+    x = 3 * torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.cat([x.flatten(), torch.tensor([0.0, -30.0, 30.0])]).double().requires_grad_()
+    assert torch.equal(silu(x), F.silu(x))
+    assert torch.autograd.gradcheck(silu, x)
+    assert torch.autograd.gradgradcheck(silu, x)
+    assert torch.equal(silu(x.detach().clone(), inplace=True), F.silu(x))
+
+
+def test_silu_inside_the_context_is_ours_and_outside_torchs():
+    x = torch.randn(3, requires_grad=True)
+    with TrainingConvolutions():
+        inside = nn.SiLU()(x).grad_fn, F.silu(x).grad_fn
+    assert all("_Silu" in type(f).__name__ for f in inside)
+    assert "_Silu" not in type(F.silu(x).grad_fn).__name__
 
 
 def test_every_convolution_inside_the_context_is_ours_and_none_outside():
@@ -156,5 +174,6 @@ def test_only_what_is_differentiated_twice_in_float32_on_a_cpu_has_them():
         computing(score, again, CPU),
         computing(score, plain, torch.device("cuda")),
         computing(score, TrainSettings(steps=1, dtype="bfloat16"), CPU),
+        computing(score, TrainSettings(steps=1, compile=True), CPU),
     ):
         assert case is not TrainingConvolutions

@@ -52,7 +52,19 @@ LABELS = click.option(
     help="Label columns of the data that become symbols, with the values that they have; all: "
     "those that look like labels.  [default: the preset's symbols]",
 )
-STEP_SETTINGS = ("accumulate", "dtype", "activation_checkpointing")
+DTYPE = click.option(
+    "--dtype",
+    type=WordType(["float32", "bfloat16"]),
+    help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
+)
+COMPILE = click.option(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Compile a step with torch.compile: minutes at the start, then faster steps. Needs a C++ "
+    "compiler.",
+)
+STEP_SETTINGS = ("accumulate", "dtype", "compile", "activation_checkpointing")
 STEP_OPTIONS = (
     click.option(
         "--accumulate",
@@ -61,11 +73,8 @@ STEP_OPTIONS = (
         help="Compute a process's batch in K micro-batches, one after another: less memory, the "
         "same run up to rounding.",
     ),
-    click.option(
-        "--dtype",
-        type=WordType(["float32", "bfloat16"]),
-        help="Of convolutions and matrix products; weights stay float32.  [default: the preset's]",
-    ),
+    DTYPE,
+    COMPILE,
     click.option(
         "--activation-checkpointing",
         is_flag=True,

@@ -15,6 +15,8 @@ from hebm_sample.cli.requests.grammar import NumberType
 from hebm_sample.cli.trained import PresetType
 from hebm_sample.cli.training.measured import IMAGES, Measured
 from hebm_sample.cli.training.options import (
+    COMPILE,
+    DTYPE,
     LABELS,
     PATH,
     check_labels,
@@ -53,6 +55,8 @@ __all__ = ["recipe"]
     help="Images in each set of the evaluation, of which a rehearsal has its share; 0: none.",
 )
 @LABELS
+@DTYPE
+@COMPILE
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -112,9 +116,9 @@ def _trained(preset: Any, folder: Path, options: dict[str, Any]) -> bool:
     images: dict[int, Any] = {}
     accelerator = make_accelerator(options["device"])
     scale, labels, quiet = options["scale"], options["labels"], options["quiet"]
-    model, chain = None, stages(preset, folder, scale)
+    model, chain = None, stages(preset, folder, scale, _how(options))
     for stage in chain:
-        agreed(stage.settings, accelerator)  # before the images are read
+        agreed(stage.settings, accelerator, _how(options))  # before the images are read
     check_labels(preset, options["data"], chain[0].size, labels)
     for stage in chain:
         if stage.size not in images:
@@ -133,6 +137,11 @@ def _trained(preset: Any, folder: Path, options: dict[str, Any]) -> bool:
         finish(folder, model)
         return True
     return False
+
+
+def _how(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of all stages that were typed."""
+    return {k: options[k] for k in ("dtype", "compile") if options[k] is not None}
 
 
 def _images(stage: Any, folder: Path, options: dict[str, Any]) -> Any:
@@ -164,7 +173,7 @@ def _dry_run(preset: Any, options: dict[str, Any]) -> None:
     folder = (options["out"] or Path()) / preset.name
     rows, preset = _rows(preset, options)
     total = 0.0
-    for stage in stages(preset, folder, options["scale"]):
+    for stage in stages(preset, folder, options["scale"], _how(options)):
         if not options["quiet"]:
             say(f"measuring a step of {stage.folder.name} ...", err=True)
         seconds, line = _stage_line(stage, rows, options["device"])

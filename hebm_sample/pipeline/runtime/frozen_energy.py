@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.errors import EnvironmentFailure
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.latents import Latents, Scalar
+from hebm_sample.pipeline.runtime.compiled import compiled
 from hebm_sample.prior.density import EnergyAtLevel, level_rows
 from hebm_sample.prior.joint import JointEnergy, JointLevel
 from hebm_sample.prior.symbols import Condition
@@ -70,7 +70,7 @@ class CompiledTerms:
 
     def __init__(self) -> None:
         self.batch: int | None = None
-        self._compiled = torch.compile(_terms, dynamic=False)
+        self._compiled = compiled(_terms, "sample without it")
 
     def fits(self, u: Latents) -> bool:
         """Whether these latents are compiled for, or nothing yet."""
@@ -82,15 +82,8 @@ class CompiledTerms:
         Raises:
             EnvironmentFailure: this machine cannot compile.
         """
-        try:  # of one layout, because each is compiled anew
-            terms = self._compiled(tuple(g.contiguous() for g in u), *rest)
-        except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            raise EnvironmentFailure(
-                f"torch.compile does not work here ({reason}); sample without it"
-            ) from error
+        # Of one layout, because each is compiled anew.
+        terms = self._compiled(tuple(g.contiguous() for g in u), *rest)
         self.batch = len(u[0])
         return terms
 

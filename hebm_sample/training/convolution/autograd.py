@@ -66,6 +66,13 @@ class Layer:
         return self.kernels[turned]
 
 
+def _like(maps: Tensor, shape: torch.Size) -> Tensor:
+    """A tensor in the maps' memory layout, to be read for its shape and layout alone."""
+    last = maps.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=maps.dtype, device=maps.device, memory_format=layout)
+
+
 def _plain_gradients(
     slope: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: list[bool]
 ) -> tuple[Tensor, Tensor]:
@@ -129,7 +136,7 @@ class _InputGradient(Function):
         if layer.geometry.transformed(slope.shape, weight.shape):
             windows = winograd.transformed_windows(slope)
             return winograd.convolve(windows, layer.kernel(weight, turned=True), slope.shape, None)
-        x = slope.new_empty(shape)  # read for its shape alone
+        x = _like(slope, shape)
         return _plain_gradients(slope, x, weight, layer.geometry, [True, False])[0]
 
     @staticmethod
@@ -168,7 +175,7 @@ class _WeightGradient(Function):
         if layer.geometry.transformed(x.shape, shape):
             windows = winograd.transformed_windows(x) if windows is None else windows
             return winograd.weight_gradient(windows, slope)
-        weight = x.new_empty(shape)  # read for its shape alone
+        weight = _like(x, shape)
         return _plain_gradients(slope, x, weight, layer.geometry, [False, True])[1]
 
     @staticmethod
@@ -212,9 +219,63 @@ def conv2d(
     return found
 
 
+class _Silu(Function):
+    """x to y = x s(x), with s the logistic function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = F.silu(x)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor | None:
+        found = _SiluGradient.apply(grad_outputs[0], *ctx.saved_tensors)
+        assert isinstance(found, Tensor)
+        return found
+
+
+class _SiluGradient(Function):
+    """(slope, x, y) to slope y'(x), y' = s (1 + x (1 - s)). y is taken as a number that is known:
+    what depends on x is x's part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(slope, x, y)
+        return torch.ops.aten.silu_backward(slope, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (along,) = grad_outputs
+        slope, x, y = ctx.saved_tensors
+        by_slope, by_x = ctx.needs_input_grad[:2]
+        return (
+            torch.ops.aten.silu_backward(along, x) if by_slope else None,
+            # y'' = s (1 - s) (2 + x (1 - 2 s)), and x s is y.
+            torch.ops.aten.sigmoid_backward(along * slope, x.sigmoid()).mul_(
+                torch.sub(x, y, alpha=2).add_(2)
+            )
+            if by_x
+            else None,
+            None,
+        )
+
+
+def silu(x: Tensor, inplace: bool = False) -> Tensor:
+    """As `torch.nn.functional.silu`, for two derivatives and no third, whose passes over memory
+    are 8 in place of about 20.
+    """
+    if inplace or not x.requires_grad:
+        return F.silu(x, inplace)
+    found = _Silu.apply(x)
+    assert isinstance(found, Tensor)
+    return found
+
+
 class TrainingConvolutions(TorchFunctionMode):
-    """A context in which `torch.nn.functional.conv2d`, and so every `Conv2d`, is `conv2d`, in this
-    thread.
+    """A context in which `torch.nn.functional.conv2d`, and so every `Conv2d`, is `conv2d`, and
+    `silu` is `silu`, in this thread.
     """
 
     def __torch_function__(
@@ -225,4 +286,7 @@ class TrainingConvolutions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Calls what was called, or `conv2d` in its place."""
-        return (conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
+        return OURS.get(func, func)(*args, **(kwargs or {}))
+
+
+OURS: dict[Any, Callable[..., Any]] = {torch.conv2d: conv2d, F.silu: silu}

@@ -279,6 +279,8 @@ def dry_run(
     rows = trained_rows(images or 0, settings.validation)
     once = kind == "prior" and settings.encodes_once(rows)
     encoded = encoded_bytes(built.encoder) if once else 0
+    # Compiling would take longer than all that is measured here.
+    settings = replace(settings, compile=False)
     timed = replace(settings, encode_once=encoded * rows <= MOST_BYTES and encoded > 0)
     with checkpointing(built.objective, settings.activation_checkpointing):
         costs = measure(built.objective, built.learner, timed, device, noise)
