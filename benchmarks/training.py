@@ -4,6 +4,8 @@ likelihood.
     ours     what `hebm-train` does: parts of a batch in threads of their own, gradients of what
              learns alone, the encoder's maps of the images computed beforehand, freed memory kept,
              convolutions of score matching that are made to be differentiated twice
+    bfloat16 `ours` with `--dtype bfloat16`
+    compiled `ours` with `--dtype bfloat16 --compile`; compiling takes minutes and is not counted
     before   the same networks as one batch with all threads in each operation, `backward` through
              the noisy latents too, every image encoded at each step, memory given back to the
              system: how training worked until parts came
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +46,11 @@ from hebm_sample.training.devices import computing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
+from hebm_sample.training.run import compile_parts
 
 CPU = torch.device("cpu")
-VARIANTS = ("ours", "before", "plain")
+VARIANTS = ("ours", "before", "plain", "bfloat16", "compiled")
+LOWER = {"bfloat16": {"dtype": "bfloat16"}, "compiled": {"dtype": "bfloat16", "compile": True}}
 TASKS = ("generator", "score", "mle")
 SOURCES = 256  # made-up images
 
@@ -101,7 +106,10 @@ def objective_of(task: str, preset: Any) -> tuple[nn.Module, nn.Module]:
 def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> Callable[[], None]:
     """One training step of a variant, as a call."""
     objective, learner = objective_of(task, preset)
-    ours, draw = variant == "ours", loader(preset.generator.image_size, side, variant != "plain")
+    ours = variant == "ours" or variant in LOWER
+    draw = loader(preset.generator.image_size, side, variant != "plain")
+    if ours and settings.compile:
+        compile_parts(objective)
     if variant != "plain":
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema, optimizer = averaged(learner, settings.ema_decay), make_optimizer(learner, settings)
@@ -143,16 +151,17 @@ def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> C
     return step
 
 
-def settings_of(task: str, preset: Any) -> Any:
+def settings_of(task: str, preset: Any, variant: str = "ours") -> Any:
     """Of the run that the task is a step of."""
-    return preset.generator_settings if task == "generator" else preset.prior_settings
+    found = preset.generator_settings if task == "generator" else preset.prior_settings
+    return replace(found, **LOWER.get(variant, {}))
 
 
 def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> list[float]:
     """Seconds of each step, after two that warm up."""
-    if variant == "ours":
+    if variant == "ours" or variant in LOWER:
         tune_process(training=True)
-    step, seconds = step_of(task, preset, settings_of(task, preset), variant, side), []
+    step, seconds = step_of(task, preset, settings_of(task, preset, variant), variant, side), []
     for turn in range(repeats + 2):
         start = time.perf_counter()
         step()
@@ -161,13 +170,20 @@ def measure(task: str, preset: Any, variant: str, repeats: int, side: int) -> li
     return seconds
 
 
-def compared(preset: str, tasks: tuple[str, ...], repeats: int, rounds: int, side: int) -> Any:
+def compared(
+    preset: str,
+    tasks: tuple[str, ...],
+    variants: tuple[str, ...],
+    repeats: int,
+    rounds: int,
+    side: int,
+) -> Any:
     """Median seconds per step of each variant, by task; a process a variant and round."""
     found: dict[str, Any] = {}
     for task in tasks:
-        seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         for turn in range(rounds):
-            for name in VARIANTS:
+            for name in variants:
                 click.echo(f"\r{task}: {turn + 1}/{rounds} {name:8}", nl=False, err=True)
                 command = [sys.executable, __file__, "--preset", preset, "--task", task]
                 command += ["--repeats", str(repeats), "--source-side", str(side), "--only", name]
@@ -187,14 +203,16 @@ def table(result: dict[str, Any]) -> str:
         f"preset {machine['preset']}, {machine['threads']} threads of {machine['cores']} cores, "
         f"torch {machine['torch']}, hebm_sample {machine['version']}",
         "",
-        f"{'task':<12}{'batch':>6} {'variant':<10}{'ms':>9}{'images/s':>12}{'x before':>9}",
+        f"{'task':<12}{'batch':>6} {'variant':<10}{'ms':>9}{'images/s':>12}{'x first':>9}",
     ]
     for task, row in result["tasks"].items():
-        for name in VARIANTS:
-            lines.append(
-                f"{task:<12}{row['batch']:>6} {name:<10}{1e3 * row[name]:9.1f}"
-                f"{row['batch'] / row[name]:12.1f}{row['before'] / row[name]:9.2f}"
-            )
+        first = next(name for name in row if name != "batch")
+        lines += [
+            f"{task:<12}{row['batch']:>6} {name:<10}{1e3 * seconds:9.1f}"
+            f"{row['batch'] / seconds:12.1f}{row[first] / seconds:9.2f}"
+            for name, seconds in row.items()
+            if name != "batch"
+        ]
     return "\n".join(lines)
 
 
@@ -206,11 +224,21 @@ def table(result: dict[str, Any]) -> str:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--source-side", type=click.IntRange(8), default=178, show_default=True)
+@click.option(
+    "--variant",
+    "variants",
+    type=click.Choice(VARIANTS),
+    multiple=True,
+    default=VARIANTS[1:2] + VARIANTS[:1] + VARIANTS[2:3],
+    show_default=True,
+    help="Speeds are compared with the first one's.",
+)
 @click.option("--only", type=click.Choice(VARIANTS), help="Seconds of this one, as JSON.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write JSON there.")
 def main(
     preset: str,
     tasks: tuple[str, ...],
+    variants: tuple[str, ...],
     repeats: int,
     rounds: int,
     source_side: int,
@@ -222,7 +250,7 @@ def main(
         click.echo(json.dumps(measure(tasks[0], PRESETS[preset], only, repeats, source_side)))
         return
     result = {
-        "tasks": compared(preset, tasks, repeats, rounds, source_side),
+        "tasks": compared(preset, tasks, variants, repeats, rounds, source_side),
         "machine": {
             "preset": preset,
             "threads": torch.get_num_threads(),
