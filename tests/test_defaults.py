@@ -58,6 +58,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["float64", "meta"])
 def test_default_dtype_and_device_change_nothing(change, tmp_path):
     """Tensors on the device "meta" have no numbers: whatever lands there fails at once."""

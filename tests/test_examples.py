@@ -198,6 +198,7 @@ def test_trajectory(model: str, tmp_path: Path) -> None:
         assert image.n_frames == prior.num_levels
 
 
+@pytest.mark.slow
 def test_train_your_own(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     printed = run("train_your_own.py", "--out", tmp_path, "--model", "circles")

@@ -323,6 +323,7 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> No
     assert [n for n in names if n.endswith("licenses/LICENSE-WEIGHTS.md")]
 
 
+@pytest.mark.slow
 def test_the_sdist_can_build_the_wheel(tmp_path: Path) -> None:
     _run("-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path))
     (path,) = tmp_path.glob("*.tar.gz")

@@ -148,6 +148,7 @@ def test_the_standard_input_is_an_image(here):
     assert result.exit_code == 2 and "give it once" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="there are no file descriptors")
 def test_a_pipe_is_an_image(here):
     read, write = os.pipe()

@@ -120,6 +120,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(model, tmp_path):
     out, more = tmp_path / "out", ["--seeds", "0-5", "--batch", 2]
     root = str(Path(__file__).resolve().parents[1])

@@ -140,6 +140,7 @@ def test_a_failure_in_any_part_names_its_seeds(two_threads):
 # ---- what is whose
 
 
+@pytest.mark.slow
 def test_a_library_call_leaves_its_process_alone():
     """In a process of its own: what a command has tuned here cannot be undone."""
     code = """

@@ -123,6 +123,7 @@ def test_who_floods_the_queue_is_refused_and_the_other_is_served(served, pipe) -
     assert all("stopped" in result[0] for result in flood.results())
 
 
+@pytest.mark.slow
 def test_a_crowd_from_one_address_leaves_places_and_images_to_others(served, pipe) -> None:
     other = Guest(served, "calm", "10.0.0.2")
     other.draw("6")

@@ -181,6 +181,7 @@ class TestMemorisation:
         assert sorted(found.neighbours[:copied]) == list(range(copied))
         assert found.to_dict()["tail_expected"] == 0.01
 
+    @pytest.mark.slow
     def test_the_level_is_what_it_says(self):
         """1 of 20 of fresh samples alarm, in simulation; twice as many did with two tests."""
         alarms = []
@@ -189,6 +190,7 @@ class TestMemorisation:
             alarms.append(nearness_test(d[:40], d[40:], permutations=199) <= 0.05)
         assert np.mean(alarms) == pytest.approx(0.05, abs=0.01)
 
+    @pytest.mark.slow
     def test_the_level_holds_with_the_distances_themselves(self):
         found = [
             measure_memorisation(*(cloud(3 * i + k, 60, 3) for k in range(3))).p_value

@@ -416,6 +416,7 @@ def test_a_classifier_is_trained_once_a_recipe(tmp_path, monkeypatch):
         find_attribute_classifier(unknown, data[1], ["label"], **options)
 
 
+@pytest.mark.slow
 def test_of_a_real_pipeline_and_classifier(tmp_path):
     """The same seeds give the same figures, in any batches up to rounding."""
     pipe, data = symbolic_pipeline(steps=4), (table_of(), table_of(30, "held out"))

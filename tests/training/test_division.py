@@ -471,6 +471,7 @@ def test_the_command_takes_them(tmp_path):
     assert result.exit_code == 2 and "does not divide batch_size = 8" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_a_micro_batchs_memory_and_the_batchs_flops():
     one, four = (dry_run("prior", short_preset(accumulate=k), CPU).costs for k in (1, 4))
     assert four.flops == one.flops

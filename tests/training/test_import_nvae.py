@@ -139,6 +139,7 @@ def test_a_file_too_small_for_its_description_is_refused(home):
 # What goes on from there
 
 
+@pytest.mark.slow
 def test_samplers_edits_and_training_take_it_as_any_other_generator(home, tmp_path):
     model = Pipeline.from_pretrained(home / "model")
     draw_images(tmp_path / "images", count=24)

@@ -66,6 +66,7 @@ class TestResume:
         for same in ((), ("--max-steps", 2)):
             assert invoke(home, *out, *same).exit_code == 0
 
+    @pytest.mark.slow
     def test_the_budget_of_the_run_can_be_repeated(self, home, tmp_path):
         run = ("--out", tmp_path / "run", "--time-budget")
         assert invoke(home, *run, "2s").exit_code == 0

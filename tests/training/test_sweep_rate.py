@@ -41,6 +41,7 @@ def sweep(tool, home, *more):
     return CliRunner().invoke(tool.main, [str(x) for x in line])
 
 
+@pytest.mark.slow
 def test_candidates_are_trained_once_and_compared(tool, home, monkeypatch):
     first = sweep(tool, home, "--weights", "5", "--weights", "1,9")
     assert first.exit_code == 0, first.output

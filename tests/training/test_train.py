@@ -142,6 +142,7 @@ class TestExport:
         for key, value in generator.state_dict().items():
             assert torch.equal(value, average[f"module.generator.{key}"]), key
 
+    @pytest.mark.slow
     def test_round_trip_through_another_process(self, home, prior_run, tmp_path):
         row = export(
             home / "prior",

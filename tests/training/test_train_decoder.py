@@ -230,7 +230,7 @@ def test_more_cells_begin_with_the_weights_that_fit(home, sharp, images, options
     assert all(torch.equal(own[name], value) for name, value in known.items())
 
 
-def test_without_a_prior_reconstructions_are_enough(home, images, options):
+def test_without_a_prior_reconstructions_are_enough(home, model, images, options):
     generator = load_run(home / "generator")
     result = train_decoder(short_preset(), generator, images, home / "bare", **options)
     assert result.steps == 10 and not (home / "bare" / "samples.safetensors").exists()

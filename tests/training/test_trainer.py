@@ -128,6 +128,7 @@ class TestResume:
             assert torch.equal(value, resumed.learner.state_dict()[key]), key
         assert (tmp_path / "cut/model/weights_manifest.json").is_file()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind, stop", [("score", 6), ("mle", 5)])
     def test_with_labels_is_exact(self, labelled, model, tmp_path, monkeypatch, kind, stop):
         options = {"objective": kind, "accelerator": make_accelerator("cpu")}
@@ -222,6 +223,7 @@ class TestParts:
         assert not torch.equal(cut[0].images, cut[1].images)
         assert cut[0].stream.initial_seed() != cut[1].stream.initial_seed()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["generator", "score", "mle"])
     def test_a_resumed_run_keeps_them(self, run, tmp_path, monkeypatch, two, kind):
         run(tmp_path / "whole", kind)
