@@ -10,7 +10,7 @@ from hebm_sample.errors import EnvironmentFailure
 
 __all__ = ["compiled"]
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     # Without Python's lock, which two threads would wait for.
     "cpp_wrapper": True,
     # PyTorch 2.13 computes wrong gradients in bfloat16 where it changes memory layouts: those of
