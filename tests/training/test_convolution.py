@@ -89,6 +89,15 @@ def test_silu_and_its_two_derivatives_are_right():
     assert torch.equal(silu(x.detach().clone(), inplace=True), F.silu(x))
 
 
+def test_a_third_derivative_of_silu_is_right():
+    x = torch.randn(6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def slope(x):
+        return torch.autograd.grad(silu(x).sum(), x, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(slope, x.requires_grad_())
+
+
 def test_silu_inside_the_context_is_ours_and_outside_torchs():
     x = torch.randn(3, requires_grad=True)
     with TrainingConvolutions():
