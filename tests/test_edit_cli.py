@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image, ImageChops
 from tiny import symbolic_pipeline, tiny_config, tiny_modules
@@ -358,6 +359,37 @@ def test_nothing_that_exists_is_overwritten_unasked(folder, tmp_path, monkeypatc
     result = hebm_edit("edit", "cat.jpg", "--outdir", ".", "--overwrite", "--dataset", folder)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "cat.png").read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["edit", "a.png"], ["edit", "b.png"]),
+        (["inpaint", "a.png", "--mask", "mask.png"],) * 2,
+    ],
+)
+def test_results_of_two_models_never_share_a_folder(folder, images, tmp_path, first, second):
+    pipe = symbolic_pipeline(steps=3)
+    with torch.no_grad():
+        next(iter(pipe.generator.parameters())).add_(1.0)
+    pipe.save_pretrained(tmp_path / "other")
+
+    def run(words, seed, *more):
+        return hebm_edit(*words, "--class", "b", "--seeds", seed, *more, "--device", "cpu")
+
+    os.mkdir("out")  # where others' files and a grid are, which do not count
+    os.rename("b.png", "out/somebody's.png")
+    Image.new("RGB", (20, 20)).save("b.png")
+    done = run(second, 1, "--dataset", tmp_path / "other", "--out", "out/grid.png")
+    assert done.exit_code == 0, done.output
+    done = run(first, 0, "--dataset", folder, "--outdir", "out")
+    assert done.exit_code == 0, done.output
+    made = sorted(os.listdir("out"))
+    for more in ([], ["--overwrite"]):
+        result = run(second, 1, "--dataset", tmp_path / "other", "--outdir", "out", *more)
+        refused(result, 2, "out would hold images of two kinds: a")
+        assert "was made otherwise: weights is" in result.stderr
+    assert sorted(os.listdir("out")) == made
 
 
 # What would be ignored

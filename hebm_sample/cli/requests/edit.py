@@ -71,6 +71,7 @@ class EditOptions(SteeringOptions, AlignOptions):
     method: Literal["flow", "noise"]
 
     default_guidance: ClassVar[float] = EDIT_GUIDANCE
+    image_names: ClassVar[str] = r".*\.png"  # an edit is named after its image
 
     def __post_init__(self) -> None:
         super().__post_init__()

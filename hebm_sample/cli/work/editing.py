@@ -98,6 +98,13 @@ def _read_sources(sources: Sequence[Path]) -> list["Source"]:
     return found
 
 
+def _refuse_mixed(options: EditOptions | InpaintOptions, provenance: Provenance) -> None:
+    """`UserInputError` if results of another model lie where these are to go."""
+    if options.outdir is not None:
+        names, one = options.image_names, single_text(options, provenance, 0)
+        refuse_mixed(options.outdir, names, one, options.targets, overwrite=True)
+
+
 # After it
 
 
@@ -219,12 +226,14 @@ def edit(options: EditOptions) -> None:
     if options.outdir is None:
         check_grid(3 * len(options.images), pipe.config.generator.image_size, 3)
     framed = _framed(pipe, options, sources)
+    provenance = provenance_of(pipe, options)
+    _refuse_mixed(options, provenance)
     originals = _squares(pipe, framed.images)
     decoded, edited = _edited(pipe, options, framed, originals)
     if not options.symbols and options.method == "flow":
         say("warning: no --attr or --class says what should change, so nothing does", err=True)
     rows = zip(originals, decoded, edited.images, strict=True)
-    images, provenance = [image for row in rows for image in row], provenance_of(pipe, options)
+    images = [image for row in rows for image in row]
     edited = framed.pasted(edited, options.paste_back)
     files = _save(options, (path, images, 3), edited, provenance)
     _finish(options, files, edited, provenance, start)
@@ -291,9 +300,7 @@ def inpaint(options: InpaintOptions) -> None:
     x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)
     provenance = provenance_of(pipe, options)
-    if options.outdir is not None:
-        names, one = options.image_names, single_text(options, provenance, 0)
-        refuse_mixed(options.outdir, names, one, options.targets, overwrite=True)
+    _refuse_mixed(options, provenance)
     known = [*to_pil(x), *to_pil(x.masked_fill(unknown, 0.0))]
     given = mask if framed.aligned else unknown[0]
     filled = _filled(pipe, options, framed, x, given)
