@@ -463,10 +463,11 @@ def test_the_runs_identity_names_what_changes_bits(images, tmp_path):
 
 def test_the_command_takes_them(tmp_path):
     command = ["prior", "--preset", "tiny", "--dry-run", "--device", "cpu", "--quiet"]
-    more = ["--accumulate", "4", "--dtype", "bfloat16", "--activation-checkpointing"]
+    more = ["--accumulate", "4", "--dtype", "bfloat16", "--activation-checkpointing", "--compile"]
     result = CliRunner().invoke(main, [*command, *more])
     assert result.exit_code == 0, result.output
     assert "4 micro-batches of 2; bfloat16" in result.stdout
+    assert "compiled (timed without, an upper bound)" in result.stdout
     result = CliRunner().invoke(main, [*command, "--accumulate", "3"])
     assert result.exit_code == 2 and "does not divide batch_size = 8" in result.stderr
 

@@ -141,6 +141,8 @@ class Estimate:
             how.append(f"{s.accumulate} micro-batches of {s.micro_batch}")
         if s.dtype != "float32":
             how.append(f"{s.dtype} (activations are counted in float32, an upper bound)")
+        if s.compile:
+            how.append("compiled (timed without, an upper bound)")
         if s.activation_checkpointing:
             how.append("activations inside T's groups are computed twice")
         return ["            " + "; ".join(how)] if how else []
@@ -280,8 +282,8 @@ def dry_run(
     once = kind == "prior" and settings.encodes_once(rows)
     encoded = encoded_bytes(built.encoder) if once else 0
     # Compiling would take longer than all that is measured here.
-    settings = replace(settings, compile=False)
-    timed = replace(settings, encode_once=encoded * rows <= MOST_BYTES and encoded > 0)
+    kept = encoded * rows <= MOST_BYTES and encoded > 0
+    timed = replace(settings, compile=False, encode_once=kept)
     with checkpointing(built.objective, settings.activation_checkpointing):
         costs = measure(built.objective, built.learner, timed, device, noise)
     estimate = _estimate(kind, preset, built, settings, costs)
