@@ -468,6 +468,10 @@ def test_the_command_takes_them(tmp_path):
     assert result.exit_code == 0, result.output
     assert "4 micro-batches of 2; bfloat16" in result.stdout
     assert "compiled (timed without, an upper bound)" in result.stdout
+    result = CliRunner().invoke(
+        main, ["decoder", *command[1:], *more[2:]]
+    )  # which compiles nothing
+    assert result.exit_code == 0 and "compiled (" not in result.stdout, result.output
     result = CliRunner().invoke(main, [*command, "--accumulate", "3"])
     assert result.exit_code == 2 and "does not divide batch_size = 8" in result.stderr
 

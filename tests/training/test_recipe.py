@@ -207,6 +207,8 @@ def test_a_dry_run_says_what_each_stage_takes(data, tmp_path, monkeypatch):
     monkeypatch.setattr("hebm_sample.training.costs.dry_run.dry_run", lambda *_, **__: costs)
     alone = CliRunner().invoke(main, arguments)  # neither data nor a folder
     assert alone.exit_code == 0 and "about 42 min in all" in alone.stdout, alone.output
+    compiled = CliRunner().invoke(main, [*arguments, "--compile"])
+    assert "on this device, timed without --compile, an upper bound" in compiled.stdout
 
 
 def test_labels_become_symbols_of_a_recipe(tmp_path):

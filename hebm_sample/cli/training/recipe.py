@@ -181,9 +181,10 @@ def _dry_run(preset: Any, options: dict[str, Any]) -> None:
         total += 0.0 if done else seconds
         say(f"{stage.folder.name:14} {line}{'; done' if done else ''}")
     ends = "crop, calibration" if preset.faces else "calibration"
+    timed = ", timed without --compile, an upper bound" if options["compile"] else ""
     say(
-        f"about {in_words(total)} in all on this device, and {ends} and evaluation; nothing was "
-        "written"
+        f"about {in_words(total)} in all on this device{timed}, and {ends} and evaluation; "
+        "nothing was written"
     )
 
 

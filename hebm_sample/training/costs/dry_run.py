@@ -141,7 +141,7 @@ class Estimate:
             how.append(f"{s.accumulate} micro-batches of {s.micro_batch}")
         if s.dtype != "float32":
             how.append(f"{s.dtype} (activations are counted in float32, an upper bound)")
-        if s.compile:
+        if s.compile and self.kind != "decoder":
             how.append("compiled (timed without, an upper bound)")
         if s.activation_checkpointing:
             how.append("activations inside T's groups are computed twice")
