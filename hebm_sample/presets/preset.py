@@ -43,10 +43,12 @@ class DecoderPlan(ConfigBase):
         samples: Latents of the energy-based prior that half of the decoded images are made of;
             0, or a model without a prior, trains on reconstructions alone.
         pixels, features, adversarial: Weights of the decoder's losses.
-        penalty: Of R1 in the discriminator's loss. What a batch of B needs grows with the pixels S
-            on a side that the discriminator sees: 6e-4 to 2e-3 S^2 / B, three to ten times what
-            generators from noise begin with (Karras et al., "Training Generative Adversarial
-            Networks with Limited Data", arXiv 2006.06676). With less, decoders crack skin.
+        penalty: Of R1 in the discriminator's loss: 2e-4 S^2 / B for a batch of B and S pixels on a
+            side that the discriminator sees, as for generators from noise (Karras et al.,
+            "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676).
+        discriminator_rate: The discriminator's learning rate over the decoder's. Where it is slow,
+            the decoder finds lattices that it does not see.
+        shift: Most pixels that what the discriminator sees is moved by, at random.
     """
 
     stages: tuple[StageConfig, ...] | None = None
@@ -55,13 +57,16 @@ class DecoderPlan(ConfigBase):
     pixels: float = 4.0
     features: float = 0.25
     adversarial: float = 0.1
-    penalty: float = 0.3
+    penalty: float = 0.03
+    discriminator_rate: float = 2.0
+    shift: int = 4
 
     def __post_init__(self) -> None:
         if self.square is not None:
             require_integer("square", self.square, 1, 1024)
         require_integer("samples", self.samples, 0, 10**6)
-        for name in ("pixels", "features", "adversarial", "penalty"):
+        require_integer("shift", self.shift, 0, 1024)
+        for name in ("pixels", "features", "adversarial", "penalty", "discriminator_rate"):
             require_range(name, getattr(self, name), 0.0, 1e6)
 
 

@@ -25,6 +25,7 @@ from hebm_sample.training.decoding.objective import (
     DecoderObjective,
     SharpDecoder,
     sharpness,
+    shifted,
 )
 from hebm_sample.training.optim import Part, make_optimizer, train_step
 
@@ -35,7 +36,7 @@ IMAGES = tiny_images(CONFIG, 8)
 def objective(pool=True, **plan):
     generator, encoder, _ = tiny_modules()
     torch.manual_seed(0)
-    learner = SharpDecoder(generator.decoder, CONFIG.generator.image_size)
+    learner = SharpDecoder(generator.decoder, CONFIG.generator.image_size, rate=0.5)
     latents = tiny_latents(CONFIG, 12, seed=4) if pool else None
     return DecoderObjective(generator, encoder, learner, DecoderPlan(**plan), latents)
 
@@ -83,18 +84,42 @@ def test_the_discriminator_ends_at_four_by_four(size, stages):
     assert not maps or maps[-1].shape[-2:] == (4, 4)
 
 
-def test_each_network_has_the_gradient_of_its_own_loss():
-    built = objective()
+def test_shifted_images_are_the_same_ones_elsewhere():
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(shifted(x, 0, None)(x), x)
+    stream, seen = torch.Generator().manual_seed(0), set()
+    for _ in range(80):
+        move = shifted(x, 1, stream)
+        there = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        found = {
+            (i, j)
+            for i, j in there
+            if torch.equal(
+                move(x)[..., 1:-1, 1:-1], torch.roll(x, (i, j), (2, 3))[..., 1:-1, 1:-1]
+            )
+        }
+        assert len(found) == 1 and torch.equal(move(x), move(x))
+        seen |= found
+    assert len(seen) == 9  # every place, the same for all that one map is given
+    far = shifted(x, 100, stream)(x)  # no further than the image reaches
+    assert far.shape == x.shape and set(far.unique().tolist()) <= set(x.unique().tolist())
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_each_network_has_the_gradient_of_its_own_loss(shift):
+    built = objective(shift=shift)
     found, _ = gradients(built)
-    own, drawn = built.states(IMAGES, part().stream)
-    learner, losses = built.learner, built.plan
+    stream = part().stream
+    own, drawn = built.states(IMAGES, stream)
+    move = shifted(IMAGES, shift, stream)
+    learner, losses, seen = built.learner, built.plan, move(IMAGES)
     fakes = [learner.decoder(own), learner.decoder(drawn)]
-    real = learner.discriminator(IMAGES)
-    responses = [learner.discriminator(y) for y in fakes]
+    real = learner.discriminator(seen)
+    responses = [learner.discriminator(move(y)) for y in fakes]
     mine = [p for p in learner.discriminator.parameters()]
-    detached = torch.stack([F.softplus(learner.discriminator(y.detach()).logits) for y in fakes])
-    loss_d = F.softplus(-real.logits).mean() + detached.mean()
-    loss_d = loss_d + losses.penalty / 2 * gradient_penalty(learner.discriminator, IMAGES[:2])
+    detached = [learner.discriminator(move(y.detach())).logits for y in fakes]
+    loss_d = F.softplus(-real.logits).mean() + F.softplus(torch.stack(detached)).mean()
+    loss_d = loss_d + losses.penalty / 2 * gradient_penalty(learner.discriminator, seen[:2])
     for p, grad in zip(mine, torch.autograd.grad(loss_d, mine), strict=True):
         name = next(n for n, q in learner.named_parameters() if q is p)
         assert torch.allclose(found[name], grad, atol=1e-6), name

@@ -10,9 +10,10 @@ count; samples have no image to compare with, so only the discriminator sees the
 own decoder stays beside it: bits, inpainting and likelihood scores are its.
 
 Large images are trained on random squares of h, with a margin that is computed and cut off: what
-lies beyond it hardly reaches the square.
+lies beyond it hardly reaches the square. What the discriminator sees is moved by some pixels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,6 @@ from hebm_sample.training.optim import Part, Rows, Stream
 
 __all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
 
-DISCRIMINATOR_RATE = 0.5  # its learning rate over the decoder's; at 2 its first steps are noise
 ALONE, RAMP = 0.03, 0.02  # shares of the run: the decoder learns pixels alone; the others' rise
 PENALIZED = 4  # one image in so many has its gradient penalised
 MARGIN = 2  # positions of h around a square
@@ -46,19 +46,27 @@ class SharpDecoder(nn.Module):
     Arguments:
         decoder: h_{L+1} to images; changed.
         size: Side of the images, or squares of them, that the discriminator sees.
+        rate: The discriminator's learning rate over the decoder's.
     """
 
-    def __init__(self, decoder: nn.Module, size: int, channels: int = 3) -> None:
+    def __init__(
+        self, decoder: nn.Module, size: int, channels: int = 3, rate: float = 1.0
+    ) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.rate = decoder, rate
         self.discriminator = Discriminator(size, channels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimiser, each with the factor of its learning rate."""
         return [
             {"params": list(self.decoder.parameters()), "factor": 1.0},
-            {"params": list(self.discriminator.parameters()), "factor": DISCRIMINATOR_RATE},
+            {"params": list(self.discriminator.parameters()), "factor": self.rate},
         ]
+
+
+def _own(stream: Stream) -> torch.Generator | None:
+    """The stream of a whole batch, for what is the same in all its rows."""
+    return stream.generator if isinstance(stream, Rows) else stream
 
 
 def _integers(high: int, count: int, device: torch.device, stream: Stream) -> Tensor:
@@ -67,6 +75,33 @@ def _integers(high: int, count: int, device: torch.device, stream: Stream) -> Te
         return torch.randint(high, (count,), device=device, generator=stream)
     whole = torch.randint(high, (stream.total,), device=device, generator=stream.generator)
     return whole[stream.first : stream.first + count]
+
+
+def shifted(
+    images: Tensor, most: int, stream: torch.Generator | None
+) -> Callable[[Tensor], Tensor]:
+    """A map of images (N, C, S, S) to the same, moved by up to `most` pixels each way, mirrored at
+    their border: one random place for all that it is given.
+
+    A discriminator has a grid of its own, that of its strides; of images that lie otherwise each
+    time it can neither reward a texture in its own grid nor learn the images by heart. After Zhao
+    et al., "Differentiable Augmentation for Data-Efficient GAN Training" (arXiv 2006.10738).
+
+    Arguments:
+        images: Of the kind that is mapped.
+    """
+    most, side = min(most, images.shape[-1] - 1), images.shape[-1]
+    if most == 0:
+        return lambda x: x
+    down, right = torch.randint(
+        2 * most + 1, (2,), device=images.device, generator=stream
+    ).tolist()
+
+    def move(x: Tensor) -> Tensor:
+        wide = F.pad(x, (most, most, most, most), mode="reflect")
+        return wide[..., down : down + side, right : right + side]
+
+    return move
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -120,8 +155,7 @@ class DecoderObjective(nn.Module):
         if square is None or square >= side:
             return self.learner.decoder(h), images
         room = side - square + 1
-        own = stream.generator if isinstance(stream, Rows) else stream
-        where = torch.randint(room, (2,), device=h.device, generator=own).tolist()
+        where = torch.randint(room, (2,), device=h.device, generator=_own(stream)).tolist()
         scale, windows, kept = images.shape[-1] // side, [], []
         for start in where:
             low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)
@@ -144,8 +178,10 @@ class DecoderObjective(nn.Module):
         # The discriminator sees what was decoded once: from its side, as an image that learns
         # nothing; and the slope of its losses at that image is the decoder's share.
         y = decoded.detach().requires_grad_()
-        response, real = self.learner.discriminator(y), self.learner.discriminator(x)
-        loss_d, stats = self.discriminated(x, real, response)
+        move = shifted(x, self.plan.shift, _own(part.stream))
+        seen = move(x)
+        response, real = self.learner.discriminator(move(y)), self.learner.discriminator(seen)
+        loss_d, stats = self.discriminated(seen, real, response)
         mine = list(self.learner.discriminator.parameters())
         grads_d = torch.autograd.grad(loss_d, mine, retain_graph=True)
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)

@@ -157,7 +157,8 @@ def new_learner(
     """What a run begins with: the decoder that the generator has, widened and deepened to the
     stages of `config.sharp_decoder`, and an untrained discriminator.
     """
-    return SharpDecoder(_begin(config, generator), _seen_side(config, plan))
+    decoder, side = _begin(config, generator), _seen_side(config, plan)
+    return SharpDecoder(decoder, side, rate=plan.discriminator_rate)
 
 
 def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
