@@ -43,9 +43,10 @@ class DecoderPlan(ConfigBase):
         samples: Latents of the energy-based prior that half of the decoded images are made of;
             0, or a model without a prior, trains on reconstructions alone.
         pixels, features, adversarial: Weights of the decoder's losses.
-        penalty: Of R1 in the discriminator's loss: 2e-4 S^2 / B for a batch of B and S pixels on a
-            side that the discriminator sees, as for generators from noise (Karras et al.,
-            "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676).
+        penalty: Of R1 and R2 in the discriminator's loss: about 8e-4 S^2 / B for a batch of B and
+            S pixels on a side that the discriminator sees, four times what generators from noise
+            begin with (Karras et al., "Training Generative Adversarial Networks with Limited
+            Data", arXiv 2006.06676). With less, long runs end with dots and cracks on skin.
         discriminator_rate: The discriminator's learning rate over the decoder's. Where it is slow,
             the decoder finds lattices that it does not see.
         shift: Most pixels that what the discriminator sees is moved by, at random.
@@ -57,7 +58,7 @@ class DecoderPlan(ConfigBase):
     pixels: float = 4.0
     features: float = 0.25
     adversarial: float = 0.1
-    penalty: float = 0.03
+    penalty: float = 0.1
     discriminator_rate: float = 2.0
     shift: int = 4
 

@@ -2,13 +2,16 @@ r"""A discriminator for an image decoder, and the losses of both.
 
     D(x), maps_1(x), ...    one logit per image, the mean over its patches, and feature maps
 
-    discriminator   softplus(-D(x)) + softplus(D(y)) + (gamma / 2) |grad_x D(x)|^2
+    discriminator   softplus(-D(x)) + softplus(D(y))
+                    + (gamma / 2) (|grad D(x)|^2 + |grad D(y)|^2)
     decoder         a |y - x|_1 + c softplus(-D(y))
                     + b mean_i |maps_i(y) - maps_i(x)|_1 / |maps_i(x)|_1
 
 with x an image and y what the decoder makes of its latents. The non-saturating loss is that of
-Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalty is R1 of
-Mescheder et al., "Which Training Methods for GANs do actually Converge?" (arXiv 1801.04406);
+Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalties are R1 and
+R2 of Mescheder et al., "Which Training Methods for GANs do actually Converge?" (arXiv 1801.04406),
+both at once after Huang et al., "The GAN is dead; long live the GAN!" (arXiv 2501.05441): R1 alone
+leaves D steep where the decoder is, which ends in dots and cracks;
 feature matching is that of Larsen et al., "Autoencoding beyond pixels using a learned similarity
 metric" (arXiv 1512.09300).
 """

@@ -36,7 +36,7 @@ from hebm_sample.training.optim import Part, Rows, Stream
 __all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
 
 ALONE, RAMP = 0.03, 0.02  # shares of the run: the decoder learns pixels alone; the others' rise
-PENALIZED = 4  # one image in so many has its gradient penalised
+PENALIZED = 4  # as many of either kind as one image in so many have their gradient penalised
 MARGIN = 2  # positions of h around a square
 
 
@@ -180,8 +180,9 @@ class DecoderObjective(nn.Module):
         y = decoded.detach().requires_grad_()
         move = shifted(x, self.plan.shift, _own(part.stream))
         seen = move(x)
-        response, real = self.learner.discriminator(move(y)), self.learner.discriminator(seen)
-        loss_d, stats = self.discriminated(seen, real, response)
+        fakes = move(y)
+        response, real = self.learner.discriminator(fakes), self.learner.discriminator(seen)
+        loss_d, stats = self.discriminated(seen, fakes, real, response)
         mine = list(self.learner.discriminator.parameters())
         grads_d = torch.autograd.grad(loss_d, mine, retain_graph=True)
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
@@ -201,24 +202,25 @@ class DecoderObjective(nn.Module):
         }
 
     def discriminated(
-        self, x: Tensor, real: Response, found: Response
+        self, x: Tensor, y: Tensor, real: Response, found: Response
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss, and statistics.
 
         Arguments:
-            x: Images.
-            real, found: What it makes of them, and of decoded images.
+            x, y: Images, and decoded ones.
+            real, found: What it makes of them.
         """
-        critic = self.learner.discriminator
-        penalty = gradient_penalty(critic, x[: max(1, len(x) // PENALIZED)])
+        critic, count = self.learner.discriminator, max(1, len(x) // PENALIZED)
+        penalties = [gradient_penalty(critic, v[:: len(v) // count]) for v in (x, y)]
         loss = F.softplus(-real.logits).mean() + F.softplus(found.logits).mean()
         stats = {
             "discriminator": loss.detach(),
             "logit_real": real.logits.detach().mean(),
             "logit_fake": found.logits.detach().mean(),
-            "penalty": penalty.detach(),
+            "penalty": penalties[0].detach(),
+            "penalty_fake": penalties[1].detach(),
         }
-        return loss + 0.5 * self.plan.penalty * penalty, stats
+        return loss + 0.5 * self.plan.penalty * (penalties[0] + penalties[1]), stats
 
     def opinion(
         self, found: Response, real: Response, count: int
