@@ -257,7 +257,7 @@ def test_a_model_without_an_encoder(home, images, options):
     assert not (home / "none").exists()
 
 
-GOOD = {"logit_real": 1.0, "logit_fake": -1.0, "penalty": 3.0, "pixels": 0.1}
+GOOD = {"logit_real": 1.0, "logit_fake": -1.0, "penalty": 3.0, "penalty_fake": 3.0, "pixels": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,7 @@ GOOD = {"logit_real": 1.0, "logit_fake": -1.0, "penalty": 3.0, "pixels": 0.1}
         ({"logit_real": 40.0}, "discriminator has run away"),
         ({"logit_fake": math.nan}, "discriminator has run away"),
         ({"penalty": 1e9}, "discriminator has run away"),
+        ({"penalty_fake": 1e9}, "discriminator has run away"),
     ],
 )
 def test_what_goes_wrong_is_stopped(change, said):

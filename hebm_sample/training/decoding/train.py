@@ -62,7 +62,7 @@ class Watch:
 
     WORST_ERROR = 2.0  # times the least so far, and a grey level
     WIDEST_GAP = 25.0  # between the logits of images and of decoded ones
-    STEEPEST = 1e6  # mean square of the discriminator's gradient
+    STEEPEST = 1e6  # mean square of the discriminator's gradient, at images and at decoded ones
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -78,15 +78,16 @@ class Watch:
             return  # every step was skipped: those are counted (`NanGuard`)
         limit = self.WORST_ERROR * self.start + 2 / 255
         gap = means["logit_real"] - means["logit_fake"]
+        slopes = [means["penalty"], means["penalty_fake"]]
         if not means["pixels"] <= limit:
             fault = (
                 f"reconstructions are off by {means['pixels']:.3g}, and have been by "
                 f"{self.start:.3g}"
             )
-        elif not abs(gap) <= self.WIDEST_GAP or not means["penalty"] <= self.STEEPEST:
+        elif not abs(gap) <= self.WIDEST_GAP or not all(s <= self.STEEPEST for s in slopes):
             fault = (
-                f"the discriminator has run away (logits {gap:.3g} apart, gradient "
-                f"{means['penalty']:.3g})"
+                f"the discriminator has run away (logits {gap:.3g} apart, gradients "
+                f"{slopes[0]:.3g} and {slopes[1]:.3g})"
             )
         else:
             self.start = min(self.start, means["pixels"])
