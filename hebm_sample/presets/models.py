@@ -107,7 +107,7 @@ _SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
 # Wider, for models whose images end at this size: cells work at half of their width.
 _WIDE_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=96, cells=6),))
 _SHARP_32 = DecoderPlan(
-    stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.025, shift=2
+    stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.007, shift=2
 )
 _SHARP_256 = DecoderPlan(
     stages=(
@@ -116,7 +116,7 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=2),
     ),
     square=8,  # 128 pixels
-    penalty=0.8,
+    penalty=0.2,
     shift=8,
 )
 

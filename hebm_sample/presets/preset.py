@@ -42,23 +42,25 @@ class DecoderPlan(ConfigBase):
         square: Positions of h_{L+1} on a side that a step sees, at a random place; None for all.
         samples: Latents of the energy-based prior that half of the decoded images are made of;
             0, or a model without a prior, trains on reconstructions alone.
-        pixels, features, adversarial: Weights of the decoder's losses.
-        penalty: Of R1 and R2 in the discriminator's loss: about 8e-4 S^2 / B for a batch of B and
-            S pixels on a side that the discriminator sees, four times what generators from noise
-            begin with (Karras et al., "Training Generative Adversarial Networks with Limited
-            Data", arXiv 2006.06676). With less, long runs end with dots and cracks on skin.
-        discriminator_rate: The discriminator's learning rate over the decoder's. Where it is slow,
-            the decoder finds lattices that it does not see.
+        pixels, squares, features, adversarial: Weights of the decoder's losses: of |y - x|,
+            (y - x)^2, and those of the discriminator. What a discriminator misses most is energy
+            of high frequencies, which costs |y - x| least in lone dots: the square forbids those.
+        penalty: Of R1 and R2 in the discriminator's loss: about 2e-4 S^2 / B for a batch of B and
+            S pixels on a side that the discriminator sees, as for generators from noise (Karras et
+            al., "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676).
+        discriminator_rate: The discriminator's learning rate, which stays, over the decoder's
+            highest. Where it is slow, the decoder finds lattices and dots that it does not see.
         shift: Most pixels that what the discriminator sees is moved by, at random.
     """
 
     stages: tuple[StageConfig, ...] | None = None
     square: int | None = None
     samples: int = 4000
-    pixels: float = 4.0
+    pixels: float = 2.0
+    squares: float = 10.0
     features: float = 0.25
     adversarial: float = 0.1
-    penalty: float = 0.1
+    penalty: float = 0.03
     discriminator_rate: float = 2.0
     shift: int = 4
 
@@ -67,7 +69,14 @@ class DecoderPlan(ConfigBase):
             require_integer("square", self.square, 1, 1024)
         require_integer("samples", self.samples, 0, 10**6)
         require_integer("shift", self.shift, 0, 1024)
-        for name in ("pixels", "features", "adversarial", "penalty", "discriminator_rate"):
+        for name in (
+            "pixels",
+            "squares",
+            "features",
+            "adversarial",
+            "penalty",
+            "discriminator_rate",
+        ):
             require_range(name, getattr(self, name), 0.0, 1e6)
 
 

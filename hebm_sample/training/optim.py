@@ -17,7 +17,7 @@ so that W processes with k micro-batches each learn what one process does, up to
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -39,6 +39,7 @@ __all__ = [
     "average_decay",
     "averaged",
     "draw",
+    "group_rate",
     "learning_rate",
     "make_optimizer",
     "power_exponent",
@@ -162,6 +163,16 @@ def learning_rate(settings: TrainSettings, step: int, total: int) -> float:
         return peak * (step + 1) / settings.warmup_steps
     done = min((step - settings.warmup_steps) / max(total - settings.warmup_steps, 1), 1.0)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def group_rate(settings: TrainSettings, group: Mapping[str, Any], step: int, total: int) -> float:
+    """The learning rate of an optimiser's group: the run's times the group's `factor`, without the
+    cosine if it is `steady`, as of a discriminator, which must be able to follow to the end.
+    """
+    rate = learning_rate(settings, step, total)
+    if group.get("steady") and step >= settings.warmup_steps:
+        rate = settings.learning_rate
+    return rate * group.get("factor", 1.0)
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

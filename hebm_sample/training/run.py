@@ -41,7 +41,7 @@ from hebm_sample.training.optim import (
     Rows,
     Threads,
     averaged,
-    learning_rate,
+    group_rate,
     make_optimizer,
     step_seed,
     train_step,
@@ -280,8 +280,7 @@ class Run:
     def one_step(self, step: int) -> tuple[bool, dict[str, Any]]:
         """Draw and learn, without the average and the guard."""
         for group in self.optimizer.param_groups:
-            rate = learning_rate(self.settings, step, max(self.total, 1))
-            group["lr"] = rate * group.get("factor", 1.0)
+            group["lr"] = group_rate(self.settings, group, step, max(self.total, 1))
         several = self.accelerator.num_processes > 1
         return train_step(
             self.objective,

@@ -37,6 +37,7 @@ from hebm_sample.training.optim import (
     Part,
     Threads,
     averaged,
+    group_rate,
     learning_rate,
     make_optimizer,
     power_exponent,
@@ -534,6 +535,15 @@ def test_the_learning_rates_ends():
     assert rates[55] == pytest.approx(0.1 * (0.01 + 0.99 / 2))
     assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert learning_rate(SETTINGS, 10_000, 100) == rates[-1]
+
+
+def test_a_steady_group_warms_up_and_stays():
+    for step in (0, 4, 9, 10, 55, 100):
+        rate = learning_rate(SETTINGS, step, 100)
+        assert group_rate(SETTINGS, {}, step, 100) == rate
+        assert group_rate(SETTINGS, {"factor": 3.0}, step, 100) == pytest.approx(3 * rate)
+        steady = group_rate(SETTINGS, {"factor": 3.0, "steady": True}, step, 100)
+        assert steady == pytest.approx(3 * (rate if step < 10 else 0.1))
 
 
 def test_a_run_shorter_than_its_warm_up():

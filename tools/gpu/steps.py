@@ -28,7 +28,7 @@ from hebm_sample.training.optim import (
     Part,
     average_decay,
     averaged,
-    learning_rate,
+    group_rate,
     step_seed,
 )
 
@@ -237,9 +237,8 @@ class Stepper:
     def step(self, number: int, total: int) -> dict[str, Tensor]:
         """Learn from step `number` of `total`; returns its statistics, on the device."""
         fraction = number / total
-        rate = learning_rate(self.settings, number, total)
         for group, tensor in zip(self.optimizer.param_groups, self.rates, strict=True):
-            tensor.fill_(rate * group.get("factor", 1.0))
+            tensor.fill_(group_rate(self.settings, group, number, total))
         self.feed.put(number, fraction)
         seed = step_seed(self.settings.seed, number, 0)
         if self._may_capture(fraction):

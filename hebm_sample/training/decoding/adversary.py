@@ -4,7 +4,7 @@ r"""A discriminator for an image decoder, and the losses of both.
 
     discriminator   softplus(-D(x)) + softplus(D(y))
                     + (gamma / 2) (|grad D(x)|^2 + |grad D(y)|^2)
-    decoder         a |y - x|_1 + c softplus(-D(y))
+    decoder         a |y - x|_1 + d |y - x|^2 + c softplus(-D(y))
                     + b mean_i |maps_i(y) - maps_i(x)|_1 / |maps_i(x)|_1
 
 with x an image and y what the decoder makes of its latents. The non-saturating loss is that of

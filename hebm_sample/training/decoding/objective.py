@@ -46,7 +46,7 @@ class SharpDecoder(nn.Module):
     Arguments:
         decoder: h_{L+1} to images; changed.
         size: Side of the images, or squares of them, that the discriminator sees.
-        rate: The discriminator's learning rate over the decoder's.
+        rate: The discriminator's learning rate, which stays, over the decoder's highest.
     """
 
     def __init__(
@@ -60,7 +60,11 @@ class SharpDecoder(nn.Module):
         """For the optimiser, each with the factor of its learning rate."""
         return [
             {"params": list(self.decoder.parameters()), "factor": 1.0},
-            {"params": list(self.discriminator.parameters()), "factor": self.rate},
+            {
+                "params": list(self.discriminator.parameters()),
+                "factor": self.rate,
+                "steady": True,  # where it slows down with the decoder, that ends with dots
+            },
         ]
 
 
@@ -188,8 +192,9 @@ class DecoderObjective(nn.Module):
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
         opinion, more = self.opinion(response, real, count)
         (slope,) = torch.autograd.grad(weight * opinion, y)
-        pixels = (decoded[:count] - x).abs().mean()
-        loss_g = self.plan.pixels * pixels
+        off = decoded[:count] - x
+        pixels, squares = off.abs().mean(), off.square().mean()
+        loss_g = self.plan.pixels * pixels + self.plan.squares * squares
         others = list(self.learner.decoder.parameters())
         grads_g = torch.autograd.grad((loss_g, decoded), others, (torch.ones_like(loss_g), slope))
         found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))
