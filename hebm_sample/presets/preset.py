@@ -44,12 +44,12 @@ class DecoderPlan(ConfigBase):
             0, or a model without a prior, trains on reconstructions alone.
         pixels, squares, features, adversarial: Weights of the decoder's losses: of |y - x|,
             (y - x)^2, and those of the discriminator. What a discriminator misses most is energy
-            of high frequencies, which costs |y - x| least in lone dots: the square forbids those.
+            of high frequencies, which costs |y - x|, but not its square, least in lone dots.
         penalty: Of R1 and R2 in the discriminator's loss: about 2e-4 S^2 / B for a batch of B and
             S pixels on a side that the discriminator sees, as for generators from noise (Karras et
             al., "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676).
         discriminator_rate: The discriminator's learning rate, which stays, over the decoder's
-            highest. Where it is slow, the decoder finds lattices and dots that it does not see.
+            highest. Where it is slow, the decoder finds lattices that it does not see.
         shift: Most pixels that what the discriminator sees is moved by, at random.
     """
 

@@ -10,8 +10,7 @@ r"""A discriminator for an image decoder, and the losses of both.
 with x an image and y what the decoder makes of its latents. The non-saturating loss is that of
 Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalties are R1 and
 R2 of Mescheder et al., "Which Training Methods for GANs do actually Converge?" (arXiv 1801.04406),
-both at once after Huang et al., "The GAN is dead; long live the GAN!" (arXiv 2501.05441): R1 alone
-leaves D steep where the decoder is, which ends in dots and cracks;
+both at once after Huang et al., "The GAN is dead; long live the GAN!" (arXiv 2501.05441);
 feature matching is that of Larsen et al., "Autoencoding beyond pixels using a learned similarity
 metric" (arXiv 1512.09300).
 """

@@ -63,7 +63,7 @@ class SharpDecoder(nn.Module):
             {
                 "params": list(self.discriminator.parameters()),
                 "factor": self.rate,
-                "steady": True,  # where it slows down with the decoder, that ends with dots
+                "steady": True,  # it must be able to follow the decoder to the end
             },
         ]
 
@@ -97,15 +97,11 @@ def shifted(
     most, side = min(most, images.shape[-1] - 1), images.shape[-1]
     if most == 0:
         return lambda x: x
-    down, right = torch.randint(
-        2 * most + 1, (2,), device=images.device, generator=stream
-    ).tolist()
-
-    def move(x: Tensor) -> Tensor:
-        wide = F.pad(x, (most, most, most, most), mode="reflect")
-        return wide[..., down : down + side, right : right + side]
-
-    return move
+    # Places stay on the device, so that a GPU's steps can be captured.
+    start = torch.randint(2 * most + 1, (2, 1), device=images.device, generator=stream) - most
+    places = (start + torch.arange(side, device=images.device)).abs()
+    rows, columns = (side - 1) - ((side - 1) - places).abs()
+    return lambda x: x.index_select(2, rows).index_select(3, columns)
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -183,8 +179,7 @@ class DecoderObjective(nn.Module):
         # nothing; and the slope of its losses at that image is the decoder's share.
         y = decoded.detach().requires_grad_()
         move = shifted(x, self.plan.shift, _own(part.stream))
-        seen = move(x)
-        fakes = move(y)
+        seen, fakes = move(x), move(y)
         response, real = self.learner.discriminator(fakes), self.learner.discriminator(seen)
         loss_d, stats = self.discriminated(seen, fakes, real, response)
         mine = list(self.learner.discriminator.parameters())
