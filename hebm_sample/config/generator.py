@@ -77,7 +77,8 @@ class GeneratorConfig(ConfigBase):
         log_sigma_bound: log sigma_i(h_i) is kept in (-bound, bound).
         image_channels: 3 for RGB.
         sharp_decoder: Stages of a second image decoder, like those of `decoder`, which images are
-            shown with; p(x | h_{L+1}) stays the first one's. None for a generator with one.
+            shown with, and maybe one of `image_size` positions, which refines what its head draws;
+            p(x | h_{L+1}) stays the first one's. None for a generator with one.
 
     >>> scales = (ScaleConfig(4, 2, latent_channels=16, width=128), ScaleConfig(8, 1, 8, 144))
     >>> config = GeneratorConfig(32, scales, decoder=(StageConfig(16, 80),))
@@ -115,7 +116,9 @@ class GeneratorConfig(ConfigBase):
         self._check_stages()
 
     def _check_stages(self) -> None:
-        """Stages double from one to the next, up to the image; a second decoder has the same."""
+        """Stages double from one to the next, up to the image; a second decoder has the same, and
+        maybe one of the image's own resolution.
+        """
         resolutions = [s.resolution for s in (*self.scales, *self.decoder)]
         for low, high in zip(resolutions, resolutions[1:], strict=False):
             require(
@@ -135,8 +138,9 @@ class GeneratorConfig(ConfigBase):
         sides = [s.resolution for s in self.decoder]
         sharp = sides if self.sharp_decoder is None else [s.resolution for s in self.sharp_decoder]
         require(
-            sharp == sides,
-            f"sharp_decoder has stages of {sharp} positions; those of decoder have {sides}",
+            sharp in (sides, [*sides, self.image_size]),
+            f"sharp_decoder has stages of {sharp} positions; those of decoder have {sides}, and "
+            f"one more can have {self.image_size}",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -53,11 +53,44 @@ class Group(nn.Module):
         return self.cells(h + self.take_in(z))
 
 
+class Refinement(nn.Module):
+    """Cells at an image's own resolution, whose word is added to the image: nothing at first.
+
+    A pixel shuffle alone draws the pixels of a block from one place, each by a kernel of its own:
+    what is as fine as a pixel is then a lattice of blocks, or lone dots.
+
+    Arguments:
+        width: Of the stages before.
+        stage: At `upsample` times their resolution.
+    """
+
+    def __init__(self, width: int, stage: StageConfig, upsample: int, channels: int) -> None:
+        super().__init__()
+        self.upsample = upsample
+        self.project = nn.Conv2d(width, stage.width, 1)
+        self.take_in = nn.Conv2d(channels, stage.width, 3, padding=1)
+        self.cells = cells(stage.width, stage.cells)
+        self.head = narrow_start(nn.Conv2d(stage.width, channels, 3, padding=1), 0.0)
+
+    def forward(self, features: Tensor, images: Tensor) -> Tensor:
+        """(B, W, H, W) and (B, 3, S, S) to (B, 3, S, S)."""
+        x = F.interpolate(self.project(features), scale_factor=self.upsample, mode="nearest")
+        x = self.cells(x + self.take_in(images))
+        return images + self.head(F.silu(x))
+
+
 class ImageDecoder(nn.Module):
-    """h_{L+1} to the mean image: upsampling stages, then one convolution and a pixel shuffle."""
+    """h_{L+1} to the mean image: upsampling stages, then one convolution and a pixel shuffle, and
+    maybe a refinement.
+    """
 
     def __init__(
-        self, width: int, stages: tuple[StageConfig, ...], head_upsample: int, channels: int
+        self,
+        width: int,
+        stages: tuple[StageConfig, ...],
+        head_upsample: int,
+        channels: int,
+        fine: StageConfig | None = None,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -67,17 +100,21 @@ class ImageDecoder(nn.Module):
         self.stages = nn.Sequential(*layers)
         self.head = narrow_start(nn.Conv2d(width, channels * head_upsample**2, 3, padding=1), 0.3)
         self.head_upsample = head_upsample
+        self.fine = None if fine is None else Refinement(width, fine, head_upsample, channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, W, H, W) to (B, 3, S, S), unbounded; about [-1, 1]."""
-        return F.pixel_shuffle(self.head(F.silu(self.stages(features))), self.head_upsample)
+        features = F.silu(self.stages(features))
+        images = F.pixel_shuffle(self.head(features), self.head_upsample)
+        return images if self.fine is None else self.fine(features, images)
 
 
 def sharp_decoder(config: GeneratorConfig) -> ImageDecoder:
     """An untrained image decoder with the stages of `config.sharp_decoder`."""
     stages, width = config.sharp_decoder, config.scales[-1].width
     assert stages is not None
-    return ImageDecoder(width, stages, config.head_upsample, config.image_channels)
+    stages, fine = stages[: len(config.decoder)], stages[len(config.decoder) :]
+    return ImageDecoder(width, stages, config.head_upsample, config.image_channels, *fine)
 
 
 class HierarchicalGenerator(Generator):

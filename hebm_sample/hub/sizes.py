@@ -47,10 +47,14 @@ def _generator(config: GeneratorConfig) -> int:
 
 
 def _decoder(config: GeneratorConfig, decoder: tuple[StageConfig, ...]) -> int:
-    stages = (config.scales[-1], *decoder)
+    stages = (config.scales[-1], *decoder[: len(config.decoder)])
     total = sum(_layer(a.width, b.width) for a, b in zip(stages, stages[1:], strict=False))
     total += sum(_cells(stage.width, stage.cells) for stage in decoder)
-    return total + _layer(stages[-1].width, config.image_channels * config.head_upsample**2, 3)
+    width, channels = stages[-1].width, config.image_channels
+    for fine in decoder[len(config.decoder) :]:
+        total += _layer(width, fine.width) + _layer(channels, fine.width, 3)
+        total += _layer(fine.width, channels, 3)
+    return total + _layer(width, channels * config.head_upsample**2, 3)
 
 
 def _encoder(config: GeneratorConfig) -> int:

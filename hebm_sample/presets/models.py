@@ -102,18 +102,26 @@ def _published(preset: Preset) -> Preset:
     )
 
 
-# Sharp decoders: more cells than the likelihood's, which cost little beside a chain.
-_SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6),))
+# Sharp decoders: more cells than the likelihood's, which cost little beside a chain, and some at
+# the image's own resolution.
+_FINE_64 = StageConfig(resolution=64, width=48, cells=2)
+_SHARP_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=64, cells=6), _FINE_64))
 # Wider, for models whose images end at this size: cells work at half of their width.
-_WIDE_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=96, cells=6),))
+_WIDE_64 = DecoderPlan(stages=(StageConfig(resolution=32, width=96, cells=6), _FINE_64))
 _SHARP_32 = DecoderPlan(
-    stages=(StageConfig(resolution=16, width=128, cells=6),), penalty=0.007, shift=2
+    stages=(
+        StageConfig(resolution=16, width=128, cells=6),
+        StageConfig(resolution=32, width=64, cells=2),
+    ),
+    penalty=0.007,
+    shift=2,
 )
 _SHARP_256 = DecoderPlan(
     stages=(
         StageConfig(resolution=32, width=96, cells=6),
         StageConfig(resolution=64, width=96, cells=4),
         StageConfig(resolution=128, width=32, cells=2),
+        StageConfig(resolution=256, width=24, cells=2),
     ),
     square=8,  # 128 pixels
     penalty=0.2,

@@ -21,6 +21,8 @@ from hebm_sample import Pipeline
 from hebm_sample.config import StageConfig
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.generator.hierarchy import Refinement
+from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.train import (
@@ -228,6 +230,44 @@ def test_more_cells_begin_with_the_weights_that_fit(home, sharp, images, options
     assert len(own) > len(known)
     # Adam with a rate of nothing has moved nothing.
     assert all(torch.equal(own[name], value) for name, value in known.items())
+
+
+def test_a_refinement_begins_without_a_word_and_learns_one(home, sharp, images, options):
+    stages = (StageConfig(8, 8, cells=1), StageConfig(16, 8, cells=1))
+    h = sharp.generator.transform(sharp(2).latents).features
+    for rate, same in ((0.0, True), (1e-3, False)):
+        preset = replace(
+            short_preset(learning_rate=rate), decoder=DecoderPlan(stages=stages, samples=0)
+        )
+        folder = home / f"fine{rate}"
+        decoder = train_decoder(preset, sharp, images, folder, **options).learner.decoder
+        coarse = copy.deepcopy(decoder)
+        coarse.fine = None
+        with torch.no_grad():
+            assert torch.equal(decoder(h), coarse(h)) == same
+    made = Pipeline.from_pretrained(folder / "model", device="cpu")
+    assert made.config.generator.sharp_decoder == stages
+    size = (folder / "model" / "generator.safetensors").stat().st_size
+    assert 0.8 * size < least_bytes(made.config, "generator.safetensors") <= size
+    with torch.no_grad():
+        assert torch.allclose(made.generator.render(h), decoder(h), atol=2e-3)  # half precision
+
+
+def test_a_refinement_is_local(sharp):
+    """A pixel depends on pixels about it, not on its place in a block."""
+    stage = StageConfig(16, 8, cells=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fine = Refinement(8, stage, 2, 3)
+        torch.nn.init.normal_(fine.head.weight)
+        features, images = torch.zeros(1, 8, 16, 16), torch.zeros(1, 3, 32, 32)
+        dot = images.clone()
+        dot[..., 16, 16] = 1.0
+        moved = torch.roll(dot, 1, 3)  # by half of a block
+        plain, one, other = (fine(features, x) for x in (images, dot, moved))
+    assert not torch.allclose(one, plain)
+    one, other = one - plain, other - plain
+    assert torch.allclose(torch.roll(one, 1, 3)[..., 8:-8], other[..., 8:-8], atol=1e-5)
 
 
 def test_without_a_prior_reconstructions_are_enough(home, model, images, options):

@@ -141,8 +141,9 @@ def _grown(new: Tensor, old: Tensor | None, name: str) -> Tensor:
     there is none, or it is larger.
     """
     if old is None:
-        # Of a cell that has been added: nothing to what runs past it.
-        return torch.zeros_like(new) if ".expand." in name else new
+        # Of a cell that has been added: nothing to what runs past it. A refinement says nothing.
+        added = name.startswith("stages.") and ".expand." in name
+        return torch.zeros_like(new) if added else new
     fits = all(n >= o for n, o in zip(new.shape, old.shape, strict=True))
     if not fits or new.shape[2:] != old.shape[2:]:
         return new
