@@ -4,12 +4,15 @@ A discriminator that collects the decoder's gradient, or a penalty on the wrong 
 hours to textures that no photograph has.
 """
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules
 from torch import nn
 from torch.nn import functional as F
 
+from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.decoding.adversary import (
@@ -24,6 +27,7 @@ from hebm_sample.training.decoding.objective import (
     RAMP,
     DecoderObjective,
     SharpDecoder,
+    expected_errors,
     sharpness,
     shifted,
 )
@@ -164,19 +168,52 @@ def test_without_samples_there_are_reconstructions_alone():
 
 def test_a_square_is_nearly_what_it_is_in_the_whole_image():
     built = objective(square=2)
-    h = built.states(IMAGES, None)[0]
+    h = torch.cat(built.states(IMAGES, torch.Generator().manual_seed(0)))
     whole = built.learner.decoder(h)
+    count = len(IMAGES)
     for seed in range(4):
         stream = torch.Generator().manual_seed(seed)
-        y, x = built.decoded(h, IMAGES, stream)
+        y, x, expected = built.decoded(h, IMAGES, stream)
         top, left = torch.randint(
             h.shape[-1] - 1, (2,), generator=torch.Generator().manual_seed(seed)
         ).tolist()
         scale = IMAGES.shape[-1] // h.shape[-1]
         rows, columns = (slice(s * scale, (s + 2) * scale) for s in (top, left))
-        assert torch.equal(x, IMAGES[..., rows, columns]) and y.shape == x.shape
+        assert torch.equal(x, IMAGES[..., rows, columns]) and y.shape[1:] == x.shape[1:]
+        # The tiny model's decoder is the likelihood's too.
+        torch.testing.assert_close(expected.mean, y[count:])
         away = (y - whole[..., rows, columns]).abs().mean()
         assert away < 0.05 * whole.std() and MARGIN == 2
+
+
+def test_errors_are_expected_as_draws_of_the_likelihood_have_them():
+    torch.manual_seed(0)
+    likelihood = DiscretizedLogistic().double()
+    likelihood.log_scale.data = torch.tensor([-3.0, -2.0, -1.0], dtype=torch.float64)
+    mean, off = 0.1 * torch.randn(1, 3, 2, 2).double(), 0.3 * torch.randn(1, 3, 2, 2).double()
+    noise = torch.logit(torch.rand(200_000, 3, 2, 2, dtype=torch.float64))
+    x = mean + likelihood.log_scale.exp().view(1, 3, 1, 1) * noise
+    y = mean + off
+    error, square = expected_errors(LogisticOutput(mean, likelihood), y)
+    torch.testing.assert_close(error, (y - x).abs().mean(), rtol=5e-3, atol=0)
+    torch.testing.assert_close(square, (y - x).square().mean(), rtol=5e-3, atol=0)
+
+
+def test_samples_are_held_to_what_the_likelihood_expects():
+    plan = {"pixels": 2.0, "squares": 3.0, "features": 0.0, "adversarial": 0.0}
+    built = objective(**plan)
+    decoder = built.learner.decoder = copy.deepcopy(built.learner.decoder)
+    nn.init.normal_(decoder.head.bias)  # off the mean, where it would learn nothing
+    both, _ = gradients(built)
+    h = built.states(IMAGES, part().stream)[1]
+    built.pool = None
+    alone, _ = gradients(built)
+    error, square = expected_errors(built.generator.output(h), decoder(h))
+    own = torch.autograd.grad(2.0 * error + 3.0 * square, list(decoder.parameters()))
+    assert own[-1].abs().min() > 1e-3
+    for (name, _), grad in zip(decoder.named_parameters(), own, strict=True):
+        name = f"decoder.{name}"
+        torch.testing.assert_close(both[name] - alone[name], grad, rtol=1e-3, atol=1e-5)
 
 
 def test_a_step_moves_both_at_their_rates_and_leaves_the_rest_alone():

@@ -7,7 +7,8 @@ r"""A discriminator for an image decoder, and the losses of both.
     decoder         a |y - x|_1 + d |y - x|^2 + c softplus(-D(y))
                     + b mean_i |maps_i(y) - maps_i(x)|_1 / |maps_i(x)|_1
 
-with x an image and y what the decoder makes of its latents. The non-saturating loss is that of
+with x an image and y what the decoder makes of its latents; of samples, which have no image, see
+`decoding/objective.py`. The non-saturating loss is that of
 Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalties are R1 and
 R2 of Mescheder et al., "Which Training Methods for GANs do actually Converge?" (arXiv 1801.04406),
 both at once after Huang et al., "The GAN is dead; long live the GAN!" (arXiv 2501.05441);

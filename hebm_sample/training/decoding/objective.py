@@ -6,8 +6,13 @@ r"""The sharp image decoder: h_{L+1} to an image, trained further with T and enc
 
 What latents of a low rate no longer carry is the decoder's to invent; since nothing else changes,
 prior, attributes, edits and seeds stay. On reconstructions all losses of `decoding/adversary.py`
-count; samples have no image to compare with, so only the discriminator sees them. The likelihood's
-own decoder stays beside it: bits, inpainting and likelihood scores are its.
+count. Samples have no image to compare with, but p(x | h) says what it would be like; theirs are
+
+    a E |y - x| + d E (y - x)^2 + c softplus(-D(y)),    x ~ p(x | h)
+
+Without the expectations nothing holds them: what a discriminator dislikes about a face that is not
+whole, dots do not mend, but they are what the decoder then tries. The likelihood's own decoder
+stays beside it: bits, inpainting and likelihood scores are its.
 
 Large images are trained on random squares of h, with a margin that is computed and cut off: what
 lies beyond it hardly reaches the square. What the discriminator sees is moved by some pixels.
@@ -22,6 +27,7 @@ from torch.nn import functional as F
 
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
+from hebm_sample.generator.likelihood import LogisticOutput
 from hebm_sample.latents import Latents
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.decoding.adversary import (
@@ -33,7 +39,7 @@ from hebm_sample.training.decoding.adversary import (
 from hebm_sample.training.elbo import standard_normal
 from hebm_sample.training.optim import Part, Rows, Stream
 
-__all__ = ["DecoderObjective", "SharpDecoder", "sharpness"]
+__all__ = ["DecoderObjective", "SharpDecoder", "expected_errors", "sharpness"]
 
 ALONE, RAMP = 0.03, 0.02  # shares of the run: the decoder learns pixels alone; the others' rise
 PENALIZED = 4  # as many of either kind as one image in so many have their gradient penalised
@@ -104,6 +110,18 @@ def shifted(
     return lambda x: x.index_select(2, rows).index_select(3, columns)
 
 
+def expected_errors(output: LogisticOutput, y: Tensor) -> tuple[Tensor, Tensor]:
+    """E |y - x| and E (y - x)^2 for x ~ p(x | h), a logistic distribution of mean m and scale b,
+    means over y (B, C, S, S):
+
+        E |y - x| = y - m + 2 b log(1 + exp(-(y - m) / b)),    E (y - x)^2 = (y - m)^2 + var x
+    """
+    scale = output.likelihood.log_scale.exp().view(1, -1, 1, 1)
+    off = y - output.mean
+    error = off + 2 * scale * F.softplus(-off / scale)
+    return error.mean(), (off.square() + output.variance).mean()
+
+
 def sharpness(images: Tensor) -> Tensor:
     """Mean absolute Laplacian of images (B, C, S, S): how much there is of edges and texture."""
     kernel = images.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
@@ -148,12 +166,18 @@ class DecoderObjective(nn.Module):
         drawn = tuple(g[rows.to(g.device)].to(images.device).float() for g in self.pool)
         return own, self.generator.transform(drawn).features
 
-    def decoded(self, h: Tensor, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor]:
-        """What the decoder makes of h (N, W, H, H), and `images`, all cut to one random square."""
-        side = h.shape[-1]
+    def decoded(
+        self, h: Tensor, images: Tensor, stream: Stream
+    ) -> tuple[Tensor, Tensor, LogisticOutput]:
+        """What the decoder makes of h (N, W, H, H), first of reconstructions; `images` (B, C, S,
+        S), B <= N; and p(x | h) of the N - B samples: all cut to one random square.
+        """
+        side, count = h.shape[-1], len(images)
         square = self.plan.square
         if square is None or square >= side:
-            return self.learner.decoder(h), images
+            with torch.no_grad():
+                expected = self.generator.output(h[count:])
+            return self.learner.decoder(h), images, expected
         room = side - square + 1
         where = torch.randint(room, (2,), device=h.device, generator=_own(stream)).tolist()
         scale, windows, kept = images.shape[-1] // side, [], []
@@ -161,9 +185,13 @@ class DecoderObjective(nn.Module):
             low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)
             windows.append(slice(low, high))
             kept.append(slice((start - low) * scale, (start - low + square) * scale))
-        y = self.learner.decoder(h[..., windows[0], windows[1]])[..., kept[0], kept[1]]
+        h = h[..., windows[0], windows[1]]
+        with torch.no_grad():
+            wide = self.generator.output(h[count:])
+        expected = wide._replace(mean=wide.mean[..., kept[0], kept[1]])
+        y = self.learner.decoder(h)[..., kept[0], kept[1]]
         cut = [slice(s * scale, (s + square) * scale) for s in where]
-        return y, images[..., cut[0], cut[1]]
+        return y, images[..., cut[0], cut[1]], expected
 
     def differentiate(
         self, part: Part, fraction: float, parameters: Any
@@ -174,7 +202,7 @@ class DecoderObjective(nn.Module):
         own, drawn = self.states(part.images, part.stream)
         count = len(own)
         h = own if drawn is None else torch.cat([own, drawn])
-        decoded, x = self.decoded(h, part.images, part.stream)
+        decoded, x, expected = self.decoded(h, part.images, part.stream)
         # The discriminator sees what was decoded once: from its side, as an image that learns
         # nothing; and the slope of its losses at that image is the decoder's share.
         y = decoded.detach().requires_grad_()
@@ -190,6 +218,9 @@ class DecoderObjective(nn.Module):
         off = decoded[:count] - x
         pixels, squares = off.abs().mean(), off.square().mean()
         loss_g = self.plan.pixels * pixels + self.plan.squares * squares
+        if drawn is not None:
+            error, square = expected_errors(expected, decoded[count:])
+            loss_g = loss_g + self.plan.pixels * error + self.plan.squares * square
         others = list(self.learner.decoder.parameters())
         grads_g = torch.autograd.grad((loss_g, decoded), others, (torch.ones_like(loss_g), slope))
         found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))
