@@ -113,7 +113,7 @@ _SHARP_32 = DecoderPlan(
         StageConfig(resolution=16, width=128, cells=6),
         StageConfig(resolution=32, width=64, cells=2),
     ),
-    penalty=0.007,
+    penalty=0.0025,
     shift=2,
 )
 _SHARP_256 = DecoderPlan(
@@ -124,7 +124,7 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=256, width=24, cells=2),
     ),
     square=8,  # 128 pixels
-    penalty=0.2,
+    penalty=0.07,
     shift=8,
 )
 

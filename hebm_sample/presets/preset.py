@@ -43,11 +43,14 @@ class DecoderPlan(ConfigBase):
         samples: Latents of the energy-based prior that half of the decoded images are made of;
             0, or a model without a prior, trains on reconstructions alone.
         pixels, squares, features, adversarial: Weights of the decoder's losses: of |y - x|,
-            (y - x)^2, and those of the discriminator. What a discriminator misses most is energy
-            of high frequencies, which costs |y - x|, but not its square, least in lone dots.
-        penalty: Of R1 and R2 in the discriminator's loss: about 2e-4 S^2 / B for a batch of B and
-            S pixels on a side that the discriminator sees, as for generators from noise (Karras et
-            al., "Training Generative Adversarial Networks with Limited Data", arXiv 2006.06676).
+            (y - x)^2, and those of the discriminator, whose logit is divided by its slope; so
+            at `adversarial` = 3 `pixels` its gradient at a decoded image is about as large as that
+            of |y - x|, however steep it has become. What a discriminator misses most is energy of
+            high frequencies, which costs |y - x|, but not its square, least in lone dots.
+        penalty: Of R1 and R2 in the discriminator's loss: a third of the 2e-4 S^2 / B that is
+            usual for a batch of B and S pixels on a side that it sees (Karras et al., "Training
+            Generative Adversarial Networks with Limited Data", arXiv 2006.06676). What may be no
+            steeper is blind to lone dots.
         discriminator_rate: The discriminator's learning rate, which stays, over the decoder's
             highest. Where it is slow, the decoder finds lattices that it does not see.
         shift: Most pixels that what the discriminator sees is moved by, at random.
@@ -59,8 +62,8 @@ class DecoderPlan(ConfigBase):
     pixels: float = 2.0
     squares: float = 10.0
     features: float = 0.25
-    adversarial: float = 0.1
-    penalty: float = 0.03
+    adversarial: float = 8.0
+    penalty: float = 0.01
     discriminator_rate: float = 2.0
     shift: int = 4
 

@@ -5,6 +5,7 @@ hours to textures that no photograph has.
 """
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
+from hebm_sample.training.decoding import objective as decoding
 from hebm_sample.training.decoding.adversary import (
     Discriminator,
     Response,
@@ -23,6 +25,7 @@ from hebm_sample.training.decoding.adversary import (
 )
 from hebm_sample.training.decoding.objective import (
     ALONE,
+    FLAT,
     MARGIN,
     RAMP,
     DecoderObjective,
@@ -134,17 +137,43 @@ def test_each_network_has_the_gradient_of_its_own_loss(shift):
     loss_g = loss_g + losses.features * feature_distance(
         responses[0].maps, [m.detach() for m in real.maps]
     )
-    fooled = torch.stack([F.softplus(-v.logits) for v in responses]).mean()
+    voices = []
+    for y in fakes:
+        leaf = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(learner.discriminator(move(leaf)).logits.sum(), leaf)
+        steep = slope[0].numel() ** 0.5 * slope.square().sum((1, 2, 3)).sqrt()
+        voices.append(F.softplus(-learner.discriminator(move(y)).logits) / steep.clamp(min=FLAT))
     others = list(learner.decoder.parameters())
-    expected = torch.autograd.grad(loss_g + losses.adversarial * fooled, others)
+    voice = torch.stack(voices).mean()
+    expected = torch.autograd.grad(loss_g + losses.adversarial * voice, others)
     for p, grad in zip(others, expected, strict=True):
         name = next(n for n, q in learner.named_parameters() if q is p)
         assert torch.allclose(found[name], grad, atol=1e-5), name
         assert grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("times", [1.0, 1e3])
+def test_the_discriminators_word_has_one_weight_however_steep_it_is(times):
+    """Where it is undecided: a root mean square of half of what `adversarial` is, a value."""
+    built = objective(features=0.0, adversarial=3.0)
+    weight = times * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def response(y):
+        return Response((weight * y).sum((1, 2, 3)), ())
+
+    y = torch.zeros(4, 3, 16, 16, requires_grad=True)
+    found, real = response(y), Response(torch.zeros(4), (torch.ones(1),))
+    (toward,) = torch.autograd.grad(found.logits.sum(), y, retain_graph=True)
+    with mock.patch.object(decoding, "feature_distance", lambda *_: torch.zeros(())):
+        loss, stats = built.opinion(found, real, 2, toward)
+    (slope,) = torch.autograd.grad(loss, y)
+    assert stats["steepness"] > FLAT
+    rms = slope.square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(rms, torch.full_like(rms, 3.0 * 0.5 / y.numel()))
+
+
 def test_the_discriminator_begins_without_a_say_and_its_weight_rises():
-    built = objective(adversarial=100.0)
+    built = objective(adversarial=5e3)
     early, _ = gradients(built, 0.0)
     pixels, _ = gradients(objective(adversarial=0.0, features=0.0), 0.5)
     for name, found in early.items():

@@ -4,16 +4,19 @@ r"""A discriminator for an image decoder, and the losses of both.
 
     discriminator   softplus(-D(x)) + softplus(D(y))
                     + (gamma / 2) (|grad D(x)|^2 + |grad D(y)|^2)
-    decoder         a |y - x|_1 + d |y - x|^2 + c softplus(-D(y))
+    decoder         a |y - x|_1 + d |y - x|^2 + c softplus(-D(y)) / s
                     + b mean_i |maps_i(y) - maps_i(x)|_1 / |maps_i(x)|_1
+                    s = sqrt(n) |grad D(y)|, a number, of an image of n values
 
 with x an image and y what the decoder makes of its latents; of samples, which have no image, see
-`decoding/objective.py`. The non-saturating loss is that of
-Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalties are R1 and
-R2 of Mescheder et al., "Which Training Methods for GANs do actually Converge?" (arXiv 1801.04406),
-both at once after Huang et al., "The GAN is dead; long live the GAN!" (arXiv 2501.05441);
-feature matching is that of Larsen et al., "Autoencoding beyond pixels using a learned similarity
-metric" (arXiv 1512.09300).
+`decoding/objective.py`. A discriminator gets steeper as long as it learns. Divided by its slope,
+its word has the same weight beside the pixels' all the time, after Esser et al., "Taming
+Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841). The non-saturating loss is
+that of Goodfellow et al., "Generative Adversarial Networks" (arXiv 1406.2661); the penalties are
+R1 and R2 of Mescheder et al., "Which Training Methods for GANs do actually Converge?"
+(arXiv 1801.04406), both at once after Huang et al., "The GAN is dead; long live the GAN!"
+(arXiv 2501.05441); feature matching is that of Larsen et al., "Autoencoding beyond pixels
+using a learned similarity metric" (arXiv 1512.09300).
 """
 
 from collections.abc import Sequence

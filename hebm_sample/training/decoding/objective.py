@@ -8,7 +8,7 @@ What latents of a low rate no longer carry is the decoder's to invent; since not
 prior, attributes, edits and seeds stay. On reconstructions all losses of `decoding/adversary.py`
 count. Samples have no image to compare with, but p(x | h) says what it would be like; theirs are
 
-    a E |y - x| + d E (y - x)^2 + c softplus(-D(y)),    x ~ p(x | h)
+    a E |y - x| + d E (y - x)^2 + c softplus(-D(y)) / s,    x ~ p(x | h)
 
 Without the expectations nothing holds them: what a discriminator dislikes about a face that is not
 whole, dots do not mend, but they are what the decoder then tries. The likelihood's own decoder
@@ -18,6 +18,7 @@ Large images are trained on random squares of h, with a margin that is computed 
 lies beyond it hardly reaches the square. What the discriminator sees is moved by some pixels.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ __all__ = ["DecoderObjective", "SharpDecoder", "expected_errors", "sharpness"]
 ALONE, RAMP = 0.03, 0.02  # shares of the run: the decoder learns pixels alone; the others' rise
 PENALIZED = 4  # as many of either kind as one image in so many have their gradient penalised
 MARGIN = 2  # positions of h around a square
+FLAT = 50.0  # sum over an image of root mean square slopes, below which there is no opinion yet
 
 
 class SharpDecoder(nn.Module):
@@ -213,7 +215,8 @@ class DecoderObjective(nn.Module):
         mine = list(self.learner.discriminator.parameters())
         grads_d = torch.autograd.grad(loss_d, mine, retain_graph=True)
         weight = min(max((fraction - ALONE) / RAMP, 0.0), 1.0)
-        opinion, more = self.opinion(response, real, count)
+        (toward,) = torch.autograd.grad(response.logits.sum(), y, retain_graph=True)
+        opinion, more = self.opinion(response, real, count, toward)
         (slope,) = torch.autograd.grad(weight * opinion, y)
         off = decoded[:count] - x
         pixels, squares = off.abs().mean(), off.square().mean()
@@ -254,16 +257,20 @@ class DecoderObjective(nn.Module):
         return loss + 0.5 * self.plan.penalty * (penalties[0] + penalties[1]), stats
 
     def opinion(
-        self, found: Response, real: Response, count: int
+        self, found: Response, real: Response, count: int, toward: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's part of the decoder's loss, and statistics.
 
         Arguments:
             found, real: As of `discriminated`.
             count: How many of the decoded images are reconstructions; they are the first.
+            toward: Its logits' gradients at the decoded images (N, C, S, S), to divide by.
         """
         wanted = [m.detach() for m in real.maps]
         features = feature_distance([m[:count] for m in found.maps], wanted)
-        fooled = F.softplus(-found.logits).mean()
-        loss = self.plan.features * features + self.plan.adversarial * fooled
-        return loss, {"features": features.detach(), "adversarial": fooled.detach()}
+        steep = toward.flatten(1).float().norm(dim=1) * math.sqrt(toward[0].numel())
+        fooled = F.softplus(-found.logits)
+        voice = (fooled / steep.clamp(min=FLAT)).mean()
+        loss = self.plan.features * features + self.plan.adversarial * voice
+        stats = {"features": features, "adversarial": fooled.mean(), "steepness": steep.mean()}
+        return loss, {k: v.detach() for k, v in stats.items()}
