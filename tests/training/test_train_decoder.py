@@ -253,7 +253,7 @@ def test_a_refinement_begins_without_a_word_and_learns_one(home, sharp, images, 
         assert torch.allclose(made.generator.render(h), decoder(h), atol=2e-3)  # half precision
 
 
-def test_a_refinement_is_local(sharp):
+def test_a_refinement_is_local():
     """A pixel depends on pixels about it, not on its place in a block."""
     stage = StageConfig(16, 8, cells=2)
     with torch.random.fork_rng(devices=[]):

@@ -176,23 +176,21 @@ class DecoderObjective(nn.Module):
         """
         side, count = h.shape[-1], len(images)
         square = self.plan.square
-        if square is None or square >= side:
-            with torch.no_grad():
-                expected = self.generator.output(h[count:])
-            return self.learner.decoder(h), images, expected
-        room = side - square + 1
-        where = torch.randint(room, (2,), device=h.device, generator=_own(stream)).tolist()
-        scale, windows, kept = images.shape[-1] // side, [], []
-        for start in where:
-            low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)
-            windows.append(slice(low, high))
-            kept.append(slice((start - low) * scale, (start - low + square) * scale))
+        windows = kept = cut = [slice(None), slice(None)]
+        if square is not None and square < side:
+            room = side - square + 1
+            where = torch.randint(room, (2,), device=h.device, generator=_own(stream)).tolist()
+            scale, windows, kept = images.shape[-1] // side, [], []
+            for start in where:
+                low, high = max(0, start - MARGIN), min(side, start + square + MARGIN)
+                windows.append(slice(low, high))
+                kept.append(slice((start - low) * scale, (start - low + square) * scale))
+            cut = [slice(s * scale, (s + square) * scale) for s in where]
         h = h[..., windows[0], windows[1]]
         with torch.no_grad():
             wide = self.generator.output(h[count:])
         expected = wide._replace(mean=wide.mean[..., kept[0], kept[1]])
         y = self.learner.decoder(h)[..., kept[0], kept[1]]
-        cut = [slice(s * scale, (s + square) * scale) for s in where]
         return y, images[..., cut[0], cut[1]], expected
 
     def differentiate(
