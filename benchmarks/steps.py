@@ -107,13 +107,13 @@ SETS = {
     ],
     # What the energies know, spent in other ways; gradients alike, 64 or 16 a pair of rows.
     "search": [
-        "own",
-        "own,steps=32",
-        "own,steps=64",
-        "own,best_of=4",
-        "own,best_of=4,rank_by=energy",
+        "own,particles=1",
+        "own,particles=1,steps=32",
+        "own,particles=1,steps=64",
+        "own,particles=1,best_of=4",
+        "own,particles=1,best_of=4,rank_by=energy",
         "own,particles=4",
-        "own,steps=32,best_of=2",
+        "own,particles=1,steps=32,best_of=2",
         "own,steps=32,particles=2",
     ],
     "own": ["own"],
@@ -313,6 +313,12 @@ def measure(
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True
 )
+@click.option(
+    "--reference-size",
+    type=click.IntRange(1),
+    help="Size of the evaluation set, in place of the model's; for a classifier that averages "
+    "images of any size.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
 def main(
     dataset: str,
@@ -322,6 +328,7 @@ def main(
     images: int,
     batch: int,
     dtype: str,
+    reference_size: int | None,
     out: Path,
 ) -> None:
     """Measure sampler settings; the first is what the others are compared with."""
@@ -339,9 +346,12 @@ def main(
                 raise click.ClickException(f"setting {text!r} needs --weak, a model")
             guided(pipe, poor, setting["autoguidance"])
         pipe.sampling_config(**{k: v for k, v in setting.items() if k not in OURS})
-    known = find_set(pipe.name, pipe.config.generator.image_size)
+    size = reference_size or pipe.config.generator.image_size
+    known = find_set(pipe.name, size)
     if known is None:
-        raise click.ClickException(f"the package has no evaluation set for {pipe.name}")
+        raise click.ClickException(
+            f"the package has no evaluation set for {pipe.name} at {size}x{size}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     text = table(measure(pipe, known, chosen, images, batch, out, poor))
     (out / "steps.txt").write_text(text + "\n", encoding="utf-8")
