@@ -64,10 +64,11 @@ def _prepared(tool, models, monkeypatch):
     (models / "figures.json").write_text(json.dumps(figures))
     (models / "notes.md").write_text("## Data\n\nDiscs.\n")
 
-    def run(name, weights=None):
+    def run(name, weights=None, report=None):
         own = Pipeline.from_pretrained(models / name, device="cpu").weights_hash
         said = {} if weights == "" else {"weights": weights or own}
-        (models / "figures.json").write_text(json.dumps(figures | said))
+        whole = {"parts": {report: figures}} if report else figures
+        (models / "figures.json").write_text(json.dumps(whole | said))
         options = ("--figures", models / "figures.json", "--notes", models / "notes.md")
         arguments = map(str, (models / name, *options, "--licence", "CC0-1.0"))
         return CliRunner().invoke(tool.main, list(arguments))
@@ -91,6 +92,15 @@ def test_figures_of_other_weights_are_refused(models, embed):
     refused = embed("small", weights="")
     assert refused.exit_code == 1 and "does not say which weights" in refused.output
     assert [embed("small", weights=said).exit_code for said in (None, "")] == [0, 0]
+
+
+def test_a_report_has_the_figures_too(models, embed):
+    refused = embed("small", report="hole")
+    assert refused.exit_code == 1 and "no part gap" in refused.output
+    refused = embed("small", weights="a" * 64, report="gap")
+    assert refused.exit_code == 1 and "measured with other weights" in refused.output
+    assert embed("small", report="gap").exit_code == 0
+    assert "0.512" in (models / "root/hebm_sample/weights/tiny-16/README.md").read_text()
 
 
 @pytest.mark.parametrize("order", [("small", "large"), ("large", "small")])

@@ -6,6 +6,12 @@
     python tools/embed_weights.py model --figures figures.json --control control.json \
         --licence "..." --notes FILE
 
+Or, in place of the two calls of `evaluate`, both from one report:
+
+    hebm-eval report model --data DATA --out report
+    python tools/embed_weights.py model --figures report/results.json \
+        --control report/results.json --licence "..." --notes FILE
+
 The card's table of figures is made from the JSON files, so that no figure is typed by hand. Files
 that another embedded model has too, such as the energies of another resolution, are kept once; the
 largest resolution of a name is its default.
@@ -108,6 +114,16 @@ def holders(name: str, file: FileRow, rows: list[ModelRow]) -> list[Path]:
     ]
 
 
+def figures_of(file: Path, part: str) -> dict[str, Any]:
+    """What `hebm-train evaluate --json` wrote, or that part of a report's results."""
+    found = json.loads(file.read_text())
+    if "parts" not in found:
+        return found
+    if part not in found["parts"]:
+        raise click.ClickException(f"the report {file} has no part {part}; measure it, too")
+    return found["parts"][part] | {"weights": found["weights"]}
+
+
 def refuse_to_lose(model: Path, folder: Path, rows: list[ModelRow]) -> None:
     """Raise if another model shares a file of `folder` that `model` would replace."""
     for row in rows:
@@ -154,7 +170,7 @@ def _weights_of(row: ModelRow) -> dict[str, str]:
 def main(model: Path, figures: Path, control: Path | None, licence: str, notes: Path) -> None:
     """Embed MODEL in the package."""
     config = ModelConfig.from_dict(json.loads((model / "config.json").read_text()))
-    measured = json.loads(figures.read_text())
+    measured = figures_of(figures, "gap")
     if measured["sampling"] != config.sampling.to_dict():
         raise click.ClickException(
             "the figures were measured with other settings than the model has"
@@ -163,7 +179,7 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     folder, path = WEIGHTS / f"{config.name}-{size}", ROOT / "weights_manifest.json"
     refuse_other_weights(model, folder, figures, measured)
     if control is not None:
-        steered = json.loads(control.read_text())
+        steered = figures_of(control, "control")
         refuse_other_weights(model, folder, control, steered)
         chosen |= steering(steered)
     known = Manifest.load(path).models

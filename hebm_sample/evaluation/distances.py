@@ -339,6 +339,7 @@ def evaluate(
     feature_steps: int | None = None,
     batch_size: int = 50,
     cache_dir: Path | None = None,
+    folder: Path | None = None,
     progress: bool = True,
     announce: Callable[[str], object] = lambda _: None,
     **sampling: Any,
@@ -354,6 +355,8 @@ def evaluate(
             package's own where it has one for this model and these data, or else 1,200.
         batch_size: Images at a time.
         cache_dir: Where the classifier is kept; by default $HEBM_CACHE or ~/.cache/hebm_sample.
+        folder: Where latents are kept as they are drawn, so that a second call goes on where
+            the first was interrupted; without it they are kept in memory.
         progress: Show bars.
         announce: Told what begins.
         sampling: Fields of `LangevinConfig` in place of the model's own.
@@ -367,6 +370,7 @@ def evaluate(
         held_out,
         num_images=num_images,
         batch_size=batch_size,
+        folder=folder,
         progress=progress,
         **sampling,
     )

@@ -42,6 +42,7 @@ RUN_NAMES = frozenset(
             "best",
             "crop.json",
             "ddpm.safetensors",
+            "draws",
             "encoded.bin",
             "encoded.json",
             "evaluation.json",

@@ -87,6 +87,21 @@ def test_it_ends_with_figures_of_that_model(whole, data):
     assert json.loads(path.read_bytes()) | times == found | times
 
 
+def test_an_interrupted_evaluation_goes_on_with_its_latents(whole, data, monkeypatch):
+    folder, _ = whole
+    path = folder / "evaluation.json"
+    found = json.loads(path.read_bytes())
+    path.unlink()
+
+    def drawn_again(*args, **kwargs):
+        raise AssertionError("a sample that was drawn before")
+
+    monkeypatch.setattr(Pipeline, "__call__", drawn_again)
+    assert recipe(data, folder.parent, "-n", 10).exit_code == 0
+    times = {"seconds": 0, "sampling_seconds": 0}
+    assert json.loads(path.read_bytes()) | times == found | times
+
+
 def test_the_model_stays_as_its_owner_left_it(whole, data, tmp_path):
     folder, _ = whole
     card, before = folder / "model/README.md", (folder / "model/README.md").read_bytes()

@@ -2,7 +2,7 @@
 
     crop           where its data have eyes and mouths, of a preset of faces    model/config.json
     calibration    the scores of held-out images                        model/calibration.json
-    evaluation     distances and the gap closed                         evaluation.json
+    evaluation     distances and the gap closed, of latents in `draws`  evaluation.json
 
 A stage that was done is not done again. What cannot be measured, such as with few held-out images,
 is said in a line, and is no failure of what was trained.
@@ -24,7 +24,7 @@ __all__ = ["EVALUATION", "FEWEST", "IMAGES", "Measured"]
 IMAGES = 2000  # in each set of the evaluation, and of the other measurements at most
 FEWEST = 10
 FEWEST_CROPPED = 200
-CROP, EVALUATION = "crop.json", "evaluation.json"
+CROP, EVALUATION, DRAWS = "crop.json", "evaluation.json", "draws"
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class Measured:
                 training,
                 held_out,
                 num_images=max(FEWEST, min(count, len(held_out) // 2)),
+                folder=self.folder / DRAWS,
                 progress=not self.quiet,
                 announce=lambda text: None if self.quiet else say(text, err=True),
             )
