@@ -190,8 +190,11 @@ _IMAGES_256 = replace(
     generator=_FACES_256,
     generator_settings=_GROWING_SETTINGS,
 )
-# The fastest that is as good as chains of 50 steps per level (docs/performance.md).
-_FACES_SAMPLING = LangevinConfig(steps=16, start="ancestral", step_scale=1.0, momentum=0.8)
+# The fastest that is as good as chains of 50 steps per level (docs/performance.md); of four
+# particles more faces are whole than of one (docs/lab-notes.md).
+_FACES_SAMPLING = LangevinConfig(
+    steps=16, start="ancestral", step_scale=1.0, momentum=0.8, particles=4
+)
 _WITH_SYMBOLS = replace(_FACES_PRIOR, width=128, symbols=FACE_SYMBOLS)
 # What both data sets of 64x64 faces have.
 _FACES_PRESET = _published(

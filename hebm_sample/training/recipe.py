@@ -31,7 +31,7 @@ from hebm_sample.training.checkpoint import latest_checkpoint
 from hebm_sample.training.decoding.train import train_decoder
 from hebm_sample.training.devices import said_by_first
 from hebm_sample.training.export import write_model
-from hebm_sample.training.train import train_generator, train_prior
+from hebm_sample.training.train import sampling_for, train_generator, train_prior
 
 __all__ = ["Part", "Stage", "finish", "run_stage", "scaled", "smaller_model", "stages", "start"]
 
@@ -183,16 +183,19 @@ def _known(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"preset", "scale", "data"} <= set(found) else None
 
 
-def finish(out: Path, model: Pipeline) -> None:
-    """Write the last stage's model to `OUT/model`; where it is already, its card, calibration and
-    crop stay as they are.
+def finish(out: Path, model: Pipeline, preset: Preset) -> None:
+    """Write the last stage's model to `OUT/model`, with the preset's sampler, whatever it was when
+    the first stage began; where it is already, its settings, card, calibration and crop stay as
+    they are.
 
     Raises:
         UserInputError: Another model is there.
     """
     place = out / MODEL
     if not (place / MANIFEST_NAME).exists():
-        write_model(place, model, overwrite=True)
+        config = replace(model.config, sampling=sampling_for(preset))
+        shown = Pipeline(config, model.generator, model.prior, model.encoder, device="cpu")
+        write_model(place, shown, overwrite=True)
     elif Pipeline.from_pretrained(place, device="cpu").weights_hash != model.weights_hash:
         raise UserInputError(
             f"{place} holds another model than the one that the last stage has made in {out}; "

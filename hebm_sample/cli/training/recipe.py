@@ -134,7 +134,7 @@ def _trained(preset: Any, folder: Path, options: dict[str, Any]) -> bool:
         if accelerator.is_main_process:
             say(f"{stage.folder.name}: {model.config.training[-1]}")
     if accelerator.is_main_process and model is not None:
-        finish(folder, model)
+        finish(folder, model, preset)
         return True
     return False
 

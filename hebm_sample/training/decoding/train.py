@@ -164,7 +164,9 @@ def new_learner(
 
 
 def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: bool) -> Latents:
-    """u of `count` samples of the model's prior, seeds 0 and on, kept in the run's folder."""
+    """u of `count` samples of the model's prior, seeds 0 and on, kept in the run's folder; of one
+    particle each, since the decoder learns from any that the energies could say.
+    """
     path = folder / POOL
     if _is_damaged(path):
         warnings.warn(f"{path} is damaged and is made again", stacklevel=2)
@@ -173,7 +175,8 @@ def _latents_of_samples(model: Pipeline, count: int, folder: Path, progress: boo
         found = []
         for start in tqdm(range(0, count, POOL_BATCH), "samples", disable=disabled(progress)):
             seeds = range(start, min(start + POOL_BATCH, count))
-            found.append(model(seeds=seeds, output_type="torch", progress=False).latents)
+            drawn = model(seeds=seeds, particles=1, output_type="torch", progress=False)
+            found.append(drawn.latents)
         whole = concatenate(found)
         named = {str(i): u.half().contiguous() for i, u in enumerate(whole)}
         write_atomically(path, safetensors.torch.save(named))
