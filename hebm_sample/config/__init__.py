@@ -15,7 +15,13 @@ from hebm_sample.config.base import (
     require_range,
 )
 from hebm_sample.config.crop import FaceCrop
-from hebm_sample.config.generator import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
+from hebm_sample.config.generator import (
+    DecoderName,
+    GeneratorConfig,
+    ScaleConfig,
+    StageConfig,
+    Upsampling,
+)
 from hebm_sample.config.model import ModelConfig
 from hebm_sample.config.nvae import CellKind, NvaeCells, NvaeConfig
 from hebm_sample.config.prior import Parametrization, PriorConfig, SymbolConfig
@@ -57,6 +63,7 @@ __all__ = [
     "Start",
     "SymbolConfig",
     "TrainingRecord",
+    "Upsampling",
     "require",
     "require_choice",
     "plain",

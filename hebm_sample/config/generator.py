@@ -17,6 +17,7 @@ __all__ = ["DecoderName", "GeneratorConfig", "Likelihood", "ScaleConfig", "Stage
 
 Likelihood = Literal["discretized_logistic"]
 DecoderName = Literal["sharp", "likelihood"]
+Upsampling = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class GeneratorConfig(ConfigBase):
         sharp_decoder: Stages of a second image decoder, like those of `decoder`, which images are
             shown with, and maybe one of `image_size` positions, which refines what its head draws;
             p(x | h_{L+1}) stays the first one's. None for a generator with one.
+        sharp_upsampling: How the sharp decoder's stages, and its refinement's share of features
+            and image, are enlarged. Of nearest neighbours blocks stay that the cells must smooth.
 
     >>> scales = (ScaleConfig(4, 2, latent_channels=16, width=128), ScaleConfig(8, 1, 8, 144))
     >>> config = GeneratorConfig(32, scales, decoder=(StageConfig(16, 80),))
@@ -102,6 +105,7 @@ class GeneratorConfig(ConfigBase):
     image_channels: int = 3
     encoder_size: int | None = None
     sharp_decoder: tuple[StageConfig, ...] | None = None
+    sharp_upsampling: Upsampling = "nearest"
 
     def __post_init__(self) -> None:
         require_integer("image_size", self.image_size, 4, 1024)
@@ -109,6 +113,7 @@ class GeneratorConfig(ConfigBase):
         require_integer("encoder_cells", self.encoder_cells, 0, 32)
         require_integer("head_upsample", self.head_upsample, 1, 16)
         require_choice("likelihood", self.likelihood, Likelihood)
+        require_choice("sharp_upsampling", self.sharp_upsampling, Upsampling)
         require_range("log_sigma_bound", self.log_sigma_bound, 0.1, 20.0)
         require(
             len(self.scales) > 0, "scales is empty; a generator needs at least one latent scale"
@@ -144,10 +149,14 @@ class GeneratorConfig(ConfigBase):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a generator with one image decoder does not speak of a second."""
+        """Plain JSON values; a generator with one image decoder does not speak of a second, and
+        one with a second only of what is not as it was in earlier releases.
+        """
         found = super().to_dict()
         if self.sharp_decoder is None:
             del found["sharp_decoder"]
+        if self.sharp_upsampling == "nearest":
+            del found["sharp_upsampling"]
         return found
 
     @property
@@ -193,5 +202,6 @@ class GeneratorConfig(ConfigBase):
             "decoder": self.encoder_stages,
             "encoder_size": smaller.encoder_size,
             "sharp_decoder": smaller.sharp_decoder,
+            "sharp_upsampling": smaller.sharp_upsampling,
         }
         return self != smaller and vars(self) | kept == vars(smaller)

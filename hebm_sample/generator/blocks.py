@@ -49,17 +49,20 @@ def cells(width: int, count: int) -> nn.Sequential:
 
 
 class Upsample(nn.Module):
-    """(B, C, H, W) to (B, C', 2H, 2W): channels first, where maps are small, then nearest
-    neighbours.
+    """(B, C, H, W) to (B, C', 2H, 2W): channels first, where maps are small, then positions.
+
+    Arguments:
+        mode: "nearest" or "bilinear".
     """
 
-    def __init__(self, width_in: int, width_out: int) -> None:
+    def __init__(self, width_in: int, width_out: int, mode: str = "nearest") -> None:
         super().__init__()
+        self.mode = mode
         self.project = nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
-        return F.interpolate(self.project(h), scale_factor=2, mode="nearest")
+        return F.interpolate(self.project(h), scale_factor=2, mode=self.mode)
 
 
 class Downsample(nn.Module):

@@ -62,11 +62,15 @@ class Refinement(nn.Module):
     Arguments:
         width: Of the stages before.
         stage: At `upsample` times their resolution.
+        mode: How features are enlarged. If "bilinear" the image begins as the mean of each block,
+            enlarged likewise: there is nothing of a lattice in either.
     """
 
-    def __init__(self, width: int, stage: StageConfig, upsample: int, channels: int) -> None:
+    def __init__(
+        self, width: int, stage: StageConfig, upsample: int, channels: int, mode: str = "nearest"
+    ) -> None:
         super().__init__()
-        self.upsample = upsample
+        self.upsample, self.mode = upsample, mode
         self.project = nn.Conv2d(width, stage.width, 1)
         self.take_in = nn.Conv2d(channels, stage.width, 3, padding=1)
         self.cells = cells(stage.width, stage.cells)
@@ -74,7 +78,10 @@ class Refinement(nn.Module):
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
         """(B, W, H, W) and (B, 3, S, S) to (B, 3, S, S)."""
-        x = F.interpolate(self.project(features), scale_factor=self.upsample, mode="nearest")
+        x = F.interpolate(self.project(features), scale_factor=self.upsample, mode=self.mode)
+        if self.mode == "bilinear":
+            images = F.avg_pool2d(images, self.upsample)
+            images = F.interpolate(images, scale_factor=self.upsample, mode=self.mode)
         x = self.cells(x + self.take_in(images))
         return images + self.head(F.silu(x))
 
@@ -82,6 +89,9 @@ class Refinement(nn.Module):
 class ImageDecoder(nn.Module):
     """h_{L+1} to the mean image: upsampling stages, then one convolution and a pixel shuffle, and
     maybe a refinement.
+
+    Arguments:
+        mode: Of upsampling.
     """
 
     def __init__(
@@ -91,16 +101,19 @@ class ImageDecoder(nn.Module):
         head_upsample: int,
         channels: int,
         fine: StageConfig | None = None,
+        mode: str = "nearest",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for stage in stages:
-            layers += [Upsample(width, stage.width), cells(stage.width, stage.cells)]
+            layers += [Upsample(width, stage.width, mode), cells(stage.width, stage.cells)]
             width = stage.width
         self.stages = nn.Sequential(*layers)
         self.head = narrow_start(nn.Conv2d(width, channels * head_upsample**2, 3, padding=1), 0.3)
         self.head_upsample = head_upsample
-        self.fine = None if fine is None else Refinement(width, fine, head_upsample, channels)
+        self.fine = None
+        if fine is not None:
+            self.fine = Refinement(width, fine, head_upsample, channels, mode)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, W, H, W) to (B, 3, S, S), unbounded; about [-1, 1]."""
@@ -113,8 +126,10 @@ def sharp_decoder(config: GeneratorConfig) -> ImageDecoder:
     """An untrained image decoder with the stages of `config.sharp_decoder`."""
     stages, width = config.sharp_decoder, config.scales[-1].width
     assert stages is not None
-    stages, fine = stages[: len(config.decoder)], stages[len(config.decoder) :]
-    return ImageDecoder(width, stages, config.head_upsample, config.image_channels, *fine)
+    fine = None if len(stages) == len(config.decoder) else stages[-1]
+    how = {"fine": fine, "mode": config.sharp_upsampling}
+    stages = stages[: len(config.decoder)]
+    return ImageDecoder(width, stages, config.head_upsample, config.image_channels, **how)
 
 
 class HierarchicalGenerator(Generator):

@@ -123,9 +123,11 @@ _SHARP_256 = DecoderPlan(
         StageConfig(resolution=128, width=32, cells=2),
         StageConfig(resolution=256, width=24, cells=2),
     ),
+    upsampling="bilinear",
     square=8,  # 128 pixels
     penalty=0.07,
     shift=8,
+    blur=2.0,  # the encoder reads means of 4x4 pixels
 )
 
 # 60,000 squares, each four times the pixels of a 64x64 image.

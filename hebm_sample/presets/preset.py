@@ -10,6 +10,8 @@ from hebm_sample.config import (
     PriorConfig,
     StageConfig,
     SymbolConfig,
+    Upsampling,
+    require_choice,
     require_integer,
     require_range,
 )
@@ -39,6 +41,7 @@ class DecoderPlan(ConfigBase):
     Arguments:
         stages: Of the decoder; those of the generator's own if None, whose weights it starts from
             in either case, where they fit.
+        upsampling: Of the decoder: "nearest" or "bilinear".
         square: Positions of h_{L+1} on a side that a step sees, at a random place; None for all.
         samples: Latents of the energy-based prior that half of the decoded images are made of;
             0, or a model without a prior, trains on reconstructions alone.
@@ -47,6 +50,9 @@ class DecoderPlan(ConfigBase):
             at `adversarial` = 3 `pixels` its gradient at a decoded image is about as large as that
             of |y - x|, however steep it has become. What a discriminator misses most is energy of
             high frequencies, which costs |y - x|, but not its square, least in lone dots.
+        blur: Standard deviation, in pixels, of the Gaussian through which images are compared
+            pixel by pixel; 0 compares them as they are. What is finer than the encoder reads
+            cannot be known from latents: held to it, a decoder draws its mean, which is smooth.
         penalty: Of R1 and R2 in the discriminator's loss: a third of the 2e-4 S^2 / B that is
             usual for a batch of B and S pixels on a side that it sees (Karras et al., "Training
             Generative Adversarial Networks with Limited Data", arXiv 2006.06676). What may be no
@@ -57,6 +63,7 @@ class DecoderPlan(ConfigBase):
     """
 
     stages: tuple[StageConfig, ...] | None = None
+    upsampling: Upsampling = "nearest"
     square: int | None = None
     samples: int = 4000
     pixels: float = 2.0
@@ -66,12 +73,15 @@ class DecoderPlan(ConfigBase):
     penalty: float = 0.01
     discriminator_rate: float = 2.0
     shift: int = 4
+    blur: float = 0.0
 
     def __post_init__(self) -> None:
         if self.square is not None:
             require_integer("square", self.square, 1, 1024)
         require_integer("samples", self.samples, 0, 10**6)
         require_integer("shift", self.shift, 0, 1024)
+        require_choice("upsampling", self.upsampling, Upsampling)
+        require_range("blur", self.blur, 0.0, 64.0)
         for name in (
             "pixels",
             "squares",

@@ -5,6 +5,8 @@ hours to textures that no photograph has.
 """
 
 import copy
+import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -13,7 +15,10 @@ from tiny import tiny_config, tiny_images, tiny_latents, tiny_modules
 from torch import nn
 from torch.nn import functional as F
 
+from hebm_sample.config import GeneratorConfig, StageConfig
+from hebm_sample.generator.hierarchy import sharp_decoder
 from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
+from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.decoding import objective as decoding
@@ -30,7 +35,9 @@ from hebm_sample.training.decoding.objective import (
     RAMP,
     DecoderObjective,
     SharpDecoder,
+    blurred,
     expected_errors,
+    gaussian,
     sharpness,
     shifted,
 )
@@ -223,7 +230,7 @@ def test_errors_are_expected_as_draws_of_the_likelihood_have_them():
     noise = torch.logit(torch.rand(200_000, 3, 2, 2, dtype=torch.float64))
     x = mean + likelihood.log_scale.exp().view(1, 3, 1, 1) * noise
     y = mean + off
-    error, square = expected_errors(LogisticOutput(mean, likelihood), y)
+    error, square = expected_errors(LogisticOutput(mean, likelihood), off)
     torch.testing.assert_close(error, (y - x).abs().mean(), rtol=5e-3, atol=0)
     torch.testing.assert_close(square, (y - x).square().mean(), rtol=5e-3, atol=0)
 
@@ -237,12 +244,64 @@ def test_samples_are_held_to_what_the_likelihood_expects():
     h = built.states(IMAGES, part().stream)[1]
     built.pool = None
     alone, _ = gradients(built)
-    error, square = expected_errors(built.generator.output(h), decoder(h))
+    output = built.generator.output(h)
+    error, square = expected_errors(output, decoder(h) - output.mean)
     own = torch.autograd.grad(2.0 * error + 3.0 * square, list(decoder.parameters()))
     assert own[-1].abs().min() > 1e-3
     for (name, _), grad in zip(decoder.named_parameters(), own, strict=True):
         name = f"decoder.{name}"
         torch.testing.assert_close(both[name] - alone[name], grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.7, 2.0])
+def test_a_blur_keeps_what_is_coarse_and_nothing_of_a_lattice(deviation):
+    kernel = gaussian(deviation)
+    places = torch.arange(len(kernel)) - len(kernel) // 2
+    assert kernel.sum() == pytest.approx(1.0)
+    assert (kernel * places**2).sum().sqrt() == pytest.approx(deviation, rel=0.02, abs=1e-6)
+    side = torch.arange(32)
+    coarse = torch.cos(torch.pi * (side + 0.5) / 32).expand(1, 3, 32, 32)  # mirrored at borders
+    kept = math.exp(-0.5 * (deviation * torch.pi / 32) ** 2)
+    torch.testing.assert_close(blurred(coarse, kernel), kept * coarse, rtol=0.01, atol=1e-4)
+    lattice = 1.0 - 2.0 * (side % 2).expand(1, 1, 32, 32)
+    least = 2.0 * math.exp(-0.5 * (deviation * torch.pi) ** 2)  # two frequencies fold into it
+    assert blurred(lattice, kernel).abs().max() < least + 1e-3
+
+
+def test_pixels_are_compared_through_the_blur():
+    """A lattice costs next to nothing; what is told of pixels is of the images as they are."""
+    plan = {"pixels": 1.0, "squares": 0.0, "features": 0.0, "adversarial": 0.0}
+    told, paid = {}, {}
+    for blur in (0.0, 1.5):
+        built = objective(pool=False, **plan, blur=blur)
+        lattice = torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(3)
+        built.learner.decoder.head.bias.data += 10.0 * lattice
+        _, stats = gradients(built)
+        told[blur] = stats["pixels"].item()
+        paid[blur] = (stats["loss"] - stats["discriminator"]).item()
+    assert told[0.0] == told[1.5] > 5.0
+    assert paid[1.5] < 0.2 * paid[0.0]
+
+
+def test_bilinear_upsampling_draws_no_lattice():
+    """Of a flat h: nothing may depend on where in a block a pixel lies."""
+    flat = {}
+    for mode in ("nearest", "bilinear"):
+        torch.manual_seed(3)
+        config = replace(
+            find_preset("images64").generator,
+            sharp_decoder=(StageConfig(32, 16, 1), StageConfig(64, 16, 1)),
+            sharp_upsampling=mode,
+        )
+        assert GeneratorConfig.from_dict(config.to_dict()) == config
+        assert ("sharp_upsampling" in config.to_dict()) == (mode == "bilinear")
+        decoder = sharp_decoder(config)
+        nn.init.normal_(decoder.head.weight)
+        nn.init.normal_(decoder.fine.head.weight)
+        with torch.no_grad():
+            y = decoder(torch.ones(1, config.scales[-1].width, 16, 16))[..., 24:40, 24:40]
+        flat[mode] = (y.amax((2, 3)) - y.amin((2, 3))).max()
+    assert flat["bilinear"] < 1e-3 < 0.1 < flat["nearest"]
 
 
 def test_a_step_moves_both_at_their_rates_and_leaves_the_rest_alone():

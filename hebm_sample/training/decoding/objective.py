@@ -14,6 +14,10 @@ Without the expectations nothing holds them: what a discriminator dislikes about
 whole, dots do not mend, but they are what the decoder then tries. The likelihood's own decoder
 stays beside it: bits, inpainting and likelihood scores are its.
 
+A plan may compare pixels through a blur B, |B(y) - B(x)| and so on: what is finer than the encoder
+reads no latents can say, and is the discriminator's alone. In the expectations B(m) then takes m's
+place.
+
 Large images are trained on random squares of h, with a margin that is computed and cut off: what
 lies beyond it hardly reaches the square. What the discriminator sees is moved by some pixels.
 """
@@ -112,16 +116,39 @@ def shifted(
     return lambda x: x.index_select(2, rows).index_select(3, columns)
 
 
-def expected_errors(output: LogisticOutput, y: Tensor) -> tuple[Tensor, Tensor]:
+def expected_errors(output: LogisticOutput, off: Tensor) -> tuple[Tensor, Tensor]:
     """E |y - x| and E (y - x)^2 for x ~ p(x | h), a logistic distribution of mean m and scale b,
-    means over y (B, C, S, S):
+    means over y - m (B, C, S, S):
 
         E |y - x| = y - m + 2 b log(1 + exp(-(y - m) / b)),    E (y - x)^2 = (y - m)^2 + var x
     """
     scale = output.likelihood.log_scale.exp().view(1, -1, 1, 1)
-    off = y - output.mean
     error = off + 2 * scale * F.softplus(-off / scale)
     return error.mean(), (off.square() + output.variance).mean()
+
+
+def gaussian(deviation: float) -> Tensor:
+    """Weights of a Gaussian kernel of that standard deviation, cut at three of them, (K,); just 1
+    for 0.
+    """
+    reach = math.ceil(3 * deviation)
+    places = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (places / max(deviation, 1e-6)).square())
+    return weights / weights.sum()
+
+
+def blurred(images: Tensor, kernel: Tensor) -> Tensor:
+    """Images (B, C, S, S) under a symmetric kernel (K,) in both directions, the image mirrored at
+    its border.
+    """
+    if (reach := len(kernel) // 2) == 0:
+        return images
+    channels, weights = images.shape[1], kernel.to(images.dtype)
+    images = F.pad(images, (reach,) * 4, mode="reflect")
+    for shape in ((1, -1), (-1, 1)):
+        filters = weights.view(1, 1, *shape).expand(channels, 1, *weights.view(shape).shape)
+        images = F.conv2d(images, filters, groups=channels)
+    return images.float()
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -155,6 +182,7 @@ class DecoderObjective(nn.Module):
         self.encoder = encoder.requires_grad_(False)
         self.learner = learner.requires_grad_(True)  # it may be a part of the generator
         self.plan, self.pool = plan, pool
+        self.register_buffer("kernel", gaussian(plan.blur), persistent=False)
 
     @torch.no_grad()
     def states(self, images: Tensor, stream: Stream) -> tuple[Tensor, Tensor | None]:
@@ -216,12 +244,14 @@ class DecoderObjective(nn.Module):
         (toward,) = torch.autograd.grad(response.logits.sum(), y, retain_graph=True)
         opinion, more = self.opinion(response, real, count, toward)
         (slope,) = torch.autograd.grad(weight * opinion, y)
-        off = decoded[:count] - x
-        pixels, squares = off.abs().mean(), off.square().mean()
-        loss_g = self.plan.pixels * pixels + self.plan.squares * squares
+        off = decoded - torch.cat([x, expected.mean]) if drawn is not None else decoded - x
+        off = blurred(off, self.kernel)
+        error, square = off[:count].abs().mean(), off[:count].square().mean()
+        loss_g = self.plan.pixels * error + self.plan.squares * square
         if drawn is not None:
-            error, square = expected_errors(expected, decoded[count:])
+            error, square = expected_errors(expected, off[count:])
             loss_g = loss_g + self.plan.pixels * error + self.plan.squares * square
+        pixels = (decoded.detach()[:count] - x).abs().mean()
         others = list(self.learner.decoder.parameters())
         grads_g = torch.autograd.grad((loss_g, decoded), others, (torch.ones_like(loss_g), slope))
         found = dict(zip(map(id, [*others, *mine]), [*grads_g, *grads_d], strict=True))

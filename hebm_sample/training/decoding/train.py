@@ -111,7 +111,11 @@ def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
             "give a model that hebm-train generator made"
         )
     stages = preset.decoder.stages
-    described = replace(described, sharp_decoder=described.decoder if stages is None else stages)
+    described = replace(
+        described,
+        sharp_decoder=described.decoder if stages is None else stages,
+        sharp_upsampling=preset.decoder.upsampling,
+    )
     return replace(model.config, generator=described)
 
 
@@ -128,7 +132,8 @@ def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
 
 def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDecoder:
     """A sharp decoder that draws what the one that there is draws, or the likelihood's, where it
-    is as wide and deep or more: further channels and cells begin without a say in the image.
+    is as wide and deep or more, and upsamples alike: further channels and cells begin without a
+    say in the image.
     """
     fresh, source = sharp_decoder(config), generator.sharp or generator.decoder
     known, own = source.state_dict(), fresh.state_dict()
@@ -416,7 +421,9 @@ def _digest(folder: Path, pool: Latents | None) -> Sequence[str]:
 
 
 def _seen_side(config: GeneratorConfig, plan: DecoderPlan) -> int:
-    """Side of what the discriminator sees, in pixels."""
+    """Side of what the discriminator sees, in pixels; `UserInputError` if it can see no such
+    side, or the plan's blur is too wide for it.
+    """
     positions = config.scales[-1].resolution
     scale = config.image_size // positions
     side = scale * min(plan.square or positions, positions)
@@ -424,5 +431,10 @@ def _seen_side(config: GeneratorConfig, plan: DecoderPlan) -> int:
         raise UserInputError(
             f"decoder.square is {plan.square}: squares of {side} pixels; the discriminator sees "
             "8, 16, 32, 64, ... pixels on a side"
+        )
+    if 3 * plan.blur > side - 1:
+        raise UserInputError(
+            f"decoder.blur is {plan.blur:g} pixels; on {side} pixels it can be 0 to "
+            f"{(side - 1) / 3:.3g}"
         )
     return side
