@@ -184,6 +184,7 @@ _IMAGES_64 = Preset(
     sampling=LangevinConfig(step_scale=1.0),
     generator_settings=TrainSettings(steps=5200),
     prior_settings=_FACES_PRIOR_SETTINGS,
+    decoder=_SHARP_64,
 )
 _IMAGES_256 = replace(
     _IMAGES_64,
@@ -191,6 +192,8 @@ _IMAGES_256 = replace(
     note="256x256 images of your own, grown from a model of images64",
     generator=_FACES_256,
     generator_settings=_GROWING_SETTINGS,
+    decoder=_SHARP_256,
+    decoder_settings=_SHARP_256_SETTINGS,
 )
 # The fastest that is as good as chains of 50 steps per level (docs/performance.md); of four
 # particles more faces are whole than of one (docs/lab-notes.md).
@@ -207,7 +210,6 @@ _FACES_PRESET = _published(
         prior=_WITH_SYMBOLS,
         prior_settings=_LONG_PRIOR_SETTINGS,
         sampling=_FACES_SAMPLING,
-        decoder=_SHARP_64,
         faces=True,
     )
 )
@@ -240,13 +242,12 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         replace(
-            _published(replace(_IMAGES_256, decoder_settings=_SHARP_256_SETTINGS)),
+            _published(_IMAGES_256),
             name="celebahq",
             note="256x256 faces, grown from a model of celebahq-64",
             grown_from="celebahq-64",
             prior=_WITH_SYMBOLS,
             sampling=_FACES_SAMPLING,
-            decoder=_SHARP_256,
             faces=True,
         ),
         replace(
