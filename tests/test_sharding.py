@@ -271,6 +271,9 @@ def test_auto_batch_fits_half_of_the_free_memory(monkeypatch):
     for free, batch in ((4 * 7 * each, 7), (4 * 7 * each - 1, 6), (0, 1), (10**15, 64)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert fitting_batch(pipe.model) == batch
+        assert fitting_batch(pipe.model, particles=2) == (
+            64 if batch == 64 else max(1, batch // 2)
+        )
     assert not any(p.grad is not None for p in pipe.prior.parameters())
 
 
@@ -369,7 +372,7 @@ def test_auto_batch_on_the_command_line(model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     answers = []
     for rank, batch in ((0, 7), (1, 20), (1, 3)):
-        monkeypatch.setattr(memory, "fitting_batch", lambda pipe, batch=batch: batch)
+        monkeypatch.setattr(memory, "fitting_batch", lambda pipe, particles, batch=batch: batch)
         monkeypatch.setenv("RANK", str(rank))
         out = tmp_path / str(batch)
         answers.append(sample(model, out, "--seeds", "0-36", "--batch", "auto")["seeds"])

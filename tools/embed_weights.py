@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import LangevinConfig, ModelConfig
 from hebm_sample.evaluation.control_results import STEERING_GUIDANCE
 from hebm_sample.evaluation.control_results import steering as which_steer
 from hebm_sample.hub.card import card_for, model_card
@@ -60,7 +60,7 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
         "pictures_a_side": gap["num_images"],
         "bits_a_dimension_gaussian_prior_elbo": round(measured["bits"], 3),
         "kl_a_group_nats": [round(v, 1) for v in measured["kl"]],
-        "sampler": f"{measured['sampling']['sampler']}, {measured['sampling']['steps']} gradients",
+        "sampler": LangevinConfig.from_dict(measured["sampling"]).words,
     }
 
 

@@ -301,7 +301,7 @@ def _base(preset: Preset, name: str | None) -> Pipeline:
         found = load_model(name)
     described = found.config.generator
     if isinstance(described, GeneratorConfig):
-        described = replace(described, sharp_decoder=None)
+        described = replace(described, sharp_decoder=None, sharp_upsampling="nearest")
     if described != preset.generator:
         raise UserInputError(f"{found.name} has another generator than preset {preset.name}")
     generator = HierarchicalGenerator(preset.generator)

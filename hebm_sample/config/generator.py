@@ -13,7 +13,14 @@ from hebm_sample.config.base import (
 )
 from hebm_sample.errors import short
 
-__all__ = ["DecoderName", "GeneratorConfig", "Likelihood", "ScaleConfig", "StageConfig"]
+__all__ = [
+    "DecoderName",
+    "GeneratorConfig",
+    "Likelihood",
+    "ScaleConfig",
+    "StageConfig",
+    "Upsampling",
+]
 
 Likelihood = Literal["discretized_logistic"]
 DecoderName = Literal["sharp", "likelihood"]
@@ -139,6 +146,10 @@ class GeneratorConfig(ConfigBase):
         require(
             self.encoder_size is None or self.encoder_size in sizes,
             f"encoder_size is {short(self.encoder_size)}; it can be {sizes} with these stages",
+        )
+        require(
+            self.sharp_decoder is not None or self.sharp_upsampling == "nearest",
+            f"sharp_upsampling is {self.sharp_upsampling!r}, and there is no sharp_decoder",
         )
         sides = [s.resolution for s in self.decoder]
         sharp = sides if self.sharp_decoder is None else [s.resolution for s in self.sharp_decoder]

@@ -156,6 +156,21 @@ class LangevinConfig(ConfigBase):
         )
 
     @property
+    def gradients(self) -> int:
+        """Per image, of all its particles."""
+        return self.steps * self.particles
+
+    @property
+    def words(self) -> str:
+        """Sampler and cost, for cards and tables.
+
+        >>> LangevinConfig(steps=16, start="ancestral", particles=4).words
+        'recovery, 64 gradients (4 particles of 16)'
+        """
+        several = f" ({self.particles} particles of {self.steps})" if self.particles > 1 else ""
+        return f"{self.sampler}, {self.gradients} gradients{several}"
+
+    @property
     def runs_chains(self) -> bool:
         """Whether chains run at the model's levels, with steps and densities of their own."""
         return self.sampler not in CHAINLESS

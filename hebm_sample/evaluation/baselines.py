@@ -220,7 +220,7 @@ def _samples_of(
             found |= _all_ddpm_samples(context, name, other, run)
             continue
         own = context.of_model(other).samples("ebm")
-        title = f"{name}, {other.config.sampling.steps} gradients"
+        title = f"{name}, {other.config.sampling.gradients} gradients"
         found[title] = _Samples(*own, _size(other.prior), *run)
     return found, [note for note in notes if note]
 
@@ -261,8 +261,8 @@ def run_baselines(
         UserInputError: A baseline has another generator or encoder, was trained on rows that are
             held out here, or does not say so.
     """
-    steps = context.pipe.sampling_config(**context.sampling).steps
-    own = f"energy-based prior, {steps} gradients"
+    gradients = context.pipe.sampling_config(**context.sampling).gradients
+    own = f"energy-based prior, {gradients} gradients"
     others, notes = _samples_of(context, folders)
     pipe, run = context.pipe, _own_training(context.pipe.config.training)
     samples = {

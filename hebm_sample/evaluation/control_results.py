@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 
 from hebm_sample import __version__
-from hebm_sample.config import EDIT_GUIDANCE, require, require_integer, require_range
+from hebm_sample.config import (
+    EDIT_GUIDANCE,
+    LangevinConfig,
+    require,
+    require_integer,
+    require_range,
+)
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.metrics.statistics import error_at_an_end
@@ -345,7 +351,7 @@ class Control:
         return lines
 
     def _title(self) -> list[str]:
-        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
+        how = LangevinConfig.from_dict(self.sampling).words
         columns = self.classifier.get("columns", {})
         tested = [f"{name} {x['accuracy']:.3f} of {x['count']}" for name, x in columns.items()]
         accuracy = "The attribute classifier's accuracy on held-out images: " + ", ".join(tested)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hebm_sample import __version__
-from hebm_sample.config import require_integer
+from hebm_sample.config import LangevinConfig, require_integer
 from hebm_sample.data.dataset import ImageDataset
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation.context import EvaluationContext, as_bytes
@@ -117,7 +117,7 @@ class Evaluation:
 
     def table(self) -> str:
         """The figures as text."""
-        how = f"{self.sampling['sampler']}, {self.sampling['steps']} gradients"
+        how = LangevinConfig.from_dict(self.sampling).words
         lines = [
             f"{self.model}: {self.held_out} held-out images; {how}, {self.sampling_seconds:.0f} s",
             f"bits per dimension (Gaussian-prior ELBO)  {self.bits:.3f}  "

@@ -96,8 +96,8 @@ def expected_ood_line(context: EvaluationContext, others: int, images: int) -> s
 def _probed(
     pipe: Pipeline, few: int, sampling: Mapping[str, Any], reads: bool
 ) -> tuple[float, float, int]:
-    """Seconds to sample and to read a few images, and the gradients of a chain."""
-    steps, device = pipe.sampling_config(**sampling).steps, pipe.device
+    """Seconds to sample and to read a few images, and the gradients of one."""
+    steps, device = pipe.sampling_config(**sampling).gradients, pipe.device
     how = {"batch_size": few, "output_type": "torch", "progress": False}
     pipe(1, steps=None, prior="gaussian", progress=False)  # what is loaded once is loaded now
     begun = clock(device)

@@ -24,7 +24,7 @@ folding, and localization: An improved R-hat" (arXiv 1903.08008) say what it mis
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -144,7 +144,9 @@ class _Chain:
     def __init__(self, pipe: Pipeline, config: LangevinConfig | None = None) -> None:
         if pipe.prior is None or pipe.config.prior is None:
             raise UserInputError(f"{pipe.name} has no energy-based prior, so no chains")
-        self.pipe, self.config = pipe, config or pipe.config.sampling
+        self.pipe = pipe
+        # A chain a seed: what particles do with one another is no property of a chain.
+        self.config = replace(config or pipe.config.sampling, particles=1)
         self.prior = pipe.config.prior
         self.schedule = DiffusionSchedule(self.prior.levels)
         self.dimensions = sum(math.prod(s) for s in pipe.generator.latent_shapes)

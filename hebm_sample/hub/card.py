@@ -164,7 +164,7 @@ A hierarchical latent-variable generator with a diffusion-learned energy-based p
 - Latent groups, top to bottom: {shapes} ({generator.latent_dimensions} dimensions).
 {_origin(config)}- Noise levels of the prior (cum_sigma): {levels}.
 - Symbols: {symbols}.
-- Sampler: {config.sampling.sampler}, {config.sampling.steps} gradients.
+- Sampler: {config.sampling.words}.
 {_training(config)}- Licence of these weights: {licence}.
 
 ## Figures

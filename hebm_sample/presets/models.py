@@ -196,7 +196,7 @@ _IMAGES_256 = replace(
     decoder_settings=_SHARP_256_SETTINGS,
 )
 # The fastest that is as good as chains of 50 steps per level (docs/performance.md); of four
-# particles more faces are whole than of one (docs/lab-notes.md).
+# particles a few more faces are whole than of one, by eye (docs/lab-notes.md).
 _FACES_SAMPLING = LangevinConfig(
     steps=16, start="ancestral", step_scale=1.0, momentum=0.8, particles=4
 )

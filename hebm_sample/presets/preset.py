@@ -1,7 +1,7 @@
 """What a preset is: a model, and the settings of the runs that train it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hebm_sample.config import (
     ConfigBase,
@@ -74,6 +74,13 @@ class DecoderPlan(ConfigBase):
     discriminator_rate: float = 2.0
     shift: int = 4
     blur: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what was added later only where it says something: so runs that were
+        begun before are gone on with.
+        """
+        later = {"upsampling": "nearest", "blur": 0.0}
+        return {k: v for k, v in super().to_dict().items() if k not in later or v != later[k]}
 
     def __post_init__(self) -> None:
         if self.square is not None:

@@ -119,7 +119,9 @@ def check_identity(
         wanted: The run's own.
         defaults: Of the settings that must agree: what a checkpoint from before one of them had.
     """
-    wanted, defaults = json.loads(json.dumps([wanted, defaults]))
+    wanted, found, defaults = json.loads(json.dumps([wanted, found, defaults]))
+    for identity in (wanted, found):  # of an image's particles training knows nothing
+        identity.get("config", {}).get("sampling", {}).pop("particles", None)
     old, new = (
         {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
         for identity in (found, wanted)

@@ -140,6 +140,13 @@ def _one(preset: Preset, kind: Kind, change: str) -> Preset:
         )
     field = f"{kind}_settings" if part == "settings" else part
     data = _put(getattr(preset, field).to_dict(), rest, value, part)
+    if part == "sampling" and rest != ["particles"]:
+        # As where a model is called: its particles stay where they can.
+        given = LangevinConfig.from_dict(data | {"particles": 1}, part)
+        found = replace(
+            given, particles=preset.sampling.particles if given.takes_particles() else 1
+        )
+        return replace(preset, sampling=found)
     return replace(preset, **{field: _PARTS[part].from_dict(data, part)})
 
 

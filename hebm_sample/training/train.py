@@ -407,13 +407,8 @@ def sampling_for(preset: Preset) -> LangevinConfig:
     """The preset's sampler, with what the release's parametrisation cannot do switched off."""
     if preset.prior.parametrization == "log_snr":
         return preset.sampling
-    return replace(
-        preset.sampling,
-        sampler="recovery",
-        kernel="plain",
-        start="u_next",
-        denoise=False,
-        step_scale=1.0,
+    return preset.sampling.changed(
+        sampler="recovery", kernel="plain", start="u_next", denoise=False, step_scale=1.0
     )
 
 

@@ -364,6 +364,16 @@ class TestDiagnostics:
         every = [x for d in found for x in d.displacement]
         assert len(every) > 6 and every == pytest.approx([1.0] * len(every), abs=0.06)
 
+    def test_chains_are_one_a_seed_whatever_the_sampler_has(self, pipe):
+        config = pipe.sampling_config(steps=12, start="ancestral")
+        found, latents = diagnose_levels(pipe, range(5), config)
+        several, same = diagnose_levels(pipe, range(5), replace(config, particles=4))
+        assert several == found
+        assert all(
+            torch.equal(a, b) for t in latents for a, b in zip(latents[t], same[t], strict=True)
+        )
+        assert len(same[0][0]) == 5
+
     def test_displacement_without_noise_is_none(self, pipe):
         config = pipe.sampling_config(steps=12, temperature=0.0, denoise=False)
         found, _ = diagnose_levels(pipe, [3, 4], config)

@@ -17,6 +17,7 @@ from torch import nn
 from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.training import checkpoint
 from hebm_sample.training.checkpoint import (
+    check_identity,
     latest_checkpoint,
     load_checkpoint,
     read_state,
@@ -53,6 +54,19 @@ def save(run_dir, step, net, optimizer, **kwargs):
 
 def names(run_dir):
     return sorted(p.name for p in run_dir.iterdir())
+
+
+def test_a_run_goes_on_whatever_particles_its_model_will_have(tmp_path):
+    """They are nothing that a step depends on, and presets have changed theirs."""
+    sampling = {"sampler": "recovery", "steps": 16}
+    old = {"kind": "prior", "config": {"sampling": sampling}, "data": "d", "settings": {}}
+    new = old | {"config": {"sampling": sampling | {"particles": 4}}}
+    check_identity(tmp_path, old, new, {})
+    check_identity(tmp_path, new, old, {})
+    assert new["config"]["sampling"]["particles"] == 4  # neither is changed
+    other = old | {"config": {"sampling": sampling | {"kernel": "plain"}}}
+    with pytest.raises(UserInputError, match="made with other config"):
+        check_identity(tmp_path, old, other, {})
 
 
 class TestResume:

@@ -235,9 +235,10 @@ def test_errors_are_expected_as_draws_of_the_likelihood_have_them():
     torch.testing.assert_close(square, (y - x).square().mean(), rtol=5e-3, atol=0)
 
 
-def test_samples_are_held_to_what_the_likelihood_expects():
+@pytest.mark.parametrize("blur", [0.0, 1.0])
+def test_samples_are_held_to_what_the_likelihood_expects(blur):
     plan = {"pixels": 2.0, "squares": 3.0, "features": 0.0, "adversarial": 0.0}
-    built = objective(**plan)
+    built = objective(**plan, blur=blur)
     decoder = built.learner.decoder = copy.deepcopy(built.learner.decoder)
     nn.init.normal_(decoder.head.bias)  # off the mean, where it would learn nothing
     both, _ = gradients(built)
@@ -245,7 +246,8 @@ def test_samples_are_held_to_what_the_likelihood_expects():
     built.pool = None
     alone, _ = gradients(built)
     output = built.generator.output(h)
-    error, square = expected_errors(output, decoder(h) - output.mean)
+    off = blurred(decoder(h) - output.mean, gaussian(blur))
+    error, square = expected_errors(output, off)
     own = torch.autograd.grad(2.0 * error + 3.0 * square, list(decoder.parameters()))
     assert own[-1].abs().min() > 1e-3
     for (name, _), grad in zip(decoder.named_parameters(), own, strict=True):

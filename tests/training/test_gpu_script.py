@@ -379,3 +379,16 @@ def test_without_score_matching_it_says_so(gpu, home, tmp_path):
     session = Runs(gpu, tmp_path / "p", preset)(tmp_path / "run", steps=(1, 1, 1))
     with pytest.raises(UserInputError, match="trains its energies by chains"):
         session.run()
+
+
+def test_its_decoder_learns_from_samples_of_one_particle(gpu, tmp_path, monkeypatch):
+    """As that of `hebm-train decoder`."""
+    asked, call = [], Pipeline.__call__
+
+    def drawn(self, *args, **kwargs):
+        asked.append(kwargs.get("particles"))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "__call__", drawn)
+    found = gpu["parts"]._pool(tiny_pipeline(), 3, tmp_path, CPU)
+    assert asked == [1] and all(len(u) == 3 for u in found)

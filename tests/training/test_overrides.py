@@ -15,8 +15,27 @@ from hebm_sample.cli.train import main
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.models import find_preset
 from hebm_sample.training.overrides import changed, changed_settings
+from hebm_sample.training.train import sampling_for
 
 PRESET = find_preset("cifar10")
+
+
+def test_particles_stay_where_they_can():
+    """As in a call: what has no particles is not refused for those of the preset."""
+    faces = find_preset("celeba64")
+    assert faces.sampling.particles == 4
+    for change, left in (
+        ("sampling.steps=24", 4),
+        ("sampling.start=flow", 1),
+        ("sampling.sampler=flow", 1),
+        ("sampling.temperature=0.9", 4),
+        ("sampling.particles=2", 2),
+    ):
+        assert changed(faces, "prior", [change]).sampling.particles == left
+    with pytest.raises(UserInputError, match="they need start='ancestral'"):
+        changed(faces, "prior", ["sampling.start=flow", "sampling.particles=2"])
+    release = changed(faces, "prior", ["prior.parametrization=release", "prior.num_levels=3"])
+    assert sampling_for(release).particles == 1 and sampling_for(faces) == faces.sampling
 
 
 def test_each_change_changes_one_setting():

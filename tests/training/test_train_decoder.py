@@ -253,6 +253,75 @@ def test_a_refinement_begins_without_a_word_and_learns_one(home, sharp, images, 
         assert torch.allclose(made.generator.render(h), decoder(h), atol=2e-3)  # half precision
 
 
+def test_a_bilinear_decoder_is_bilinear_wherever_it_is_loaded(home, sharp, images, options):
+    """Its weights fit nearest neighbours too, and would draw other images with them."""
+    plan = DecoderPlan(
+        stages=(StageConfig(8, 8, cells=1), StageConfig(16, 8, cells=1)),
+        upsampling="bilinear",
+        blur=1.0,
+        samples=4,
+    )
+    preset, folder = replace(short_preset(), decoder=plan), home / "bilinear"
+    decoder = train_decoder(preset, sharp, images, folder, **options).learner.decoder
+    export(folder, home / "bilinear-export", samples=False)
+    h = sharp.generator.transform(sharp(2).latents).features
+    for made in (folder / "model", home / "bilinear-export"):
+        pipe = Pipeline.from_pretrained(made, device="cpu")
+        described = pipe.config.generator
+        assert described.sharp_upsampling == "bilinear"
+        assert set(json.loads((made / "config.json").read_text())["generator"]) >= {
+            "sharp_upsampling"
+        }
+    assert pipe.generator.sharp.fine.mode == "bilinear"
+    with torch.no_grad():
+        average = load_run(folder).generator.render(h)
+        assert torch.allclose(pipe.generator.render(h), average, atol=2e-3)
+        other = copy.deepcopy(pipe.generator.sharp)
+        for part in other.modules():
+            part.mode = "nearest"
+        assert not torch.allclose(other(h), average, atol=2e-3)
+    assert not torch.allclose(decoder(h), sharp.generator.render(h), atol=2e-3)
+    with pytest.raises(UserInputError, match="sharp_upsampling is 'bilinear', and there is no"):
+        replace(described, sharp_decoder=None)
+    large = replace(
+        described,
+        image_size=32,
+        decoder=(*described.decoder, StageConfig(16, 8)),
+        encoder_size=16,
+        sharp_decoder=None,
+        sharp_upsampling="nearest",
+    )
+    assert large.grows_from(described)
+
+
+def test_a_plan_that_cannot_be_is_refused(home, sharp, images, options):
+    for settings, said in (
+        ({"blur": 6.0}, "decoder.blur is 6 pixels; on 16 pixels it can be 0 to 5"),
+        ({"blur": -1.0}, "blur is -1"),
+        ({"upsampling": "cubic"}, "upsampling is 'cubic'; it can be 'nearest', 'bilinear'"),
+    ):
+        with pytest.raises(UserInputError, match=said):
+            preset = replace(short_preset(), decoder=DecoderPlan(**settings))
+            train_decoder(preset, sharp, images, home / "never", **options)
+    assert not (home / "never").exists()
+    # What earlier releases had no word for is not in the identity of their runs.
+    assert not {"upsampling", "blur"} & set(DecoderPlan().to_dict())
+    assert DecoderPlan.from_dict(DecoderPlan(blur=1.0).to_dict()) == DecoderPlan(blur=1.0)
+
+
+def test_a_decoder_learns_from_samples_of_one_particle(home, sharp, images, options, monkeypatch):
+    asked, call = [], Pipeline.__call__
+
+    def drawn(self, *args, **kwargs):
+        asked.append(kwargs.get("particles"))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Pipeline, "__call__", drawn)
+    preset = replace(short_preset(steps=1), decoder=DecoderPlan(samples=4))
+    train_decoder(preset, sharp, images, home / "one-particle", **options)
+    assert asked and asked[0] == 1
+
+
 def test_a_refinement_is_local():
     """A pixel depends on pixels about it, not on its place in a block."""
     stage = StageConfig(16, 8, cells=2)

@@ -304,7 +304,8 @@ def _pool(model: Pipeline, count: int, folder: Path, device: torch.device) -> La
         sampler, found = model.to(device), []
         for first in range(0, count, POOL_BATCH):
             seeds = range(first, min(first + POOL_BATCH, count))
-            found.append(sampler(seeds=seeds, batch_size=POOL_BATCH, output_type="torch").latents)
+            how = {"batch_size": POOL_BATCH, "particles": 1, "output_type": "torch"}
+            found.append(sampler(seeds=seeds, **how).latents)
         named = {str(i): u.half().contiguous() for i, u in enumerate(concatenate(found))}
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save({k: v.cpu() for k, v in named.items()}))

@@ -275,7 +275,9 @@ def _prepared(options: SampleOptions, share: Share) -> tuple["Pipeline", SampleO
     if not options.batch:
         from hebm_sample.pipeline.runtime.batch_size import fitting_batch
 
-        options = replace(options, batch=fitting_batch(pipe.model))
+        typed = {"sampler": options.sampler, "temperature": options.temperature}
+        particles = pipe.sampling_config(**typed, particles=options.particles).particles
+        options = replace(options, batch=fitting_batch(pipe.model, particles))
     return pipe, options
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from hebm_sample import __version__
+from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import measure
@@ -145,7 +146,7 @@ def group_table(found: Mapping[str, Any]) -> Table:
 
 def _about_space(space: str, found: Mapping[str, Any]) -> str:
     """What the figures of one space are of."""
-    sampler = f"{found['sampling']['sampler']}, {found['sampling']['steps']} gradients"
+    sampler = LangevinConfig.from_dict(found["sampling"]).words
     count = next(iter(found["quality"][space].values()))
     text = (
         f"In {space}, {count['num_images']} images per set against "

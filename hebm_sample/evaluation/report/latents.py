@@ -152,7 +152,7 @@ def run_diagnostics(
 ) -> dict[str, Any]:
     """The sampler's own chains, acceptance by step size, chains from different starts."""
     pipe = context.pipe
-    config = replace(pipe.sampling_config(**context.sampling), denoise=False)
+    config = replace(pipe.sampling_config(**context.sampling), denoise=False, particles=1)
     bar = tqdm(desc="diagnostics", unit="grad", disable=disabled(context.progress))
     levels, latents = diagnose_levels(pipe, range(images), config, bar.update)
     chains = config.runs_chains

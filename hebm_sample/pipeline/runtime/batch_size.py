@@ -105,9 +105,10 @@ def free_bytes(device: torch.device) -> int:
     return free_memory()
 
 
-def fitting_batch(model: "Model") -> int:
-    """The largest sensible batch, 1 or more."""
+def fitting_batch(model: "Model", particles: int = 1) -> int:
+    """The largest sensible batch, 1 or more, of images of so many particles each."""
     most = MOST.get(model.device.type, MOST["cpu"])
     if model.prior is None:
         return most
-    return max(1, min(most, free_bytes(model.device) // 2 // (2 * bytes_per_image(model))))
+    each = 2 * particles * bytes_per_image(model)
+    return max(1, min(most, free_bytes(model.device) // 2 // each))

@@ -16,7 +16,8 @@ stays beside it: bits, inpainting and likelihood scores are its.
 
 A plan may compare pixels through a blur B, |B(y) - B(x)| and so on: what is finer than the encoder
 reads no latents can say, and is the discriminator's alone. In the expectations B(m) then takes m's
-place.
+place, with the scale of single pixels: an upper bound, since p(x | h) does not say how errors of
+neighbours go together; so samples are held less firmly than reconstructions.
 
 Large images are trained on random squares of h, with a margin that is computed and cut off: what
 lies beyond it hardly reaches the square. What the discriminator sees is moved by some pixels.
