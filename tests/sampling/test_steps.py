@@ -24,7 +24,9 @@ def steps():
 
 def test_every_setting_is_one_of_the_sampler(steps):
     for texts in steps.SETS.values():
-        assert texts[0] in ("steps=full", "steps=48", "own") and len(set(texts)) == len(texts)
+        assert texts[0] in ("steps=full", "steps=48", "own", "own,particles=1") and len(
+            set(texts)
+        ) == len(texts)
         settings = [steps.read_setting(text, 6) for text in texts]
         fields = [{k: v for k, v in s.items() if k not in steps.OURS} for s in settings]
         own = {

@@ -170,6 +170,8 @@ class DecoderObjective(nn.Module):
             reconstructions alone.
     """
 
+    kernel: Tensor  # of the blur, (K,)
+
     def __init__(
         self,
         generator: HierarchicalGenerator,
