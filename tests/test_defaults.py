@@ -29,6 +29,7 @@ def found(pipe):
     yield from (out.images, out.energies, *out.latents)
     yield pipe(2, metropolis=True, precondition=True, steps=9, **tensors).images
     yield pipe(2, symbols={"class": "a"}, guidance=2.0, start="ancestral", **few).images
+    yield pipe(2, particles=2, start="ancestral", **few).images
     yield pipe(2, prior="gaussian", **tensors).energies
     yield torch.from_numpy(pipe(2, best_of=2, output_type="numpy", sampler="flow", steps=6).images)
     yield from (pipe.energy(faces), pipe.log_density(faces), pipe.rate(faces))

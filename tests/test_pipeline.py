@@ -104,6 +104,12 @@ def test_particles_beyond_memory_are_refused(pipe, monkeypatch):
     monkeypatch.setattr("hebm_sample.pipeline.request.free_bytes", lambda device: 10_000_000)
     with pytest.raises(EnvironmentFailure, match=r"1000 particles for each of 2 images .* GiB"):
         draw(pipe, start="ancestral", particles=1000)
+    faces = pipe(2, prior="gaussian").images
+    many = {"start": "ancestral", "particles": 1000}
+    with pytest.raises(EnvironmentFailure, match="particles for each of 2 images"):
+        pipe.inpaint(faces, torch.arange(256).reshape(16, 16) > 99, **many)
+    with pytest.raises(EnvironmentFailure, match="particles for each of 2 images"):
+        pipe.vary(faces[:1], [0], 2, **many)
     draw(pipe, start="ancestral", particles=2)
 
 

@@ -174,7 +174,6 @@ class Sampler:
             facts={"best_of": best_of, "rank_by": rank_by} if best_of > 1 else None,
             **settings,
         )
-        check_particles(self.model, request)
         best = self.best(request, best_of, rank_by)
         return self.samples(best, request, output_type)
 
@@ -197,7 +196,6 @@ class Sampler:
         request = read_request(self.model, num_images, seeds, **options)
         # Built eagerly: what is wrong with the request is said now, not when the first image is
         # needed.
-        check_particles(self.model, request)
         states, said = self.run(request), self._provenance(request)
         return (self.samples(state, request, output_type, said) for state in states)
 
@@ -221,6 +219,7 @@ class Sampler:
         self, request: Request, best_of: int = 1, rank_by: Ranking = "density"
     ) -> DecodedState:
         """The result; of several candidates per image, the one that ranks first."""
+        check_particles(self.model, request)
         best: DecodedState | None = None
         with closing(self._watch(request, best_of)) as watch:
             for k in range(best_of):
@@ -232,6 +231,7 @@ class Sampler:
 
     def run(self, request: Request) -> Iterator[DecodedState]:
         """States of all images after each level, computed batch by batch."""
+        check_particles(self.model, request)
         watch = self._watch(request)
         return watch.over(self._run(replace(request, progress=watch)))
 

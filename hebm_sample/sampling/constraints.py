@@ -111,6 +111,12 @@ class FreeGroups:
         """The free ones of all groups."""
         return tuple(u[i] for i in self.free)
 
+    def reorder(self, rows: Tensor) -> None:
+        """Go on with these rows, of which some may be there twice: what is clamped keeps the noise
+        that it had beside them.
+        """
+        self.eps = tuple(e[rows.to(e.device)] for e in self.eps)
+
     def start(self, cum_sigma: float) -> Latents:
         """Free groups where their chains begin, at the start level's `cum_sigma`."""
         if self.constraint is None or self.constraint.start_level is None:

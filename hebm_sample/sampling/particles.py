@@ -29,13 +29,18 @@ from hebm_sample.io.seeds import derived_seed
 
 __all__ = ["Particles", "particle_seeds"]
 
+PARTICLE_STREAM = 0x73776172  # of a seed: its further particles'; candidates have 1, 2, ...
 RESAMPLE_STREAM = 0x70617274  # of a seed: draws that choose among its particles
 ENOUGH = 0.5  # effective particles, of all, below which they are resampled
 
 
 def particle_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
     """`count` seeds for each seed, one after another; the first is the seed itself."""
-    return tuple(derived_seed(seed, k) for seed in seeds for k in range(count))
+    found: list[int] = []
+    for seed in seeds:
+        stream = derived_seed(seed, PARTICLE_STREAM)
+        found += [seed, *(derived_seed(stream, k) for k in range(1, count))]
+    return tuple(found)
 
 
 class Particles:
@@ -55,9 +60,9 @@ class Particles:
 
     def __init__(self, seeds: Sequence[int], count: int, temperature: float = 1.0) -> None:
         self.count, self.temperature = count, temperature
-        self.log_weights = torch.zeros(len(seeds), count, dtype=torch.float64)
+        self.log_weights = torch.zeros(len(seeds), count, dtype=torch.float64, device="cpu")
         streams = [derived_seed(seed, RESAMPLE_STREAM) for seed in seeds]
-        self._streams = [torch.Generator().manual_seed(seed) for seed in streams]
+        self._streams = [torch.Generator("cpu").manual_seed(seed) for seed in streams]
 
     def weigh(self, log_ratio: Tensor) -> None:
         """Multiply the weights by exp(log_ratio / tau^2), (rows,)."""
@@ -78,10 +83,11 @@ class Particles:
         if not bool(poor.any()):
             return None
         weights = self.log_weights.softmax(1)
-        points = (torch.arange(self.count, dtype=torch.float64) + starts[:, None]) / self.count
+        each = torch.arange(self.count, device="cpu")
+        points = (each.double() + starts[:, None]) / self.count
         chosen = torch.searchsorted(weights.cumsum(1), points, right=True)
         chosen = chosen.clamp(max=self.count - 1)
-        chosen = torch.where(poor[:, None], chosen, torch.arange(self.count))
+        chosen = torch.where(poor[:, None], chosen, each)
         self.log_weights = torch.where(poor[:, None], 0.0, self.log_weights)
         return self._rows(chosen)
 
@@ -96,10 +102,12 @@ class Particles:
         return self._rows(chosen.clamp(max=self.count - 1))
 
     def _uniform(self) -> Tensor:
-        drawn = [torch.rand((), generator=s, dtype=torch.float64) for s in self._streams]
+        drawn = [
+            torch.rand((), generator=s, dtype=torch.float64, device="cpu") for s in self._streams
+        ]
         return torch.stack(drawn)
 
     def _rows(self, chosen: Tensor) -> Tensor:
         """Particles of each image, (images, n), as rows of the batch."""
-        first = torch.arange(len(chosen))[:, None] * self.count
+        first = torch.arange(len(chosen), device="cpu")[:, None] * self.count
         return (first + chosen).reshape(-1)

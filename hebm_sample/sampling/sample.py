@@ -188,7 +188,7 @@ def _chain_states(
     # A start below the noisiest level first takes a step down from there.
     descends = top < schedule.num_levels and config.start != "u_next"
     budget = gradients_per_level(config.steps, top, descends, config.early_share)
-    chains = _Chains(energy, schedule, config, transition_at, noise)
+    chains = _Chains(energy, schedule, config, transition_at, groups, noise)
     return chains.run(groups.start(schedule.levels[top]), draw, budget, tally, descends)
 
 
@@ -239,10 +239,12 @@ class _Chains:
         schedule: DiffusionSchedule,
         config: LangevinConfig,
         transition_at: Callable[[int], Transition],
+        groups: FreeGroups,
         noise: NoiseStreams,
     ) -> None:
         self.energy, self.schedule, self.config = energy, schedule, config
-        self.transition_at, self.metropolis, self.particles = transition_at, None, None
+        self.transition_at, self.groups = transition_at, groups
+        self.metropolis, self.particles = None, None
         if isinstance(temperature := config.temperature, float | int):
             if config.metropolis:
                 self.metropolis = Metropolis(noise.uniform, temperature)
@@ -297,6 +299,7 @@ class _Chains:
         rows = self.particles.resample()
         if rows is not None:
             u = tuple(g[rows.to(g.device)] for g in u)
+            self.groups.reorder(rows)
         return u, self.particles.heaviest().to(u[0].device)
 
     def _descend(

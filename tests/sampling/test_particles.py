@@ -11,10 +11,11 @@ from analytic import Mixture, flat_energy, gaussian_energy
 
 from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import flatten
 from hebm_sample.prior.schedule import DiffusionSchedule
 from hebm_sample.sampling import NoiseStreams, sample_prior
-from hebm_sample.sampling.constraints import LatentConstraint
+from hebm_sample.sampling.constraints import FreeGroups, LatentConstraint
 from hebm_sample.sampling.particles import Particles, particle_seeds
 
 COARSE = DiffusionSchedule((0.05, 0.6, 0.95, 1.0))
@@ -81,12 +82,41 @@ def test_without_energies_all_particles_weigh_the_same(monkeypatch):
     assert torch.allclose(seen[0].effective(), torch.full((2,), 5.0, dtype=torch.float64))
 
 
-def test_one_particle_is_the_seeds_own_image():
+def test_the_first_particle_is_the_seeds_own_image(monkeypatch):
     energy = gaussian_energy(0.3, 0.5)
-    alone = final(energy, replace(BARE, steps=12), [5])
-    noise = NoiseStreams([5], SHAPES)
-    *_, before = sample_prior(energy, COARSE, noise, replace(BARE, steps=12, particles=1))
-    assert torch.equal(alone.u[0], before.u[0])
+    alone = final(energy, replace(BARE, steps=12), [5, 9])
+    monkeypatch.setattr(Particles, "resample", lambda self: None)
+    monkeypatch.setattr(Particles, "draw", lambda self: torch.tensor([0, 4]))
+    first = final(energy, replace(BARE, steps=12, particles=4), [5, 9])
+    assert torch.allclose(alone.u[0], first.u[0], atol=1e-6)
+
+
+def test_particles_are_no_other_candidates_first_ones():
+    for seed in (0, 7):
+        candidates = {derived_seed(seed, k) for k in range(100)}
+        assert candidates & set(particle_seeds([seed], 100)) == {seed}
+        together = [particle_seeds([s], 8) for s in candidates]
+        assert len({s for seeds in together for s in seeds}) == 800
+
+
+def test_what_is_clamped_keeps_its_noise_beside_a_particle_that_goes_on(monkeypatch):
+    shapes = ((2, 2, 2), (1, 4, 4))
+    u, eps, free = (
+        tuple(torch.randn(6, *s, generator=torch.Generator().manual_seed(k)) for s in shapes)
+        for k in range(3)
+    )
+    groups, rows = FreeGroups(LatentConstraint(u, clamped=(0,)), eps), torch.tensor([2, 2, 0])
+    whole = groups.full(free[1:], 0.5)
+    groups.reorder(rows)
+    groups.constraint = LatentConstraint(tuple(g[rows] for g in u), clamped=(0,))
+    again = groups.full((free[1][rows],), 0.5)
+    assert all(torch.equal(a[rows], b) for a, b in zip(whole, again, strict=True))
+
+    seen, reorder = [], FreeGroups.reorder
+    monkeypatch.setattr(Particles, "resample", lambda self: torch.tensor([1, 1, 0]))
+    monkeypatch.setattr(FreeGroups, "reorder", lambda s, r: (seen.append(r), reorder(s, r))[1])
+    final(gaussian_energy(0.4), replace(BARE, steps=12, particles=3), [0])
+    assert [r.tolist() for r in seen] == [[1, 1, 0]] * (COARSE.num_levels - 1)
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.7}, {"metropolis": True}])
