@@ -28,9 +28,13 @@ class GuidedEnergy(JointEnergy):
         weight: w; 0 is `strong` alone.
     """
 
+    weight: Tensor
+
     def __init__(self, strong: JointEnergy, weak: JointEnergy, weight: float) -> None:
         nn.Module.__init__(self)
-        self.config, self.table, self.weight = strong.config, strong.table, weight
+        self.config, self.table = strong.config, strong.table
+        # One of the numbers that a fingerprint of the model reads: latents are kept by it.
+        self.register_buffer("weight", torch.tensor(float(weight)))
         self.strong, self.weak = strong, weak
 
     def at(self, level: Tensor) -> JointLevel:

@@ -64,12 +64,15 @@ def _prepared(tool, models, monkeypatch):
     (models / "figures.json").write_text(json.dumps(figures))
     (models / "notes.md").write_text("## Data\n\nDiscs.\n")
 
-    def run(name, weights=None, report=None):
+    def run(name, weights=None, report=None, control=None, **changed):
         own = Pipeline.from_pretrained(models / name, device="cpu").weights_hash
         said = {} if weights == "" else {"weights": weights or own}
-        whole = {"parts": {report: figures}} if report else figures
+        whole = {"parts": {report: figures}} if report else figures | changed
         (models / "figures.json").write_text(json.dumps(whole | said))
-        options = ("--figures", models / "figures.json", "--notes", models / "notes.md")
+        options = ["--figures", models / "figures.json", "--notes", models / "notes.md"]
+        if control is not None:
+            (models / "control.json").write_text(json.dumps(control | said))
+            options += ["--control", models / "control.json"]
         arguments = map(str, (models / name, *options, "--licence", "CC0-1.0"))
         return CliRunner().invoke(tool.main, list(arguments))
 
@@ -101,6 +104,21 @@ def test_a_report_has_the_figures_too(models, embed):
     assert refused.exit_code == 1 and "measured with other weights" in refused.output
     assert embed("small", report="gap").exit_code == 0
     assert "0.512" in (models / "root/hebm_sample/weights/tiny-16/README.md").read_text()
+
+
+def test_figures_of_another_sampler_or_without_a_gap_are_refused(models, embed):
+    other = replace(tiny_config().sampling, steps=7).to_dict()
+    control = {"variables": {}, "combinations": [], "sampling": other}
+    null = {"pixels": {"gap_closed": None, "num_images": 100}}
+    for how, said in (
+        ({"sampling": other}, "figures.json was measured with other settings"),
+        ({"control": control}, "control.json was measured with other settings"),
+        ({"gaps": {}}, "the figures have no gap; measure with --data"),
+        ({"gaps": null}, "there is no gap to close in pixels"),
+    ):
+        refused = embed("small", **how)
+        assert refused.exit_code == 1 and said in refused.output
+        assert not (models / "root/hebm_sample/weights/tiny-16").exists()
 
 
 @pytest.mark.parametrize("order", [("small", "large"), ("large", "small")])

@@ -89,9 +89,24 @@ def test_the_page_never_mixes_two_sets_of_weights(tool, copy, tmp_path, monkeypa
     assert any("cifar10-32.json (of other weights" in name for name in copy().differing())
     with pytest.raises(tool.UserInputError, match="do not say which weights"):
         take("")
+    before = (tmp_path / "docs/results/cifar10-32.json").read_bytes()
+    with pytest.raises(tool.UserInputError, match="cifar10-32 would have no distances"):
+        take("a" * 64)  # page and card begin with the gap
+    assert (tmp_path / "docs/results/cifar10-32.json").read_bytes() == before
+    part.write_text(json.dumps(kept["parts"]["gap"] | {"weights": "a" * 64}))
+    copy().take_part("cifar10-32", "gap", part)
     take("a" * 64)
     after = copy().models["cifar10-32"]
-    assert list(after["parts"]) == ["hole"] and "ablations" not in after
+    assert list(after["parts"]) == ["gap", "hole"] and "ablations" not in after
+
+
+@pytest.mark.parametrize("name", ["gap", "control"])
+def test_figures_of_another_sampler_are_refused(tool, copy, tmp_path, monkeypatch, name):
+    found = copy().models["cifar10-32"]["parts"][name]
+    found["sampling"] |= {"steps": 4}
+    (tmp_path / "f.json").write_text(json.dumps(found))
+    with pytest.raises(tool.UserInputError, match=f"the part {name} was measured with other sett"):
+        copy().take_part("cifar10-32", name, tmp_path / "f.json")
 
 
 def test_seconds_of_training_are_those_of_the_config(copy, tmp_path):

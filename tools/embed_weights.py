@@ -49,7 +49,14 @@ WEIGHTS = ROOT / "hebm_sample" / "weights"
 
 def headline(measured: dict[str, Any]) -> dict[str, Any]:
     """The figures of card and manifest out of what `hebm-train evaluate --json` wrote."""
+    if not measured.get("gaps"):
+        raise click.ClickException("the figures have no gap; measure with --data")
     space, gap = next(iter(measured["gaps"].items()))
+    if gap["gap_closed"] is None:
+        raise click.ClickException(
+            f"there is no gap to close in {space}: N(0, I) is no further from the data than "
+            "reconstructions are"
+        )
     return {
         "gap_closed": round(gap["gap_closed"], 3),
         "gap_closed_error": round(gap["gap_closed_error"], 3),
@@ -157,6 +164,14 @@ def refuse_other_weights(model: Path, folder: Path, file: Path, measured: dict[s
         )
 
 
+def refuse_other_sampler(config: ModelConfig, file: Path, measured: dict[str, Any]) -> None:
+    """Raise if figures are of another sampler than the model's."""
+    if measured.get("sampling", {}) != config.sampling.to_dict():
+        raise click.ClickException(
+            f"{file} was measured with other settings than the model has; measure again"
+        )
+
+
 def _weights_of(row: ModelRow) -> dict[str, str]:
     return {name: file.sha256 for name, file in row.files.items() if name.endswith(".safetensors")}
 
@@ -171,16 +186,14 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     """Embed MODEL in the package."""
     config = ModelConfig.from_dict(json.loads((model / "config.json").read_text()))
     measured = figures_of(figures, "gap")
-    if measured["sampling"] != config.sampling.to_dict():
-        raise click.ClickException(
-            "the figures were measured with other settings than the model has"
-        )
+    refuse_other_sampler(config, figures, measured)
     size, chosen = config.generator.image_size, headline(measured)
     folder, path = WEIGHTS / f"{config.name}-{size}", ROOT / "weights_manifest.json"
     refuse_other_weights(model, folder, figures, measured)
     if control is not None:
         steered = figures_of(control, "control")
         refuse_other_weights(model, folder, control, steered)
+        refuse_other_sampler(config, control, steered)
         chosen |= steering(steered)
     known = Manifest.load(path).models
     refuse_to_lose(model, folder, list(known))

@@ -88,12 +88,24 @@ class Docs:
         if not config.is_file():
             raise UserInputError(f"there are no weights {key}; there are {self._known()}")
         data = json.loads(config.read_text(encoding="utf-8"))
+        sampling = ModelConfig.from_dict(data).sampling.to_dict()
+        for name in {"gap", "control"} & parts.keys():
+            if parts[name].get("sampling", sampling) != sampling:
+                raise UserInputError(
+                    f"the part {name} was measured with other settings than {key} has; measure "
+                    "again"
+                )
         own = {"model": data["name"], "resolution": data["generator"]["image_size"]}
         known = self._still_true(key)
         self._check_weights(key, weights, known)
         names = dict.fromkeys([*parts, *more], weights or UNKNOWN)
         own |= {"files": self.files_of(key), "weights": known.get("weights", {}) | names}
         merged = known | own | trimmed(more) | {"parts": known["parts"] | trimmed(dict(parts))}
+        if not merged["parts"].get("gap", {}).get("gaps"):
+            raise UserInputError(
+                f"{key} would have no distances, which its page and card begin with; first take "
+                "over a report that was measured with --data"
+            )
         self.models[key] = merged
         text = json.dumps(merged, indent=1, allow_nan=False)
         write_atomically(self.folder / f"{key}.json", (text + "\n").encode())

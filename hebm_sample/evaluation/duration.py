@@ -76,7 +76,7 @@ def expected_ood_line(context: EvaluationContext, others: int, images: int) -> s
     """
     from hebm_sample.evaluation.report.ood import measure_ood
 
-    few = min(PROBED_IMAGES, context.num_images, context.batch_size)
+    few = min(PROBED_IMAGES, context.num_images, max(2, context.batch_size))  # an AUROC needs 2
     held_out = context.held_out_images().rows(0, 2 * few)
     probe = replace(
         context, num_images=few, held_out=held_out, folder=None, progress=False, _made={}

@@ -48,6 +48,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.sampling.step_size import transition
 
 __all__ = [
+    "OWN_SETS",
     "chain_latents",
     "corruptions",
     "png_bytes",
@@ -59,6 +60,10 @@ __all__ = [
 NOISE_LEVEL = 40.0  # standard deviation, on 0 to 255
 BLUR_SHARE = 1 / 16  # radius, of the side
 CHAINS = 5_001  # the purpose of the chains' streams: images were encoded with other noise
+
+
+# Names of the sets that are made of held-out images, and theirs.
+OWN_SETS = ("held-out", "noise", "blur", "one colour", "inverted")
 
 
 def corruptions(images: np.ndarray, seed: int = 0) -> dict[str, np.ndarray]:

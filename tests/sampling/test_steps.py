@@ -13,6 +13,7 @@ from tiny import symbolic_config, tiny_config, tiny_latents, tiny_modules, tiny_
 from hebm_sample import Pipeline
 from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation.context import fingerprint
 from hebm_sample.metrics.frechet import FeatureStatistics
 
 
@@ -64,6 +65,8 @@ def test_guided_energies_go_on_from_the_weak_to_the_strong(guided):
     found = guided.guided(pipe, weak, 1.5).prior.outputs(top, level)
     torch.testing.assert_close(found.base, 2.5 * a.base - 1.5 * b.base)
     torch.testing.assert_close(found.logits, 2.5 * a.logits - 1.5 * b.logits)
+    marks = {fingerprint(guided.guided(pipe, weak, w)) for w in (0.0, 1.0, 2.0)}
+    assert len(marks) == 3  # latents that are kept are of one weight
     drawn = [guided.guided(pipe, weak, w)(seeds=[3], steps=12).images for w in (0.0, 1.0)]
     assert np.array_equal(drawn[0], pipe(seeds=[3], steps=12).images)
     assert not np.array_equal(drawn[1], drawn[0])

@@ -108,6 +108,37 @@ def test_ood_alone(home, tmp_path):
     assert found["counts"]["other"] == 10
     wrong = run(home, "ood", *distances_of(home), "--ood", "other")
     assert wrong.exit_code == 2 and "write NAME=SOURCE" in wrong.stderr
+    draw_images(tmp_path / "one", count=1, seed=2)
+    for name, said in (
+        ("noise", "--ood names 'noise', which is measured anyway (held-out, noise, blur, one col"),
+        ("held-out", "--ood names 'held-out', which is measured anyway"),
+        ("other", f"--ood other: {tmp_path / 'one'} has one image; an AUROC needs 2"),
+    ):
+        wrong = run(home, "ood", *distances_of(home), "--ood", f"{name}={tmp_path / 'one'}")
+        assert wrong.exit_code == 2 and said in wrong.stderr
+    single = run(home, "ood", *distances_of(home), "--batch", 1)
+    assert single.exit_code == 0, single.output
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--guidance", "foo"), "--guidance is 'foo'; write numbers"),
+        (("--combine", "Smiling=maybe"), "maybe"),
+        (("--attributes", "Smilling"), "Smiling"),
+        (("--edit", "class=z"), "class"),
+        (("--label-column", "Smiling=brihgt"), "bright"),
+    ],
+)
+def test_a_reports_control_options_are_read_first(home, tmp_path, options, said):
+    where = ("--data", home / "labelled", "--validation", 10, "-n", 4, "--device", "cpu")
+    more = (
+        options if "--label-column" in options else ("--label-column", "Smiling=bright", *options)
+    )
+    out = tmp_path / "out"
+    result = run(home, "report", home / "symbolic", *where, "--out", out, "--parts", "gap", *more)
+    assert result.exit_code == 2 and said in result.stderr, result.output
+    assert not list(out.rglob("*.json")) and not (out / "draws").exists()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,14 @@ from hebm_sample.cli.printing import say
 from hebm_sample.cli.requests.grammar import NumberType, WordType, known_value, known_word
 from hebm_sample.errors import UserInputError
 
-__all__ = ["CONTROL_NAMES", "CONTROL_OPTIONS", "check_classifier", "control", "measure_control"]
+__all__ = [
+    "CONTROL_NAMES",
+    "CONTROL_OPTIONS",
+    "check_classifier",
+    "check_control",
+    "control",
+    "measure_control",
+]
 
 _IMAGES = 100
 
@@ -234,17 +241,26 @@ def _check_trained(
         announce(f"{path} does not say which rows it was trained on")
 
 
+def check_control(pipe: Any, sets: Any, options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    """What the control options ask for, and each symbol's column; `UserInputError` for what is
+    malformed or not there. A classifier is read later.
+    """
+    from hebm_sample.evaluation.classifiers import label_columns
+
+    training, plan = sets[0], _plan(pipe, options)
+    named = _columns_of(options["label_column"], _symbols(pipe), list(training.labels))
+    return plan, label_columns(_symbols(pipe), training, pipe.name, named)
+
+
 def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:
     """The control tables; `sets` are training and held-out images."""
-    from hebm_sample.evaluation.classifiers import find_attribute_classifier, label_columns
+    from hebm_sample.evaluation.classifiers import find_attribute_classifier
     from hebm_sample.evaluation.control import control
     from hebm_sample.evaluation.duration import expected_control_line
     from hebm_sample.metrics import load_attribute_classifier
 
     training, held_out = sets
-    plan = _plan(pipe, options)
-    named = _columns_of(options["label_column"], _symbols(pipe), list(training.labels))
-    columns = label_columns(_symbols(pipe), training, pipe.name, named)
+    plan, columns = check_control(pipe, sets, options)
     if options["classifier_file"] is not None:
         found = load_attribute_classifier(options["classifier_file"], device=pipe.device)
         _check_trained(options["classifier_file"], found[1], sets, common["announce"])

@@ -240,9 +240,15 @@ def common_options(options: dict[str, Any]) -> dict[str, Any]:
 def named_sources(
     option: str, pairs: Sequence[str], size: int, count: int, quiet: bool
 ) -> dict[str, Any]:
-    """NAME=SOURCE: images by name, the last rows of each source, of which a line is printed."""
+    """NAME=SOURCE: images by name, the last rows of each source, of which a line is printed.
+
+    Raises:
+        UserInputError: Among others for a name that a set of the measurement's own has, and for a
+            single image, which has no AUROC.
+    """
     from hebm_sample.data.dataset import last_images
     from hebm_sample.data.summary import source_line
+    from hebm_sample.evaluation.ood import OWN_SETS
 
     found = {}
     for pair in pairs:
@@ -251,12 +257,19 @@ def named_sources(
             raise UserInputError(f"{option} is {pair!r}; write NAME=SOURCE")
         if name in found:
             raise UserInputError(f"{option} names {name!r} twice")
+        if name in OWN_SETS:
+            raise UserInputError(
+                f"{option} names {name!r}, which is measured anyway ({', '.join(OWN_SETS)}); "
+                "give the set another name"
+            )
 
         def said(opened: Any, name: str = name, source: str = source) -> None:
             if not quiet:
                 say(f"{name}: {source_line(source, opened)}", err=True)
 
         found[name] = last_images(source, size=size, count=count, opened=said)
+        if len(found[name][0]) < 2:
+            raise UserInputError(f"{option} {name}: {source} has one image; an AUROC needs 2")
     return found
 
 

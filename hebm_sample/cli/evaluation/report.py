@@ -11,6 +11,7 @@ from hebm_sample.cli.evaluation.control import (
     CONTROL_NAMES,
     CONTROL_OPTIONS,
     check_classifier,
+    check_control,
     measure_control,
 )
 from hebm_sample.cli.evaluation.ood import OOD
@@ -175,7 +176,9 @@ def _folders(pairs: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _control(pipe: Any, sets: Any, options: dict[str, Any]) -> Callable[[], Any] | None:
-    """A measurement of control, or None where there is nothing to measure."""
+    """A measurement of control, or None where there is nothing to measure; what is wrong with its
+    options is said now, hours before it begins.
+    """
     from hebm_sample.evaluation.classifiers import label_columns
 
     table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
@@ -187,9 +190,11 @@ def _control(pipe: Any, sets: Any, options: dict[str, Any]) -> Callable[[], Any]
         if not options["label_column"]:
             return None
 
+    options = options | {"num_images": None}  # of a value and guidance, not of the distances
+    check_control(pipe, sets, options)
+
     def run() -> dict[str, Any]:
-        common = common_options(options)
-        found = measure_control(pipe, sets, common, options | {"num_images": None})
+        found = measure_control(pipe, sets, common_options(options), options)
         return found.to_dict() | {"table": found.table()}
 
     return run
