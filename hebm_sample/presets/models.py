@@ -190,6 +190,7 @@ _IMAGES_256 = replace(
     _IMAGES_64,
     name="images256",
     note="256x256 images of your own, grown from a model of images64",
+    grown_from="images64",
     generator=_FACES_256,
     generator_settings=_GROWING_SETTINGS,
     decoder=_SHARP_256,

@@ -24,7 +24,7 @@ from hebm_sample.config import (
     ScaleConfig,
     StageConfig,
 )
-from hebm_sample.presets.preset import FACE_SYMBOLS, Preset
+from hebm_sample.presets.preset import DECODER_SETTINGS, FACE_SYMBOLS, Preset
 from hebm_sample.presets.settings import TrainSettings
 
 __all__ = ["PAPER_PRESETS"]
@@ -121,6 +121,7 @@ _CELEBA64 = Preset(
     generator_settings=replace(_GENERATOR, steps=31_800, batch_size=32, validation=39_829),
     # 2 GPUs, 100 epochs.
     prior_settings=replace(_PRIOR, steps=508_600, batch_size=16, validation=39_829),
+    decoder_settings=replace(DECODER_SETTINGS, validation=39_829),
     faces=True,
 )
 
@@ -137,6 +138,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         generator_settings=replace(_GENERATOR, steps=78_000, batch_size=32, validation=0),
         # 2 GPUs, 20 epochs.
         prior_settings=replace(_PRIOR, steps=20_000, batch_size=25, validation=0),
+        decoder_settings=replace(DECODER_SETTINGS, validation=0),
     ),
     Preset(
         name="celebahq-paper",
@@ -150,6 +152,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         generator_settings=replace(_GENERATOR, steps=84_300, batch_size=8, validation=3000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=675_000, batch_size=2, validation=3000),
+        decoder_settings=replace(DECODER_SETTINGS, validation=3000),
         faces=True,
     ),
     _CELEBA64,
@@ -162,6 +165,7 @@ PAPER_PRESETS: tuple[Preset, ...] = (
         generator_settings=replace(_GENERATOR, steps=28_600, batch_size=32, validation=4000),
         # 2 GPUs, 100 epochs.
         prior_settings=replace(_PRIOR, steps=381_900, batch_size=16, validation=4000),
+        decoder_settings=replace(DECODER_SETTINGS, validation=4000),
         faces=False,
     ),
 )

@@ -51,7 +51,7 @@ class TrainSettings(ConfigBase):
             best of them is kept and exported. 0 for none. A multiple of `log_every`.
         heldout: Held-out images that are measured on, with fixed noise.
         patience: Steps without a better measurement after which a run ends before its time; 0 for
-            none. For small data sets, which are learned by heart.
+            none. A multiple of `evaluate_every`. For small data sets, which are learned by heart.
         seed: Of the weights, the order of the images and every draw.
     """
 
@@ -106,12 +106,22 @@ class TrainSettings(ConfigBase):
         )
         require_integer("heldout", self.heldout, 1, 10**6)
         require_integer("patience", self.patience, 0, 10**9)
-        require(
-            not self.patience or self.evaluate_every > 0,
-            f"patience is {self.patience}, but nothing is measured; set evaluate_every too",
-        )
+        self._check_patience()
         require_range("zoom", self.zoom, 0.5, 1.0)
         require_integer("seed", self.seed, 0, 2**31)
+
+    def _check_patience(self) -> None:
+        if not self.patience:
+            return
+        every = self.evaluate_every
+        require(
+            every > 0,
+            f"patience is {self.patience}, but nothing is measured; set evaluate_every too",
+        )
+        require(
+            self.patience % every == 0,
+            f"patience is {self.patience}; it must be a multiple of evaluate_every = {every}",
+        )
 
     @property
     def micro_batch(self) -> int:

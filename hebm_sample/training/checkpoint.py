@@ -109,6 +109,19 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return _read_header(Path(path))["state"]
 
 
+def check_start(run_dir: Path, resume: bool) -> None:
+    """`UserInputError` if a folder holds a run that is not to be gone on with, or none that is."""
+    held = latest_checkpoint(run_dir) is not None
+    if held and not resume:
+        raise UserInputError(
+            f"{run_dir} already holds a run; go on with --resume, or choose another folder"
+        )
+    if resume and not held:
+        raise UserInputError(
+            f"nothing to resume in {run_dir}: it holds no whole checkpoint; start without --resume"
+        )
+
+
 def check_identity(
     run_dir: Path, found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]
 ) -> None:
@@ -120,8 +133,12 @@ def check_identity(
         defaults: Of the settings that must agree: what a checkpoint from before one of them had.
     """
     wanted, found, defaults = json.loads(json.dumps([wanted, found, defaults]))
-    for identity in (wanted, found):  # of an image's particles training knows nothing
-        identity.get("config", {}).get("sampling", {}).pop("particles", None)
+    for identity in (wanted, found):  # training knows nothing of particles and crops
+        config = identity.get("config", {})
+        config.get("sampling", {}).pop("particles", None)
+        config.pop("crop", None)
+        if identity.get("kind") == "decoder":  # whose samples are named by their hash
+            config.pop("sampling", None)
     old, new = (
         {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
         for identity in (found, wanted)

@@ -38,6 +38,7 @@ from hebm_sample.training.decoding.train import sharpened
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.optim import averaged
 from hebm_sample.training.record import record_of
+from hebm_sample.training.train import trained_generator
 from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run", "write_model"]
@@ -64,13 +65,15 @@ def load_run(run: str | Path) -> Pipeline:
     config = ModelConfig.from_dict(identity["config"])
     record = replace(record_of(state), kept=read_state(checkpoint)["step"])  # as it is, not wanted
     config = replace(config, training=(*config.training, record))
+    start = run / "generator"
+    base = Pipeline.from_pretrained(start, device="cpu") if start.is_dir() else None
     if identity["kind"] == "generator":
         described = config.generator
         assert isinstance(described, GeneratorConfig), "runs train no imported generator"
         learner = GeneratorObjective(HierarchicalGenerator(described), Encoder(described))
         _load_average(checkpoint, learner)
-        return Pipeline(config, learner.generator, None, learner.encoder)
-    base = Pipeline.from_pretrained(run / "generator", device="cpu")
+        return trained_generator(config, learner, base)
+    base = base or Pipeline.from_pretrained(start, device="cpu")  # which says what is missing
     if identity["kind"] == "decoder":
         return _with_decoder(base, config, checkpoint)
     energy = new_prior(config)

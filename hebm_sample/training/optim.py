@@ -262,7 +262,8 @@ class NanGuard:
         if self.in_a_row >= self.limit:
             raise TrainingDivergedError(
                 f"{self.in_a_row} steps in a row had non-finite gradients (step {step}); the last "
-                "good checkpoint is kept: resume with a lower learning rate or another seed"
+                "good checkpoint is kept: go on from it in another folder, with a lower "
+                "--learning-rate and --init RUN (a decoder: --generator RUN)"
             )
 
 

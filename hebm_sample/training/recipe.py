@@ -227,10 +227,13 @@ def run_stage(
         model = None if stage.base is None else _model(stage.base)
         if stage.part == "generator":
             train_generator(stage.preset, images, stage.folder, init=model, **how)
+        elif stage.part == "prior":
+            assert model is not None, "a prior has a generator"
+            how |= {"objective": stage.preset.objective}
+            train_prior(stage.preset, model, images, stage.folder, **how)
         else:
-            assert model is not None, "a prior and a decoder have a generator"
-            train = train_prior if stage.part == "prior" else train_decoder
-            train(stage.preset, model, images, stage.folder, **how)
+            assert model is not None, "a decoder has a generator"
+            train_decoder(stage.preset, model, images, stage.folder, **how)
         accelerator.wait_for_everyone()  # until the first has written the model
     return _model(stage.folder)
 

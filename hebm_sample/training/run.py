@@ -89,10 +89,10 @@ class Task:
             whenever it is called; the lowest `heldout_loss` is the best.
         init: Digest of the weights that the run starts from, "" where it starts from none.
         watch: Given the means of a log line's statistics before anything is saved; raises
-            `TrainingDivergedError` where they say that no good can come of going on.
+            `TrainingDivergedError` where they say that no good can come of going on. What it
+            compares with is its `least`, which checkpoints hold.
         former: `identity` and `init` as checkpoints of earlier releases hold them, which are gone
             on from, too.
-        formers: Further such identities.
     """
 
     kind: str
@@ -107,7 +107,6 @@ class Task:
     init: str = ""
     watch: Callable[[dict[str, Any]], None] | None = None
     former: tuple[str, str] | None = None
-    formers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -350,6 +349,7 @@ class Run:
             "time_budget": self.settings.time_budget,
             "init": self.task.init,
             "best": self.best,
+            "least": getattr(self.task.watch, "least", None),
             "skipped": self.guard.total,
             "skipped_in_a_row": self.guard.in_a_row,
             "identity": self.identity(),
@@ -421,7 +421,7 @@ class Run:
         defaults = TrainSettings(steps=1).to_dict()
         settings = {name: value for name, value in defaults.items() if name not in FREE}
         found, (former, init) = state["identity"], self.task.former or ("", self.task.init)
-        if found["data"] and found["data"] in (former, *self.task.formers):
+        if found["data"] and found["data"] == former:
             found["data"] = self.task.identity
         check_identity(self.folder, found, self.identity(), settings)
         if state.get("init", init) not in (self.task.init, init):
@@ -433,6 +433,8 @@ class Run:
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
         self.cut(state.get("parts", 1))
         self.best, self.started = state.get("best"), state.get("started", self.started)
+        if self.task.watch is not None and (least := state.get("least")) is not None:
+            self.task.watch.least = least
         self.guard = NanGuard(
             self.settings.max_skipped, state["skipped"], state["skipped_in_a_row"]
         )

@@ -2,6 +2,7 @@
 loads.
 """
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,7 +30,7 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.checkpoint import check_start, latest_checkpoint
 from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import (
     GeneratorObjective,
@@ -52,6 +53,7 @@ __all__ = [
     "former_digest",
     "train_generator",
     "train_prior",
+    "trained_generator",
 ]
 
 PREVIEW = 16
@@ -140,37 +142,63 @@ def train_generator(
     config = ModelConfig(
         name=preset.model_name, generator=preset.generator, sampling=preset.sampling
     )
-    grown_from: Pipeline | None = None
     identity = f"{training.identity} kl_weight={_weights_text(preset)}"
+    check_start(folder, resume)
     device = accelerator.device
     task = _generator_task(config, preset.kl_weight, validation, identity, device, settings)
     if init is not None:
         assert isinstance(task.learner, GeneratorObjective)
         _mark_start(task, init)
-        if _start_from(init, task.learner, preset):
-            grown_from = init
-            config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
-    how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
-    result = train(task, training, settings, folder, **how)
-    if not ended:
-        before = init.config.training if init is not None else ()
-        config = replace(config, training=(*before, result.record))
-        learner = cast("GeneratorObjective", result.learner)
-        by_first(
-            accelerator, lambda: _save_generator(config, learner, grown_from, folder / "model")
-        )
+        _start_from(init, task.learner, preset)
+    make_run_folder(folder)
+
+    def begin() -> None:
+        lock.enter_context(locked(folder))
+        if latest_checkpoint(folder) is None:
+            _keep_start(init, folder / "generator")
+
+    with ExitStack() as lock:
+        by_first(accelerator, begin)
+        how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
+        result = train(task, training, settings, folder, **how)
+        if not ended:
+            learner = cast("GeneratorObjective", result.learner)
+            config = replace(config, training=(result.record,))
+            made = trained_generator(config, learner, init)
+            by_first(accelerator, lambda: made.save_pretrained(folder / "model", overwrite=True))
     return result
 
 
-def _save_generator(
-    config: ModelConfig, learner: GeneratorObjective, grown_from: Pipeline | None, folder: Path
-) -> None:
-    """Write the model; one that has grown keeps encoder and prior of what it grew from."""
-    # Its own encoder to the last bit: averaging makes 0 of -0, and files are shared.
-    encoder = grown_from.encoder if grown_from else learner.encoder
-    prior = grown_from.prior if grown_from else None
-    trained = Pipeline(config, learner.generator, prior, encoder)
-    trained.save_pretrained(folder, overwrite=True)
+def _keep_start(init: Pipeline | None, folder: Path) -> None:
+    """The model that a run begins with, whole, so that it can be exported by itself; without one,
+    none of an abandoned start.
+    """
+    if init is not None:
+        init.save_pretrained(folder, overwrite=True)
+    elif folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def trained_generator(
+    config: ModelConfig, learner: GeneratorObjective, init: Pipeline | None
+) -> Pipeline:
+    """The model that a generator's run has made; one that has grown keeps encoder, prior and
+    sampler of what it grew from.
+
+    Arguments:
+        config: Of the run, with its own record.
+        init: What it began with.
+    """
+    if init is None:
+        return Pipeline(config, learner.generator, None, learner.encoder)
+    config = replace(config, training=(*init.config.training, *config.training))
+    described = config.generator
+    assert isinstance(described, GeneratorConfig), "an imported generator is not trained further"
+    if not described.grows_from(init.config.generator):
+        return Pipeline(config, learner.generator, None, learner.encoder)
+    config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
+    # The encoder to the last bit: averaging makes 0 of -0, and files are shared.
+    return Pipeline(config, learner.generator, init.prior, init.encoder)
 
 
 def _weights_text(preset: Preset) -> str:
@@ -186,8 +214,8 @@ def _mark_start(task: Task, init: Pipeline) -> None:
     task.former = task.identity, former_digest(init.generator)
 
 
-def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> bool:
-    """Take over `init`'s weights; whether T and encoder are now frozen, so that its prior fits."""
+def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> None:
+    """Take over `init`'s weights; where it grows, T and encoder are then frozen."""
     check_generator(preset, init)
     grows = preset.generator.grows_from(init.config.generator)
     # Its groups are alive: a warm-up would only make them fill up and empty again.
@@ -198,7 +226,6 @@ def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> 
         learner.encoder.requires_grad_(False)
     else:
         learner.generator.load_state_dict(init.generator.state_dict())
-    return grows
 
 
 def _prior_objective(

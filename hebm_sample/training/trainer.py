@@ -15,12 +15,11 @@ import torch
 from tqdm.auto import tqdm
 
 from hebm_sample.data.dataset import ImageDataset
-from hebm_sample.errors import UserInputError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import grid, to_pil
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.checkpoint import check_start
 from hebm_sample.training.devices import (
     agreed,
     averaged_over_processes,
@@ -144,10 +143,7 @@ def train(
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     agreed(settings, accelerator)  # before there is a folder
-    if not resume and latest_checkpoint(folder) is not None:
-        raise UserInputError(
-            f"{folder} already holds a run; go on with --resume, or choose another folder"
-        )
+    check_start(folder, resume)
 
     def begin() -> None:
         make_run_folder(folder)

@@ -18,6 +18,7 @@ from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.hub.manifest import read_row
 from hebm_sample.pipeline.inpainting import KnownPixels
+from hebm_sample.training.export import export, load_run
 from hebm_sample.training.train import train_generator
 from hebm_sample.training.trainer import make_accelerator
 
@@ -56,6 +57,29 @@ def grown(home, images, small):
     options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
     train_generator(grown_preset(), images, home / "run", init=small, **options)
     return Pipeline.from_pretrained(home / "run/model", device="cpu")
+
+
+def test_its_run_is_the_whole_model(home, small, grown):
+    """Energies, encoder, sampler and what every part saw, with or without the finished model."""
+    run = load_run(home / "run")
+    assert run.config == grown.config and run.config.training[-1].part == "generator"
+    for part in ("prior", "encoder"):
+        own, expected = getattr(run, part).state_dict(), getattr(small, part).state_dict()
+        assert all(torch.equal(own[k], v) for k, v in expected.items())
+    export(home / "run", home / "exported", samples=False)
+    files = [read_row(home / name).files for name in ("exported", "run/model")]
+    assert files[0] == files[1]
+
+
+def test_a_model_that_is_gone_on_with_keeps_its_records(home, images, small):
+    """And no energies, which are not those of its T any more."""
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    preset = grown_preset()
+    train_generator(preset, images, home / "once", **options)
+    first = load_run(home / "once")
+    train_generator(preset, images, home / "twice", init=first, **options)
+    for model in (load_run(home / "twice"), Pipeline.from_pretrained(home / "twice/model")):
+        assert [r.steps for r in model.config.training] == [6, 6] and model.prior is None
 
 
 def test_which_configs_grow_from_which():

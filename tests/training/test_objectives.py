@@ -484,7 +484,7 @@ def test_the_guard_stops_after_so_many_in_a_row():
         TrainingDivergedError, match=r"3 steps in a row had non-finite .*\(step 2\)"
     ):
         feed(guard, False, False, False)
-    with pytest.raises(TrainingDivergedError, match="lower learning rate or another seed"):
+    with pytest.raises(TrainingDivergedError, match="lower --learning-rate and --init RUN"):
         feed(NanGuard(3, total=9, in_a_row=2), False)
 
 

@@ -57,6 +57,36 @@ def whole(data, tmp_path_factory):
     return out / "tiny", result.stdout.splitlines()
 
 
+def test_every_preset_is_a_recipe(tmp_path):
+    """Its runs hold out the same rows, and its energies can be learned as it says."""
+    for name, preset in models.PRESETS.items():
+        chain = stages(preset, tmp_path)
+        assert len({s.settings.validation for s in chain if s.preset.name == name}) == 1, name
+        assert [s.part for s in chain[:3]] == ["generator", "prior", "decoder"], name
+    assert [s.folder.name for s in stages(models.find_preset("images256"), tmp_path)] == [
+        "1-generator-64",
+        "2-prior-64",
+        "3-decoder-64",
+        "4-generator-256",
+        "5-decoder-256",
+    ]
+
+
+def test_energies_are_learned_as_the_preset_says(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "hebm_sample.training.recipe.train_prior",
+        lambda *_, objective, **more: asked.append(objective),
+    )
+    monkeypatch.setattr("hebm_sample.training.recipe._model", lambda run: tiny_pipeline())
+    engine = SimpleNamespace(is_main_process=True, num_processes=1, wait_for_everyone=lambda: None)
+    monkeypatch.setattr("hebm_sample.training.recipe.said_by_first", lambda _, value: value)
+    for name in ("tiny", "celeba64-paper"):
+        _, stage, _ = stages(models.find_preset(name), tmp_path / name)
+        run_stage(stage, None, make_accelerator=lambda: engine)
+    assert asked == ["score", "mle"]
+
+
 def test_its_stages_end_in_a_model_that_samples(whole):
     folder, lines = whole
     assert [line.split(":")[0] for line in lines[:3]] == [

@@ -62,6 +62,8 @@ class TestResume:
     def test_another_length_is_refused(self, home):
         out = ("--out", home / "generator", "--resume")
         refused(invoke(home, *out, "--max-steps", 9), 2, "--max-steps 9", "has 2 steps", "--init")
+        more = ("--set", "settings.steps=9")
+        refused(invoke(home, *out, *more), 2, "--set settings.steps", "has 2 steps", "--init")
         refused(invoke(home, *out, "--time-budget", "1h"), 2, "--time-budget of 3600 s")
         for same in ((), ("--max-steps", 2)):
             assert invoke(home, *out, *same).exit_code == 0

@@ -18,13 +18,13 @@ from tiny import tiny_config, tiny_modules
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.config import StageConfig
+from hebm_sample.config import FaceCrop, StageConfig
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
 from hebm_sample.generator.hierarchy import Refinement
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.presets.preset import DecoderPlan
-from hebm_sample.training.checkpoint import latest_checkpoint
+from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.decoding.train import (
     POOL,
     Watch,
@@ -166,34 +166,76 @@ def _stop_after(steps, model, images, folder, options):
             train_decoder(short_preset(), model, images, folder, **options)
 
 
+def no_samples(monkeypatch):
+    def drawn(self, *args, **kwargs):
+        raise AssertionError("samples were drawn")
+
+    monkeypatch.setattr(Pipeline, "__call__", drawn)
+
+
 def test_another_prior_is_another_run(model, images, options, stopped, tmp_path, monkeypatch):
-    """Its samples are what the decoder learns from, and it goes into the final model; checkpoints
-    of earlier releases, which do not name it, are gone on from with the same one alone.
+    """Its samples are what the decoder learns from, and it goes into the final model; what cannot
+    be gone on with is said before any are drawn.
     """
-    other = tiny_like(model)
+    other = Pipeline(model.config, model.generator, copy.deepcopy(model.prior), model.encoder)
     with torch.no_grad():
         for value in other.prior.parameters():
             value.neg_()
-    run = shutil.copytree(stopped, tmp_path / "now")
+    run = shutil.copytree(stopped, tmp_path / "run")
+    (run / POOL).unlink()
+    no_samples(monkeypatch)
     resume = {**options, "resume": True}
-    with pytest.raises(UserInputError, match="other energies"):
-        train_decoder(short_preset(), other, images, run, **resume)
-    shutil.rmtree(run / "generator")  # and without the copy its identity says so
     with pytest.raises(UserInputError, match="frozen networks"):
         train_decoder(short_preset(), other, images, run, **resume)
-    identity = Run.identity
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "identity", lambda r: identity(r) | {"data": r.task.former[0]})
-        _stop_after(4, model, images, tmp_path / "former", options)
-    with pytest.raises(UserInputError, match="other energies"):
-        train_decoder(short_preset(), other, images, tmp_path / "former", **resume)
-    assert train_decoder(short_preset(), model, images, tmp_path / "former", **resume).steps == 10
+    plan = replace(short_preset(), decoder=DecoderPlan(samples=16, pixels=1.0))
+    with pytest.raises(UserInputError, match="frozen networks"):
+        train_decoder(plan, model, images, run, **resume)
+    assert not (run / POOL).exists()
 
 
-def tiny_like(model):
-    return Pipeline(
-        model.config, model.generator, copy.deepcopy(model.prior), model.encoder, device="cpu"
-    )
+def test_another_kind_of_run_is_not_gone_on_with(
+    home, model, images, options, tmp_path, monkeypatch
+):
+    run = shutil.copytree(home / "prior", tmp_path / "run")
+    no_samples(monkeypatch)
+    with pytest.raises(UserInputError, match="other .*kind"):
+        train_decoder(short_preset(), model, images, run, resume=True, **options)
+    with pytest.raises(UserInputError, match="already holds a run"):
+        train_decoder(short_preset(), model, images, run, **options)
+    with pytest.raises(UserInputError, match="nothing to resume"):
+        train_decoder(short_preset(), model, images, tmp_path / "new", resume=True, **options)
+    assert not (run / POOL).exists() and not (tmp_path / "new").exists()
+
+
+def test_an_ended_run_is_left_as_it_is(run, home, model, images, options, monkeypatch):
+    before = (home / "decoder" / "model" / "generator.safetensors").read_bytes()
+    no_samples(monkeypatch)
+    again = train_decoder(short_preset(), model, images, home / "decoder", resume=True, **options)
+    assert again.steps == 10
+    assert (home / "decoder" / "model" / "generator.safetensors").read_bytes() == before
+
+
+def test_what_a_run_never_reads_may_change(model, images, options, stopped, tmp_path):
+    """A crop that was measured since, and a sampler: its samples are named by their hash."""
+    run, config = shutil.copytree(stopped, tmp_path / "run"), model.config
+    crop = FaceCrop((0.35, 0.4), (0.65, 0.4), (0.5, 0.75))
+    config = replace(config, crop=crop, sampling=replace(config.sampling, steps=30))
+    other = Pipeline(config, model.generator, model.prior, model.encoder)
+    assert train_decoder(short_preset(), other, images, run, resume=True, **options).steps == 10
+
+
+def test_a_resumed_run_compares_with_the_least_error_of_the_whole(
+    model, images, options, stopped, tmp_path
+):
+    run = shutil.copytree(stopped, tmp_path / "run")
+    kept = read_state(latest_checkpoint(run))["least"]
+    assert 0 < kept < 2
+    seen, call = [], Watch.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "__call__", lambda w, m: (seen.append(w.least), call(w, m))[1])
+        patch.setattr(Watch, "__init__", lambda w, least: setattr(w, "least", 10.0))
+        train_decoder(short_preset(), model, images, run, resume=True, **options)
+    assert seen[0] == kept
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
@@ -347,15 +389,42 @@ def test_without_a_prior_reconstructions_are_enough(home, model, images, options
 
 
 def test_micro_batches(home, model, images, options):
-    preset = short_preset(steps=2, accumulate=2)
-    result = train_decoder(preset, model, images, home / "divided", **options)
-    assert result.steps == 2 and result.record.images == 16
+    """Samples and noise are those of the whole batch; of which images slopes are penalised is not,
+    so they are left out here.
+    """
+    found = {}
+    plan = DecoderPlan(samples=16, shift=1, penalty=0.0)
+    for pieces in (1, 2):
+        preset = replace(short_preset(steps=3, accumulate=pieces), decoder=plan)
+        result = train_decoder(preset, model, images, home / f"divided{pieces}", **options)
+        assert result.steps == 3 and result.record.images == 24
+        found[pieces] = result.learner.state_dict()
+    moved = [(found[1][k] - v).abs().max() for k, v in found[2].items() if v.is_floating_point()]
+    assert max(moved) < 1e-4
+
+
+def test_patience_is_refused(model, images, options, home):
+    with pytest.raises(UserInputError, match="patience is 10, but a sharp decoder has no"):
+        preset = short_preset(patience=10, evaluate_every=5, log_every=5)
+        train_decoder(preset, model, images, home / "patient", **options)
+    assert not (home / "patient").exists()
+
+
+def test_without_held_out_images_a_grid_shows_training_ones(home, images, options):
+    generator = load_run(home / "generator")
+    config = replace(generator.config, training=())
+    bare = Pipeline(config, generator.generator, None, generator.encoder)
+    preset = short_preset(validation=0, sample_every=0.001)
+    folder = home / "nothing-held-out"
+    assert train_decoder(preset, bare, images, folder, **options).steps == 10
+    assert list((folder / "samples").glob("*.png"))
 
 
 def test_squares_that_the_discriminator_cannot_see(home, model, images, options):
-    preset = replace(short_preset(), decoder=DecoderPlan(square=3, samples=0))
-    with pytest.raises(UserInputError, match="decoder.square is 3: squares of 12 pixels"):
-        train_decoder(preset, model, images, home / "odd", **options)
+    for square, side in ((3, 12), (2, 8)):
+        preset = replace(short_preset(), decoder=DecoderPlan(square=square, samples=0))
+        with pytest.raises(UserInputError, match=f"is {square}: squares of {side} pixels"):
+            train_decoder(preset, model, images, home / "odd", **options)
 
 
 def test_a_model_without_an_encoder(home, images, options):

@@ -445,6 +445,8 @@ class TestHeldOut:
     def test_patience_needs_figures(self):
         with pytest.raises(UserInputError, match="patience is 8, but nothing is measured"):
             TrainSettings(steps=4, patience=8)
+        with pytest.raises(UserInputError, match="patience is 60; it must be a multiple of eval"):
+            TrainSettings(steps=4, patience=60, evaluate_every=25)
 
     def test_a_run_from_before_the_settings_goes_on(self, run, tmp_path, monkeypatch):
         identity = Run.identity

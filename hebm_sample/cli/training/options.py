@@ -267,17 +267,9 @@ def check_folder(options: dict[str, Any]) -> None:
     """Before the images are decoded: `UserInputError` if --out holds a run and --resume was not
     typed, or the other way round.
     """
-    from hebm_sample.training.checkpoint import latest_checkpoint
+    from hebm_sample.training.checkpoint import check_start
 
-    folder, held = options["out"], latest_checkpoint(options["out"]) is not None
-    if held and not options["resume"]:
-        raise UserInputError(
-            f"{folder} already holds a run; go on with --resume, or choose another folder"
-        )
-    if options["resume"] and not held:
-        raise UserInputError(
-            f"nothing to resume in {folder}: it holds no whole checkpoint; start without --resume"
-        )
+    check_start(options["out"], options["resume"])
 
 
 def check_resume(options: dict[str, Any]) -> None:
@@ -285,6 +277,7 @@ def check_resume(options: dict[str, Any]) -> None:
     learning rates follow from that.
     """
     from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+    from hebm_sample.training.overrides import changed_settings
 
     path = latest_checkpoint(options["out"]) if options["resume"] else None
     if path is None:
@@ -294,6 +287,8 @@ def check_resume(options: dict[str, Any]) -> None:
         asked = f"--max-steps {steps}"
     elif budget is not None and budget != state.get("time_budget"):
         asked = f"--time-budget of {budget:g} s"
+    elif named := {"steps", "time_budget"} & changed_settings(options["changes"]):
+        asked = f"--set settings.{min(named)}"
     else:
         return
     raise UserInputError(

@@ -170,6 +170,7 @@ class DecoderObjective(nn.Module):
             reconstructions alone.
     """
 
+    divisible = True  # draws are a row's own, or of the whole batch
     kernel: Tensor  # of the blur, (K,)
 
     def __init__(
@@ -276,7 +277,9 @@ class DecoderObjective(nn.Module):
             real, found: What it makes of them.
         """
         critic, count = self.learner.discriminator, max(1, len(x) // PENALIZED)
-        penalties = [gradient_penalty(critic, v[:: len(v) // count]) for v in (x, y)]
+        kinds = len(y) // len(x)  # reconstructions, and maybe samples: some of each
+        some = x[:: len(x) // count], y[:: len(y) // max(count, kinds)]
+        penalties = [gradient_penalty(critic, v) for v in some]
         loss = F.softplus(-real.logits).mean() + F.softplus(found.logits).mean()
         stats = {
             "discriminator": loss.detach(),

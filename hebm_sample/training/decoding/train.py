@@ -2,7 +2,7 @@
 
 The run's folder holds the whole model that it began with (`generator/`, prior included) and
 latents of its prior's samples (`samples.safetensors`), which half of the decoded images are made
-of; so it goes on, and is exported, by itself.
+of; so it goes on, and is exported, by itself. Its identity names them by their hash.
 """
 
 import math
@@ -30,11 +30,16 @@ from hebm_sample.generator.hierarchy import (
 from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
-from hebm_sample.io.files import MAX_FILE_BYTES, read_capped, sha256_of, write_atomically
+from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import DecoderPlan, Preset
-from hebm_sample.training.checkpoint import latest_checkpoint, read_state
+from hebm_sample.training.checkpoint import (
+    check_identity,
+    check_start,
+    latest_checkpoint,
+    read_state,
+)
 from hebm_sample.training.decoding.objective import DecoderObjective, SharpDecoder, sharpness
 from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import standard_normal
@@ -42,7 +47,7 @@ from hebm_sample.training.ending import check_model_place
 from hebm_sample.training.heldout import BATCH, heldout_figures
 from hebm_sample.training.lock import locked
 from hebm_sample.training.record import same_rows
-from hebm_sample.training.train import PREVIEW, channels_last, former_digest, in_pieces
+from hebm_sample.training.train import PREVIEW, channels_last, in_pieces
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = ["Watch", "check_decoder", "new_learner", "train_decoder", "with_sharp_decoder"]
@@ -56,16 +61,16 @@ class Watch:
     """Ends a run that goes wrong, before what it has learned is saved.
 
     Arguments:
-        start: The mean absolute error of reconstructions with the decoder it starts from; errors
-            are compared with the least so far.
+        least: The mean absolute error of reconstructions with the decoder it starts from, and
+            then the least so far, which errors are compared with.
     """
 
     WORST_ERROR = 2.0  # times the least so far, and a grey level
     WIDEST_GAP = 25.0  # between the logits of images and of decoded ones
     STEEPEST = 1e6  # mean square of the discriminator's gradient, at images and at decoded ones
 
-    def __init__(self, start: float) -> None:
-        self.start = start
+    def __init__(self, least: float) -> None:
+        self.least = least
 
     def __call__(self, means: dict[str, Any]) -> None:
         """Look at the means of a log line.
@@ -76,13 +81,13 @@ class Watch:
         """
         if not means:
             return  # every step was skipped: those are counted (`NanGuard`)
-        limit = self.WORST_ERROR * self.start + 2 / 255
+        limit = self.WORST_ERROR * self.least + 2 / 255
         gap = means["logit_real"] - means["logit_fake"]
         slopes = [means["penalty"], means["penalty_fake"]]
         if not means["pixels"] <= limit:
             fault = (
                 f"reconstructions are off by {means['pixels']:.3g}, and have been by "
-                f"{self.start:.3g}"
+                f"{self.least:.3g}"
             )
         elif not abs(gap) <= self.WIDEST_GAP or not all(s <= self.STEEPEST for s in slopes):
             fault = (
@@ -90,11 +95,12 @@ class Watch:
                 f"{slopes[0]:.3g} and {slopes[1]:.3g})"
             )
         else:
-            self.start = min(self.start, means["pixels"])
+            self.least = min(self.least, means["pixels"])
             return
         raise TrainingDivergedError(
-            f"{fault}: the last good checkpoint is kept, and can be exported; lower "
-            "--learning-rate, or change --set decoder.adversarial or decoder.penalty"
+            f"{fault}: the last good checkpoint is kept, and can be exported; go on from it in "
+            "another folder (--generator RUN) with a lower --learning-rate, or another --set "
+            "decoder.adversarial or decoder.penalty"
         )
 
 
@@ -121,9 +127,15 @@ def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
 
 def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
     """Before the data are read: the config that the model will have; `UserInputError` for an
-    imported generator, a model without an encoder, or squares that no discriminator sees.
+    imported generator, a model without an encoder, squares that no discriminator sees, or
+    patience.
     """
     config = with_sharp_decoder(model, preset)
+    if patience := preset.decoder_settings.patience:
+        raise UserInputError(
+            f"patience is {patience}, but a sharp decoder has no held-out figure that says when "
+            "to end; leave it out, and look at its images"
+        )
     assert isinstance(config.generator, GeneratorConfig)
     _seen_side(config.generator, preset.decoder)
     model.encoder  # noqa: B018  one line now if there is none
@@ -137,18 +149,23 @@ def _begin(config: GeneratorConfig, generator: HierarchicalGenerator) -> ImageDe
     """
     fresh, source = sharp_decoder(config), generator.sharp or generator.decoder
     known, own = source.state_dict(), fresh.state_dict()
-    fresh.load_state_dict({k: _grown(v, known.get(k), k) for k, v in own.items()})
+    # A refinement that is new says nothing by itself: its head is zero.
+    parts = ("stages.", "fine.") if source.fine is not None else ("stages.",)
+    last = {k for k in own if k.startswith(parts) and ".expand." in k}
+    fresh.load_state_dict({k: _grown(v, known.get(k), k in last) for k, v in own.items()})
     return fresh
 
 
-def _grown(new: Tensor, old: Tensor | None, name: str) -> Tensor:
+def _grown(new: Tensor, old: Tensor | None, last: bool) -> Tensor:
     """A weight or bias that does with the old channels what `old` does; the untrained `new` where
     there is none, or it is larger.
+
+    Arguments:
+        last: Whether it is the last layer of a cell: one that has been added adds nothing to what
+            runs past it.
     """
     if old is None:
-        # Of a cell that has been added: nothing to what runs past it. A refinement says nothing.
-        added = name.startswith("stages.") and ".expand." in name
-        return torch.zeros_like(new) if added else new
+        return torch.zeros_like(new) if last else new
     fits = all(n >= o for n, o in zip(new.shape, old.shape, strict=True))
     if not fits or new.shape[2:] != old.shape[2:]:
         return new
@@ -200,22 +217,21 @@ def _is_damaged(path: Path) -> bool:
 def _preview(
     generator: HierarchicalGenerator,
     encoder: Encoder,
-    validation: ImageDataset,
+    shown: ImageDataset,
     pool: Latents | None,
     device: torch.device,
     at_once: int,
 ) -> Callable[[nn.Module], Tensor]:
-    """Held-out images, their reconstructions by both decoders, samples by both; so many are
-    decoded at a time.
+    """The first images of `shown`, their reconstructions by both decoders, samples by both; so
+    many are decoded at a time.
     """
-    states, images = [], []
     with torch.no_grad():
-        if count := min(PREVIEW, len(validation)):
-            images.append(validation.batch(torch.arange(count)).to(device))
-            noise = standard_normal(
-                generator.latent_shapes, count, device, torch.Generator(device).manual_seed(0)
-            )
-            states.append(encode(generator, encoder, images[0], noise).top.features)
+        count = min(PREVIEW, len(shown))
+        images = shown.batch(torch.arange(count)).to(device)
+        noise = standard_normal(
+            generator.latent_shapes, count, device, torch.Generator(device).manual_seed(0)
+        )
+        states = [encode(generator, encoder, images, noise).top.features]
         if pool is not None:
             u = tuple(g[:PREVIEW].to(device).float() for g in pool)
             states.append(generator.transform(u).features)
@@ -229,7 +245,7 @@ def _preview(
             for h in states
             for decode in decoders
         ]
-        return torch.cat([*images, *pairs])
+        return torch.cat([images, *pairs])
 
     return preview
 
@@ -294,6 +310,7 @@ def train_decoder(
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     config, settings = check_decoder(preset, model), agreed(preset.decoder_settings, accelerator)
     preset, ended = replace(preset, decoder_settings=settings), check_model_place(folder)
+    check_start(folder, resume)
     make_run_folder(folder)
 
     def begin() -> None:
@@ -302,45 +319,22 @@ def train_decoder(
         if latest_checkpoint(folder) is None:
             (folder / POOL).unlink(missing_ok=True)
             model.save_pretrained(folder / "generator", overwrite=True)
-        else:
-            _check_prior(model, folder / "generator" / "prior.safetensors")
 
     with ExitStack() as lock:
         by_first(accelerator, begin)
         task, training = _task(preset, model, config, images, folder, accelerator, show_progress)
         how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
         result = train(task, training, settings, folder, **how)
-        by_first(accelerator, lambda: _finish(result, model, config, folder, ended))
+        if not ended:
+            by_first(accelerator, lambda: _write(result, model, config, folder / "model"))
         return result
 
 
-def _check_prior(model: Pipeline, path: Path) -> None:
-    """`UserInputError` if a run that is gone on with began with other energies than the model has:
-    checkpoints of earlier releases do not name them.
-    """
-    if not path.is_file():
-        return
-    kept = safetensors.torch.load(read_capped(path, MAX_FILE_BYTES))
-    own = {} if model.prior is None else model.prior.state_dict()
-    same = kept.keys() == own.keys()
-    if not (same and all(torch.equal(own[k].cpu().to(v.dtype), v) for k, v in kept.items())):
-        raise UserInputError(
-            f"the run in {path.parents[1]} began with other energies than {model.name} has, whose "
-            "samples its decoder learns from; resume with the same model, or start in another "
-            "folder"
-        )
-
-
-def _finish(
-    result: RunResult, model: Pipeline, config: ModelConfig, folder: Path, ended: bool
-) -> None:
-    """Write the model, unless the run had ended before, and remove what it needs no more."""
-    if not ended:
-        learner = cast("SharpDecoder", result.learner)
-        config = replace(config, training=(*config.training, result.record))
-        trained = sharpened(model, config, learner.decoder)
-        trained.save_pretrained(folder / "model", overwrite=True)
-    (folder / POOL).unlink(missing_ok=True)
+def _write(result: RunResult, model: Pipeline, config: ModelConfig, folder: Path) -> None:
+    """Write the model with what was learned."""
+    learner = cast("SharpDecoder", result.learner)
+    config = replace(config, training=(*config.training, result.record))
+    sharpened(model, config, learner.decoder).save_pretrained(folder, overwrite=True)
 
 
 def sharpened(model: Pipeline, config: ModelConfig, decoder: nn.Module) -> Pipeline:
@@ -367,9 +361,14 @@ def _task(
     training, validation = images.split(settings.validation)
     same_rows(model.name, model.config.training, training)
     torch.manual_seed(settings.seed)
-    generator, encoder = model.generator.to(device), model.encoder.to(device)
+    model.to(device)  # with the prior, whose samples are drawn there
+    generator, encoder = model.generator, model.encoder
     assert isinstance(generator, HierarchicalGenerator) and isinstance(encoder, Encoder)
     assert isinstance(config.generator, GeneratorConfig)
+    prior = [] if model.prior is None else [model.prior]
+    digest = content_digest(generator, encoder, *prior)
+    before, after = f"{training.identity} decoder {digest}", str(plan.to_dict())
+    _check_beginning(folder, before, after)  # before samples are drawn
     pool = _pool(model, plan, folder, accelerator, show_progress)
     learner = new_learner(config.generator, generator, plan)
     objective = DecoderObjective(generator, encoder, learner, plan, pool)
@@ -377,29 +376,31 @@ def _task(
     options = {"device": device, "at_once": settings.at_once(BATCH)}
     start = _Figures(generator, encoder, training, FIRST_IMAGES, **options)(learner.decoder)
     figures = _Figures(generator, encoder, validation, settings.heldout, **options)
-    known = [*_digest(folder, pool), str(plan.to_dict())]
-    prior = [] if model.prior is None else [model.prior]
-    digests = [content_digest(generator, encoder, *prior), *_former_digests(generator, encoder)]
-    identity, *former = (" ".join([training.identity, "decoder", d, *known]) for d in digests)
+    shown = validation if len(validation) else training
     return Task(
         "decoder",
         objective,
         learner,
         config,
-        _preview(generator, encoder, validation, pool, device, settings.at_once(PREVIEW)),
-        identity,
+        _preview(generator, encoder, shown, pool, device, settings.at_once(PREVIEW)),
+        " ".join([before, *_digest(folder, pool), after]),
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
-        former=(former[0], ""),
-        formers=(former[1],),
     ), training
 
 
-def _former_digests(*networks: nn.Module) -> tuple[str, str]:
-    """Digests of networks as earlier releases had them, the later first: without the prior, which
-    `_check_prior` compares.
+def _check_beginning(folder: Path, before: str, after: str) -> None:
+    """`UserInputError` if a run that is gone on with is of another kind, or its identity differs
+    in what stands there before and after the samples' hash.
     """
-    return content_digest(*networks), " ".join(map(former_digest, networks))
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return
+    found = read_state(checkpoint)["identity"]
+    own = found["data"].startswith(before + " ") and found["data"].endswith(" " + after)
+    data = found["data"] if found["kind"] == "decoder" and own else f"{before} {after}"
+    wanted = found | {"kind": "decoder", "data": data}
+    check_identity(folder, found, wanted, {})
 
 
 def _pool(
@@ -427,10 +428,10 @@ def _seen_side(config: GeneratorConfig, plan: DecoderPlan) -> int:
     positions = config.scales[-1].resolution
     scale = config.image_size // positions
     side = scale * min(plan.square or positions, positions)
-    if side < 8 or not math.log2(side / 8).is_integer():
+    if side < 16 or not math.log2(side / 8).is_integer():
         raise UserInputError(
             f"decoder.square is {plan.square}: squares of {side} pixels; the discriminator sees "
-            "8, 16, 32, 64, ... pixels on a side"
+            "16, 32, 64, ... pixels on a side"
         )
     if 3 * plan.blur > side - 1:
         raise UserInputError(
