@@ -123,7 +123,7 @@ def measure_samplers(dataset: str, device: str, repeats: int) -> tuple[dict[str,
 
 def row(pipe: Any, batch: int, name: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Figures of one sampler at one batch size."""
-    gradients = 0 if name == "gaussian" else pipe.config.sampling.gradients
+    gradients = 0 if name == "gaussian" else pipe.sampling_config(sampler=name).gradients
     found = summary(seconds[name])
     base = min(seconds["gaussian"])
     return {
