@@ -7,10 +7,11 @@ ones. No
 normalisation: an image must not depend on the others in its batch, and the maps are small.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Cell", "Downsample", "Upsample", "cells", "narrow_start"]
+__all__ = ["Cell", "Downsample", "Upsample", "cells", "enlarged", "narrow_start"]
 
 RESIDUAL_START = 0.1
 
@@ -48,6 +49,17 @@ def cells(width: int, count: int) -> nn.Sequential:
     return nn.Sequential(*(Cell(width) for _ in range(count)))
 
 
+def enlarged(x: Tensor, factor: int, mode: str) -> Tensor:
+    """(B, C, H, W) to (B, C, factor H, factor W), by "nearest" or "bilinear"."""
+    if mode == "nearest" and torch.compiler.is_compiling():
+        # PyTorch 2.13 compiles `interpolate` into a backward pass that has lost its gradient, in
+        # bfloat16 before a residual cell (`tests/training/test_compile.py`).
+        b, c, h, w = x.shape
+        blocks = x[:, :, :, None, :, None].expand(b, c, h, factor, w, factor)
+        return blocks.reshape(b, c, h * factor, w * factor)
+    return F.interpolate(x, scale_factor=factor, mode=mode)
+
+
 class Upsample(nn.Module):
     """(B, C, H, W) to (B, C', 2H, 2W): channels first, where maps are small, then positions.
 
@@ -62,7 +74,7 @@ class Upsample(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', 2H, 2W)."""
-        return F.interpolate(self.project(h), scale_factor=2, mode=self.mode)
+        return enlarged(self.project(h), 2, self.mode)
 
 
 class Downsample(nn.Module):

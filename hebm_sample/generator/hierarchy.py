@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hebm_sample.config import DecoderName, GeneratorConfig, ScaleConfig, StageConfig
-from hebm_sample.generator.blocks import Upsample, cells, narrow_start
+from hebm_sample.generator.blocks import Upsample, cells, enlarged, narrow_start
 from hebm_sample.generator.likelihood import DiscretizedLogistic, LogisticOutput
 from hebm_sample.generator.protocol import Choose, Generator, TopDown, at_least_float32
 
@@ -78,10 +78,10 @@ class Refinement(nn.Module):
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
         """(B, W, H, W) and (B, 3, S, S) to (B, 3, S, S)."""
-        x = F.interpolate(self.project(features), scale_factor=self.upsample, mode=self.mode)
+        x = enlarged(self.project(features), self.upsample, self.mode)
         if self.mode == "bilinear":
             images = F.avg_pool2d(images, self.upsample)
-            images = F.interpolate(images, scale_factor=self.upsample, mode=self.mode)
+            images = enlarged(images, self.upsample, self.mode)
         x = self.cells(x + self.take_in(images))
         return images + self.head(F.silu(x))
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hebm_sample.generator.blocks import enlarged
+
 __all__ = [
     "ActivatedConv",
     "Cell",
@@ -93,7 +95,7 @@ class ActivatedConv(nn.Module):
         """(B, C, H, W) to (B, C', H', W')."""
         h = self.activation(self.norm(h))
         if self.upsamples:
-            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            h = enlarged(h, 2, "nearest")
         return self.conv(h)
 
 
@@ -119,7 +121,7 @@ class InvertedBottleneck(nn.Module):
         """(B, C, H, W) to (B, C', H', W')."""
         h = self.expand(h)  # pointwise, so that it may come before the doubling
         if self.upsamples:
-            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            h = enlarged(h, 2, "nearest")
         return self.project(F.silu(self.mix(F.silu(h))))
 
 
