@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,16 @@ FREE = (
 NAMED_IF_USED = ("accumulate", "dtype")
 
 
+class Watcher(Protocol):
+    """Looks at the means of a log line, and remembers what it compares them with."""
+
+    least: float
+
+    def __call__(self, means: dict[str, Any]) -> None:
+        """Raises `TrainingDivergedError`."""
+        ...
+
+
 @dataclass
 class Task:
     """What is learned.
@@ -105,7 +115,7 @@ class Task:
     prepare: Callable[[Tensor, Tensor | None], Any] | None = None
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     init: str = ""
-    watch: Callable[[dict[str, Any]], None] | None = None
+    watch: Watcher | None = None
     former: tuple[str, str] | None = None
 
 
@@ -349,7 +359,7 @@ class Run:
             "time_budget": self.settings.time_budget,
             "init": self.task.init,
             "best": self.best,
-            "least": getattr(self.task.watch, "least", None),
+            "least": None if self.task.watch is None else self.task.watch.least,
             "skipped": self.guard.total,
             "skipped_in_a_row": self.guard.in_a_row,
             "identity": self.identity(),

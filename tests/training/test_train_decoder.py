@@ -410,7 +410,7 @@ def test_patience_is_refused(model, images, options, home):
     assert not (home / "patient").exists()
 
 
-def test_without_held_out_images_a_grid_shows_training_ones(home, images, options):
+def test_without_held_out_images_a_grid_shows_training_ones(home, model, images, options):
     generator = load_run(home / "generator")
     config = replace(generator.config, training=())
     bare = Pipeline(config, generator.generator, None, generator.encoder)
