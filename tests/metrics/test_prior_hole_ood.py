@@ -24,6 +24,7 @@ from hebm_sample.evaluation.mcmc import (
 )
 from hebm_sample.evaluation.ood import (
     CHAINS,
+    OWN_SETS,
     chain_latents,
     corruptions,
     png_bytes,
@@ -148,6 +149,7 @@ class TestOod:
     def test_corruptions_are_what_they_say(self):
         images = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8)
         found = corruptions(images)
+        assert ("held-out", *found) == OWN_SETS
         assert all(x.shape == images.shape and x.dtype == np.uint8 for x in found.values())
         np.testing.assert_array_equal(255 - found["inverted"], images)
         assert (found["one colour"].std(axis=(2, 3)) == 0).all()

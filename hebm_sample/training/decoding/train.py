@@ -398,8 +398,7 @@ def _check_beginning(folder: Path, before: str, after: str) -> None:
         return
     found = read_state(checkpoint)["identity"]
     own = found["data"].startswith(before + " ") and found["data"].endswith(" " + after)
-    data = found["data"] if found["kind"] == "decoder" and own else f"{before} {after}"
-    wanted = found | {"kind": "decoder", "data": data}
+    wanted = found | {"kind": "decoder"} | ({} if own else {"data": before})
     check_identity(folder, found, wanted, {})
 
 
