@@ -42,11 +42,10 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline.runtime.process import tune_process
 from hebm_sample.presets.models import PRESETS
-from hebm_sample.training.devices import computing
+from hebm_sample.training.devices import compile_parts, computing
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
-from hebm_sample.training.run import compile_parts
 
 CPU = torch.device("cpu")
 VARIANTS = ("before", "ours", "plain", "bfloat16", "compiled")

@@ -23,6 +23,7 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.generator.protocol import Generator
 from hebm_sample.io.extras import missing_extra
 from hebm_sample.pipeline.device import pick_device
+from hebm_sample.pipeline.runtime.compiled import compiled
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.convolution.autograd import TrainingConvolutions
 
@@ -31,8 +32,10 @@ __all__ = [
     "averaged_over_processes",
     "by_first",
     "checkpointing",
+    "compile_parts",
     "computing",
     "make_accelerator",
+    "parts_of",
     "said_by_first",
 ]
 
@@ -40,6 +43,7 @@ ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 # What one process does alone, such as encoding all images, takes longer than the minutes that
 # process groups wait by themselves.
 LONGEST_WAIT = timedelta(hours=6)
+FEWEST_ROWS = 16  # of a part that is worth a thread of its own
 MOST_TEXT = 500  # characters of another process's failure
 
 _A = TypeVar("_A")
@@ -160,6 +164,20 @@ def computing(
     if twice and device.type == "cpu" and not settings.activation_checkpointing:
         return TrainingConvolutions
     return nullcontext
+
+
+def parts_of(settings: TrainSettings, device: torch.device) -> int:
+    """Into how many parts a batch is best cut here: as many as a CPU has threads."""
+    batch, micro = settings.batch_size, settings.accumulate
+    most = torch.get_num_threads() if device.type == "cpu" else 1
+    whole = [n for n in range(2, most + 1) if batch % (n * micro) == 0]
+    return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
+
+
+def compile_parts(objective: Any) -> None:
+    """Compiles the methods of an objective that hold neither draws nor branches."""
+    for name in getattr(objective, "compilable", ()):
+        setattr(objective, name, compiled(getattr(objective, name), "train without --compile"))
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from hebm_sample.config import ModelConfig, TrainingRecord
 from hebm_sample.data.dataset import ImageDataset, StepSampler, zoomed
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.written import check_run_folder, mark_run_folder
-from hebm_sample.pipeline.runtime.compiled import compiled
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import (
     check_identity,
@@ -33,7 +32,14 @@ from hebm_sample.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from hebm_sample.training.devices import agreed, by_first, computing, said_by_first
+from hebm_sample.training.devices import (
+    agreed,
+    by_first,
+    compile_parts,
+    computing,
+    parts_of,
+    said_by_first,
+)
 from hebm_sample.training.log import Means
 from hebm_sample.training.optim import (
     NanGuard,
@@ -48,10 +54,9 @@ from hebm_sample.training.optim import (
 )
 from hebm_sample.training.record import record_of
 
-__all__ = ["BEST", "Run", "RunResult", "Task", "compile_parts", "make_run_folder", "parts_of"]
+__all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder"]
 
 BEST = "best"  # folder of the averaged weights that were best on held-out images
-FEWEST_ROWS = 16  # of a part that is worth a thread of its own
 
 PROBE_STEPS = 6
 # Of a time budget; checkpoints, grids and the export get the rest.
@@ -167,20 +172,6 @@ def make_run_folder(folder: Path) -> None:
         raise UserInputError(
             f"the run folder {folder} cannot be made: {error.strerror}"
         ) from error
-
-
-def parts_of(settings: TrainSettings, device: torch.device) -> int:
-    """Into how many parts a batch is best cut here: as many as a CPU has threads."""
-    batch, micro = settings.batch_size, settings.accumulate
-    most = torch.get_num_threads() if device.type == "cpu" else 1
-    whole = [n for n in range(2, most + 1) if batch % (n * micro) == 0]
-    return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
-
-
-def compile_parts(objective: Any) -> None:
-    """Compiles the methods of an objective that hold neither draws nor branches."""
-    for name in getattr(objective, "compilable", ()):
-        setattr(objective, name, compiled(getattr(objective, name), "train without --compile"))
 
 
 class Run:

@@ -14,10 +14,9 @@ from hebm_sample.generator.blocks import Cell, Upsample, enlarged
 from hebm_sample.pipeline.runtime import compiled as module
 from hebm_sample.pipeline.runtime.compiled import compiled
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training.devices import computing
+from hebm_sample.training.devices import compile_parts, computing
 from hebm_sample.training.optim import Part, Rows, Threads
 from hebm_sample.training.recipe import stages
-from hebm_sample.training.run import compile_parts
 from tests.training.test_division import BATCH, CPU, gradients, objective, stream, whole
 
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")

@@ -20,10 +20,9 @@ from hebm_sample.pipeline.runtime.batch_size import free_bytes
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.costs.flops import Meter
 from hebm_sample.training.decoding.objective import DecoderObjective
-from hebm_sample.training.devices import computing
+from hebm_sample.training.devices import computing, parts_of
 from hebm_sample.training.energy import MleObjective, PriorObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
-from hebm_sample.training.run import parts_of
 
 __all__ = ["Batch", "Costs", "measure"]
 
