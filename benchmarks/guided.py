@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from hebm_sample import Pipeline
 from hebm_sample.errors import UserInputError
 from hebm_sample.prior.joint import GroupStates, JointEnergy, JointLevel
-from hebm_sample.prior.symbols import GroupOutputs
+from hebm_sample.prior.symbols import GroupOutputs, symbol_part
 
 __all__ = ["GuidedEnergy", "guided"]
 
 
 class GuidedEnergy(JointEnergy):
-    """Outputs of `strong` led away from those of `weak`, by the weight w.
+    """F of `strong` led away from that of `weak`, by the weight w; what it says of symbols is the
+    strong one's. Terms of single groups share alike in what logarithms make of all.
 
     Arguments:
         strong, weak: Of one config's latents, levels and symbols; widths may differ.
@@ -51,8 +52,11 @@ class GuidedEnergy(JointEnergy):
             cast("JointEnergy", prior).outputs(top, JointLevel(known.scale, nets))
             for prior, nets in zip((self.strong, self.weak), parts, strict=True)
         )
-        pairs = zip(strong, weak, strict=True)
-        return GroupOutputs(*(good + self.weight * (good - poor) for good, poor in pairs))
+        gap = strong.base - weak.base
+        if len(self.table):
+            good, poor = (symbol_part(self.table, o.logits.sum(1)) for o in (strong, weak))
+            gap = gap + (good - poor)[:, None] / count
+        return GroupOutputs(strong.base + self.weight * gap, strong.logits)
 
 
 def guided(pipe: Pipeline, weak: Pipeline, weight: float) -> Pipeline:

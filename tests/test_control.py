@@ -21,7 +21,8 @@ from tiny import (
 
 from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.seeds import derived_seed
+from hebm_sample.io.seeds import continued_seed, derived_seed
+from hebm_sample.latents import flatten
 from hebm_sample.pipeline.conditions import read_condition
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -292,8 +293,9 @@ def test_variations_of_latents_and_images(pipe, three, images):
 
 @pytest.mark.parametrize("keep", [slice(0, 0), [], (), slice(None, 0), slice(0)])
 def test_nothing_kept_is_new_images(pipe, three, keep):
+    """Of the noise that goes on from images, which is never that of a sample."""
     found = pipe.vary(three, keep, 2, seeds=[8, 9])
-    fresh = pipe(seeds=[8, 9])
+    fresh = pipe(seeds=[continued_seed(8), continued_seed(9)])
     for i in range(6):
         row = tuple(g[i] for g in found.latents)
         assert distance(row, tuple(g[i % 2] for g in fresh.latents)) < 1e-3
@@ -486,7 +488,31 @@ def test_a_weak_edit_stays_near_the_image(pipe, images, sampler):
 def test_full_strength_is_a_new_image(pipe, images, sampler):
     asked = {"strength": 1.0, "sampler": sampler, "guidance": 1.0, "method": "noise"}
     found = pipe.edit(images, {"class": "b"}, **asked)
-    assert equal(found.latents, pipe(2, symbols={"class": "b"}, sampler=sampler).latents)
+    seeds = [continued_seed(0), continued_seed(1)]
+    fresh = pipe(seeds=seeds, symbols={"class": "b"}, sampler=sampler)
+    assert equal(found.latents, fresh.latents)
+
+
+def correlation(a, b):
+    return float(torch.corrcoef(torch.stack([flatten(x).flatten() for x in (a, b)]))[0, 1])
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_the_noise_that_drew_an_image_does_not_draw_what_replaces_it(pipe, particles):
+    """With the seed that drew it, what is filled in, edited or varied would come back."""
+    drawn = pipe(12, start="ancestral", particles=particles, output_type="torch")
+    how = {"seeds": drawn.seeds, "start": "ancestral", "particles": particles}
+    hidden = torch.ones(16, 16, dtype=torch.bool)
+    hidden[:2] = False
+    found = {
+        "varied": pipe.vary(drawn, [], 1, **how | {"seeds": [5]}),
+        "edited": pipe.edit(drawn.images, method="noise", strength=1.0, **how),
+        "filled": pipe.inpaint(drawn.images, hidden, strength=1.0, **how),
+    }
+    for name, others in found.items():
+        latents = drawn.latents if name != "varied" else tuple(g[5:6] for g in drawn.latents)
+        others = others.latents if name != "varied" else tuple(g[5:6] for g in others.latents)
+        assert abs(correlation(latents, others)) < 0.3, name
 
 
 @pytest.mark.parametrize("asked", [{}, {"steps": 2}, {"steps": 9}, {"denoise": False}])

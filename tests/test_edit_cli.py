@@ -392,6 +392,44 @@ def test_results_of_two_models_never_share_a_folder(folder, images, tmp_path, fi
     assert sorted(os.listdir("out")) == made
 
 
+def test_a_folder_that_is_filled_during_an_edit_is_looked_at_again(
+    folder, images, tmp_path, monkeypatch
+):
+    other, filled = symbolic_pipeline(steps=3), []
+    with torch.no_grad():
+        next(iter(other.generator.parameters())).add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    edited = editing._edited
+
+    def filling(*args):
+        found = edited(*args)
+        if not filled:
+            filled.append(1)
+            words = ["edit", "b.png", "--dataset", tmp_path / "other", "--outdir", "out"]
+            assert hebm_edit(*words, "--device", "cpu").exit_code == 0
+        return found
+
+    monkeypatch.setattr(editing, "_edited", filling)
+    words = ["edit", "a.png", "--class", "b", "--dataset", folder, "--outdir", "out"]
+    result = hebm_edit(*words, "--device", "cpu")
+    refused(result, 2, "out would hold images of two kinds: b")
+    assert os.listdir("out") == ["b.png"]
+
+
+def test_files_of_one_name_are_told_apart_in_the_text(folder, images, tmp_path):
+    for name in ("d1", "d2"):
+        os.mkdir(name)
+        os.rename("a.png" if name == "d1" else "b.png", f"{name}/a.png")
+    for words, line in (
+        (["edit", "d1/a.png", "d2/a.png"], "hebm-edit edit d1/a.png d2/a.png "),
+        (["interpolate", "d1/a.png", "d2/a.png"], "hebm-edit interpolate d1/a.png d2/a.png "),
+        (["edit", "d1/a.png"], "hebm-edit edit a.png "),
+    ):
+        done = hebm_edit(*words, "--dataset", folder, "-o", "x.png", "--overwrite")
+        assert done.exit_code == 0, done.output
+        assert read_text("x.png")["command"].startswith(line)
+
+
 # What would be ignored
 
 

@@ -13,6 +13,7 @@ from hebm_sample import Pipeline
 from hebm_sample.config import EDIT_STEPS, SamplerName
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.images import prepare, prepare_masks, to_pil
+from hebm_sample.io.seeds import continued_seed
 from hebm_sample.pipeline.inpainting import (
     GUIDANCE_SCALE,
     KnownPixels,
@@ -151,11 +152,11 @@ def test_masks_of_the_images_own_size_are_cropped_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.zeros(8, 8, dtype=torch.bool), r"masks are torch.bool .*booleans \(N, 16, 16\)"),
+        (torch.zeros(8, 8, dtype=torch.bool), r"the mask has 8 x 8 pixels; the image has 16 x 16"),
         (torch.zeros(16, 16), r"masks are torch.float32"),
         (torch.zeros(3, 16, 16, dtype=torch.bool), r"another number of masks than of images"),
         (torch.zeros(0, 16, 16, dtype=torch.bool), r"another number of masks"),
-        (torch.zeros(2, 3, 16, 16, dtype=torch.bool), r"booleans"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.bool), r"torch.bool .*booleans \(N, 16, 16\)"),
         (Image.new("L", (8, 8)), r"the mask has 8 x 8 pixels; the image has 16 x 16"),
         (Image.new("L", (16, 17)), r"the mask has 16 x 17"),
         ([Image.new("L", (16, 16))] * 3, r"another number of masks"),
@@ -187,6 +188,14 @@ def test_the_blend_has_no_seam_and_keeps_what_is_far():
     again = blend(x + 0.4, x, unknown)
     assert (again - x)[:, :, 100:160, 80:200].abs().max() < 1e-3
     assert torch.equal(torch.where(weight > 0, x, blend(x + 0.4, x, unknown)), x)
+    # Nor has a brightness that differs from side to side, which it follows without steps.
+    ramp = torch.linspace(-0.4, 0.4, size).expand(2, 3, size, size)
+    offset = blend(x + ramp, x, unknown) - x
+    assert offset[..., 100:160, 80:200].abs().max() < 0.03
+    wave = 0.4 * torch.sin(5 * torch.linspace(0, 1, size))
+    wave = (wave[:, None] + wave.roll(90)).expand(2, 3, size, size)
+    offset = (blend(x + wave, x, unknown) - x - wave)[..., 100:160, 80:200]
+    assert max(offset.diff(dim=-1).abs().max(), offset.diff(dim=-2).abs().max()) < 0.04
     # What lies under the mask has no say.
     other = blend(x + 0.4, torch.where(unknown, 1 - x, x), unknown)
     assert torch.equal(again, other)
@@ -234,7 +243,8 @@ def test_nothing_known_is_a_new_image(pipe, images):
     everything = torch.ones(SIZE, SIZE, dtype=torch.bool)
     condition = {"class": "a"}
     found = pipe.inpaint(images, everything, output_type="torch", symbols=condition, strength=1.0)
-    fresh = pipe(2, output_type="torch", symbols=condition, steps=EDIT_STEPS)
+    seeds = [continued_seed(0), continued_seed(1)]
+    fresh = pipe(seeds=seeds, output_type="torch", symbols=condition, steps=EDIT_STEPS)
     assert (found.images - fresh.images).abs().max() <= 2.01 / 255
     assert all(
         torch.allclose(a, b, atol=1e-3) for a, b in zip(found.latents, fresh.latents, strict=True)

@@ -228,9 +228,24 @@ class TestFilledPhotographs:
         changed = (np.asarray(found.images[0]) != np.asarray(photo)).any(-1)
         deep = ((at < -0.02) | (at > 1.02)).any(1)
         assert not changed[y[deep], x[deep]].any()
-        within = ((at > 0.02) & (at < 0.98)).all(1)  # and there is no edge that fades
-        drawn = cut.paste_back(Image.new("RGB", (16, 16), "white"), mask=mask)
-        assert (np.asarray(drawn)[y[within], x[within]] == 255).all()
+        drawn = np.asarray(cut.paste_back(Image.new("RGB", (16, 16), "white"), mask=mask))
+        within = ((at > 0.1) & (at < 0.9)).all(1)
+        assert (drawn[y[within], x[within]] == 255).all()
+        # Towards the crop's border it fades: the square has no edge in the photograph.
+        near = (np.abs(at - 0.5).max(1) > 0.49) & ~out
+        assert near.any()
+        moved = np.abs(drawn.astype(float) - np.asarray(photo, dtype=float))[y[near], x[near]]
+        assert moved.max() < 40
+
+    def test_a_pixel_of_a_photograph_is_a_pixel_of_its_crop(self, pipe, photo):
+        """A mask that covers less than one of the crop's covers that one."""
+        (cut,) = pipe.align(photo)
+        assert cut.to_crop.scale * cut.image.width < 0.2  # many pixels a pixel of the crop
+        place = cut.to_crop.inverse()(np.array([[0.53, 0.4]]))[0].astype(int)
+        mask = np.zeros((300, 400), dtype=bool)
+        mask[place[1], place[0]] = True
+        found = np.asarray(cut.cut_mask(mask)) > 0
+        assert found.sum() == 1 and found[int(0.4 * 16), int(0.53 * 16)]
 
     @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
     def test_masks_of_booleans(self, pipe, photo, kind):

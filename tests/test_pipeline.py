@@ -24,7 +24,6 @@ from tiny import (
 
 from hebm_sample.config import SamplerName
 from hebm_sample.errors import (
-    EnvironmentFailure,
     NonFiniteSampleError,
     UserInputError,
     WeightsError,
@@ -102,13 +101,13 @@ def test_particles_of_the_model_are_left_where_they_cannot_be():
 
 def test_particles_beyond_memory_are_refused(pipe, monkeypatch):
     monkeypatch.setattr("hebm_sample.pipeline.request.free_bytes", lambda device: 10_000_000)
-    with pytest.raises(EnvironmentFailure, match=r"1000 particles for each of 2 images .* GiB"):
+    with pytest.raises(UserInputError, match=r"1000 particles for each of 2 images .* GiB"):
         draw(pipe, start="ancestral", particles=1000)
     faces = pipe(2, prior="gaussian").images
     many = {"start": "ancestral", "particles": 1000}
-    with pytest.raises(EnvironmentFailure, match="particles for each of 2 images"):
+    with pytest.raises(UserInputError, match="particles for each of 2 images"):
         pipe.inpaint(faces, torch.arange(256).reshape(16, 16) > 99, **many)
-    with pytest.raises(EnvironmentFailure, match="particles for each of 2 images"):
+    with pytest.raises(UserInputError, match="particles for each of 2 images"):
         pipe.vary(faces[:1], [0], 2, **many)
     draw(pipe, start="ancestral", particles=2)
 

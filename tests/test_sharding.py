@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from tiny import symbolic_pipeline, tiny_config, tiny_pipeline
 
 from hebm_sample.cli.sample import main
+from hebm_sample.cli.work import sampling
 from hebm_sample.cli.work.outputs import holds
 from hebm_sample.cli.work.sharding import BLOCK, Share, unfinished
 from hebm_sample.config import GeneratorConfig, ModelConfig, ScaleConfig, StageConfig
@@ -217,6 +218,28 @@ def test_other_seeds_of_another_model_never_get_into_the_folder(tmp_path, monkey
         path.unlink()
     (out / "seed0009.png").write_bytes(b"somebody's own")
     assert len(sample(model, out, "--seeds", "2-5", "--batch", 1)["seeds"]) in (2, 4)
+
+
+def test_a_folder_that_is_filled_meanwhile_is_looked_at_again(tmp_path, monkeypatch):
+    """Two commands that begin at the same time find it empty, both."""
+    out, models = tmp_path / "out", [tmp_path / name for name in ("one", "other")]
+    tiny_pipeline(tiny_config(steps=6)).save_pretrained(models[0])
+    other_weights(tiny_pipeline(tiny_config(steps=6))).save_pretrained(models[1])
+    real = sampling._left
+
+    def left(*args):
+        found = real(*args)
+        if args[0].dataset == str(models[0]) and not (out / "seed0009.png").exists():
+            sample(models[1], out, "--seeds", "9")
+        return found
+
+    monkeypatch.setattr(sampling, "_left", left)
+    result = CliRunner().invoke(main, words(models[0], out, "--seeds", "0-2", "--batch", 1))
+    assert result.exit_code == 2 and "images of two kinds" in result.stderr
+    assert [path.name for path in out.glob("*.png")] == ["seed0009.png"]
+    (out / "seed0009.png").unlink()
+    monkeypatch.setattr(sampling, "_left", real)
+    assert sample(models[0], out, "--seeds", "0-2", "--batch", 1)["seeds"] == [0, 1, 2]
 
 
 def test_other_settings_of_other_seeds_are_another_kind_and_conditions_are_not(tmp_path):

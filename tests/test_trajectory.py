@@ -121,7 +121,7 @@ def test_impossible_times_are_refused(trajectory, tmp_path, seconds):
 
 
 def test_impossible_files_are_refused(trajectory, tmp_path):
-    with pytest.raises(UserInputError, match=r"end it in .png, .gif or .webp"):
+    with pytest.raises(UserInputError, match=r"end the name in .png, .jpg"):
         trajectory.save(tmp_path / "way.mp4")
     with pytest.raises(UserInputError, match="0 frames"):
         save_animation([], tmp_path / "way.gif")

@@ -9,7 +9,7 @@ from hebm_sample.align.faces import Detector, Face, choose, default_detector
 from hebm_sample.align.geometry import FEATHER, Similarity, cut, fit, paste
 from hebm_sample.config import FaceCrop
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.images import ImageLike, grey_mask, to_rgb
+from hebm_sample.io.images import ImageLike, as_image, grey_mask, to_rgb
 
 __all__ = ["Aligned", "align", "crop_points", "distance", "distance_from", "placed"]
 
@@ -43,7 +43,7 @@ class Aligned:
 
     def paste_back(
         self,
-        edited: Image.Image,
+        edited: ImageLike,
         feather: float = FEATHER,
         *,
         mask: ImageLike | np.ndarray | None = None,
@@ -53,13 +53,19 @@ class Aligned:
         What lies outside the crop stays as it is, to the bit.
 
         Arguments:
+            edited: A PIL image, or a path.
             feather: Over how much of the side the edge fades.
             mask: White, or true, where the image was filled in; of the photograph's size, or of
                 the crop's. Then only that is pasted, with a band around it that fades over a 32nd
                 of the crop's side; all else stays as it is, to the bit.
         """
         grey = None if mask is None else self._checked(grey_mask(mask))
-        return paste(self.photo, edited, self.to_crop, feather, grey)
+        square = to_rgb(as_image(edited))
+        if square.width != square.height:
+            raise UserInputError(
+                f"the image has {square.width} x {square.height} pixels; a crop is square"
+            )
+        return paste(self.photo, square, self.to_crop, feather, grey)
 
     def cut_mask(self, mask: ImageLike | np.ndarray) -> Image.Image:
         """A mask of the photograph as one of the crop, black and white; one of the crop as it is.
@@ -74,18 +80,26 @@ class Aligned:
             return grey
         white = grey.point([0] * 128 + [255] * 128)
         found = cut(white.convert("RGB"), self.to_crop, self.image.width).convert("L")
-        return found.point([0] * _PARTLY + [255] * (256 - _PARTLY))
+        covered = np.asarray(found) >= _PARTLY
+        # Of a pixel of the photograph that is less of a crop's than that, the pixel it lies in.
+        at = self._masked(grey)
+        inside = at[((at >= 0) & (at < 1)).all(axis=1)]
+        columns, rows = (inside * np.array(found.size)).astype(int).T
+        covered[rows, columns] = True
+        return Image.fromarray(covered.astype(np.uint8) * 255)
+
+    def _masked(self, grey: Image.Image) -> np.ndarray:
+        """Where the masked pixels of the photograph lie in the crop's unit square, (N, 2)."""
+        rows, columns = np.nonzero(np.asarray(grey) >= 128)
+        return self.to_crop(np.stack([columns, rows], axis=-1) + 0.5)
 
     def outside(self, mask: ImageLike | np.ndarray) -> float:
         """The share of a mask that lies outside the crop; 0 of a mask of the crop."""
         grey = self._checked(grey_mask(mask))
         if grey.size != self.photo.size:
             return 0.0
-        rows, columns = np.nonzero(np.asarray(grey) >= 128)
-        if not len(rows):
-            return 0.0
-        at = self.to_crop(np.stack([columns, rows], axis=-1) + 0.5)
-        return float(((at < 0) | (at > 1)).any(axis=1).mean())
+        at = self._masked(grey)
+        return float(((at < 0) | (at > 1)).any(axis=1).mean()) if len(at) else 0.0
 
     def _checked(self, mask: Image.Image) -> Image.Image:
         if mask.size not in (self.photo.size, self.image.size):

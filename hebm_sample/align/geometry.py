@@ -22,6 +22,7 @@ from hebm_sample.errors import UserInputError
 __all__ = ["FEATHER", "Similarity", "cut", "feather_mask", "fit", "paste", "softened"]
 
 FEATHER = 0.15  # of the crop's side, over which the edge fades
+_EDGE = 0.08  # of the side, over which a mask that reaches over the crop fades
 _BAND = 64  # R of a mask's band is the crop's side over this, as in `pipeline.inpainting.blend`
 _LARGEST_SIDE = 2048  # of the square that is cut before it is reduced
 
@@ -198,7 +199,7 @@ def paste(
         weight = _fetched(soft, _to_pixels(side).after(here_to_crop), size)
     else:
         white = _mask_here(mask, photo.size, box, here_to_crop)
-        weight = _within(white, _inside(here_to_crop, size), here)
+        weight = _within(white, _depth(here_to_crop, size), here_to_crop.scale)
     done = photo.convert("RGB")
     done.paste(Image.composite(moved, done.crop(box), weight), (left, top))
     if photo.mode == "RGBA":
@@ -220,23 +221,27 @@ def _mask_here(
     return np.asarray(_fetched(_extended(mask, 0), fetch, size)) >= 128
 
 
-def _inside(here_to_crop: Similarity, size: tuple[int, int]) -> np.ndarray:
-    """How much of each pixel is the crop's, (H, W): 1 inside, 0 outside, between at its edge."""
+def _depth(here_to_crop: Similarity, size: tuple[int, int]) -> np.ndarray:
+    """How far each pixel's middle lies inside the crop, of its side, (H, W); outside below 0."""
     x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
     at = here_to_crop.a * (x[None] + 1j * y[:, None]) + here_to_crop.b
-    depth = 0.5 - np.maximum(np.abs(at.real - 0.5), np.abs(at.imag - 0.5))
-    return np.clip(depth / here_to_crop.scale + 0.5, 0.0, 1.0)
+    return 0.5 - np.maximum(np.abs(at.real - 0.5), np.abs(at.imag - 0.5))
 
 
-def _within(white: np.ndarray, inside: np.ndarray, side: int) -> Image.Image:
-    """The weight, of 255, of what a mask covers of a crop, and of its band.
+def _within(white: np.ndarray, depth: np.ndarray, pixel: float) -> Image.Image:
+    """The weight, of 255, of what a mask covers of a crop, and of its band. Where a mask reaches
+    over the crop's border, it fades towards that.
 
     Arguments:
         white: Where the mask is, (H, W) bool.
-        inside: As of `_inside`.
-        side: Of the crop, in these pixels.
+        depth: As of `_depth`.
+        pixel: Side of a pixel, of the crop's.
     """
-    soft = softened(white & (inside >= 0.5), round(side / _BAND))
+    inside = np.clip(depth / pixel + 0.5, 0.0, 1.0)
+    soft = softened(white & (inside >= 0.5), round(1 / (_BAND * pixel)))
+    if bool((white & (depth < pixel)).any()):
+        near = np.clip(depth / _EDGE, 0.0, 1.0)
+        inside = inside * near * near * (3 - 2 * near)
     return Image.fromarray(np.rint(255 * inside * soft).astype(np.uint8))
 
 

@@ -25,11 +25,11 @@ from hebm_sample.cli.options import (
     OVERWRITE,
     PATH,
     REVISION,
-    SAMPLER,
     SectionedCommand,
     option,
     out,
     outdir,
+    sampler_options,
     seeds,
     steering,
     taking,
@@ -42,7 +42,7 @@ from hebm_sample.cli.requests.edit import (
 )
 from hebm_sample.cli.requests.grammar import GroupsType, NumberType, WordType
 from hebm_sample.cli.work import editing
-from hebm_sample.config import EDIT_GUIDANCE
+from hebm_sample.config import EDIT_GUIDANCE, EDIT_STEPS
 from hebm_sample.io.seeds import MAX_SEEDS
 
 __all__ = ["main"]
@@ -143,7 +143,7 @@ def main() -> None:
     ),
     _groups("Groups that may change, 0 the top: 0-3.  [default: all]"),
     steering(f"{EDIT_GUIDANCE:g}"),
-    SAMPLER,
+    sampler_options("the model's, of --method noise", str(EDIT_STEPS)),
     MACHINE,
     _OUT,
     _outdir("IMAGE"),
@@ -215,7 +215,7 @@ def interpolate(**options: Any) -> None:
         help="Of the known pixels' likelihood.",
     ),
     steering(),
-    SAMPLER,
+    sampler_options(steps=str(EDIT_STEPS)),
     MACHINE,
     _OUT,
     _outdir("IMAGE-seed0007"),
@@ -224,7 +224,7 @@ def interpolate(**options: Any) -> None:
     OUTPUT,
 )
 def inpaint(**options: Any) -> None:
-    """Fill in the white of a mask; the other pixels stay as they are.
+    """Fill in the white of a mask; the other pixels stay as they are, but for a narrow band.
 
     The grid is a row: the image, what is known of it, and a result per seed.
     """

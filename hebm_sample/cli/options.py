@@ -41,6 +41,7 @@ __all__ = [
     "PATH",
     "REVISION",
     "SAMPLER",
+    "sampler_options",
     "SECTIONS",
     "SectionedCommand",
     "SectionedOption",
@@ -228,36 +229,47 @@ def steering(default: str = "1") -> list[Callable[[Any], Any]]:
     ]
 
 
-SAMPLER = [
-    option(
-        "Sampler",
-        "--sampler",
-        type=WordType(get_args(SamplerName)),
-        help="How to sample.  [default: the model's]",
-    ),
-    option(
-        "Sampler",
-        "--steps",
-        type=click.IntRange(1, 100_000),
-        metavar="N",
-        help="Gradient evaluations in all.  [default: the model's]",
-    ),
-    option(
-        "Sampler",
-        "--temperature",
-        "--trunc",
-        type=FactorsType(),
-        metavar="FACTOR[,...]",
-        help="Factor on the noise's standard deviation, or one per group.  [default: the model's]",
-    ),
-    option(
-        "Sampler",
-        "--particles",
-        type=click.IntRange(1, MAX_PARTICLES),
-        metavar="N",
-        help="Chains per image; unlikely ones give way to others.  [default: the model's]",
-    ),
-]
+def sampler_options(whose: str = "the model's", steps: str = "the model's") -> list[Any]:
+    """--sampler, --steps, --temperature, --particles.
+
+    Arguments:
+        whose: Default of all but the steps, as their help says it.
+        steps: Of those.
+    """
+    return [
+        option(
+            "Sampler",
+            "--sampler",
+            type=WordType(get_args(SamplerName)),
+            help=f"How to sample.  [default: {whose}]",
+        ),
+        option(
+            "Sampler",
+            "--steps",
+            type=click.IntRange(1, 100_000),
+            metavar="N",
+            help=f"Gradient evaluations in all.  [default: {steps}]",
+        ),
+        option(
+            "Sampler",
+            "--temperature",
+            "--trunc",
+            type=FactorsType(),
+            metavar="FACTOR[,...]",
+            help="Factor on the noise's standard deviation, or one per group.  "
+            f"[default: {whose}]",
+        ),
+        option(
+            "Sampler",
+            "--particles",
+            type=click.IntRange(1, MAX_PARTICLES),
+            metavar="N",
+            help=f"Chains per image; unlikely ones give way to others.  [default: {whose}]",
+        ),
+    ]
+
+
+SAMPLER = sampler_options()
 
 
 DECODER = option(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from hebm_sample.config.base import (
     ConfigBase,
+    plain,
     require,
     require_choice,
     require_integer,
@@ -13,7 +14,9 @@ from hebm_sample.config.base import (
 )
 from hebm_sample.errors import short
 
-__all__ = ["TrainedPart", "TrainingRecord"]
+MAX_KL_WEIGHT = 1e6
+
+__all__ = ["MAX_KL_WEIGHT", "TrainedPart", "TrainingRecord"]
 
 TrainedPart = Literal["generator", "prior", "decoder"]
 
@@ -41,6 +44,8 @@ class TrainingRecord(ConfigBase):
         held_out: The rule that kept other rows apart: "hash", "last:N", or "none"; empty where
             unknown.
         held_out_seed: Of the rule "hash" (`data/holdout.py`).
+        kl_weights: Of a generator: beta of each group's KL divergence in its loss, top to bottom;
+            empty where unknown.
         note: What else there is to say of the run, such as by what other than `hebm-train` it was
             made; a line, mostly empty.
     """
@@ -56,6 +61,7 @@ class TrainingRecord(ConfigBase):
     data: str = ""
     held_out: str = ""
     held_out_seed: int = 0
+    kl_weights: tuple[float, ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -74,6 +80,10 @@ class TrainingRecord(ConfigBase):
         )
         for name in ("images", "steps", "kept", "image_size", "held_out_seed"):
             require_integer(name, getattr(self, name), 0, 10**12)
+        object.__setattr__(self, "kl_weights", tuple(map(plain, self.kl_weights)))
+        require(len(self.kl_weights) <= 1000, "kl_weights has more numbers than there are groups")
+        for weight in self.kl_weights:
+            require_range("kl_weights", weight, 0.0, MAX_KL_WEIGHT)
         require_range("seconds", self.seconds, 0.0, 1e12)
         for name in ("started", "ended"):
             date = getattr(self, name)
@@ -82,12 +92,13 @@ class TrainingRecord(ConfigBase):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As any other, without what is not known of the data, and without an empty note: so it
-        was written before.
+        """As any other, without what is not known, and without an empty note: so it was written
+        before.
         """
         found = super().to_dict()
-        if not self.note:
-            del found["note"]
+        for name in ("note", "kl_weights"):
+            if not found[name]:
+                del found[name]
         if not self.data:
             for name in ("data", "held_out", "held_out_seed"):
                 del found[name]

@@ -182,9 +182,13 @@ class LangevinConfig(ConfigBase):
 
     def changed(self, **settings: Any) -> "LangevinConfig":
         """With these settings in the place of its own. Its number of particles stays where they
-        can have them.
+        can have them; several that are asked for bring the start that they need along.
         """
         found = replace(self, **{**settings, "particles": 1})
+        asked = plain(settings.get("particles", 1))
+        several = isinstance(asked, int) and asked > 1
+        if several and found.runs_chains and "start" not in settings:
+            found = replace(found, start="ancestral")
         usual = self.particles if found.takes_particles() else 1
         return replace(found, particles=settings.get("particles", usual))
 

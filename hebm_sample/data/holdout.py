@@ -71,10 +71,13 @@ def held_out_rows(
 
 
 def _groups(labels: Mapping[str, np.ndarray]) -> Iterable[np.ndarray]:
-    """Rows of each value of the columns that are classes or attributes."""
+    """Rows of each value of the columns that are classes or attributes: not of those, such as
+    captions, whose values are of a row each.
+    """
     for column in labels.values():
-        values = np.unique(column[column >= 0])
-        if len(values) <= MOST_VALUES:
+        known = column[column >= 0]
+        values = np.unique(known)
+        if len(values) <= min(MOST_VALUES, len(known) / 2):
             yield from (np.flatnonzero(column == value) for value in values)
 
 

@@ -1,5 +1,6 @@
 """Data sets of the Hub, through `datasets`, map-style, so that row numbers are fixed."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def hub_source(name: str, split: str | None) -> Source:
 
 
 def _loaded(datasets: Any, name: str, split: str) -> Any:
+    if not sys.stderr.isatty():  # a file gets none of a bar's hundreds of lines
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, split=split)
     except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:

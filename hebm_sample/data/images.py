@@ -119,8 +119,8 @@ class ImageDataset:
             raise UserInputError("there are no images")
         if not 0 <= validation < len(self):
             raise UserInputError(
-                f"{validation} validation images asked for; of {len(self)} images it can be "
-                f"0 to {len(self) - 1}"
+                f"{validation} images are to be held out; of {len(self)} images it can be 0 to "
+                f"{len(self) - 1}: give --validation hash (validation=None) for a tenth"
             )
         cut = len(self) - validation
         return self.rows(0, cut), self.rows(cut, len(self))

@@ -21,7 +21,6 @@ from hebm_sample.demo.recipes import named_inpaint
 from hebm_sample.demo.steps import Draw, Inpaint, Interpolate, Mix
 from hebm_sample.errors import UserInputError
 from hebm_sample.pipeline.alignment import Framed
-from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,7 +119,7 @@ def mix(pipe: "Pipeline", step: Mix, coarse: DemoImage, fine: DemoImage) -> list
     """Both, and the mixture."""
     options = mix_options(step)
     samples = pipe.mix(_parts(coarse), _parts(fine), step.cut)
-    text = Provenance.of_decoded(pipe).saying(sheet="mix", keep_top=step.cut).text()
+    text = samples.provenance[0].text()
     if options is not None:
         text = sampling.provenance_of(pipe, options).of_seeds(*options.chosen_seeds).text()
     found = of_latents(pipe, samples, step, ["mixed"], lambda index: text)
@@ -140,9 +139,9 @@ def interpolate(
         raise UserInputError(f"{step.count} frames were asked for; give 2 to {MAX_IMAGES}")
     a, b = Framed([first.image]), Framed([second.image])
     samples: Samples = pipe.interpolate(a, b, step.count)
-    text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="interpolation").text()
+    said = samples.provenance
     captions = [f"{100 * i // (step.count - 1)} %" for i in range(step.count)]
-    found = of_latents(pipe, samples, step, captions, lambda index: text)
+    found = of_latents(pipe, samples, step, captions, lambda index: said[index].text())
     return _with_files(found, first, second)
 
 

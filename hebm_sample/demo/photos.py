@@ -4,10 +4,11 @@ import io
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hebm_sample.cli.work import editing
 from hebm_sample.demo.images import DemoImage
-from hebm_sample.demo.steps import Inpaint, ModelName, Origin, PasteBack, Upload, safe_name
+from hebm_sample.demo.recipes import named_edit, named_inpaint
+from hebm_sample.demo.steps import Edit, Inpaint, ModelName, Origin, PasteBack, Upload, safe_name
 from hebm_sample.errors import UserInputError
-from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,5 +156,18 @@ def paste_back(pipe: "Pipeline", step: PasteBack, source: DemoImage) -> list[Dem
     if max(whole.size) > SHOWN_SIDE:
         whole.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         caption += f", reduced to {whole.width}×{whole.height}: the lines make it whole"
-    text = Provenance.of_decoded(pipe, encoder=True).saying(sheet="photograph").text()
-    return [source, DemoImage(png_bytes(whole, text), caption, Origin(step))]
+    return [source, DemoImage(png_bytes(whole, _said(pipe, step, source)), caption, Origin(step))]
+
+
+def _said(pipe: "Pipeline", step: PasteBack, source: DemoImage) -> dict[str, str]:
+    """What the photograph's file says: of an image that was made of its face alone, what the
+    command that pastes it back writes.
+    """
+    from hebm_sample.io.images import read_text
+
+    made = step.source.step
+    if not (isinstance(made, Edit | Inpaint) and made.source.step == step.photo):
+        return {**read_text(io.BytesIO(source.png)), "sheet": "photograph"}
+    options = named_edit(made) if isinstance(made, Edit) else named_inpaint(made)
+    options = replace(options, paste_back=True)
+    return editing.single_text(options, editing.provenance_of(pipe, options), step.source.index)

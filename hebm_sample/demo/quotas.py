@@ -33,6 +33,7 @@ _READING = ("GET", "HEAD", "OPTIONS")
 # All that the page asks for. Gradio has more: routes that write files, or ask other machines.
 _POST = (_JOIN, "run", "cancel", "reset")
 _GET = ("queue/data", "heartbeat", "info", "app_id", "startup-events", "theme.css")
+_PAGE = ("", "assets", "config", "favicon.ico", "robots.txt", "static", "svelte", "theme.css")
 _FILES = ("upload", "component_server", "process_recording")
 _NAMELESS = ("cancel", "reset")
 _LONGEST_NAME = 100
@@ -274,7 +275,7 @@ def _allowed(method: str, path: str) -> str:
     before, api, route = path.rpartition(_API)
     route = route.rstrip("/")
     reads = method in _READING
-    if reads and not api:
+    if reads and not api and route.strip("/").partition("/")[0] in _PAGE:
         return before
     if route in _FILES and not reads:
         raise Refused(403, "files are not kept on this machine; give an image in the page")

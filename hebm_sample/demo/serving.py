@@ -62,6 +62,7 @@ def launch(
         max_file_size=MAX_UPLOAD_BYTES,
         state_session_capacity=2 * MOST_VISITORS,
         ssr_mode=False,
+        enable_monitoring=False,
         footer_links=[],
         theme=_theme(),
         head=f"<style>{client.CSS}</style>",  # gradio would put words before its selectors

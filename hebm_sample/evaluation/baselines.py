@@ -97,6 +97,7 @@ def _joint_settings(settings: TrainSettings) -> TrainSettings:
         learning_rate=JOINT_RATE,
         warmup_steps=20,
         ema_decay=JOINT_AVERAGE,
+        patience=0,
     )
 
 
@@ -110,14 +111,19 @@ def _check_generator(name: str, latents: str, context: EvaluationContext) -> Non
 
 
 def _check_rows(
-    name: str, records: Sequence[TrainingRecord], context: EvaluationContext
+    name: str,
+    records: Sequence[TrainingRecord],
+    context: EvaluationContext,
+    *,
+    generator: bool = True,
 ) -> str | None:
     """What is not known of the rows that a baseline was trained on, in words; `UserInputError` if
     rows that are held out here are among them.
     """
     if context.training is None or context.held_out is None:
         return None
-    return check_rows(f"baseline {name}", records, context.training, context.held_out) or None
+    sets = (context.training, context.held_out)
+    return check_rows(f"baseline {name}", records, *sets, generator=generator) or None
 
 
 def _checked_ddpm(name: str, folder: Path, context: EvaluationContext) -> TrainedDdpm:
@@ -189,6 +195,7 @@ def _ddpm_samples(
         total=total, desc="latent DDPM", unit="step", disable=disabled(context.progress)
     ) as bar:
         name, key = f"ddpm-{steps}-{eta:g}-{digest[:8]}", ["ddpm", 2, digest, steps, eta]
+        key += context.unusual()
         found = context.cached(name, key, context.num_images, make)
     return context.latents_of(found), float(found["seconds"].sum())
 
@@ -209,7 +216,7 @@ def _samples_of(
     for name, other in known.items():
         if isinstance(other, TrainedDdpm):
             assert other.record is not None
-            notes.append(_check_rows(name, [other.record], context))
+            notes.append(_check_rows(name, [other.record], context, generator=False))
             continue
         _check_generator(name, latents_digest(other), context)
         notes.append(_check_rows(name, other.config.training, context))

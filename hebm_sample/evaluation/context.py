@@ -31,6 +31,7 @@ from hebm_sample.io.bars import disabled
 from hebm_sample.io.files import write_atomically
 from hebm_sample.io.images import to_uint8
 from hebm_sample.io.kept import damaged, open_tensors, tensor_bytes
+from hebm_sample.io.seeds import posterior_seed
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.metrics.features import extract
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -49,6 +50,7 @@ __all__ = [
 
 FORMAT = 1
 IMAGES_A_FILE = 500
+USUAL_BATCH = 50
 IMAGE_SETS = ("gaussian", "ebm", "reconstructions", "reconstructed", "reference", "training")
 Spaces = dict[str, tuple[Any, dict[str, Any]]]
 Prior = Literal["gaussian", "ebm"]
@@ -131,7 +133,7 @@ class EvaluationContext:
     num_images: int
     training: ImageDataset | None = None
     held_out: ImageDataset | None = None
-    batch_size: int = 50
+    batch_size: int = USUAL_BATCH
     folder: Path | None = None
     progress: bool = True
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +155,9 @@ class EvaluationContext:
         )
         key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
         key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
+        key += self.unusual()
+        if self.pipe.sampling_config(**settings).precondition:  # whose steps know the posterior
+            key.append(fingerprint(self.pipe, encoder=True))
         bar = tqdm(
             total=total,
             desc="sampling",
@@ -170,6 +175,17 @@ class EvaluationContext:
         with bar:
             found = self.cached(prior, key, self.num_images, make)
         return PriorSamples(self.latents_of(found), float(found["seconds"].sum()))
+
+    def unusual(self, *, timed: bool = True) -> list[Any]:
+        """What kept rows depend on besides their makers' own key: device and number format, and
+        for their seconds the batch; nothing where all is as usual.
+        """
+        asked: dict[str, Any] = {"device": self.pipe.device.type, "dtype": str(self.pipe.dtype)}
+        usual: dict[str, Any] = {"device": "cpu", "dtype": str(torch.float32)}
+        if timed:
+            asked, usual = asked | {"batch": self.batch_size}, usual | {"batch": USUAL_BATCH}
+        found = {name: value for name, value in asked.items() if value != usual[name]}
+        return [found] if found else []
 
     def _sample_batch(
         self, seeds: range, prior: Prior, progress: Callable[[int], object]
@@ -199,8 +215,10 @@ class EvaluationContext:
         images = self.held_out_images()
         key = [
             "seen",  # of files that are there already
+            "noise of its own",
             fingerprint(self.pipe, encoder=True),
             images.identity,
+            *self.unusual(timed=False),
         ]
         found = self.cached("held-out", key, len(images), self._encode_held_out)
         return EncodedImages(self.latents_of(found), found["distortion"], found["kl"])
@@ -219,7 +237,8 @@ class EvaluationContext:
         starts = range(0, len(images), self.batch_size)
         for i in tqdm(starts, desc="encoding", unit="batch", disable=disabled(self.progress)):
             x = torch.from_numpy(np.array(images[i : i + self.batch_size])).float() / 127.5 - 1
-            seeds = range(first_seed + i, first_seed + i + len(x))
+            rows = range(first_seed + i, first_seed + i + len(x))
+            seeds = [posterior_seed(row) for row in rows]  # not the noise of samples
             noise = NoiseStreams(seeds, pipe.generator.latent_shapes, device=pipe.device).normal()
             found = elbo(pipe.generator, pipe.encoder, x.to(pipe.device), noise)
             u = _by_group(tuple(g.cpu() for g in found.posterior.u))

@@ -240,7 +240,11 @@ def _by_level(measured: Measured, calibration: Calibration | None) -> dict[str, 
 
 
 def separations(
-    own: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+    own: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], *, paired: bool = False
 ) -> dict[str, Figure]:
-    """AUROC a score: of the data set's own held-out images against others."""
-    return {name: auroc(own[name], other[name]) for name in own}
+    """AUROC a score: of the data set's own held-out images against others.
+
+    Arguments:
+        paired: The others were made of the very same images, one of each.
+    """
+    return {name: auroc(own[name], other[name], paired=paired) for name in own}

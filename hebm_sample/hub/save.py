@@ -79,6 +79,11 @@ def check_model_folder(folder: Path, overwrite: bool = False) -> None:
     there = [name for name in _FILES if os.path.lexists(folder / name)]
     if not there:
         return
+    if folders := [name for name in there if (folder / name).is_dir()]:
+        raise UserInputError(
+            f"{folder / folders[0]} is a folder, where a model has a file; move it away, or "
+            "choose another folder"
+        )
     if not overwrite:
         raise UserInputError(
             f"{folder} already holds {', '.join(there)}; choose another folder, or replace the "
@@ -295,14 +300,44 @@ def _install(staging: Path, folder: Path, overwrite: bool) -> None:
             return
     with exclusive(folder):
         check_model_folder(folder, overwrite)
+        _change_places(staging, folder)
+
+
+def _change_places(staging: Path, folder: Path) -> None:
+    """Put the staged files of a model where an older one's are, or leave those."""
+    former = staging / "former"
+    former.mkdir()
+    rest = [name for name in _FILES if name != MANIFEST_NAME]
+    for name in _FILES:
+        _keep(folder / name, former / name)
+    try:
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         sync_folder(folder)
-        for name in (*(name for name in _FILES if name != MANIFEST_NAME), MANIFEST_NAME):
-            if (staging / name).exists():
-                os.replace(staging / name, folder / name)
-            else:  # of an older model, which the row would take for this one's
-                (folder / name).unlink(missing_ok=True)
+        for name in (*rest, MANIFEST_NAME):  # what is an older model's alone goes
+            _replace(staging / name, folder / name)
+    except Exception:
+        for name in (*rest, MANIFEST_NAME):
+            _replace(former / name, folder / name)
+        raise
+    finally:
         sync_folder(folder)
+
+
+def _keep(path: Path, place: Path) -> None:
+    """A second name for a file, if there is one; a copy where there are no such names."""
+    if os.path.lexists(path):
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copyfile(path, place)
+
+
+def _replace(path: Path, place: Path) -> None:
+    """Rename a file; without one, none is left at the place."""
+    if path.exists():
+        os.replace(path, place)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def write_config(folder: Path, config: ModelConfig, *, loaded: ModelRow | None = None) -> ModelRow:

@@ -162,8 +162,8 @@ def prepare_masks(
     """Masks of `count` images, true where they are white: bool (B, 1, size, size).
 
     Arguments:
-        masks: PIL images or paths, of their image's own size or `size` x `size`; or booleans
-            (B, size, size), of torch or NumPy. One of them goes for all images.
+        masks: PIL images or paths, or booleans (B, H, W) of torch or NumPy, of their image's own
+            size or `size` x `size`. One of them goes for all images.
         images: The images, as for `prepare`; arrays and tensors are of `size`.
         size: Side in pixels; masks are cropped to the centre as images are.
         count: B.
@@ -172,18 +172,9 @@ def prepare_masks(
     """
     import torch
 
-    if isinstance(masks, np.ndarray) and masks.dtype == np.bool_:
-        masks = torch.from_numpy(masks)  # pyright: ignore
-    if isinstance(masks, (torch.Tensor, np.ndarray)):
-        ready: Any = masks if masks.ndim > 2 else masks[None]
-        ready = ready if ready.ndim == 4 else ready[:, None]
-        if ready.dtype != torch.bool or tuple(ready.shape[1:]) != (1, size, size):
-            raise UserInputError(
-                f"masks are {masks.dtype} {tuple(masks.shape)}; they must be booleans "
-                f"(N, {size}, {size})"
-            )
-    else:
-        given = listed(masks)
+    ready = _booleans(masks, size) if isinstance(masks, (torch.Tensor, np.ndarray)) else None
+    if ready is None or ready.shape[2:] != (size, size):
+        given = listed(masks) if ready is None else [m[0] for m in ready.cpu().numpy()]
         sizes = [(size, size)] * count
         if not isinstance(images, (torch.Tensor, np.ndarray)):
             sizes = [_size(x, size) for x in listed(images)]
@@ -200,6 +191,22 @@ def prepare_masks(
             "give one for all, or one per image"
         )
     return ready.expand(count, -1, -1, -1)
+
+
+def _booleans(masks: "Tensor | npt.NDArray[Any]", size: int) -> "Tensor":
+    """Masks (N, 1, H, W) of booleans (H, W), (N, H, W) or (N, 1, H, W)."""
+    import torch
+
+    is_array = isinstance(masks, np.ndarray) and masks.dtype == np.bool_
+    found: Any = torch.from_numpy(masks) if is_array else masks  # pyright: ignore
+    given: Any = found if found.ndim > 2 else found[None]
+    ready: Any = given if given.ndim == 4 else given[:, None]
+    if ready.dtype != torch.bool or ready.ndim != 4 or ready.shape[1] != 1:
+        raise UserInputError(
+            f"masks are {masks.dtype} {tuple(masks.shape)}; they must be booleans "
+            f"(N, {size}, {size}), or of the image's own size"
+        )
+    return ready
 
 
 def _size(image: Any, size: int) -> tuple[int, int]:
@@ -437,7 +444,7 @@ def exif_of(image: Image.Image, note: str) -> bytes:
     return exif.tobytes()
 
 
-def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_text(path: "Source") -> dict[str, str]:
     """The facts that `save_image` or `save_animation` wrote into a file; empty for a file that is
     missing, no image or without them.
     """

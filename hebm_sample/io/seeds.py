@@ -15,6 +15,7 @@ from hebm_sample.errors import UserInputError
 __all__ = [
     "MAX_SEED",
     "MAX_SEEDS",
+    "continued_seed",
     "derived_seed",
     "format_seeds",
     "parse_seeds",
@@ -25,8 +26,9 @@ MAX_SEEDS = 100_000
 # torch's CPU generator reads 32 bits: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
 
-# Streams of a seed that are not its chain's: for samples of the posterior.
-_POSTERIOR_STREAM = 0x656E63
+# Streams of a seed that are not its chain's: of samples of the posterior, and of chains that go on
+# from an image's latents.
+_POSTERIOR_STREAM, _CONTINUED_STREAM = 0x656E63, 0x636E74
 
 # [0-9] rather than \d: other scripts' digits are not what anybody means by a seed.
 _ITEM = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
@@ -130,3 +132,11 @@ def posterior_seed(seed: int) -> int:
     the same number, which may be the image: its u would come back too well.
     """
     return derived_seed(seed, _POSTERIOR_STREAM)
+
+
+def continued_seed(seed: int) -> int:
+    """The seed of the noise that edits, fills in or varies an image. It is never that of the
+    sample that has the same number, which may be the image: what is to be drawn anew would come
+    back.
+    """
+    return derived_seed(seed, _CONTINUED_STREAM)

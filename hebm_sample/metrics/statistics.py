@@ -69,11 +69,16 @@ def _placements(values: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (below + upto) / (2 * len(others))
 
 
-def auroc(low: np.ndarray, high: np.ndarray) -> Figure:
-    """P(high > low), ties counted half, of numbers (N,) and (M,), both at least 2.
+def auroc(low: np.ndarray, high: np.ndarray, *, paired: bool = False) -> Figure:
+    """P(high > low), ties counted half, of numbers (N,) and (M,), both at least 2; its standard
+    error is DeLong's.
+
+    Arguments:
+        paired: The i-th numbers of both are of one image and another that was made of it, so that
+            what they say of the figure is not independent.
 
     Raises:
-        UserInputError: Too few numbers, or some that are not finite.
+        UserInputError: Too few numbers, some that are not finite, or pairs of unequal numbers.
     """
     low, high = (np.asarray(x, dtype=np.float64).ravel() for x in (low, high))
     if min(len(low), len(high)) < 2:
@@ -82,8 +87,13 @@ def auroc(low: np.ndarray, high: np.ndarray) -> Figure:
         )
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise UserInputError("an AUROC needs finite numbers; some are not")
+    if paired and len(low) != len(high):
+        raise UserInputError(f"{len(low)} and {len(high)} numbers are no pairs")
     v, w = _placements(high, low), 1 - _placements(low, high)
-    error = math.sqrt(v.var(ddof=1) / len(v) + w.var(ddof=1) / len(w))
+    variance = v.var(ddof=1) / len(v) + w.var(ddof=1) / len(w)
+    if paired:
+        variance = (v + w).var(ddof=1) / len(v)
+    error = math.sqrt(variance)
     if v.mean() in (0.0, 1.0):
         error = error_at_an_end(min(len(v), len(w)))
     return Figure(float(v.mean()), error)

@@ -5,9 +5,10 @@ With these and a request's settings a seed is an image.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from hebm_sample.config import ModelConfig
+from hebm_sample.config import GeneratorConfig, ModelConfig
 from hebm_sample.errors import UserInputError, WeightsError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ __all__ = [
     "state_of",
     "weights_hash",
 ]
+
+
+_SHARP = ("sharp.",)  # beginning of the names of a sharp decoder's weights
 
 
 def weights_hash(model: "Model") -> str:
@@ -50,7 +54,7 @@ def description_hash(config: ModelConfig) -> str:
 
 def scores_hash(model: "Model", dtype: "torch.dtype | None" = None) -> str:
     """The sha256 of all that scores depend on: weights of generator, energies and encoder, and
-    what `config.json` says of them.
+    what `config.json` says of them; not a sharp decoder, which only shows images.
 
     Arguments:
         dtype: As the model is once it was saved in this precision and loaded; as it is if None.
@@ -63,14 +67,14 @@ def scores_hash(model: "Model", dtype: "torch.dtype | None" = None) -> str:
     from hebm_sample.hub.save import stored_dtype
     from hebm_sample.hub.weights import content_digest
 
-    found = [description_hash(model.config)]
+    found = [description_hash(_without_sharp(model.config))]
     parts = {"generator": model.generator, "prior": model.energies(), "encoder": model.encoder}
     for name, part in parts.items():
         if dtype is None:
-            found.append(_hash_of(model, f"{name} of scores", [part]))
+            found.append(_hash_of(model, f"{name} of scores", [part], without=_SHARP))
         else:
             stored = stored_dtype(model.config, f"{name}.safetensors", part, dtype)
-            found.append(content_digest(part, stored=stored))
+            found.append(content_digest(part, stored=stored, without=_SHARP))
     return hashlib.sha256(" ".join(found).encode()).hexdigest()
 
 
@@ -120,12 +124,21 @@ def state_of(*modules: "nn.Module") -> object:
     return marks, torch.stack([n.float().cpu() for n in norms]).tolist()
 
 
-def _hash_of(model: "Model", name: str, parts: Sequence[object]) -> str:
+def _without_sharp(config: ModelConfig) -> ModelConfig:
+    if not isinstance(config.generator, GeneratorConfig):
+        return config
+    plain = replace(config.generator, sharp_decoder=None, sharp_upsampling="nearest")
+    return replace(config, generator=plain)
+
+
+def _hash_of(
+    model: "Model", name: str, parts: Sequence[object], without: tuple[str, ...] = ()
+) -> str:
     """Computed again where a weight was changed."""
     from hebm_sample.hub.weights import content_digest  # torch: commands start without it
 
     modules = cast("Sequence[nn.Module]", parts)
     state, known = state_of(*modules), model.hashes.get(name)
     if known is None or state is None or known[0] != state:
-        known = model.hashes[name] = (state, content_digest(*modules))
+        known = model.hashes[name] = (state, content_digest(*modules, without=without))
     return known[1]

@@ -45,6 +45,7 @@ from hebm_sample.sampling.constraints import LatentConstraint
 __all__ = ["KnownPixels", "blend", "blend_weight", "fill_smoothly", "inpaint", "known_cells"]
 
 GUIDANCE_SCALE = 3.0  # Z
+RELAXATIONS = 24  # sweeps at each resolution
 
 
 def inpaint(
@@ -136,7 +137,7 @@ def blend(drawn: Tensor, images: Tensor, unknown: Tensor) -> Tensor:
     """What was drawn where pixels are unknown and the images' own elsewhere, without a seam.
 
         unknown     drawn + the difference of known pixels around, smoothly continued
-        known       x + w (drawn - x), w falling from 1 to 0 over 2 R pixels; R = S / 64
+        known       x + w (drawn - x), w falling from 1 to 0 over 2 R pixels; R = S / 64, rounded
         beyond      x
 
     Arguments:
@@ -145,7 +146,7 @@ def blend(drawn: Tensor, images: Tensor, unknown: Tensor) -> Tensor:
     """
     weight = blend_weight(unknown, round(images.shape[-1] / 64))
     known = (weight == 0) & ~unknown
-    offset = fill_smoothly(images - drawn, known, least=max(2, images.shape[-1] // 16))
+    offset = fill_smoothly(images - drawn, known, reach=max(1, images.shape[-1] // 32))
     matched = drawn + torch.where(known, 0.0, offset)
     return torch.where(unknown, matched, images + weight * (matched - images))
 
@@ -210,37 +211,51 @@ class KnownPixels:
         return -self.weight * GUIDANCE_SCALE * total.sqrt()
 
 
-def fill_smoothly(images: Tensor, known: Tensor, least: int = 2) -> Tensor:
-    """The images with unknown pixels replaced by means of the known ones around them.
-
-    Means over squares of 2, 4, 8, ... pixels; a pixel takes the smallest square that has a known
-    one.
+def fill_smoothly(images: Tensor, known: Tensor, reach: int = 0) -> Tensor:
+    """The images with unknown pixels replaced by what goes on smoothly from the known ones around
+    them: each the mean of its four neighbours, as of a membrane that is held where it is known.
 
     Arguments:
         images: (B, C, S, S).
         known: (B, 1, S, S) bool.
-        least: Side of the smallest squares.
+        reach: The membrane is held at means over the known pixels up to so far away.
     """
-    side = images.shape[-1]
     values, weights = images * known, known.float()
-    filled, done, size = images * known, known, least
-    while size < 2 * side and not bool(done.all()):
-        share = _box_mean(weights, size)
-        mean = _box_mean(values, size) / share.clamp(min=1e-9)
-        found = share > 1e-9
-        filled = torch.where(done, filled, torch.where(found, mean, filled))
-        done, size = done | found, 2 * size
-    return filled
+    if reach:
+        values = _window_sums(values, reach) / _window_sums(weights, reach).clamp(min=1e-6)
+        values = values * known
+    return torch.where(known, images, _membrane(values, known))
 
 
-def _box_mean(maps: Tensor, size: int) -> Tensor:
-    """The mean over the square of `size` around each pixel, zeros beyond the edge: at every pixel,
-    so that what is filled in has no seams of its own; rows first, for the time of 2 `size` values
-    in place of `size`^2.
+def _membrane(values: Tensor, known: Tensor) -> Tensor:
+    """The solution at every pixel, from that at half of the resolution, which knows what is far.
+
+    Arguments:
+        values: (B, C, S, S), 0 where unknown.
+        known: (B, 1, S, S) bool.
     """
-    pad = (size - 1 - (size - 1) // 2, (size - 1) // 2)
-    rows = F.avg_pool2d(F.pad(maps, (*pad, 0, 0)), (1, size), 1)
-    return F.avg_pool2d(F.pad(rows, (0, 0, *pad)), (size, 1), 1)
+    side, share = values.shape[-1], known.float()
+    if side <= 4 or side % 2:
+        total = share.sum((2, 3), keepdim=True).clamp(min=1)
+        filled = (values.sum((2, 3), keepdim=True) / total).expand_as(values)
+    else:
+        part = F.avg_pool2d(share, 2)
+        coarse = F.avg_pool2d(values, 2) / part.clamp(min=1e-6)
+        half = _membrane(coarse, part > 0)
+        filled = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
+    for _ in range(RELAXATIONS):
+        filled = torch.where(known, values, filled)
+        at = F.pad(filled, (1, 1, 1, 1), mode="replicate")
+        beside = at[..., 1:-1, 2:] + at[..., 1:-1, :-2] + at[..., 2:, 1:-1] + at[..., :-2, 1:-1]
+        filled = beside / 4
+    return torch.where(known, values, filled)
+
+
+def _window_sums(maps: Tensor, reach: int) -> Tensor:
+    """Over the square of 2 `reach` + 1 around each pixel; rows first, which is faster."""
+    width = 2 * reach + 1
+    rows = F.avg_pool2d(maps, (1, width), 1, (0, reach), divisor_override=1)
+    return F.avg_pool2d(rows, (width, 1), 1, (reach, 0), divisor_override=1)
 
 
 def known_cells(known: Tensor, shapes: tuple[tuple[int, int, int], ...]) -> tuple[Tensor, ...]:

@@ -18,14 +18,13 @@ from torch import Tensor
 
 from hebm_sample.config import DecoderName, plain, require_integer
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.animation import ANIMATED, SECONDS, STILLS, save_animation
+from hebm_sample.io.animation import ANIMATED, SECONDS, STILLS, or_list, save_animation
 from hebm_sample.io.images import (
     check_folder,
     grid,
     png_bytes,
     prepare,
     save_image,
-    save_png,
     to_pil,
     to_rgb,
 )
@@ -56,6 +55,10 @@ OutputType = Literal["pil", "numpy", "torch", "np", "pt"]  # the last two as dif
 
 # What a notebook shows of many images.
 SHOWN_IMAGES, SHOWN_SIDE = 64, 1024
+
+
+# Endings of files that are no folder's name.
+UNWRITTEN = (".bmp", ".tif", ".tiff", ".ppm", ".avif", ".heic", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -175,6 +178,8 @@ class Samples(Sequence[Any]):
                     f"each, or save the grid of all: grid().save({str(place)!r})"
                 )
             return [place]
+        if place.suffix.lower() in UNWRITTEN and not place.is_dir():
+            raise UserInputError(f"images are not written as {place.suffix}; {_endings()}")
         check_folder(place)
         return [place / name for name in self._names()]
 
@@ -248,7 +253,7 @@ class Trajectory:
         *,
         overwrite: bool = False,
     ) -> None:
-        """Write it: frames that move as .gif or .webp, the grid as .png.
+        """Write it: frames that move as .gif or .webp, the grid as .png or .jpg.
 
         Arguments:
             path: Its ending says which.
@@ -267,12 +272,10 @@ class Trajectory:
             text = together(self.samples.provenance).saying(sheet="trajectory").text()
         if ending in ANIMATED:
             save_animation(self.frames, path, seconds, text)
-        elif ending == ".png":
-            save_png(self.grid(), path, text)
+        elif ending in STILLS:
+            save_image(self.grid(), path, text)
         else:
-            raise UserInputError(
-                f"a trajectory goes to {str(path)!r}; end it in .png, {' or '.join(ANIMATED)}"
-            )
+            raise UserInputError(f"a trajectory goes to {str(path)!r}; {_endings()}")
 
     def __repr__(self) -> str:
         """How long it is, and of what."""
@@ -281,6 +284,10 @@ class Trajectory:
     def _repr_png_(self) -> bytes:
         """What a notebook shows: the grid, reduced to 1024 pixels per side."""
         return _reduced(self.grid())
+
+
+def _endings() -> str:
+    return f"end the name in {or_list(STILLS)}"
 
 
 def _short(seeds: Sequence[int]) -> str:
@@ -323,7 +330,7 @@ def choose_seeds(
         return tuple(islice(seeds, num_images or 1))
     if isinstance(seeds, SupportsIndex) and not hasattr(seeds, "ndim"):  # an array has both
         seeds = (seeds if isinstance(seeds, bool) else operator.index(seeds),)
-    if seeds is not None and not isinstance(seeds, Iterable):
+    if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable | type(None)):
         raise UserInputError(f"seeds is {seeds!r}; give a whole number, or some in a list")
     asked: Any = range(1 if num_images is None else num_images) if seeds is None else seeds
     chosen = tuple(map(plain, islice(asked, MAX_SEEDS + 1)))  # of endless ones, too

@@ -108,7 +108,7 @@ class Provenance:
         if has_chain:
             typed = {"sampler": sampler, "temperature": temperature, "particles": particles}
             resolved = default.changed(**{k: v for k, v in typed.items() if v is not None})
-            chosen |= {} if resolved.particles == 1 else {"particles": resolved.particles}
+            chosen |= said_of_particles(resolved, default)
             chosen["sampling"] = settings_of(resolved)
             encoder = encoder or resolved.precondition  # whose steps follow the posterior
         return cls.of_decoded(pipe, decoder, encoder=encoder).saying(**how, **chosen)
@@ -135,6 +135,12 @@ def settings_of(config: LangevinConfig) -> dict[str, Any]:
     """Those of a chain that have no key of their own."""
     own = {"sampler", "steps", "temperature", "particles"}
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in own}
+
+
+def said_of_particles(config: LangevinConfig, default: LangevinConfig) -> dict[str, Any]:
+    """What files say of particles: nothing where there is one of them, as the model has it."""
+    usual = config.particles == default.particles == 1
+    return {} if usual else {"particles": config.particles}
 
 
 def together(each: Sequence[Provenance]) -> Provenance:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import DecoderName, LangevinConfig, require_choice, require_integer
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.conditions import Guidance, Symbols, plain_guidance, read_condition
@@ -217,13 +217,13 @@ def read_request(
 
 
 def check_particles(model: Model, request: Request) -> None:
-    """Raise `EnvironmentFailure` where the particles of a batch take more memory than is free."""
+    """Raise `UserInputError` where the particles of a batch take more memory than is free."""
     if (count := request.config.particles) == 1:
         return
     rows = count * min(len(request.seeds), request.batch_size)
     needed, free = rows * bytes_per_image(model), free_bytes(model.device)
     if needed > free:
-        raise EnvironmentFailure(
+        raise UserInputError(
             f"{count} particles for each of {rows // count} images at a time take "
             f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; "
             "ask for fewer particles, or a smaller batch"

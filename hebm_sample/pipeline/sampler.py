@@ -17,13 +17,13 @@ from torch import Tensor
 
 from hebm_sample.config import DecoderName, require_choice, require_integer
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
-from hebm_sample.io.seeds import derived_seed
+from hebm_sample.io.seeds import continued_seed, derived_seed
 from hebm_sample.latents import Latents, Scalar
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.model import Model
 from hebm_sample.pipeline.outputs import OutputType, Samples, Trajectory, to_output
 from hebm_sample.pipeline.progress import Callback, Progress, Watch
-from hebm_sample.pipeline.provenance import Provenance, settings_of
+from hebm_sample.pipeline.provenance import Provenance, said_of_particles, settings_of
 from hebm_sample.pipeline.request import (
     Likelihood,
     Prior,
@@ -46,6 +46,7 @@ from hebm_sample.prior.symbols import Condition
 from hebm_sample.sampling.constraints import LatentConstraint
 from hebm_sample.sampling.inversion import invert, retrace
 from hebm_sample.sampling.noise import NoiseStreams
+from hebm_sample.sampling.particles import particle_seeds
 from hebm_sample.sampling.probability_flow import flow_levels
 from hebm_sample.sampling.sample import sample_prior
 from hebm_sample.sampling.state import GradientTally, LevelState
@@ -262,6 +263,8 @@ class Sampler:
         energies = None if state.terms is None else -state.terms[:, :groups]
         images = to_output(state.images, output_type)
         said = self._provenance(request) if said is None else said
+        if state.level:  # on the way: its file is not that of the finished image
+            said = tuple(each.saying(level=state.level) for each in said)
         seeds, decoder = request.seeds, request.decoder
         return Samples(
             images, state.u, energies, seeds, state.level, decoder=decoder, provenance=said
@@ -277,8 +280,9 @@ class Sampler:
             "temperature": None if request.inverted else config.temperature,
             "prior": request.prior,
         }
-        how |= {"particles": config.particles} if chain and config.particles > 1 else {}
+        how |= said_of_particles(config, self.model.config.sampling) if chain else {}
         how |= {"sampling": settings_of(config)} if chain else {}
+        how |= {"compile": "yes"} if chain and self.compile_chains else {}  # it rounds otherwise
         encoder = chain and config.precondition  # whose steps follow the posterior
         common = Provenance.of_decoded(self.model, request.decoder, encoder=encoder)
         common = common.saying(**how, **request.facts)
@@ -312,8 +316,15 @@ class Sampler:
         return self._decoded(states, request)
 
     def _noise(self, request: Request) -> NoiseStreams:
+        """One stream an image, or one a particle of each."""
+        names, seeds = request.seeds, request.seeds
+        if request.constraint is not None:
+            seeds = tuple(continued_seed(seed) for seed in seeds)
+        if request.prior != "gaussian" and (count := request.config.particles) > 1:
+            names = [seed for seed in names for _ in range(count)]
+            seeds = particle_seeds(seeds, count)
         shapes = self.model.generator.latent_shapes
-        return NoiseStreams(request.seeds, shapes, device=self.model.device)
+        return NoiseStreams(seeds, shapes, device=self.model.device, names=names)
 
     def _gaussian(self, request: Request) -> Iterator[ChainState]:
         """u ~ N(0, I)."""
@@ -353,12 +364,13 @@ class Sampler:
         if constraint is not None and request.inverted:
             return self._inverted(constraint, request, energy)
         request = replace(request, constraint=constraint)
+        noise = self._noise(request)
         if config.particles > 1:
             request = request.particles()
         return sample_prior(
             self._conditioned(request, energy),
             model.schedule,
-            self._noise(request),
+            noise,
             config,
             parametrization=model.config.prior.parametrization,
             step_size_0=model.config.prior.step_size_0,

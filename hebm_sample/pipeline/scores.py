@@ -162,8 +162,9 @@ def rate(
     align: bool = False,
     face: int | None = None,
 ) -> Tensor:
-    """E_q[-F_G(u)] + KL(q(u_G | x) || N(0, I)) in nats, (N,): the divergence of the posterior
-    from the prior up to a constant.
+    """E_q[-F_G(u)] + sum over G of KL(q(u_i | x, u_{<i}) || N(0, I)) in nats, (N,): of all groups,
+    or of the top ones, the divergence of the posterior from the prior up to a constant; of groups
+    without those above them an upper bound of it, since theirs is the divergence given them.
 
     Arguments:
         images, groups, align, face: As for `log_density`.

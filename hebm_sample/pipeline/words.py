@@ -65,6 +65,7 @@ _INSTEAD = {
     "vary": {
         "num_images": "num_variations says how many of each image",
         "images": "what is varied is source, the first argument",
+        "keep_top": "keep says which groups stay, as in keep=slice(0, 2) for the top two",
     },
     "layers": {
         "num_images": "columns says how many in a row",

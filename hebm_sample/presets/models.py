@@ -66,7 +66,12 @@ _FACES_256 = replace(
 # With kl_weight 5 the posterior is wide: below 0.1 there is next to nothing to learn.
 _FACES_PRIOR = PriorConfig(levels=LEVELS, width=88, cells=2, sigma_min=0.1)
 _FACES_PRIOR_SETTINGS = TrainSettings(
-    steps=4800, batch_size=32, learning_rate=7e-4, warmup_steps=100, sample_every=900.0
+    steps=4800,
+    batch_size=32,
+    learning_rate=7e-4,
+    warmup_steps=100,
+    sample_every=900.0,
+    evaluate_every=400,
 )
 
 # Of priors that are trained to their end: 1.5 million images, best weights by held-out gain.
@@ -182,7 +187,7 @@ _IMAGES_64 = Preset(
     kl_weight=5.0,
     prior=_FACES_PRIOR,
     sampling=LangevinConfig(step_scale=1.0),
-    generator_settings=TrainSettings(steps=5200),
+    generator_settings=TrainSettings(steps=5200, evaluate_every=400),
     prior_settings=_FACES_PRIOR_SETTINGS,
     decoder=_SHARP_64,
 )

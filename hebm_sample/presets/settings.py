@@ -87,6 +87,8 @@ class TrainSettings(ConfigBase):
             require_integer("steps", self.steps, 1, 10**9)
         if self.time_budget is not None:
             require_range("time_budget", self.time_budget, 1.0, 1e8)
+        for name in ("checkpoint_every", "sample_every"):
+            require_range(name, getattr(self, name), 0.0, 1e9)
         for name in ("batch_size", "accumulate", "max_skipped", "log_every"):
             require_integer(name, getattr(self, name), 1, 10**6)
         require(
@@ -114,6 +116,11 @@ class TrainSettings(ConfigBase):
         if not self.patience:
             return
         every = self.evaluate_every
+        require(
+            self.validation != 0,
+            f"patience is {self.patience}, but no rows are held out to measure on; hold some out, "
+            "or set it to 0 (--set settings.patience=0)",
+        )
         require(
             every > 0,
             f"patience is {self.patience}, but nothing is measured; set evaluate_every too",
@@ -152,6 +159,8 @@ class TrainSettings(ConfigBase):
             require_range("ema_length", self.ema_length, 0.001, 0.28)
         require_range("gradient_clip", self.gradient_clip, 1e-9, 1e9)
         require(len(self.betas) == 2, f"betas is {list(self.betas)}; AdamW needs two numbers")
+        for beta in self.betas:
+            require_range("betas", beta, 0.0, 0.9999999)
 
 
 def parse_duration(text: str) -> float:

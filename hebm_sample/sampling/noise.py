@@ -27,6 +27,7 @@ class NoiseStreams:
         shapes: (C_i, H_i, W_i) of each group, top to bottom.
         device: Where the latents go.
         dtype: What they are cast to.
+        names: The seeds as messages have them, where these were made of others.
 
     Raises:
         UserInputError: no seeds, or one out of range.
@@ -39,8 +40,10 @@ class NoiseStreams:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        names: Sequence[int] | None = None,
     ) -> None:
         self.seeds = [_checked(seed) for seed in seeds]
+        self.names = self.seeds if names is None else list(names)
         if not self.seeds:
             raise UserInputError("no seeds were given; give at least one, such as seeds=[0]")
         self.shapes = tuple(tuple(shape) for shape in shapes)

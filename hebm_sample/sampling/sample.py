@@ -120,7 +120,7 @@ def sample_prior(
     """
     _check_parametrization(config, parametrization)
     count = config.particles
-    tally = GradientTally([s for s in noise.seeds[::count] for _ in range(count)], progress)
+    tally = GradientTally([s for s in noise.names[::count] for _ in range(count)], progress)
     top, given = _start(schedule, given)
     groups = FreeGroups(given, noise.normal(config.temperature))
     lowest = marginal_at(energy, schedule, 0, parametrization)

@@ -143,8 +143,9 @@ def check_identity(
         {name: identity.get("settings", {}).get(name, value) for name, value in defaults.items()}
         for identity in (found, wanted)
     )
-    # What a run of energies, say, is made on is more than its data.
-    named = {} if wanted["kind"] == "generator" else {"data": "data, options or frozen networks"}
+    # What a run is made on is more than its data.
+    of_generator = wanted["kind"] == "generator"
+    named = {"data": "data or KL weights" if of_generator else "data, options or frozen networks"}
     differing = sorted(
         named.get(k, k) for k in wanted if k != "settings" and found.get(k) != wanted[k]
     )

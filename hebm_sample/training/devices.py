@@ -10,6 +10,7 @@ Mixed precision keeps weights, optimiser and average in float32, "Mixed Precisio
 """
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -37,6 +38,7 @@ __all__ = [
     "make_accelerator",
     "parts_of",
     "said_by_first",
+    "time_a_step",
 ]
 
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
@@ -44,6 +46,7 @@ ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 # process groups wait by themselves.
 LONGEST_WAIT = timedelta(hours=6)
 FEWEST_ROWS = 16  # of a part that is worth a thread of its own
+PROBE_STEPS = 6
 MOST_TEXT = 500  # characters of another process's failure
 
 _A = TypeVar("_A")
@@ -164,6 +167,22 @@ def computing(
     if twice and device.type == "cpu" and not settings.activation_checkpointing:
         return TrainingConvolutions
     return nullcontext
+
+
+def time_a_step(
+    run_step: Callable[[int], object], synchronize: Callable[[], None], rewind: Callable[[], None]
+) -> float:
+    """Seconds of a step: the mean of the last four of six trial steps, undone afterwards."""
+    for i in range(2):
+        run_step(i)
+    synchronize()
+    start = time.perf_counter()
+    for i in range(2, PROBE_STEPS):
+        run_step(i)
+    synchronize()
+    seconds = (time.perf_counter() - start) / (PROBE_STEPS - 2)
+    rewind()
+    return seconds
 
 
 def parts_of(settings: TrainSettings, device: torch.device) -> int:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hebm_sample.config import GeneratorConfig
+from hebm_sample.config import GeneratorConfig, require_range
+from hebm_sample.config.record import MAX_KL_WEIGHT
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Encoder, encode
 from hebm_sample.generator.hierarchy import HierarchicalGenerator
@@ -92,9 +93,11 @@ def group_weights(config: GeneratorConfig, kl_weight: float | Sequence[float]) -
         kl_weight: One number for all groups, or one per scale, or one per group, coarse to fine.
 
     Raises:
-        UserInputError: Another number of weights.
+        UserInputError: Another number of weights, or one that is negative or no number.
     """
     groups = [s.groups for s in config.scales]
+    for weight in [kl_weight] if isinstance(kl_weight, int | float) else kl_weight:
+        require_range("kl_weight", weight, 0.0, MAX_KL_WEIGHT)
     if isinstance(kl_weight, int | float):
         return [float(kl_weight)] * sum(groups)
     weights = [float(w) for w in kl_weight]

@@ -37,7 +37,7 @@ from hebm_sample.training.checkpoint import (
 from hebm_sample.training.decoding.train import sharpened
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.optim import averaged
-from hebm_sample.training.record import record_of
+from hebm_sample.training.record import BASE, check_base, record_of
 from hebm_sample.training.train import trained_generator
 from hebm_sample.training.trainer import BEST
 
@@ -60,12 +60,14 @@ def load_run(run: str | Path) -> Pipeline:
         raise UserInputError(
             f"{run} holds no whole checkpoint; give the --out folder of a training run"
         )
-    state = read_state(latest_checkpoint(run) or checkpoint)
+    state, kept = read_state(latest_checkpoint(run) or checkpoint), read_state(checkpoint)["step"]
+    state["step"] = max(state["step"], kept)  # of a run that ended before it could say so
     identity = state["identity"]
     config = ModelConfig.from_dict(identity["config"])
-    record = replace(record_of(state), kept=read_state(checkpoint)["step"])  # as it is, not wanted
+    record = replace(record_of(state), kept=kept)  # as it is, not wanted
     config = replace(config, training=(*config.training, record))
-    start = run / "generator"
+    start = run / BASE
+    check_base(run, state)
     base = Pipeline.from_pretrained(start, device="cpu") if start.is_dir() else None
     if identity["kind"] == "generator":
         described = config.generator

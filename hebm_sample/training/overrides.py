@@ -6,8 +6,9 @@ The parts are those of `Preset`, with `settings` for those of the run at hand; w
 neither, such as `chain_steps`, has no dot. `prior.num_levels` is T: that many levels even in log
 SNR between the preset's own lowest and highest, or the release's.
 
-What is changed is config and settings, so the run's checkpoints hold it, resuming asks for it
-again, and the model's `config.json` has it.
+What is changed is config and settings, so the run's checkpoints hold it, and resuming asks for it
+again. The model's `config.json` has what it describes: networks, levels, sampler and, in the
+record of the generator's run, the weights of its KL divergences.
 """
 
 import json
@@ -24,6 +25,7 @@ from hebm_sample.config import (
     require_integer,
     require_range,
 )
+from hebm_sample.config.record import MAX_KL_WEIGHT
 from hebm_sample.errors import UserInputError
 from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.presets.settings import TrainSettings
@@ -59,7 +61,7 @@ class _Plain(ConfigBase):
     def __post_init__(self) -> None:
         several = isinstance(self.kl_weight, tuple)
         for weight in cast("Any", self.kl_weight) if several else (self.kl_weight,):
-            require_range("kl_weight", weight, 0.0, 1e6)
+            require_range("kl_weight", weight, 0.0, MAX_KL_WEIGHT)
         require_integer("chain_steps", self.chain_steps, 1, 100_000)
         require_range("symbol_weight", self.symbol_weight, 0.0, 1e6)
         require_range("condition_share", self.condition_share, 0.0, 1.0)

@@ -22,7 +22,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.manifest import MANIFEST_NAME
 from hebm_sample.hub.save import check_new_model
 from hebm_sample.io.files import parse_json, write_atomically
-from hebm_sample.io.written import check_run_folder, mark_run_folder
+from hebm_sample.io.written import check_run_folder, is_run_folder, mark_run_folder
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import find_preset
 from hebm_sample.presets.preset import Preset
@@ -175,12 +175,23 @@ def start(
 
 
 def _known(path: Path) -> dict[str, Any] | None:
-    """What a recipe's folder was begun with; None where there is none, or no recipe's."""
+    """What a recipe's folder was begun with; None where there is none, or no recipe's.
+
+    Raises:
+        UserInputError: It is damaged: any recipe would fit.
+    """
     try:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"preset", "scale", "data"} <= set(found) else None
+        found = None
+    if isinstance(found, dict) and {"preset", "scale", "data"} <= set(found):
+        return found
+    if path.exists() and is_run_folder(path.parent):
+        raise UserInputError(
+            f"{path} does not say what the recipe there was begun with; put it there again, or "
+            "choose another folder"
+        )
+    return None
 
 
 def finish(out: Path, model: Pipeline, preset: Preset) -> None:

@@ -2,28 +2,40 @@
 which rows of a data set a model was not trained on, and what a run may start from.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from hebm_sample.config import TrainingRecord
 from hebm_sample.data.holdout import SEED
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 
 __all__ = [
+    "BASE",
+    "base_of",
+    "check_base",
     "check_generator",
     "check_prior",
     "check_rows",
+    "former_digest",
     "held_out_rule_of",
     "record_of",
+    "records_of_energies",
     "same_rows",
     "trained_on",
 ]
 
+BASE = "generator"  # in a run's folder: the model that it began with
 UNKNOWN = "0000-00-00"  # of checkpoints that older releases wrote
 _ROWS = re.compile(r"([^\[]*)\[(\d+):(\d+)\]")  # of an identity: the set's, first row, end
 
@@ -45,8 +57,21 @@ def record_of(state: Mapping[str, Any]) -> TrainingRecord:
         ended=state.get("ended", UNKNOWN),
         kept=best["step"] if best else state["step"],
         image_size=identity["config"]["generator"]["image_size"],
+        kl_weights=_kl_weights(identity),
         **_rows_of(identity),
     )
+
+
+def _kl_weights(identity: Mapping[str, Any]) -> tuple[float, ...]:
+    """As the identity of a generator's run ends with them: one number, or one per group."""
+    text = identity["data"].rpartition(" kl_weight=")[2]
+    generator = identity["config"]["generator"]
+    grown = generator.get("encoder_size") not in (None, generator["image_size"])  # T was frozen
+    if identity["kind"] != "generator" or grown or text == identity["data"]:
+        return ()
+    found = json.loads(text)
+    groups = sum(scale["groups"] for scale in generator["scales"])
+    return tuple(found) if isinstance(found, list) else (float(found),) * groups
 
 
 def _rows_of(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,9 +84,39 @@ def _rows_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def base_of(run: Path) -> str:
+    """What tells the model that a run began with from others, by the bytes of its files, which
+    are checked where it is loaded; "" for none.
+    """
+    folder = run / BASE
+    if not (folder / MANIFEST_NAME).exists():
+        return ""
+    files = sorted((name, file.sha256) for name, file in read_row(folder).files.items())
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def check_base(run: Path, state: Mapping[str, Any]) -> None:
+    """`UserInputError` if the folder holds another model than the one that the run began with, as
+    far as its checkpoints say.
+    """
+    if state.get("base", base_of(run)) != base_of(run):
+        raise UserInputError(
+            f"{run / BASE} is not the model that the run began with; put that one there again"
+        )
+
+
 def _known(records: Sequence[TrainingRecord], size: int) -> list[TrainingRecord]:
     """Records that say which rows of images of that size were trained on."""
     return [r for r in records if r.data and r.image_size == size]
+
+
+def records_of_energies(model: Pipeline, init: Pipeline | None) -> tuple[TrainingRecord, ...]:
+    """What the parts that energies begin with have seen: not `model`'s own energies, but those
+    that they start from.
+    """
+    begun = () if init is None else init.config.training
+    kept = [r for r in model.config.training if r.part != "prior"]
+    return (*kept, *(r for r in begun if r.part == "prior"))
 
 
 def same_rows(model: str, records: Sequence[TrainingRecord], training: ImageDataset) -> None:
@@ -118,6 +173,8 @@ def check_rows(
     records: Sequence[TrainingRecord],
     training: ImageDataset,
     held_out: ImageDataset,
+    *,
+    generator: bool = True,
 ) -> str:
     """What is known of held-out rows, in words; empty where no part of the model was trained on
     them.
@@ -126,6 +183,7 @@ def check_rows(
         model: Its name, for messages.
         records: Of its training, as its config has them.
         training, held_out: As they are now taken to be.
+        generator: Whether a generator without a record is said to have none; not of a prior alone.
 
     Raises:
         UserInputError: A part was trained on rows of the same data that are now held out.
@@ -133,7 +191,11 @@ def check_rows(
     known = _known(records, held_out.images.shape[-1])
     if not known:
         return f"{model} does not say which rows it was trained on"
-    notes = [_untold(model, record) for record in records if _other_rule(record, known)]
+    notes = [
+        f"{model} does not say which rows its {part} was trained on"
+        for part in _silent(records, generator)
+    ]
+    notes += [_untold(model, record) for record in records if _other_rule(record, known)]
     for record in known:
         if trained_on(record.data, training.identity, held_out.identity):
             raise UserInputError(
@@ -143,8 +205,17 @@ def check_rows(
                 "out"
             )
         if _set(record.data) not in (_set(held_out.identity), _set(training.identity)):
-            notes = [f"these are not the data that {model} was trained on, as they were then"]
-    return "; ".join(notes)
+            notes.append(f"these are not the data that {model} was trained on, as they were then")
+    return "; ".join(dict.fromkeys(notes))
+
+
+def _silent(records: Sequence[TrainingRecord], generator: bool) -> list[str]:
+    """Parts of which nothing says what they were trained on, such as the generator of an earlier
+    release, on which new energies were trained.
+    """
+    parts = dict.fromkeys(r.part for r in records if not r.data)
+    untold = generator and all(r.part != "generator" for r in records)
+    return [*(["generator"] if untold else []), *parts]
 
 
 def _other_rule(record: TrainingRecord, known: Sequence[TrainingRecord]) -> bool:
@@ -189,6 +260,11 @@ def check_prior(preset: Preset, model: Pipeline, objective: str, init: Pipeline 
         raise UserInputError(
             "objective 'score' needs energies at every noise level; use parametrization log_snr"
         )
+    if objective == "mle" and preset.prior_settings.patience:
+        raise UserInputError(
+            f"patience is {preset.prior_settings.patience}, but objective 'mle' has no held-out "
+            "figure that says when to end; set it to 0 (--set settings.patience=0)"
+        )
     if config.parametrization == "log_snr":
         same |= {"levels": config.levels}  # defined at every level, whichever are sampled
     if init is None:
@@ -197,3 +273,9 @@ def check_prior(preset: Preset, model: Pipeline, objective: str, init: Pipeline 
         raise UserInputError(
             f"{init.name} has other energies than preset {preset.name}; start from its own preset"
         )
+
+
+def former_digest(module: nn.Module) -> str:
+    """What earlier releases took for a digest of weights: the same for weights of other signs."""
+    total = sum(float(p.double().abs().sum()) for p in module.parameters())
+    return f"{total:.10e}"

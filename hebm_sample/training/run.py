@@ -9,7 +9,6 @@ had happened, and several processes learn what one does (`training/optim.py`).
 
 import datetime
 import math
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from hebm_sample.training.devices import (
     computing,
     parts_of,
     said_by_first,
+    time_a_step,
 )
 from hebm_sample.training.log import Means
 from hebm_sample.training.optim import (
@@ -52,13 +52,12 @@ from hebm_sample.training.optim import (
     step_seed,
     train_step,
 )
-from hebm_sample.training.record import record_of
+from hebm_sample.training.record import base_of, check_base, record_of
 
 __all__ = ["BEST", "Run", "RunResult", "Task", "make_run_folder"]
 
 BEST = "best"  # folder of the averaged weights that were best on held-out images
 
-PROBE_STEPS = 6
 # Of a time budget; checkpoints, grids and the export get the rest.
 BUDGET_SHARE = 0.93
 
@@ -144,22 +143,6 @@ class RunResult:
         return record_of(self.state)
 
 
-def _time_a_step(
-    run_step: Callable[[int], object], synchronize: Callable[[], None], rewind: Callable[[], None]
-) -> float:
-    """Seconds of a step: the mean of the last four of six trial steps, undone afterwards."""
-    for i in range(2):
-        run_step(i)
-    synchronize()
-    start = time.perf_counter()
-    for i in range(2, PROBE_STEPS):
-        run_step(i)
-    synchronize()
-    seconds = (time.perf_counter() - start) / (PROBE_STEPS - 2)
-    rewind()
-    return seconds
-
-
 def make_run_folder(folder: Path) -> None:
     """Make the folder and mark it as a run's, or raise `UserInputError`; a folder that holds
     somebody else's files is refused (`io/written.py`).
@@ -206,6 +189,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
+        self.base = base_of(folder)
         self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
@@ -329,7 +313,7 @@ class Run:
             self.optimizer.load_state_dict(clean)
 
         cuda = self.accelerator.device.type == "cuda"
-        seconds = _time_a_step(
+        seconds = time_a_step(
             self.one_step, torch.cuda.synchronize if cuda else lambda: None, rewind
         )
         steps = torch.tensor(
@@ -349,6 +333,7 @@ class Run:
             "ended": datetime.date.today().isoformat(),
             "time_budget": self.settings.time_budget,
             "init": self.task.init,
+            "base": self.base,
             "best": self.best,
             "least": None if self.task.watch is None else self.task.watch.least,
             "skipped": self.guard.total,
@@ -430,6 +415,7 @@ class Run:
             raise UserInputError(
                 f"the run in {self.folder} started from {start}; resume with the same options"
             )
+        check_base(self.folder, state)
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
         self.cut(state.get("parts", 1))

@@ -44,13 +44,18 @@ from hebm_sample.training.energy import MleObjective, PriorObjective, ScoreObjec
 from hebm_sample.training.heldout import BATCH, heldout_figures
 from hebm_sample.training.label_columns import label_columns, with_values
 from hebm_sample.training.lock import locked
-from hebm_sample.training.record import check_generator, check_prior, same_rows
+from hebm_sample.training.record import (
+    check_generator,
+    check_prior,
+    former_digest,
+    records_of_energies,
+    same_rows,
+)
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
 
 __all__ = [
     "Objective",
     "channels_last",
-    "former_digest",
     "train_generator",
     "train_prior",
     "trained_generator",
@@ -84,6 +89,7 @@ def _generator_task(
     """
     described = config.generator
     assert isinstance(described, GeneratorConfig), "an imported generator is not trained further"
+    torch.manual_seed(settings.seed)
     objective = GeneratorObjective(HierarchicalGenerator(described), Encoder(described), kl_weight)
     channels_last(objective.to(device))
 
@@ -134,11 +140,15 @@ def train_generator(
             the preset's generator grows from: its T, encoder and prior are kept as they are and
             only the image decoder and the likelihood are trained.
         accelerator: accelerate's engine; made if None.
+
+    Raises:
+        UserInputError: `init` was trained on other rows of these data, among others.
     """
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     settings, ended = agreed(preset.generator_settings, accelerator), check_model_place(folder)
     training, validation = images.split(settings.validation)
-    torch.manual_seed(settings.seed)
+    if init is not None:
+        same_rows(init.name, init.config.training, training)
     config = ModelConfig(
         name=preset.model_name, generator=preset.generator, sampling=preset.sampling
     )
@@ -147,9 +157,7 @@ def train_generator(
     device = accelerator.device
     task = _generator_task(config, preset.kl_weight, validation, identity, device, settings)
     if init is not None:
-        assert isinstance(task.learner, GeneratorObjective)
-        _mark_start(task, init)
-        _start_from(init, task.learner, preset)
+        _start_from(init, task, preset)
     make_run_folder(folder)
 
     def begin() -> None:
@@ -214,8 +222,11 @@ def _mark_start(task: Task, init: Pipeline) -> None:
     task.former = task.identity, former_digest(init.generator)
 
 
-def _start_from(init: Pipeline, learner: GeneratorObjective, preset: Preset) -> None:
+def _start_from(init: Pipeline, task: Task, preset: Preset) -> None:
     """Take over `init`'s weights; where it grows, T and encoder are then frozen."""
+    learner = task.learner
+    assert isinstance(learner, GeneratorObjective)
+    _mark_start(task, init)
     check_generator(preset, init)
     grows = preset.generator.grows_from(init.config.generator)
     # Its groups are alive: a warm-up would only make them fill up and empty again.
@@ -291,7 +302,8 @@ def train_prior(
         accelerator: accelerate's engine; made if None.
 
     Raises:
-        UserInputError: The generator was trained on other rows of these data, among others.
+        UserInputError: The generator, or `init`, was trained on other rows of these data, among
+            others.
     """
     require_choice("objective", objective, Objective)
     check_prior(preset, model, objective, init)
@@ -300,7 +312,8 @@ def train_prior(
     preset, ended = replace(preset, prior_settings=settings), check_model_place(folder)
     run = _PriorRun(preset, model, objective, init, accelerator)
     training, validation = images.split(settings.validation)
-    same_rows(model.name, model.config.training, training)
+    for part in (model, *([] if init is None else [init])):
+        same_rows(part.name, part.config.training, training)
     columns = label_columns(preset, training)
     training = with_values(preset, training, columns)
     make_run_folder(folder)
@@ -339,7 +352,11 @@ class _PriorRun:
             model.encoder.to(self.device),
         )
         self.config = replace(
-            model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
+            model.config,
+            name=preset.model_name,
+            prior=preset.prior,
+            sampling=sampling_for(preset),
+            training=records_of_energies(model, init),
         )
         torch.manual_seed(settings.seed)
         self.energy = new_prior(self.config)
@@ -437,9 +454,3 @@ def sampling_for(preset: Preset) -> LangevinConfig:
     return preset.sampling.changed(
         sampler="recovery", kernel="plain", start="u_next", denoise=False, step_scale=1.0
     )
-
-
-def former_digest(module: nn.Module) -> str:
-    """What earlier releases took for a digest of weights: the same for weights of other signs."""
-    total = sum(float(p.double().abs().sum()) for p in module.parameters())
-    return f"{total:.10e}"

@@ -264,6 +264,12 @@ def test_what_comes_too_slowly_ends() -> None:
         ("GET", "/gradio_api/heartbeat/s", 200),
         ("GET", "/", 200),
         ("GET", "/config", 200),
+        ("GET", "/assets/index.js", 200),
+        ("GET", "/monitoring", 404),
+        ("GET", "/monitoring/summary", 404),
+        ("GET", "/openapi.json", 404),
+        ("GET", "/docs", 404),
+        ("HEAD", "/profiling/summary", 404),
         ("POST", "/gradio_api/run/predict", 200),
     ],
 )

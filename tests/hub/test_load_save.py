@@ -5,6 +5,7 @@ otherwise a folder loads and is not the model that its card describes.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -140,10 +141,37 @@ def test_saving_over_itself_keeps_card_licence_and_figures(tmp_path):
     assert (row.licence, row.figures) == ("CC0-1.0", figures)
     # A card that cannot be read is found out before anything is changed.
     (tmp_path / "m" / "README.md").unlink()
-    (tmp_path / "m" / "README.md").mkdir()
     with pytest.raises(EnvironmentFailure, match="nothing was written"):
         pipe.save_pretrained(tmp_path / "m", overwrite=True)
+    (tmp_path / "m" / "README.md").mkdir()
+    with pytest.raises(UserInputError, match=r"README\.md is a folder"):
+        pipe.save_pretrained(tmp_path / "m", overwrite=True)
     build_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "failing", ["config.json", "encoder.safetensors", "weights_manifest.json"]
+)
+def test_a_writer_that_fails_half_way_leaves_the_older_model(tmp_path, monkeypatch, failing):
+    folder = tmp_path / "m"
+    write(folder, licence="CC0-1.0", card="old")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    replaced, real = [], os.replace
+
+    def replace_or_fail(source, place, **how):
+        inside = Path(place).parent == folder
+        if inside and Path(place).name == failing and failing not in replaced:
+            replaced.append(failing)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(source, place, **how)
+
+    monkeypatch.setattr(os, "replace", replace_or_fail)
+    generator, encoder, prior = tiny_modules(seed=7)
+    with pytest.raises(EnvironmentFailure, match="Input/output error"):
+        write_model_folder(folder, CONFIG, generator, prior, encoder, overwrite=True)
+    assert replaced and {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    write_model_folder(folder, CONFIG, generator, prior, encoder, overwrite=True)
+    assert (folder / "encoder.safetensors").read_bytes() != before["encoder.safetensors"]
 
 
 def test_what_is_loaded_is_what_was_hashed(folder, tmp_path, monkeypatch):

@@ -152,6 +152,21 @@ class TestRanks:
             auroc(np.zeros(1), np.zeros(2))
         with pytest.raises(UserInputError, match="finite"):
             auroc(np.array([0, np.nan]), np.zeros(2))
+        with pytest.raises(UserInputError, match="no pairs"):
+            auroc(np.zeros(3), np.zeros(4), paired=True)
+
+    @pytest.mark.parametrize("sign", [1.0, -1.0])
+    def test_error_of_pairs_knows_that_they_are_pairs(self, sign):
+        """What was made of an image has a score that follows, or turns, that of the image."""
+        figures = []
+        for i in range(300):
+            low, noise = (np.random.default_rng(2 * i + k).normal(size=60) for k in (0, 1))
+            high = 0.7 + sign * (0.9 * low + 0.4 * noise)
+            figures.append((auroc(low, high, paired=True), auroc(low, high)))
+        spread = np.std([paired.value for paired, _ in figures])
+        known, plain = (np.mean([pair[k].error for pair in figures]) for k in (0, 1))
+        assert known == pytest.approx(spread, rel=0.12)
+        assert abs(plain / spread - 1) > 0.2  # as of independent images it would be wrong
 
 
 class TestMemorisation:

@@ -12,10 +12,16 @@ import pytest
 import torch
 from tiny import release_config, tiny_latents, tiny_pipeline
 
+from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import EnvironmentFailure, UserInputError
 from hebm_sample.evaluation import mcmc
 from hebm_sample.evaluation.calibration import measure_images
+from hebm_sample.evaluation.context import EvaluationContext
 from hebm_sample.evaluation.mcmc import (
+    ACCEPTANCE,
+    DIFFUSION,
+    TRACE_STARTS,
+    TRACES,
     acceptance,
     check_steps,
     diagnose_levels,
@@ -32,6 +38,7 @@ from hebm_sample.evaluation.ood import (
     separations,
     top_group_energies,
 )
+from hebm_sample.evaluation.report.latents import run_diagnostics
 from hebm_sample.io.extras import import_extra
 from hebm_sample.io.seeds import derived_seed
 from hebm_sample.latents import flatten
@@ -288,6 +295,26 @@ class TestDiagnostics:
         assert len(checks) == 2 * levels
         assert all(0 <= c.acceptance <= 1 for c in checks)
         assert all(c.effective_step == c.step_scale * c.acceptance for c in checks)
+
+    def test_what_made_a_state_is_not_what_it_is_measured_with(self, pipe, tmp_path, monkeypatch):
+        """All noise of a report's diagnostics: encodings, their diffusion, acceptance, traces."""
+        made, real = [], NoiseStreams.__init__
+
+        def record(self, seeds, *args, **how):
+            made.append(tuple(seeds := list(seeds)))
+            real(self, seeds, *args, **how)
+
+        monkeypatch.setattr(NoiseStreams, "__init__", record)
+        images = np.random.default_rng(0).integers(0, 255, (8, 3, 16, 16), dtype=np.uint8)
+        data = ImageDataset(images, {}, {}, (0,), "x")
+        context = EvaluationContext(pipe, 4, data, data, 8, progress=False)
+        run_diagnostics(context, tmp_path, images=4, steps=8)
+        purposes = {seeds[:4] for seeds in made}
+        assert len(purposes) >= 5
+        # The sampler's own seeds are those of its samples, 0 and on; all others are apart.
+        flat = [seed for seeds in purposes for seed in seeds]
+        assert (0, 1, 2, 3) in purposes and len(set(flat)) == len(flat)
+        assert len({ACCEPTANCE, TRACES, TRACE_STARTS, DIFFUSION, CHAINS, 0}) == 6
 
     def test_chains_from_different_starts(self, pipe):
         starts = {"zero": tuple(0 * g for g in tiny_latents(pipe.config, 4))}

@@ -15,6 +15,7 @@ from hebm_sample.config import LangevinConfig
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import fingerprint
 from hebm_sample.metrics.frechet import FeatureStatistics
+from hebm_sample.pipeline.conditions import read_condition
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,15 @@ def test_guided_energies_go_on_from_the_weak_to_the_strong(guided):
     pipe = Pipeline(config, generator, prior, encoder)
     u, level = tiny_latents(config), torch.tensor([0.3, -1.0])
     top = generator.transform(u)
-    a, b = pipe.prior.outputs(top, level), weak.prior.outputs(top, level)
-    found = guided.guided(pipe, weak, 1.5).prior.outputs(top, level)
-    torch.testing.assert_close(found.base, 2.5 * a.base - 1.5 * b.base)
-    torch.testing.assert_close(found.logits, 2.5 * a.logits - 1.5 * b.logits)
+    strong, led = pipe.prior, guided.guided(pipe, weak, 1.5).prior
+    a, b = strong(top, level).sum(1), weak.prior(top, level).sum(1)
+    torch.testing.assert_close(led(top, level).sum(1), 2.5 * a - 1.5 * b)
+    # What symbols say is the strong energies' own, whatever the weight.
+    condition = read_condition(strong.table, {"Smiling": "yes"}, 3.0, len(u[0]), "toy")
+    torch.testing.assert_close(
+        led(top, level, condition).sum(1) - led(top, level).sum(1),
+        strong(top, level, condition).sum(1) - a,
+    )
     marks = {fingerprint(guided.guided(pipe, weak, w)) for w in (0.0, 1.0, 2.0)}
     assert len(marks) == 3  # latents that are kept are of one weight
     drawn = [guided.guided(pipe, weak, w)(seeds=[3], steps=12).images for w in (0.0, 1.0)]

@@ -422,7 +422,9 @@ class TestWithoutData:
         found = shipped_gap(context)
         if with_data.fd_gauss > with_data.fd_recon:
             assert found["gap_closed"]["value"] == pytest.approx(with_data.gap_closed, rel=1e-4)
-            assert found["gap_closed"]["error"] > 0
+            # The reference does not vary here, so the error is near that with data, not above.
+            error = found["gap_closed"]["error"]
+            assert 0.3 * with_data.gap_closed_error < error < 1.3 * with_data.gap_closed_error
         else:
             assert found["gap_closed"] is None
 

@@ -79,6 +79,12 @@ class Runs:
         self.gpu, self.preset = gpu, preset
         self.packed = (packed, gpu["packing"].read_manifest(packed, preset))
 
+    def of(self, preset):
+        """Of another preset, on the same images."""
+        other = Runs.__new__(Runs)
+        other.gpu, other.preset, other.packed = self.gpu, preset, self.packed
+        return other
+
     def __call__(self, out, resume=False, tell=lambda _: None, **asked):
         steps = {"steps": (STEPS, STEPS, STEPS), "bf16": False, "every": 1e9, "batch": 8}
         asked = self.gpu["session"].Asked(1.0, **(steps | asked))
@@ -203,6 +209,23 @@ def test_another_run_is_not_gone_on_with(whole, runs):
         runs(whole, resume=True, batch=16)
     with pytest.raises(UserInputError, match="go on with --resume"):
         runs(whole)
+
+
+def test_a_run_with_other_settings_or_another_start_is_not_gone_on_with(whole, runs, gpu, preset):
+    """What --set and --start say is of the run as much as its images are."""
+    settings = replace(preset.prior_settings, learning_rate=0.5)
+    for other, match in (
+        (replace(preset, prior_settings=settings), "other recipe"),
+        (replace(preset, kl_weight=99.0), "other recipe"),
+    ):
+        with pytest.raises(UserInputError, match=match):
+            runs.of(other)(whole, resume=True)
+    model = Pipeline.from_pretrained(whole / "model", device="cpu")
+    session = gpu["session"].Session
+    asked = gpu["session"].Asked(1.0, steps=(STEPS,) * 3, bf16=False, every=1e9, batch=8)
+    with pytest.raises(UserInputError, match="other first, start"):
+        how = {"resume": True, "start": (model, 2)}
+        session(preset, runs.packed, whole, asked, CPU, **how)
 
 
 def test_stages_end_by_their_shares(gpu):

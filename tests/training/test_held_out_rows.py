@@ -6,9 +6,11 @@ that the model is good.
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 from toy import draw_images, short_preset
 
@@ -76,6 +78,65 @@ def test_the_run_s_own_rule_is_the_default(home, records):
 def test_rows_that_were_trained_on_are_refused(home, records, validation):
     with pytest.raises(UserInputError, match="mine's generator was trained with other rows held"):
         held_out(home, records, validation=validation)
+
+
+def test_what_a_run_starts_from_was_trained_on_the_same_rows(home, tmp_path):
+    """Weights that saw other rows of the same data leave none that is held out of both."""
+    images, preset = opened(home), short_preset(validation=10)
+    model = Pipeline.from_pretrained(home / "prior" / "model", device="cpu")
+    with pytest.raises(UserInputError, match="mine's generator was trained on other rows"):
+        mine = Pipeline.from_pretrained(home / "model", device="cpu")
+        train_generator(preset, images, tmp_path / "g", init=mine, show_progress=False)
+    train_generator(preset, images, tmp_path / "g", show_progress=False)
+    other = load_run(tmp_path / "g")
+    how = {"objective": "mle", "init": model, "show_progress": False}
+    with pytest.raises(UserInputError, match="was trained on other rows of these data"):
+        train_prior(preset, other, images, tmp_path / "p", **how)
+    assert not (tmp_path / "p").exists()
+
+
+def test_energies_keep_the_record_of_those_that_they_start_from(home, records, tmp_path):
+    """And not of those that were in their place."""
+    model = Pipeline.from_pretrained(home / "model", device="cpu")
+    preset, images = short_preset(validation=VALIDATION), opened(home)
+    for name, init in (("anew", None), ("on", model)):
+        how = {"objective": "mle", "init": init, "show_progress": False}
+        train_prior(preset, model, images, tmp_path / name, **how)
+        found = load_run(tmp_path / name).config.training
+        exported = Pipeline.from_pretrained(tmp_path / name / "model", device="cpu").config
+        assert exported.training == found
+        assert found[:-1] == (records[:1] if init is None else records)
+        assert found[-1].part == "prior"
+
+
+def test_a_part_without_a_record_is_said(home, records):
+    training, rows = held_out(home, records)
+    for kept in ((records[1],), (replace(records[0], data="", held_out=""), records[1])):
+        said = check_rows("mine", kept, training, rows)
+        assert said == "mine does not say which rows its generator was trained on"
+    assert check_rows("mine", (records[1],), training, rows, generator=False) == ""
+
+
+def test_records_say_the_weights_of_the_divergences(home, records):
+    weight = short_preset().kl_weight
+    assert records[0].kl_weights == (weight,) * 3 and records[1].kl_weights == ()
+    assert TrainingRecord.from_dict(records[0].to_dict()) == records[0]
+    with pytest.raises(UserInputError, match="kl_weights is -1"):
+        replace(records[0], kl_weights=(-1.0,))
+
+
+@pytest.mark.parametrize("kind", ["generator", "prior"])
+def test_a_run_with_another_model_to_begin_with_is_not_exported(home, tmp_path, kind):
+    """Energies of one generator's latents are no energies of another's."""
+    shutil.copytree(home / kind, tmp_path / "run")
+    if kind == "generator":  # it began with none
+        assert load_run(tmp_path / "run").config.training
+    model = Pipeline.from_pretrained(home / "model", device="cpu")
+    with torch.no_grad():
+        next(model.generator.parameters()).neg_()
+    model.save_pretrained(tmp_path / "run" / "generator", overwrite=True)
+    with pytest.raises(UserInputError, match="is not the model that the run began with"):
+        load_run(tmp_path / "run")
 
 
 def test_fewer_of_the_rows_held_out_are_allowed(home, records):

@@ -122,9 +122,11 @@ def test_it_ends_with_figures_of_that_model(whole, data):
     path.write_text(json.dumps(found | {"bits": -1.0}))
     result = recipe(data, folder.parent, "-n", 10)  # what was measured is not measured again
     assert result.exit_code == 0 and json.loads(path.read_bytes())["bits"] == -1.0
-    path.write_text(json.dumps(found | {"weights": "of another model", "bits": -1.0}))
-    recipe(data, folder.parent, "-n", 10)
-    assert_same_figures(json.loads(path.read_bytes()), found)
+    others = ({"weights": "of another model"}, {"version": "0.0.1"})
+    for other in (*others, {"sampling": found["sampling"] | {"steps": 99}}):
+        path.write_text(json.dumps(found | other | {"bits": -1.0}))
+        recipe(data, folder.parent, "-n", 10)
+        assert_same_figures(json.loads(path.read_bytes()), found)
 
 
 def test_an_interrupted_evaluation_goes_on_with_its_latents(whole, data, monkeypatch):
@@ -384,6 +386,16 @@ def test_another_recipe_is_not_mixed_in(whole, data, tmp_path):
     other = draw_images(tmp_path / "other", seed=1)
     result = recipe(other, whole[0].parent)
     assert result.exit_code == 2 and "holds a recipe with other data" in result.stderr
+
+
+def test_a_damaged_description_is_not_taken_for_none(data, tmp_path):
+    out = tmp_path / "tiny"
+    assert recipe(data, tmp_path, "--scale", 0.1).exit_code == 0
+    (out / "recipe.json").write_text('{"preset": "ti')
+    result = recipe(data, tmp_path)
+    assert result.exit_code == 2
+    assert "does not say what the recipe there was begun with" in result.stderr
+    assert (out / "recipe.json").read_text() == '{"preset": "ti'
 
 
 def test_a_preset_that_does_not_exist(data, tmp_path):

@@ -569,7 +569,7 @@ class TestRefusals:
 class TestTimeBudget:
     def test_is_a_number_of_steps_once_and_leaves_no_trace(self, run, tmp_path, monkeypatch):
         run(tmp_path / "steps")
-        real = loop._time_a_step
+        real = loop.time_a_step
 
         def timed(*arguments):
             assert real(*arguments) > 0
@@ -577,14 +577,14 @@ class TestTimeBudget:
 
         timeless = {"steps": None, "time_budget": 60.0}
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_time_a_step", timed)
+            patch.setattr(loop, "time_a_step", timed)
             # The trial steps use the objective too.
             stop_at(patch, "generator", loop.PROBE_STEPS + 3)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "budget", **timeless)
         # Before anything was learned the run is the one with ten steps, optimiser included.
         assert read_state(tmp_path / "budget/checkpoint-00000000")["total"] == 10
-        monkeypatch.setattr(loop, "_time_a_step", lambda *_: pytest.fail("timed again"))
+        monkeypatch.setattr(loop, "time_a_step", lambda *_: pytest.fail("timed again"))
         fresh = tensors(tmp_path / "budget", 0)
         run(tmp_path / "again", steps=1)
         assert fresh == tensors(tmp_path / "again", 0)
@@ -594,9 +594,9 @@ class TestTimeBudget:
 
     def test_of_the_prior_leaves_its_weights(self, run, tmp_path, monkeypatch):
         run(tmp_path / "steps", "score", steps=3)
-        real = loop._time_a_step
+        real = loop.time_a_step
         monkeypatch.setattr(
-            loop, "_time_a_step", lambda *a: [real(*a), loop.BUDGET_SHARE * 60 / 3.5][1]
+            loop, "time_a_step", lambda *a: [real(*a), loop.BUDGET_SHARE * 60 / 3.5][1]
         )
         run(tmp_path / "budget", "score", steps=None, time_budget=60.0)
         assert tensors(tmp_path / "budget") == tensors(tmp_path / "steps")

@@ -10,6 +10,7 @@
 A stage's end is a moment of the clock (`stage.py` has its steps).
 """
 
+import hashlib
 import json
 import math
 import time
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.weights import content_digest
 from hebm_sample.io.files import mark_run_folder, parse_json, write_atomically
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
@@ -112,6 +114,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     return parse_json(path.read_bytes()) if path.exists() else None
 
 
+def _content(model: Pipeline) -> str:
+    parts = (model.generator, model.encoder, model.prior)
+    return content_digest(*(part for part in parts if part is not None))
+
+
 class Session:
     """One sitting of a run.
 
@@ -155,10 +162,14 @@ class Session:
         first = self.start[1] if self.start else 0
         images = {k: v["identity"] for k, v in self.packed[1]["sizes"].items()}
         want = {"preset": self.preset.name, "images": images, "first": first}
+        # All that the recipe says, whatever --set made of it, and what it began with.
+        said = repr([(s.part, s.size, s.preset, s.settings) for s in self.stages])
+        want["recipe"] = hashlib.sha256(said.encode()).hexdigest()
+        want["start"] = _content(self.start[0]) if self.start else ""
         want |= self.asked.identity()
         if path.exists():
             found = parse_json(path.read_bytes())
-            other = [k for k in want if found.get(k) != want[k]]
+            other = [k for k in want if found.get(k, want[k]) != want[k]]
             if not resume or other:
                 how = f"with other {', '.join(other)}" if other else "go on with --resume"
                 raise UserInputError(

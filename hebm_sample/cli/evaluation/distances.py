@@ -62,7 +62,7 @@ def distances(model: str, data: str | None, json_path: Path | None, **options: A
     pipe = model_to_measure(model, options["device"])
     common = common_options(options)
     if data is None:
-        figures, table = _without_data(pipe, common, options["num_images"])
+        figures, table = _without_data(pipe, common, options)
         found = {"version": __version__, **figures, **told_of(pipe)}
     else:
         from hebm_sample.evaluation.distances import evaluate
@@ -88,13 +88,19 @@ def _tell_duration(pipe: Any, sets: Any, common: dict[str, Any], options: dict[s
         common["announce"](expected_line(context))
 
 
-def _without_data(pipe: Any, common: dict[str, Any], count: int) -> tuple[dict[str, Any], str]:
+def _without_data(
+    pipe: Any, common: dict[str, Any], options: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
     """Distances to the reference that comes with the package, and their table."""
     from hebm_sample.evaluation.distances import make_context_without_data
+    from hebm_sample.evaluation.duration import expected_line
     from hebm_sample.evaluation.report.images import show_gap
     from hebm_sample.evaluation.report.page import to_markdown
     from hebm_sample.evaluation.report.report import shipped_gap
 
     settings = {k: v for k, v in common.items() if k != "announce"}
-    found = shipped_gap(make_context_without_data(pipe, num_images=count, **settings))
+    context = make_context_without_data(pipe, num_images=options["num_images"], **settings)
+    if not options["quiet"]:
+        common["announce"](expected_line(context))
+    found = shipped_gap(context)
     return found, to_markdown(show_gap(found)).rstrip()

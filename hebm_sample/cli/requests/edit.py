@@ -86,6 +86,11 @@ class EditOptions(SteeringOptions, AlignOptions):
             "--temperature scales the noise that is drawn, and an edit by inversion draws none; "
             "leave it out, or add --method noise",
         )
+        refuse(
+            self.method == "flow" and (self.particles or 1) > 1,
+            f"--particles {self.particles} are of chains that draw noise, and an edit by "
+            "inversion draws none; leave it out, or add --method noise",
+        )
         if self.method == "flow":  # said here, for progress bars and for what an image tells
             object.__setattr__(self, "sampler", "flow")
             object.__setattr__(self, "temperature", None)

@@ -51,7 +51,7 @@ def edit_line(
     out: Path | None,
 ) -> str:
     """The `hebm-edit edit` of a grid at `out`, or of an image's own file."""
-    words = [*map(_name, images), *_model(options, facts), "--seeds", format_seeds(seeds)]
+    words = [*_names(images), *_model(options, facts), "--seeds", format_seeds(seeds)]
     groups = None if options.groups is None else format_seeds(options.groups)
     words += [*_given("--groups", groups), "--strength", repr(options.strength)]
     words += ["--method", options.method, *_condition(options), *_sampler(facts)]
@@ -72,7 +72,7 @@ def inpaint_line(
 
 def interpolate_line(options: InterpolateOptions, facts: Facts, out: Path) -> str:
     """The `hebm-edit interpolate` of a row."""
-    words = [_name(options.a), _name(options.b), *_model(options, facts)]
+    words = [*_names([options.a, options.b]), *_model(options, facts)]
     words += ["-n", str(options.num_images), *_given("--decoder", facts["decoder"])]
     words += _alignment(options)
     return _line("hebm-edit interpolate", words, *_target(out))
@@ -87,6 +87,18 @@ def _name(path: Path) -> str:
     if str(path) == STDIN or path.parent.name == "fd":
         return STDIN
     return f"./{path.name}" if path.name.startswith("-") else path.name
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Of several files, whose folders tell them apart where their names do not."""
+    names = [_name(path) for path in paths]
+    known = {name for name, path in zip(names, paths, strict=True) if _count(path, paths) > 1}
+    return [str(path) if name in known else name for name, path in zip(names, paths, strict=True)]
+
+
+def _count(path: Path, paths: Sequence[Path]) -> int:
+    """How many files have this one's name."""
+    return len({other.absolute() for other in paths if other.name == path.name})
 
 
 def _target(out: Path | None, folder: str = "") -> list[str]:

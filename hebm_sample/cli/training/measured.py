@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hebm_sample import __version__
 from hebm_sample.cli.evaluation.calibrate import some_of
 from hebm_sample.cli.evaluation.crop import crop_line, measured_crop
 from hebm_sample.cli.evaluation.options import open_sets_of, write_json
@@ -113,8 +114,10 @@ class Measured:
             return
         model, path = self.model(), self.folder / EVALUATION
         asked = {"weights": model.weights_hash, "num_images": count}
+        # Another sampler, and another version that may measure otherwise, measure anew.
+        wanted = asked | {"sampling": model.sampling_config().to_dict(), "version": __version__}
         known = _known(path)
-        if asked == {name: known.get(name) for name in asked}:
+        if wanted == {name: known.get(name) for name in wanted}:
             return
         try:
             training, held_out = self.sets

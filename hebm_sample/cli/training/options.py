@@ -236,8 +236,8 @@ def check_rows(data: str, validation: int | None) -> None:
     total = open_source(data, None).total
     if not validation < total:
         raise UserInputError(
-            f"{validation} validation images asked for; of {total} images it can be "
-            f"0 to {total - 1}"
+            f"{validation} images are to be held out, as --validation or the preset says; of "
+            f"{total} images it can be 0 to {total - 1}: give --validation hash for a tenth"
         )
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,8 +26,8 @@ from hebm_sample.cli.work.outputs import (
     check_targets,
     energies_of,
     refuse_mixed,
+    save_claiming,
     save_grid,
-    save_singles,
     tell,
 )
 from hebm_sample.cli.work.scores import score_table, scores
@@ -176,7 +177,8 @@ def _save(
     """
     if options.outdir is not None:
         texts = [single_text(options, provenance, i) for i in range(len(samples))]
-        return save_singles(samples.images, options.targets, texts)
+        refuse = partial(_refuse_mixed, options, provenance)
+        return save_claiming(options.outdir, refuse, samples.images, options.targets, texts)
     path, images, columns = grid
     if options.paste_back:
         images, columns = samples.images, 1

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "holds",
     "refuse_mixed",
     "refuse_others",
+    "save_claiming",
     "save_grid",
     "save_singles",
     "tell",
@@ -192,6 +193,28 @@ def save_singles(
     for image, path, text in zip(images, paths, texts, strict=True):
         save_image(enlarged(image, scale or 1), path, text)
     return list(paths)
+
+
+def save_claiming(
+    folder: Path,
+    refuse: Callable[[], None],
+    images: Sequence["Image"],
+    paths: Sequence[Path],
+    texts: Sequence[Mapping[str, str]],
+    scale: int | None = None,
+) -> list[Path]:
+    """Likewise, into a folder that another command may have begun to fill since it was looked at:
+    that is looked at again, and nobody else's file comes in between.
+
+    Arguments:
+        refuse: Raises if what lies in the folder by now does not go with these.
+    """
+    from hebm_sample.io.lock import exclusive
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        refuse()
+        return save_singles(images, paths, texts, scale)
 
 
 def tell(

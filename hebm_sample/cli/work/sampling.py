@@ -1,9 +1,10 @@
 """What `hebm-sample` does: call the `Pipeline` for each kind of grid, save, tell."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from hebm_sample.cli.work.outputs import (
     holds,
     refuse_mixed,
     refuse_others,
+    save_claiming,
     save_grid,
     save_singles,
     tell,
@@ -219,8 +221,28 @@ def _singles(
             continue
         paths = [options.image_path(seed) for seed in samples.seeds]
         texts = [single_text(options, provenance, seed) for seed in samples.seeds]
-        result.files += save_singles(samples.images, paths, texts, options.scale)
+        given = (samples.images, paths, texts, options.scale)
+        if result.files:  # the folder is this model's and sampler's by now
+            result.files += save_singles(*given)
+            continue
+        leaving = paths if options.overwrite else []
+        result.files += save_claiming(
+            options.outdir,
+            partial(_refuse_mixed, options, provenance, leaving),
+            *given,
+        )
     return result
+
+
+def _refuse_mixed(options: SampleOptions, provenance: Provenance, leaving: Iterable[Path]) -> None:
+    """`UserInputError` if --outdir holds images of another model or sampler than these.
+
+    Arguments:
+        leaving: Files that are looked at, or written over, anyway.
+    """
+    assert options.outdir is not None
+    one = single_text(options, provenance, options.chosen_seeds[0])
+    refuse_mixed(options.outdir, options.image_names, one, leaving, options.overwrite)
 
 
 def _work(
@@ -320,8 +342,7 @@ def _left(
     texts = {seed: single_text(options, provenance, seed) for seed in chosen}
     files = {options.image_path(seed): text for seed, text in texts.items()}
     refuse_others(options, files)
-    one = single_text(options, provenance, options.chosen_seeds[0])
-    refuse_mixed(options.outdir, options.image_names, one, files, options.overwrite)
+    _refuse_mixed(options, provenance, files)
     if not (options.skip_existing or stopped):
         return chosen
     return [seed for seed in chosen if not holds(options.image_path(seed), texts[seed])]

@@ -100,5 +100,8 @@ def unfinished(folder: Path, share: Share) -> Iterator[bool]:
 
 def _has_made(folder: Path, mark: Path) -> bool:
     """Whether an image is as young as the mark; a run that is refused makes none."""
-    begun = mark.stat().st_mtime_ns
+    try:
+        begun = mark.stat().st_mtime_ns
+    except OSError:  # another command that fills the folder has ended, and taken it away
+        return True
     return any(path.stat().st_mtime_ns >= begun for path in folder.glob("*.png"))

@@ -26,7 +26,13 @@ from hebm_sample.evaluation.report.page import (
 )
 from hebm_sample.evaluation.report.plots import histograms
 from hebm_sample.io.images import grid, save_png
-from hebm_sample.metrics.frechet import gap_closed
+from hebm_sample.metrics.frechet import (
+    DEFAULT_GROUPS,
+    FeatureStatistics,
+    frechet_distance,
+    gap_closed,
+    jackknife_standard_error,
+)
 from hebm_sample.metrics.memorisation import measure_memorisation
 from hebm_sample.metrics.quality import measure_to_reference
 from hebm_sample.training.record import trained_on
@@ -67,15 +73,14 @@ def run_shipped_gap(context: EvaluationContext, known: EvaluationSet) -> dict[st
     _check_reference(context, known)
     space = known.space
     spaces: Spaces = {space: (known.net, known.recipe["classifier"])}
+    sets = {name: context.features(name, spaces)[space] for name in ("gaussian", "ebm")}
     quality = {
-        name: measure_to_reference(
-            context.features(name, spaces)[space], known.statistics, known.features
-        ).to_dict()
-        for name in ("gaussian", "ebm")
+        name: measure_to_reference(features, known.statistics, known.features).to_dict()
+        for name, features in sets.items()
     }
     samples = context.samples("ebm")
     recon = known.reconstructions(fingerprint(context.pipe, encoder=True), context.num_images)
-    closed = None if recon is None else _closed(quality["gaussian"], quality["ebm"], recon)
+    closed = None if recon is None else _closed(sets, known.statistics, recon)
     return {
         "known_reconstructions": recon,
         "gap_closed": closed,
@@ -104,15 +109,26 @@ def _check_reference(context: EvaluationContext, known: EvaluationSet) -> None:
 
 
 def _closed(
-    gauss: Mapping[str, float], ebm: Mapping[str, float], recon: Mapping[str, float]
+    sets: Mapping[str, np.ndarray], reference: FeatureStatistics, recon: Mapping[str, float]
 ) -> dict[str, float] | None:
-    """The gap closed from three distances, with its standard error as if they were independent."""
-    g, e, r = (x["frechet"] for x in (gauss, ebm, recon))
+    """The gap closed, with its standard error: samples of both priors share their seeds, so that
+    their errors are taken together; the reconstructions' is independent of them.
+    """
+    r = recon["frechet"]
+
+    def distances(*found: FeatureStatistics) -> tuple[float, float]:
+        g, e = (frechet_distance(s, reference) for s in found)
+        return g, e
+
+    g, e = distances(*(FeatureStatistics.from_features(x) for x in sets.values()))
     if g <= r:
         return None
-    slopes = ((e - r) / (g - r) ** 2, 1 / (g - r), (g - e) / (g - r) ** 2)
-    errors = (x["frechet_error"] for x in (gauss, ebm, recon))
-    error = math.hypot(*(s * d for s, d in zip(slopes, errors, strict=True)))
+    groups = min(DEFAULT_GROUPS, min(map(len, sets.values())) // 2)
+    paired = jackknife_standard_error(
+        lambda *found: gap_closed(*distances(*found), r), *sets.values(), num_groups=groups
+    )
+    slope = (g - e) / (g - r) ** 2
+    error = math.hypot(paired, slope * recon["frechet_error"])
     return {"value": gap_closed(g, e, r), "error": error}
 
 

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from hebm_sample.evaluation.calibration import calibrate, measure_images
 from hebm_sample.evaluation.context import EvaluationContext
 from hebm_sample.evaluation.ood import (
+    OWN_SETS,
     chain_latents,
     corruptions,
     png_bytes,
@@ -56,7 +57,9 @@ def measure_ood(
             _scores(context, x, calibration, bar.update) for x in (own_images, *sets.values())
         )
     found = dict(zip(sets, rest, strict=True))
-    tables = {name: separations(own, other) for name, other in found.items()}
+    tables = {
+        name: separations(own, other, paired=name in OWN_SETS) for name, other in found.items()
+    }
     figures = {
         "groups": len(context.pipe.generator.latent_shapes),
         "count": count,

@@ -32,6 +32,7 @@ from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.latents import Latents, concatenate
+from hebm_sample.pipeline.identity import calibration_if_any
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import DecoderPlan, Preset
 from hebm_sample.training.checkpoint import (
@@ -344,7 +345,8 @@ def sharpened(model: Pipeline, config: ModelConfig, decoder: nn.Module) -> Pipel
     known = {k: v for k, v in model.generator.state_dict().items() if not k.startswith("sharp.")}
     sharp = {f"sharp.{k}": v for k, v in decoder.state_dict().items()}
     generator.load_state_dict(known | sharp)
-    return Pipeline(config, generator, model.prior, model.encoder)
+    calibration = calibration_if_any(model.model)  # scores know nothing of a sharp decoder
+    return Pipeline(config, generator, model.prior, model.encoder, calibration=calibration)
 
 
 def _task(
