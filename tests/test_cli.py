@@ -9,6 +9,7 @@ images are steered it is the real one, with a tiny model.
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -706,6 +707,30 @@ def test_particles_are_the_pipelines(tmp_path, monkeypatch):
     result = hebm_sample_command(*words, "--overwrite", "--particles", "3", "--sampler", "flow")
     assert result.exit_code == 2
     assert "particles is 3; they need start='ancestral'" in result.output
+
+
+def test_one_particle_of_a_model_that_has_several_is_said(tmp_path, monkeypatch):
+    """The line in the file would draw another image without it."""
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline(tiny_config(start="ancestral", particles=3, steps=9)).save_pretrained("model")
+    words = ["--dataset", "./model", "--device", "cpu", "--seeds", "1", "--outdir"]
+    for name, more in (
+        ("one", ["--particles", "1"]),
+        ("own", []),
+        ("flow", ["--sampler", "flow"]),
+    ):
+        result = hebm_sample_command(*words, name, *more)
+        assert result.exit_code == 0, result.output
+        with Image.open(f"{name}/seed0001.png") as written:
+            said = "3" if name == "own" else "1"
+            assert written.text["particles"] == said
+            line = shlex.split(written.text["command"])
+            pixels = written.tobytes()
+        assert line[line.index("--particles") + 1] == said
+        line[line.index("--outdir") + 1] = f"{name}-again"
+        assert hebm_sample_command(*line[1:], "--device", "cpu").exit_code == 0
+        with Image.open(f"{name}-again/seed0001.png") as again:
+            assert again.tobytes() == pixels
 
 
 def test_best_of_is_the_pipelines(sample, pipe):

@@ -99,6 +99,37 @@ def test_particles_of_the_model_are_left_where_they_cannot_be():
         pipe.sampling_config(sampler="flow", particles=2)
 
 
+@pytest.mark.parametrize("start", ["u_next", "flow"])
+def test_several_particles_bring_their_start_along(start):
+    """Of a model that starts levels otherwise, unless that is asked for, too."""
+    pipe = tiny_pipeline(tiny_config(start=start))
+    assert pipe.sampling_config(particles=2) == pipe.sampling_config(
+        start="ancestral", particles=2
+    )
+    assert pipe.sampling_config().start == pipe.sampling_config(particles=1).start == start
+    with pytest.raises(UserInputError, match=f"these are start={start!r}"):
+        pipe.sampling_config(start=start, particles=2)
+
+
+def test_errors_name_the_seed_that_was_given(pipe):
+    """Whatever stream its noise came from."""
+    images = pipe(seeds=[0], output_type="torch").images
+    far = {"kernel": "plain", "step_scale": 1e5, "steps": 30}
+    for call in (
+        lambda: pipe(seeds=[7], **far),
+        lambda: pipe.vary(images, [0], 1, seeds=[7], **far),
+        lambda: pipe(seeds=[7], start="ancestral", particles=2, **far),
+    ):
+        with pytest.raises(NonFiniteSampleError, match="seed 7 "):
+            call()
+
+
+@pytest.mark.parametrize("seeds", ["3", "0-3", b"3"])
+def test_seeds_as_text_are_refused(pipe, seeds):
+    with pytest.raises(UserInputError, match="give a whole number, or some in a list"):
+        pipe(2, seeds=seeds)
+
+
 def test_particles_beyond_memory_are_refused(pipe, monkeypatch):
     monkeypatch.setattr("hebm_sample.pipeline.request.free_bytes", lambda device: 10_000_000)
     with pytest.raises(UserInputError, match=r"1000 particles for each of 2 images .* GiB"):

@@ -47,6 +47,7 @@ from hebm_sample.hub import save
 from hebm_sample.io.written import check_report_folder
 from hebm_sample.metrics.features import FeatureNet
 from hebm_sample.metrics.statistics import auroc
+from hebm_sample.pipeline.pipeline import Pipeline
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -433,6 +434,28 @@ class TestWithoutData:
             UserInputError, match="no part holes; there are gap, baselines, control"
         ):
             plan(parts=("gap", "holes"))
+
+
+def test_what_is_kept_is_of_the_same_measurement(pipe, sets, tmp_path):
+    """Of another batch the seconds, of another number format the latents are others."""
+    how = {"folder": tmp_path, "num_images": 20, "progress": False, "steps": 6}
+    first = make_context(pipe, *sets, **how).samples("ebm")
+    assert make_context(pipe, *sets, **how).samples("ebm").seconds == first.seconds
+    assert make_context(pipe, *sets, batch_size=5, **how).samples("ebm").seconds != first.seconds
+    half = tiny_pipeline().to(torch.bfloat16)
+    other = make_context(half, *sets, **how).samples("ebm")
+    assert not torch.equal(other.u[0], first.u[0])
+    other = tiny_pipeline()
+    encoder = other.encoder
+    following = {**how, "precondition": True}
+    kept = make_context(other, *sets, **following).samples("ebm")
+    with torch.no_grad():
+        for value in encoder.parameters():
+            value.mul_(1.5)
+    fresh = make_context(
+        Pipeline(other.config, other.generator, other.prior, encoder), *sets, **following
+    )
+    assert not torch.equal(fresh.samples("ebm").u[0], kept.u[0])
 
 
 class TestCommand:

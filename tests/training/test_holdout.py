@@ -95,6 +95,14 @@ class TestRule:
             assert 0 < held[labels["label"] == value].sum() < 10
         assert not held[labels["few"] == 1].all()
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_captions_are_no_classes(self, seed):
+        """Of a row each: to train on every one of them would leave nothing to hold out."""
+        keys = row_keys(names(60), seed)
+        plain = held_out_rows(keys, {})
+        for captions in (np.arange(60), np.arange(60) // 2 * 2 + np.arange(60) % 2):
+            assert np.array_equal(held_out_rows(keys, {"text": captions}), plain) and plain.any()
+
     @pytest.mark.parametrize("count", [1, 2, 3, 9])
     def test_few_rows(self, count):
         for seed in range(20):

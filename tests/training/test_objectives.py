@@ -141,6 +141,12 @@ def test_every_group_is_charged_its_own_weight(fraction):
     assert loss((2.0, 3.0)) == pytest.approx(loss((2.0, 3.0, 3.0)), rel=1e-6)
 
 
+@pytest.mark.parametrize("weights", [-3.0, math.nan, (1.0, -1.0), (1.0, math.inf, 1.0)])
+def test_kl_weights_that_charge_nothing_sensible_are_refused(weights):
+    with pytest.raises(UserInputError, match="kl_weight is .* must lie in"):
+        group_weights(CONFIG.generator, weights)
+
+
 @pytest.mark.parametrize("weights", [(), (1.0,), (1.0,) * 4])
 def test_kl_weights_of_another_number_are_refused(weights):
     with pytest.raises(UserInputError, match="2 scales and 3 groups: give one number, one per"):

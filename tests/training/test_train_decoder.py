@@ -11,6 +11,7 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,14 +22,18 @@ from hebm_sample import Pipeline
 from hebm_sample.config import FaceCrop, StageConfig
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import TrainingDivergedError, UserInputError
+from hebm_sample.evaluation.calibration import calibrate
 from hebm_sample.generator.hierarchy import Refinement
 from hebm_sample.hub.sizes import least_bytes
+from hebm_sample.metrics.typicality import FEWEST_IMAGES
+from hebm_sample.pipeline.identity import scores_hash
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.decoding.train import (
     POOL,
     Watch,
     new_learner,
+    sharpened,
     train_decoder,
     with_sharp_decoder,
 )
@@ -78,6 +83,21 @@ def test_all_but_the_new_decoder_is_as_it_was(home, model, sharp):
     for part in ("prior", "encoder"):
         files = [home / run / "model" / f"{part}.safetensors" for run in ("prior", "decoder")]
         assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_scores_know_nothing_of_the_new_decoder(model, sharp, images):
+    """A calibration stays that of the model: what it is of does not change."""
+    assert scores_hash(model.model) == scores_hash(sharp.model)
+    shown = np.tile(np.asarray(images.images), (5, 1, 1, 1))[:FEWEST_IMAGES]
+    known = calibrate(model, shown, progress=False)
+    parts = (model.config, model.generator, model.prior, model.encoder)
+    carrying = Pipeline(*parts, calibration=known)
+    made = sharpened(carrying, sharp.config, sharp.generator.sharp)
+    faces = images.batch(torch.arange(2)).add(1).div(2)
+    assert made.calibration == known and made.score(faces).p_value is not None
+    with torch.no_grad():
+        made.generator.decoder.head.bias.add_(0.1)
+    assert made.score(faces).p_value is None
 
 
 def test_likelihoods_are_the_first_decoders_and_images_the_second_ones(model, sharp):

@@ -26,7 +26,7 @@ from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.evaluation.latent_ddpm import train_ddpm
 from hebm_sample.presets.settings import TrainSettings
-from hebm_sample.training import encoded
+from hebm_sample.training import devices, encoded
 from hebm_sample.training import run as loop
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.elbo import GeneratorObjective
@@ -419,6 +419,50 @@ class TestHeldOut:
         assert tensors(tmp_path / "cut" / BEST).keys() == {"ema.safetensors"}
         assert tensors(tmp_path / "cut" / BEST) == tensors(tmp_path / "whole" / BEST)
 
+    def test_a_run_that_ends_before_its_checkpoint_says_what_its_weights_saw(
+        self, run, tmp_path, monkeypatch
+    ):
+        """The best weights may be younger than the newest checkpoint."""
+        save, options = Run.save, {"steps": 12, "evaluate_every": 4, "checkpoint_every": 0.0}
+
+        def stopping(self):
+            if self.step == 8:
+                raise KeyboardInterrupt
+            save(self)
+
+        monkeypatch.setattr(Run, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", "generator", learning_rate=0.02, **options)
+        record = load_run(tmp_path / "run").config.training[-1]
+        assert read_state(latest_checkpoint(tmp_path / "run"))["step"] == 4
+        assert record.kept == record.steps == 8 and record.images == 8 * 8
+
+    def test_another_kl_weight_is_another_run(self, images, tmp_path):
+        preset, how = short_preset(steps=4), {"show_progress": False}
+        train_generator(preset, images, tmp_path / "run", **how)
+        other = replace(preset, kl_weight=9.0)
+        with pytest.raises(UserInputError, match="made with other data or KL weights"):
+            train_generator(other, images, tmp_path / "run", resume=True, **how)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"betas": (math.nan, 0.9)},
+            {"betas": (0.9, 1.5)},
+            {"checkpoint_every": math.nan},
+            {"sample_every": -5.0},
+            {"patience": 50, "evaluate_every": 50, "validation": 0},
+        ],
+    )
+    def test_settings_that_would_end_or_lose_a_run_are_refused(self, change):
+        with pytest.raises(UserInputError, match=next(iter(change))):
+            short_preset(log_every=50, **change)
+
+    def test_patience_without_a_figure_is_refused(self, run, tmp_path):
+        with pytest.raises(UserInputError, match="patience is 4, but objective 'mle'"):
+            run(tmp_path / "run", "mle", patience=4, evaluate_every=4)
+        assert not (tmp_path / "run").exists()
+
     def test_damaged_best_weights_are_said_and_the_record_is_of_those_taken(self, run, tmp_path):
         options = {"steps": 8, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}
         assert run(tmp_path / "run", "score", **options).best["step"] == 4
@@ -579,7 +623,7 @@ class TestTimeBudget:
         with monkeypatch.context() as patch:
             patch.setattr(loop, "time_a_step", timed)
             # The trial steps use the objective too.
-            stop_at(patch, "generator", loop.PROBE_STEPS + 3)
+            stop_at(patch, "generator", devices.PROBE_STEPS + 3)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / "budget", **timeless)
         # Before anything was learned the run is the one with ten steps, optimiser included.
