@@ -133,6 +133,21 @@ def test_two_resolutions_share_their_files(models, embed, order):
     assert Pipeline.from_pretrained("tiny").config.generator.image_size == 32
     card = (weights / "tiny-32/README.md").read_text()
     assert "0.512" in card and "Discs." in card
+    assert 'from_pretrained("tiny")' in card and "--dataset tiny -n 16" in card
+    if order[0] == "large":
+        card = (weights / "tiny-16/README.md").read_text()
+        assert 'from_pretrained("tiny", resolution=16)' in card
+        assert "`hebm-sample --dataset tiny --resolution 16 -n 16`" in card
+
+
+def test_samples_beside_a_model_are_on_its_card(models, embed):
+    assert embed("small").exit_code == 0
+    card = models / "root/hebm_sample/weights/tiny-16/README.md"
+    assert "samples.png" not in card.read_text()
+    (models / "small/samples.png").write_bytes(b"an image")
+    assert embed("small").exit_code == 0
+    assert "![Samples of seeds 0 to 15, not picked](samples.png)" in card.read_text()
+    assert (card.parent / "samples.png").read_bytes() == b"an image"
 
 
 def test_a_shared_file_is_not_lost(models, embed):

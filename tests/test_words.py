@@ -30,7 +30,7 @@ INSTEAD = {
     r"(dimension|group|image|level|step|seed|row)": "per dimension, per group, per image",
 }
 ALLOWED = (
-    r"--pictures|\"picture\"|pictures_a_side",  # flags, keys
+    r"--pictures|\"picture\"",  # flags, keys
     r"[\"'`/]judges?\b|-judge\b|judging people|judge_|_judge|JudgeNet|, judge\b|^judge",
     r"metrics\.judge|training\.judging|parse_wish|\"Verdict\"",  # earlier names, still found
     r"default[-_]heap|[\"`]sheet[\"`]|sheet=",

@@ -28,7 +28,7 @@ import click
 from hebm_sample.config import LangevinConfig, ModelConfig
 from hebm_sample.evaluation.control_results import STEERING_GUIDANCE
 from hebm_sample.evaluation.control_results import steering as which_steer
-from hebm_sample.hub.card import card_for, model_card
+from hebm_sample.hub.card import NOT_PICKED, SAMPLES_NAME, card_for, model_card
 from hebm_sample.hub.manifest import (
     KNOWN_FILES,
     MANIFEST_NAME,
@@ -64,7 +64,7 @@ def headline(measured: dict[str, Any]) -> dict[str, Any]:
         "fd_reconstruction": round(gap["fd_recon"], 3),
         "fd_gaussian_prior": round(gap["fd_gauss"], 3),
         "fd_ebm_prior": round(gap["fd_model"], 3),
-        "pictures_a_side": gap["num_images"],
+        "images_per_side": gap["num_images"],
         "bits_a_dimension_gaussian_prior_elbo": round(measured["bits"], 3),
         "kl_a_group_nats": [round(v, 1) for v in measured["kl"]],
         "sampler": LangevinConfig.from_dict(measured["sampling"]).words,
@@ -176,6 +176,32 @@ def _weights_of(row: ModelRow) -> dict[str, str]:
     return {name: file.sha256 for name, file in row.files.items() if name.endswith(".safetensors")}
 
 
+def card_text(
+    folder: Path,
+    config: ModelConfig,
+    licence: str,
+    figures: dict[str, Any],
+    notes: str,
+    default: bool,
+) -> str:
+    """The card of an embedded model, with its samples if they lie beside it.
+
+    Arguments:
+        default: Whether its name alone means this resolution.
+    """
+    shown = NOT_PICKED if (folder / SAMPLES_NAME).is_file() else None
+    text = model_card(config, licence=licence, figures=figures, notes="\n" + notes, samples=shown)
+    card = card_for(text, config.name)
+    if not default:
+        size, name = config.generator.image_size, config.name
+        for words, more in (
+            (f'from_pretrained("{name}"', f", resolution={size}"),
+            (f"--dataset {name}", f" --resolution {size}"),
+        ):
+            card = card.replace(words, words + more)
+    return card
+
+
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--figures", required=True, type=click.Path(exists=True, path_type=Path))
@@ -198,13 +224,15 @@ def main(model: Path, figures: Path, control: Path | None, licence: str, notes: 
     known = Manifest.load(path).models
     refuse_to_lose(model, folder, list(known))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KNOWN_FILES:
+    for name in (*KNOWN_FILES, SAMPLES_NAME):
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
         else:  # of the model that lay there before
             (folder / name).unlink(missing_ok=True)
-    text = model_card(config, licence=licence, figures=chosen, notes="\n" + notes.read_text())
-    (folder / "README.md").write_text(card_for(text, config.name), encoding="utf-8")
+    default = all(r.resolution <= size for r in known if r.name == config.name)
+    words = notes.read_text(encoding="utf-8")
+    text = card_text(folder, config, licence, chosen, words, default)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     row = write_row(folder, name=config.name, resolution=size, licence=licence, figures=chosen)
     others = [r for r in known if (r.name, r.resolution) != (row.name, size)]
     for name, file in row.files.items():

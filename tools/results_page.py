@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from embed_weights import headline, steering
+from embed_weights import card_text, headline, steering
 from PIL import Image
 from results_blocks import BLOCKS, headline_gap, image_path, section, summary
 
@@ -32,7 +32,6 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.report.ood import KINDS, auroc_by_groups
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.evaluation.report.plots import bars, lines, scatter_named
-from hebm_sample.hub.card import model_card
 from hebm_sample.hub.manifest import MANIFEST_NAME, Manifest, write_manifest
 from hebm_sample.io.files import write_atomically
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -234,11 +233,13 @@ class Docs:
                 continue
             folder = self.weights / row.folder
             config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
-            found[folder / "README.md"] = model_card(
+            found[folder / "README.md"] = card_text(
+                folder,
                 config,
-                licence=row.licence,
-                figures=self.figures(row.folder),
-                notes="\n" + notes.read_text(encoding="utf-8"),
+                row.licence,
+                self.figures(row.folder),
+                notes.read_text(encoding="utf-8"),
+                row.default,
             )
         return found
 

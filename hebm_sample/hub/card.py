@@ -7,12 +7,21 @@ from typing import Any
 
 from hebm_sample.config import ModelConfig, NvaeConfig
 
-__all__ = ["SAMPLES_NAME", "card_for", "licence_identifier", "model_card"]
+__all__ = [
+    "CARD_IMAGES",
+    "NOT_PICKED",
+    "SAMPLES_NAME",
+    "card_for",
+    "licence_identifier",
+    "model_card",
+]
 
 PLACE = "."  # the model, where its card lies
 HERE = "In this folder:\n\n"
 _PLACES = (PLACE, "FOLDER")  # also what earlier cards say
 SAMPLES_NAME = "samples.png"
+CARD_IMAGES = 16
+NOT_PICKED = f"Samples of seeds 0 to {CARD_IMAGES - 1}, not picked"
 PAPER = "https://arxiv.org/abs/2405.13910"
 
 # Licences that data and weights come under, by their SPDX identifiers, which the Hub writes in

@@ -16,7 +16,7 @@ from hebm_sample.config import GeneratorConfig, ModelConfig
 from hebm_sample.errors import NonFiniteSampleError, UserInputError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, sharp_decoder
-from hebm_sample.hub.card import model_card
+from hebm_sample.hub.card import CARD_IMAGES, NOT_PICKED, model_card
 from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import ModelRow, check_name
 from hebm_sample.hub.save import (
@@ -42,8 +42,6 @@ from hebm_sample.training.train import trained_generator
 from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run", "write_model"]
-
-CARD_IMAGES = 16
 
 
 @usual_defaults()
@@ -164,7 +162,7 @@ def write_model(
     config, figures = pipe.config, figures or {}
     licence = licence_of(config, licence)
     image = _sampled(pipe) if samples else None
-    shown = None if image is None else f"Samples of seeds 0 to {CARD_IMAGES - 1}, not picked"
+    shown = None if image is None else NOT_PICKED
     return write_model_folder(
         folder,
         config,
