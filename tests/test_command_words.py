@@ -92,6 +92,7 @@ def test_a_model_is_named_with_dataset_or_without(name, tmp_path):
     "kind, typed, meant",
     [
         (ModelType(), "Celeba_HQ", "celebahq"),
+        (ModelType(), "CelebAHQ_64", "celebahq-64"),
         (ModelType(), "./Folder", "./Folder"),
         (WordType(["joint-ebm", "ddpm"]), "Joint_EBM", "joint-ebm"),
         (BatchType(), "AUTO", 0),

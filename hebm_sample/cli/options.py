@@ -77,7 +77,9 @@ class ModelType(click.ParamType):
         import hebm_sample
 
         try:
-            return known_word(value, {row.name for row in hebm_sample.list_models()})
+            rows = hebm_sample.list_models()
+            names = {row.name for row in rows}
+            return known_word(value, names | {f"{r.name}-{r.resolution}" for r in rows})
         except (HebmError, OSError):  # loading the model says what is wrong with the manifest
             return value
 

@@ -144,7 +144,8 @@ def resolve(
     """Find a model; every file but the encoder (checked on first use) is verified on return.
 
     Arguments:
-        name_or_path: A manifest name, a model folder, or a Hub repository `owner/name`.
+        name_or_path: A manifest name, maybe with its resolution as in `celebahq-64`, a model
+            folder, or a Hub repository `owner/name`.
         resolution: Side of the images in pixels, where a name has several.
         revision: Branch, tag or commit of a model from the Hub; None for the manifest's commit.
         cache_dir: Of the Hub client; None for its own default.
@@ -183,6 +184,7 @@ def locate(
     name = _checked_name(name_or_path)
     check_arguments(revision, token)
     manifest = Manifest.load()
+    name, resolution = _with_side(manifest, name, resolution)
     known = any(row.name == name for row in manifest.models)
     folder = Path(os.path.expanduser(name))
     source = Source("", None, cache_dir, local_files_only, token)
@@ -201,6 +203,16 @@ def locate(
             f"not {short(resolution)}; leave the resolution out"
         )
     return model
+
+
+def _with_side(manifest: Manifest, name: str, resolution: int | None) -> tuple[str, int | None]:
+    """Name and resolution of "celebahq-64", unless that is a name by itself."""
+    plain, _, side = name.rpartition("-")
+    sides = {str(row.resolution): row.resolution for row in manifest.models if row.name == plain}
+    named = any(row.name == name for row in manifest.models)
+    if named or side not in sides or resolution not in (None, sides[side]):
+        return name, resolution
+    return plain, sides[side]
 
 
 def _checked_name(name_or_path: str | os.PathLike[str]) -> str:

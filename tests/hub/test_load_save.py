@@ -490,3 +490,13 @@ def test_a_part_of_one_model_never_gets_into_another(folder, name, write_part):
     with pytest.raises(UserInputError, match="generator.safetensors.* written there meanwhile"):
         write_part(folder, loaded)
     assert _content(folder) == kept
+
+
+def test_a_name_may_have_its_resolution():
+    """As in the names of presets; a folder that is called so is that folder."""
+    for name, side in (("celebahq-64", 64), ("celebahq-256", 256), ("cifar10-32", 32)):
+        assert resolve(name).row == resolve(name.rpartition("-")[0], resolution=side).row
+        assert resolve(name, resolution=side).row.resolution == side
+    for name, how in (("celebahq-65", {}), ("celebahq-64", {"resolution": 256}), ("-64", {})):
+        with pytest.raises(UserInputError, match="no model|names the folder|cannot name"):
+            resolve(name, **how)
