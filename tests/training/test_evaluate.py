@@ -206,8 +206,11 @@ class TestHeldOut:
     @pytest.mark.parametrize(
         "options, message",
         [
-            ({"model": "celeba64"}, "4000 validation images .* 0 to 29"),
-            ({"validation": 30}, "30 validation images .* 0 to 29"),
+            (
+                {"model": "celeba64"},
+                "4000 images are to be held out; of 30 images it can be 0 to 29",
+            ),
+            ({"validation": 30}, "30 images are to be held out; of 30 images it can be 0 to 29"),
             ({"split": "absent"}, "no folder 'absent'"),
             ({"split": "train"}, "the split 'train' .* is what the model is trained on"),
             ({"split": "test", "validation": 7}, "7 validation rows and the split 'test'"),

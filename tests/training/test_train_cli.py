@@ -233,7 +233,7 @@ class TestMistakes:
 
     def test_too_few_images(self, home, run, tmp_path):
         result = run(*generator_command(home), "--validation", 40, "--out", tmp_path / "run")
-        assert_refused(result, 2, "40 validation images", "0 to 39")
+        assert_refused(result, 2, "40 images are to be held out", "0 to 39")
         assert not (tmp_path / "run").exists()
 
     def test_missing_generator(self, home, run, tmp_path):
