@@ -85,3 +85,12 @@ def test_a_default_edit_with_nothing_asked_gives_the_image_back(name):
     if asked is not None:
         smiling = pipe.classify(latents=pipe.edit(images, asked).latents)["Smiling"][:, 1]
         assert (smiling > 0.5).all()
+
+
+@pytest.mark.slow
+def test_a_hundred_faces_come_back_from_an_edit_with_nothing_asked():
+    pipe = Pipeline.from_pretrained("celebahq", resolution=64, device="cpu")
+    images = pipe(100, particles=1, output_type="torch", batch_size=50).images
+    found = pipe.edit(images, output_type="torch", batch_size=50).images
+    again = pipe.decode(pipe.encode(images, seeds=range(100)), output_type="torch")
+    assert (found - again).abs().max() <= 2.01 / 255
