@@ -281,7 +281,12 @@ def _short(preset: Preset, steps: Sequence[float]) -> Preset:
     def cut(settings: TrainSettings, count: float) -> TrainSettings:
         warm_up = min(settings.warmup_steps, WARM_UP)
         return replace(
-            settings, steps=int(count), time_budget=None, warmup_steps=warm_up, evaluate_every=0
+            settings,
+            steps=int(count),
+            time_budget=None,
+            warmup_steps=warm_up,
+            evaluate_every=0,
+            patience=0,
         )
 
     runs = {

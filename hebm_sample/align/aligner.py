@@ -57,7 +57,11 @@ class Aligned:
             feather: Over how much of the side the edge fades.
             mask: White, or true, where the image was filled in; of the photograph's size, or of
                 the crop's. Then only that is pasted, with a band around it that fades over a 32nd
-                of the crop's side; all else stays as it is, to the bit.
+                of the crop's side; all else stays as it is, to the bit. Where the mask crosses
+                the crop's border, what is pasted fades towards that.
+
+        Raises:
+            UserInputError: The image is not square, or the mask is of another size than both.
         """
         grey = None if mask is None else self._checked(grey_mask(mask))
         square = to_rgb(as_image(edited))

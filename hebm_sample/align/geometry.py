@@ -239,9 +239,11 @@ def _within(white: np.ndarray, depth: np.ndarray, pixel: float) -> Image.Image:
     """
     inside = np.clip(depth / pixel + 0.5, 0.0, 1.0)
     soft = softened(white & (inside >= 0.5), round(1 / (_BAND * pixel)))
-    if bool((white & (depth < pixel)).any()):
+    over = white & (depth < pixel)
+    if over.any():
         near = np.clip(depth / _EDGE, 0.0, 1.0)
-        inside = inside * near * near * (3 - 2 * near)
+        faded = 1 - near * near * (3 - 2 * near)
+        inside = inside * (1 - faded * softened(over, round(_EDGE / pixel)))
     return Image.fromarray(np.rint(255 * inside * soft).astype(np.uint8))
 
 

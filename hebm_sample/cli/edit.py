@@ -143,7 +143,9 @@ def main() -> None:
     ),
     _groups("Groups that may change, 0 the top: 0-3.  [default: all]"),
     steering(f"{EDIT_GUIDANCE:g}"),
-    sampler_options("the model's, of --method noise", str(EDIT_STEPS)),
+    sampler_options(
+        "the model's, of --method noise", f"{EDIT_STEPS}; of --method noise the model's"
+    ),
     MACHINE,
     _OUT,
     _outdir("IMAGE"),

@@ -89,7 +89,9 @@ class ModelType(click.ParamType):
         """The names that begin so; folders where none does."""
         import hebm_sample
 
-        names = sorted({row.name for row in hebm_sample.list_models()})
+        rows = hebm_sample.list_models()
+        names = sorted({row.name for row in rows})
+        names += sorted(f"{r.name}-{r.resolution}" for r in rows if not r.default)
         fitting = [CompletionItem(name) for name in names if name.startswith(incomplete)]
         return fitting or [CompletionItem(incomplete, type="dir")]
 

@@ -70,7 +70,8 @@ class LangevinConfig(ConfigBase):
         metropolis: Accept or refuse each step, so that the chain leaves its density exactly as it
             is; costs a gradient per level.
         particles: Chains per image; of each noise level's, those that the energies find unlikely
-            give way to others (`sampling/particles.py`). Each costs as many gradients.
+            give way to others (`sampling/particles.py`). Each costs as many gradients. They need
+            the start "ancestral", which several that are asked for in a call bring along.
         precondition: Longer steps where the data leaves more room: B_t of each coordinate from
             the posterior's variance there, see `sampling/sample.py`.
 

@@ -44,7 +44,9 @@ def hub_source(name: str, split: str | None) -> Source:
 
 
 def _loaded(datasets: Any, name: str, split: str) -> Any:
-    if not sys.stderr.isatty():  # a file gets none of a bar's hundreds of lines
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules  # a file gets none of their lines
+    quiet = not shown and not datasets.are_progress_bars_disabled()
+    if quiet:
         datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, split=split)
@@ -55,3 +57,6 @@ def _loaded(datasets: Any, name: str, split: str) -> Any:
         ) from error
     except Exception as error:  # the client raises whatever its transport raises
         raise HubError(f"the data set {name} could not be fetched: {first_line(error)}") from error
+    finally:
+        if quiet:
+            datasets.enable_progress_bars()

@@ -120,7 +120,7 @@ class ImageDataset:
         if not 0 <= validation < len(self):
             raise UserInputError(
                 f"{validation} images are to be held out; of {len(self)} images it can be 0 to "
-                f"{len(self) - 1}: give --validation hash (validation=None) for a tenth"
+                f"{len(self) - 1}"
             )
         cut = len(self) - validation
         return self.rows(0, cut), self.rows(cut, len(self))

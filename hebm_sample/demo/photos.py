@@ -169,5 +169,6 @@ def _said(pipe: "Pipeline", step: PasteBack, source: DemoImage) -> dict[str, str
     if not (isinstance(made, Edit | Inpaint) and made.source.step == step.photo):
         return {**read_text(io.BytesIO(source.png)), "sheet": "photograph"}
     options = named_edit(made) if isinstance(made, Edit) else named_inpaint(made)
-    options = replace(options, paste_back=True)
-    return editing.single_text(options, editing.provenance_of(pipe, options), step.source.index)
+    seed = options.chosen_seeds[step.source.index]
+    options = replace(options, paste_back=True, seeds=(seed,))
+    return editing.single_text(options, editing.provenance_of(pipe, options), 0)

@@ -184,7 +184,8 @@ def locate(
     name = _checked_name(name_or_path)
     check_arguments(revision, token)
     manifest = Manifest.load()
-    name, resolution = _with_side(manifest, name, resolution)
+    if not _is_of_a_model(name_or_path):
+        name, resolution = _with_side(manifest, name, resolution)
     known = any(row.name == name for row in manifest.models)
     folder = Path(os.path.expanduser(name))
     source = Source("", None, cache_dir, local_files_only, token)
@@ -203,6 +204,13 @@ def locate(
             f"not {short(resolution)}; leave the resolution out"
         )
     return model
+
+
+def _is_of_a_model(given: str | os.PathLike[str]) -> bool:
+    """Whether it is a folder of a model or of a run, or said to be a folder."""
+    folder = Path(os.path.expanduser(given))
+    holds = (folder / MANIFEST_NAME).exists() or is_run_folder(folder)
+    return holds or not isinstance(given, str)
 
 
 def _with_side(manifest: Manifest, name: str, resolution: int | None) -> tuple[str, int | None]:

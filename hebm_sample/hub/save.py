@@ -315,7 +315,7 @@ def _change_places(staging: Path, folder: Path) -> None:
         sync_folder(folder)
         for name in (*rest, MANIFEST_NAME):  # what is an older model's alone goes
             _replace(staging / name, folder / name)
-    except Exception:
+    except BaseException:
         for name in (*rest, MANIFEST_NAME):
             _replace(former / name, folder / name)
         raise
@@ -325,7 +325,9 @@ def _change_places(staging: Path, folder: Path) -> None:
 
 def _keep(path: Path, place: Path) -> None:
     """A second name for a file, if there is one; a copy where there are no such names."""
-    if os.path.lexists(path):
+    if path.is_symlink():  # which may say where it points to from its own place
+        shutil.copyfile(path, place)
+    elif path.exists():
         try:
             os.link(path, place)
         except OSError:

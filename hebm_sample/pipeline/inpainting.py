@@ -76,7 +76,7 @@ def inpaint(
     Arguments:
         images: N, as for `encode`.
         masks: N, or one for all: white (or True) where a pixel is to be filled in; of the
-            image's own size, or the model's. PIL images, paths, or booleans (N, S, S) of torch or
+            image's own size, or the model's. PIL images, paths, or booleans (N, H, W) of torch or
             NumPy.
         symbols, guidance: As of a call.
         weight: Of the known pixels' log likelihood.
@@ -85,10 +85,14 @@ def inpaint(
         seeds: One per image; 0 ... N-1 if None.
         align, face, paste_back: As of `edit`; masks of a photograph's size are aligned with it,
             booleans (N, H, W), too. Only what a mask covers is pasted, with a band around it that
-            fades over a 32nd of the crop's side; the rest of the photograph stays as it is, to
+            fades over a 32nd of the crop's side, and towards the crop's border where the mask
+            crosses it; the rest of the photograph stays as it is, to
             the bit, and so does what of a mask lies outside the crop, which a warning says.
         options: `decoder`, `progress` and fields of `LangevinConfig`; steps are `EDIT_STEPS`
             unless said.
+
+    Raises:
+        UserInputError: Masks of another size or number; with `align` as `edit` raises it.
     """
     require_range("strength", strength, 0.0, 1.0)
     require_range("weight", weight, 0.0, 1e3)

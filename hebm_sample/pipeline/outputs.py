@@ -151,8 +151,8 @@ class Samples(Sequence[Any]):
             are not, image0003.png without seeds.
 
         Raises:
-            UserInputError: There are files of these names, or several images for one file; nothing
-                has been written.
+            UserInputError: There are files of these names, several images for one file, or a
+                file's ending that is not written; nothing has been written.
             EnvironmentFailure: The folder cannot be written.
         """
         paths = self._paths(Path(folder))

@@ -154,7 +154,8 @@ class Pipeline:
         """Load a model; every file is checked against its manifest's size and sha256 first.
 
         Arguments:
-            name: A name of `hebm_sample.list_models()`, a Hub repository id, or a local folder.
+            name: A name of `hebm_sample.list_models()`, maybe with its resolution as in
+                "celebahq-64", a Hub repository id, or a local folder.
             resolution: Side in pixels, where a name comes in several.
             revision: Branch, tag or commit of a Hub repository.
             cache_dir: The Hub cache's folder.

@@ -48,7 +48,7 @@ class TrainSettings(ConfigBase):
         checkpoint_every: Most seconds between checkpoints; a sixth of a short time budget.
         sample_every: Seconds between image grids.
         evaluate_every: Steps between measurements of the averaged weights on held-out images; the
-            best of them is kept and exported. 0 for none. A multiple of `log_every`.
+            best of them is kept and exported. 0 for none. It is done with the next log line.
         heldout: Held-out images that are measured on, with fixed noise.
         patience: Steps without a better measurement after which a run ends before its time; 0 for
             none. A multiple of `evaluate_every`. For small data sets, which are learned by heart.
@@ -101,11 +101,6 @@ class TrainSettings(ConfigBase):
         if self.validation is not None:
             require_integer("validation", self.validation, 0, 10**9)
         require_integer("evaluate_every", self.evaluate_every, 0, 10**9)
-        require(
-            self.evaluate_every % self.log_every == 0,
-            f"evaluate_every is {self.evaluate_every}; it must be a multiple of log_every = "
-            f"{self.log_every}",
-        )
         require_integer("heldout", self.heldout, 1, 10**6)
         require_integer("patience", self.patience, 0, 10**9)
         self._check_patience()

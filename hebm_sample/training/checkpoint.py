@@ -137,6 +137,7 @@ def check_identity(
         config = identity.get("config", {})
         config.get("sampling", {}).pop("particles", None)
         config.pop("crop", None)
+        config.pop("training", None)  # records; what was trained is told by its hash
         if identity.get("kind") == "decoder":  # whose samples are named by their hash
             config.pop("sampling", None)
     old, new = (

@@ -27,6 +27,8 @@ from hebm_sample.hub.save import (
 )
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import png_bytes
+from hebm_sample.metrics.typicality import Calibration
+from hebm_sample.pipeline.identity import calibration_if_any, scores_hash
 from hebm_sample.pipeline.pipeline import Pipeline, Prior
 from hebm_sample.training.checkpoint import (
     latest_checkpoint,
@@ -50,7 +52,8 @@ def load_run(run: str | Path) -> Pipeline:
     or those of the newest whole checkpoint where nothing was measured.
 
     Raises:
-        UserInputError: The folder holds no whole checkpoint.
+        UserInputError: The folder holds no whole checkpoint, or another model than the one that
+            the run began with.
     """
     run = Path(run)
     checkpoint = _chosen(run) if run.is_dir() else None
@@ -143,7 +146,8 @@ def export(
     config = pipe.config if name is None else replace(pipe.config, name=name)
     config = replace(config, sampling=pipe.sampling_config(**sampling))
     how = {"figures": figures, "notes": notes, "dtype": dtype, "overwrite": overwrite}
-    shown = Pipeline(config, pipe.generator, pipe.prior, pipe.encoder, device="cpu")
+    parts = (config, pipe.generator, pipe.prior, pipe.encoder)
+    shown = Pipeline(*parts, device="cpu", calibration=calibration_if_any(pipe.model))
     return write_model(Path(folder), shown, licence=licence, samples=samples, **how)
 
 
@@ -174,8 +178,15 @@ def write_model(
         figures=figures,
         card=model_card(config, licence=licence, figures=figures, notes=notes, samples=shown),
         samples=image,
+        calibration=_calibration(pipe, dtype),
         overwrite=overwrite,
     )
+
+
+def _calibration(pipe: Pipeline, dtype: torch.dtype) -> Calibration | None:
+    """The model's own, of its weights as they will be loaded."""
+    known = calibration_if_any(pipe.model)
+    return known and known.saying(weights=scores_hash(pipe.model, dtype))
 
 
 def _sampled(model: Pipeline) -> bytes | None:

@@ -87,6 +87,9 @@ def _rows_of(identity: Mapping[str, Any]) -> dict[str, Any]:
 def base_of(run: Path) -> str:
     """What tells the model that a run began with from others, by the bytes of its files, which
     are checked where it is loaded; "" for none.
+
+    Raises:
+        WeightsError: Its manifest cannot be read.
     """
     folder = run / BASE
     if not (folder / MANIFEST_NAME).exists():
@@ -100,9 +103,8 @@ def check_base(run: Path, state: Mapping[str, Any]) -> None:
     far as its checkpoints say.
     """
     if state.get("base", base_of(run)) != base_of(run):
-        raise UserInputError(
-            f"{run / BASE} is not the model that the run began with; put that one there again"
-        )
+        there = "put that one there again" if state["base"] else "it began with none: remove it"
+        raise UserInputError(f"{run / BASE} is not the model that the run began with; {there}")
 
 
 def _known(records: Sequence[TrainingRecord], size: int) -> list[TrainingRecord]:

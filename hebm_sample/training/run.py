@@ -89,7 +89,7 @@ class Task:
     """What is learned.
 
     Arguments:
-        kind: "generator" or "prior".
+        kind: "generator", "prior", "decoder" or "ddpm".
         objective: (images, fraction done) to (loss, statistics).
         learner: The part of it that learns, is averaged and is saved.
         config: The model's description, part of what must agree on resuming.

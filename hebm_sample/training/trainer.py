@@ -65,7 +65,9 @@ class _Clock:
 def _record(run: Run, log: RunLog | None, means: Means) -> dict[str, Any]:
     """A log line of the steps since the last one; returns their mean statistics."""
     every = run.settings.evaluate_every
-    measured = every and (run.step % every == 0 or run.step == run.total)
+    before = run.step - run.settings.log_every  # the log line before, at the earliest
+    passed = every and run.step // every > max(0, before) // every
+    measured = passed or (every and run.step == run.total)
     figures = run.evaluate() if measured else {}
     found = averaged_over_processes(means.take(), run.accelerator)
     if run.task.watch is not None:

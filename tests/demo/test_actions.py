@@ -274,7 +274,7 @@ def test_of_a_filled_face_the_mask_is_put_back(mask, tmp_path, monkeypatch) -> N
     scene = spots(face_at(210, 130))
     scene.save("me.png")
     source, _ = photos.upload(pipe, "me.png", Path("me.png").read_bytes(), name)
-    step = Inpaint(name, Settings({}, {}, steps=6), (2,), 0.8, source.origin)
+    step = Inpaint(name, Settings({}, {}, steps=6), (1, 2), 0.8, source.origin)
     *_, filled = composing.inpaint(pipe, step, source, mask, Watch())
     _, found = photos.paste_back(pipe, PasteBack(name, step.source.step, filled.origin), filled)
     (cut,) = pipe.align(scene)

@@ -500,3 +500,15 @@ def test_a_name_may_have_its_resolution():
     for name, how in (("celebahq-65", {}), ("celebahq-64", {"resolution": 256}), ("-64", {})):
         with pytest.raises(UserInputError, match="no model|names the folder|cannot name"):
             resolve(name, **how)
+
+
+def test_a_folder_of_that_name_is_that_folder(tmp_path, monkeypatch):
+    """A model's, or a run's; others, such as that of yesterday's images, are in nobody's way."""
+    monkeypatch.chdir(tmp_path)
+    Path("celebahq-64").mkdir()
+    assert resolve("celebahq-64").row.name == "celebahq"
+    with pytest.raises(WeightsError, match="celebahq-64"):
+        resolve(Path("celebahq-64"))
+    write(Path("celebahq-64"))
+    for given in ("celebahq-64", "./celebahq-64", Path("celebahq-64")):
+        assert resolve(given).row.name == "tiny"

@@ -171,6 +171,7 @@ def test_its_records_say_how_it_was_trained(whole, home):
         assert (record.steps, record.images, record.kept) == (STEPS, 8 * STEPS, STEPS)
         assert (record.data, record.held_out) == (training.identity, "none")
         assert "by tools/train_on_gpu.py, batches of 8, float32" in str(record)
+    assert [len(r.kl_weights) for r in records] == [3, 0, 0]
 
 
 def test_a_record_notes_one_plain_line():

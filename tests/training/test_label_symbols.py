@@ -159,7 +159,7 @@ def test_label_symbols_of_a_run(tmp_path):
         (("--init", "MODEL", "--preset", "cifar10"), "has another architecture than preset"),
         (
             ("--validation", 40),
-            "or the preset says; of 40 images it can be 0 to 39: give --validation hash",
+            "or the preset says; of 40 images it can be 0 to 39",
         ),
         (("--out", "RUN"), "already holds a run; go on with --resume"),
         (("--resume",), "nothing to resume"),

@@ -26,7 +26,7 @@ from hebm_sample.evaluation.calibration import calibrate
 from hebm_sample.generator.hierarchy import Refinement
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.metrics.typicality import FEWEST_IMAGES
-from hebm_sample.pipeline.identity import scores_hash
+from hebm_sample.pipeline.identity import own_calibration, scores_hash
 from hebm_sample.presets.preset import DecoderPlan
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.decoding.train import (
@@ -37,7 +37,7 @@ from hebm_sample.training.decoding.train import (
     train_decoder,
     with_sharp_decoder,
 )
-from hebm_sample.training.export import export, load_run
+from hebm_sample.training.export import export, load_run, write_model
 from hebm_sample.training.train import train_generator, train_prior
 from hebm_sample.training.trainer import Run, make_accelerator
 
@@ -85,7 +85,7 @@ def test_all_but_the_new_decoder_is_as_it_was(home, model, sharp):
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_scores_know_nothing_of_the_new_decoder(model, sharp, images):
+def test_scores_know_nothing_of_the_new_decoder(model, sharp, images, tmp_path):
     """A calibration stays that of the model: what it is of does not change."""
     assert scores_hash(model.model) == scores_hash(sharp.model)
     shown = np.tile(np.asarray(images.images), (5, 1, 1, 1))[:FEWEST_IMAGES]
@@ -93,6 +93,11 @@ def test_scores_know_nothing_of_the_new_decoder(model, sharp, images):
     parts = (model.config, model.generator, model.prior, model.encoder)
     carrying = Pipeline(*parts, calibration=known)
     made = sharpened(carrying, sharp.config, sharp.generator.sharp)
+    made.save_pretrained(tmp_path / "made")
+    assert Pipeline.from_pretrained(tmp_path / "made").calibration.weights == known.weights
+    write_model(tmp_path / "exported", made, samples=False)
+    again = Pipeline.from_pretrained(tmp_path / "exported", device="cpu")
+    assert own_calibration(again.model)[0] is not None
     faces = images.batch(torch.arange(2)).add(1).div(2)
     assert made.calibration == known and made.score(faces).p_value is not None
     with torch.no_grad():

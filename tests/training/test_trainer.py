@@ -22,6 +22,7 @@ from toy import draw_images, labelled_preset, short_preset
 
 import hebm_sample
 from hebm_sample import Pipeline
+from hebm_sample.config import TrainingRecord
 from hebm_sample.data.dataset import StepSampler, load_images
 from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
 from hebm_sample.evaluation.latent_ddpm import train_ddpm
@@ -436,6 +437,24 @@ class TestHeldOut:
         record = load_run(tmp_path / "run").config.training[-1]
         assert read_state(latest_checkpoint(tmp_path / "run"))["step"] == 4
         assert record.kept == record.steps == 8 and record.images == 8 * 8
+
+    @pytest.mark.parametrize(
+        ("every", "log", "steps"), [(5, 4, [8, 12]), (3, 4, [4, 8, 12]), (8, 4, [8, 12])]
+    )
+    def test_is_measured_with_the_next_log_line(self, run, tmp_path, every, log, steps):
+        settings = {"steps": 12, "evaluate_every": every, "log_every": log}
+        run(tmp_path / "run", **settings)
+        lines = logged(tmp_path / "run")
+        assert [line["step"] for line in lines if "heldout_loss" in line] == steps
+
+    def test_records_of_what_it_was_trained_on_do_not_matter(self, images, model, tmp_path):
+        """Releases write more into them; the frozen networks are told by their content."""
+        preset, how = short_preset(steps=4), {"show_progress": False}
+        train_prior(preset, model, images, tmp_path / "run", **how)
+        record = TrainingRecord("generator", 8, 1, 1.0, "2026-01-01", "2026-01-01", 1, 16)
+        told = replace(model.config, training=(replace(record, kl_weights=(2.0,) * 3),))
+        other = Pipeline(told, model.generator, model.prior, model.encoder)
+        train_prior(preset, other, images, tmp_path / "run", resume=True, **how)
 
     def test_another_kl_weight_is_another_run(self, images, tmp_path):
         preset, how = short_preset(steps=4), {"show_progress": False}

@@ -19,6 +19,7 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from hebm_sample.training.elbo import group_weights
 from hebm_sample.training.recipe import Stage
 
 from . import pieces
@@ -241,10 +242,18 @@ class StageRun:
             ended=self.today,
             kept=self.best["step"] if self.best else self.step,
             image_size=self.stage.size,
+            kl_weights=self._kl_weights(),
             **self._rows(),
         )
         with self.stepper.weights_of(self.stepper.best if self.best else self.stepper.ema):
             return self.job.model(record)
+
+    def _kl_weights(self) -> tuple[float, ...]:
+        """Of a generator that learns its latents."""
+        described = self.stage.preset.generator
+        if self.stage.part != "generator" or described.encoder_reduction > 1:
+            return ()
+        return tuple(group_weights(described, self.stage.preset.kl_weight))
 
     def _rows(self) -> dict[str, Any]:
         """Of the record: which rows were trained on, and what the run was."""

@@ -63,7 +63,8 @@ def inpaint_line(
     options: InpaintOptions, facts: Facts, seeds: Sequence[int], out: Path | None
 ) -> str:
     """The `hebm-edit inpaint` of a grid at `out`, or of a seed's own file."""
-    words = [_name(options.image), "--mask", _name(options.mask), *_model(options, facts)]
+    image, mask = _names([options.image, options.mask])
+    words = [image, "--mask", mask, *_model(options, facts)]
     words += ["--seeds", format_seeds(seeds), "--strength", repr(options.strength)]
     words += ["--weight", repr(options.weight), *_condition(options), *_sampler(facts)]
     words += _alignment(options)

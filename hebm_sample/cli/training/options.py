@@ -237,7 +237,7 @@ def check_rows(data: str, validation: int | None) -> None:
     if not validation < total:
         raise UserInputError(
             f"{validation} images are to be held out, as --validation or the preset says; of "
-            f"{total} images it can be 0 to {total - 1}: give --validation hash for a tenth"
+            f"{total} images it can be 0 to {total - 1}"
         )
 
 

@@ -110,7 +110,7 @@ def _check_reference(context: EvaluationContext, known: EvaluationSet) -> None:
 
 def _closed(
     sets: Mapping[str, np.ndarray], reference: FeatureStatistics, recon: Mapping[str, float]
-) -> dict[str, float] | None:
+) -> dict[str, float | None] | None:
     """The gap closed, with its standard error: samples of both priors share their seeds, so that
     their errors are taken together; the reconstructions' is independent of them.
     """
@@ -129,7 +129,8 @@ def _closed(
     )
     slope = (g - e) / (g - r) ** 2
     error = math.hypot(paired, slope * recon["frechet_error"])
-    return {"value": gap_closed(g, e, r), "error": error}
+    # Not a number where a part of the samples leaves no gap.
+    return {"value": gap_closed(g, e, r), "error": error if math.isfinite(error) else None}
 
 
 def quality_table(sets: Mapping[str, Mapping[str, Any]]) -> Table:
