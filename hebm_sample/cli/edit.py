@@ -67,6 +67,7 @@ class _Group(OneLineErrors, click.Group):
     """A group of commands whose every error is one line."""
 
 
+_OF_NOISE = "of --method noise the model's"
 _IMAGES = click.argument("images", nargs=-1, required=True, type=PATH, metavar="IMAGE...")
 _OUT = out("One image file with all images on a grid.  [default: IMAGE's name and the command's]")
 
@@ -143,9 +144,7 @@ def main() -> None:
     ),
     _groups("Groups that may change, 0 the top: 0-3.  [default: all]"),
     steering(f"{EDIT_GUIDANCE:g}"),
-    sampler_options(
-        "the model's, of --method noise", f"{EDIT_STEPS}; of --method noise the model's"
-    ),
+    sampler_options(_OF_NOISE, f"{EDIT_STEPS}; {_OF_NOISE}"),
     MACHINE,
     _OUT,
     _outdir("IMAGE"),
