@@ -426,7 +426,7 @@ def test_files_of_one_name_are_told_apart_in_the_text(folder, images, tmp_path):
         (["edit", "d1/a.png"], "hebm-edit edit a.png "),
         (
             ["inpaint", "d1/a.png", "--mask", "d2/a.png"],
-            "hebm-edit inpaint d1/a.png --mask d2/a.p",
+            "hebm-edit inpaint d1/a.png --mask d2/",
         ),
     ):
         done = hebm_edit(*words, "--dataset", folder, "-o", "x.png", "--overwrite")

@@ -103,7 +103,7 @@ def variants(name: str, preset: Preset, model: Pipeline) -> list[Variant]:
     if name == "ema":
         return [Variant("averaged", (), "score"), Variant("last", (), "score", averaged=False)]
     # Chains cost most of a step: many small steps learn more in the same time.
-    small = ("settings.batch_size=16", "settings.learning_rate=0.0003")
+    small = ("settings.batch_size=16", "settings.learning_rate=0.0003", "settings.patience=0")
     return [Variant(str(t), (f"prior.num_levels={t}", *small), "mle", warm=True) for t in LEVELS]
 
 

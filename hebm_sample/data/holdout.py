@@ -8,8 +8,9 @@ key alone decides, except that
 - of large sets the lowest `HELD_OUT_MOST` keys are taken, so that rows that join send some of the
   highest back to training;
 - a value of a label that `ENOUGH` rows have is on both sides, and every value that occurs is
-  trained on, but of columns, such as captions, with more values than half of their rows: where none of its rows would be held out the lowest key is, where all would be the
-  highest is not, until rows join that make this needless.
+  trained on: where none of its rows would be held out the lowest key is, where all would be the
+  highest is not, until rows that join make this needless. Columns with more values than half of
+  their rows, such as captions, do not count.
 
 So which rows are held out is a matter of one state of the data, and records of training name it
 (`TrainingRecord.data`). What is to be kept apart for good lies in a folder of its own, test/.
