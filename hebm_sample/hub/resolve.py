@@ -209,8 +209,10 @@ def locate(
 def _is_of_a_model(given: str | os.PathLike[str]) -> bool:
     """Whether it is a folder of a model or of a run, or said to be a folder."""
     folder = Path(os.path.expanduser(given))
-    holds = (folder / MANIFEST_NAME).exists() or is_run_folder(folder)
-    return holds or not isinstance(given, str)
+    if not isinstance(given, str):
+        return True
+    # Names that are too long for a file are no folder's.
+    return os.path.isdir(folder) and ((folder / MANIFEST_NAME).exists() or is_run_folder(folder))
 
 
 def _with_side(manifest: Manifest, name: str, resolution: int | None) -> tuple[str, int | None]:
