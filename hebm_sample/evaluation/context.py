@@ -153,10 +153,11 @@ class EvaluationContext:
             steps=settings.get("steps"),
             prior=prior,
         )
-        key = [prior, fingerprint(self.pipe), self.pipe.sampling_config(**settings).to_dict()]
+        config = self.pipe.sampling_config(**settings)
+        key = [prior, fingerprint(self.pipe), config.to_dict()]
         key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
         key += self.unusual()
-        if self.pipe.sampling_config(**settings).precondition:  # whose steps know the posterior
+        if config.precondition:  # whose steps know the posterior
             key.append(fingerprint(self.pipe, encoder=True))
         bar = tqdm(
             total=total,

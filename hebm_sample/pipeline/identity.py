@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibration_if_any",
+    "calibration_to_save",
     "description_hash",
     "encoder_hash",
     "own_calibration",
@@ -107,6 +108,12 @@ def calibration_if_any(model: "Model") -> "Calibration | None":
         return own_calibration(model)[0]
     except WeightsError:
         return None
+
+
+def calibration_to_save(model: "Model", dtype: "torch.dtype") -> "Calibration | None":
+    """The model's own, as of its weights once they were saved in this precision."""
+    known = calibration_if_any(model)
+    return known and known.saying(weights=scores_hash(model, dtype))
 
 
 def state_of(*modules: "nn.Module") -> object:

@@ -27,8 +27,7 @@ from hebm_sample.latents import Latents, check_latents, concatenate
 from hebm_sample.pipeline.alignment import Framed, crops
 from hebm_sample.pipeline.device import pick_device
 from hebm_sample.pipeline.identity import (
-    calibration_if_any,
-    scores_hash,
+    calibration_to_save,
     state_of,
     weights_hash,
 )
@@ -412,7 +411,6 @@ class Model:
             WeightsError: A weight does not fit the precision; nothing is half-written.
         """
         encoder = self.encoder if self._encoder is not None else None
-        known = calibration_if_any(self)
         write_model_folder(
             Path(folder),
             self.config,
@@ -423,7 +421,7 @@ class Model:
             licence=UNSTATED_LICENCE if self._row is None else self._row.licence,
             figures=None if self._row is None else self._row.figures,
             card=self._card,
-            calibration=known and known.saying(weights=scores_hash(self, dtype)),
+            calibration=calibration_to_save(self, dtype),
             overwrite=overwrite,
         )
 

@@ -27,8 +27,7 @@ from hebm_sample.hub.save import (
 )
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import png_bytes
-from hebm_sample.metrics.typicality import Calibration
-from hebm_sample.pipeline.identity import calibration_if_any, scores_hash
+from hebm_sample.pipeline.identity import calibration_if_any, calibration_to_save
 from hebm_sample.pipeline.pipeline import Pipeline, Prior
 from hebm_sample.training.checkpoint import (
     latest_checkpoint,
@@ -178,15 +177,9 @@ def write_model(
         figures=figures,
         card=model_card(config, licence=licence, figures=figures, notes=notes, samples=shown),
         samples=image,
-        calibration=_calibration(pipe, dtype),
+        calibration=calibration_to_save(pipe.model, dtype),
         overwrite=overwrite,
     )
-
-
-def _calibration(pipe: Pipeline, dtype: torch.dtype) -> Calibration | None:
-    """The model's own, of its weights as they will be loaded."""
-    known = calibration_if_any(pipe.model)
-    return known and known.saying(weights=scores_hash(pipe.model, dtype))
 
 
 def _sampled(model: Pipeline) -> bytes | None:
