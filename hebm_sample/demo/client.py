@@ -66,7 +66,7 @@ const stroke = (to) => {
 element.addEventListener('pointerdown', (event) => {
     if (event.target !== canvas() || !open()) return;
     event.preventDefault();
-    document.documentElement.classList.remove('hebm-rest');
+    rest.remove('hebm-rest');
     canvas().setPointerCapture(event.pointerId);
     last = place(event);
     stroke(last);
@@ -74,9 +74,25 @@ element.addEventListener('pointerdown', (event) => {
 element.addEventListener('pointermove', (event) => { if (last) stroke(place(event)); });
 for (const end of ['pointerup', 'pointercancel'])
     element.addEventListener(end, () => { last = null; });
-new MutationObserver(show).observe(element, {childList: true, subtree: true});
+// The paint rests while its fillings are looked at, and is seen again on images of another kind.
+const rest = document.documentElement.classList;
+const images = () =>
+    [...new Set([...element.querySelectorAll('img')].map((image) => image.src))].sort().join();
+let before = null, fillings = null;
+new MutationObserver(() => {
+    const now = images();
+    if (rest.contains('hebm-rest') && now !== before && now !== fillings) {
+        if (fillings === null) fillings = now;
+        else rest.remove('hebm-rest');
+    }
+    show();
+}).observe(element, {childList: true, subtree: true});
 window.hebmMask = {
-    clear: () => { mask.width = mask.width; show(); },
+    clear: () => {
+        mask.width = mask.width;
+        rest.remove('hebm-rest');
+        show();
+    },
     png: () => {
         const seen = mask.getContext('2d').getImageData(0, 0, mask.width, mask.height);
         for (let i = 0; i < seen.data.length; i += 4) {
@@ -86,7 +102,8 @@ window.hebmMask = {
         const flat = document.createElement('canvas');
         flat.width = flat.height = mask.width;
         flat.getContext('2d').putImageData(seen, 0, 0);
-        document.documentElement.classList.add('hebm-rest');
+        [before, fillings] = [images(), null];
+        rest.add('hebm-rest');
         return flat.toDataURL('image/png').split(',')[1];
     },
 };

@@ -16,7 +16,6 @@ from hebm_sample.demo.studio import Offer, Studio, positive
 __all__ = ["QUICK", "Controls", "Target", "target_values"]
 
 MOST_WEIGHT = 16  # of the slider: what samples take
-MOST_FILLINGS = 4
 
 # Listeners that answer at once, beside the queue; like all others no public API.
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

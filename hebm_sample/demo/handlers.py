@@ -104,8 +104,7 @@ class Handlers:
 
     def arm(self, request: gr.Request) -> Any:
         """A new chain begins, or waits for its turn: Stop means that one."""
-        self._visitor(request).renew()
-        return gr.update(interactive=True)
+        return gr.update(interactive=True), self._visitor(request).renew()
 
     def stop(self, request: gr.Request) -> None:
         """Ends the visitor's chain at its next gradient."""
@@ -118,20 +117,26 @@ class Handlers:
     # Work
 
     def _perform(
-        self, request: gr.Request, progress: gr.Progress, label: str, work: Work
+        self, request: gr.Request, progress: gr.Progress, job: tuple[str, str], work: Work
     ) -> Iterator[tuple[Any, ...]]:
         """Outputs as the work goes on; what goes wrong becomes a line, and what was shown
-        before stays.
+        before stays, or what was opened meanwhile.
+
+        Arguments:
+            job: The model's label, and the ticket.
         """
-        visitor = self._visitor(request)
+        (label, ticket), visitor = job, self._visitor(request)
+        opened = visitor.opened
         before = visitor.shown or Shown(label, ())
         start, shown, line, error = time.perf_counter(), before, "stopped", False
-        with self.visitors.busy(visitor) as stop:
+        with self.visitors.busy(visitor, ticket) as stop:
             watch = Watch(stop, lambda share: progress(share, desc="sampling"))
             try:
                 if stop.is_set():
                     raise Stopped
                 for shown in work(watch, before):
+                    if visitor.opened != opened:
+                        raise Stopped
                     visitor.shown = shown
                     yield (*self._show(shown, view.status("sampling")), gr.update())
                 line = f"done in {time.perf_counter() - start:.1f} s"
@@ -139,6 +144,9 @@ class Handlers:
                 shown = before
             except HebmError as failure:
                 shown, line, error = before, _line(failure), True
+            if visitor.opened != opened:
+                yield (*(gr.update(),) * 6, gr.update(interactive=False))
+                return
             visitor.shown = shown
         yield (*self._show(shown, view.status(line, error)), gr.update(interactive=False))
 
@@ -167,7 +175,7 @@ class Handlers:
             shown = Shown(label, (average(self.studio.pipeline(offer.name)),))
         except HebmError as error:
             line = view.status(_line(error), error=True)
-        self._visitor(request).shown = shown
+        _opened(self._visitor(request), shown)
         middle, most = max(1, offer.groups // 2), offer.groups - 1
         return (
             *self._show(shown, line),
@@ -182,7 +190,7 @@ class Handlers:
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Images of seeds."""
-        label, seeds, *how = values
+        label, ticket, seeds, *how = values
 
         def work(watch: Watch, _before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -190,13 +198,13 @@ class Handlers:
             for images in actions.draw(pipe, step, watch):
                 yield Shown(label, tuple(images))
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def vary(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Variations of the chosen image."""
-        label, keep, seeds = values
+        label, ticket, keep, seeds = values
 
         def work(watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -207,13 +215,13 @@ class Handlers:
             images = actions.vary(pipe, step, before.image, watch)
             yield Shown(label, tuple(images), 1)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def reconstruct(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """What the model makes of the chosen image."""
-        (label,) = values
+        label, ticket = values
 
         def work(_watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -221,13 +229,13 @@ class Handlers:
             images = actions.reconstruct(pipe, step, before.image)
             yield Shown(label, tuple(images), len(images) - 1)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def edit(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """The chosen image, led to a condition."""
-        label, strength, guidance, method, steps, *targets = values
+        label, ticket, strength, guidance, method, steps, *targets = values
 
         def work(watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -240,13 +248,13 @@ class Handlers:
             images = actions.edit(pipe, step, before.image, watch)
             yield Shown(label, tuple(images), len(images) - 1)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def inpaint(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """The chosen image, filled in where the visitor painted."""
-        label, seeds, strength, steps, mask = values
+        label, ticket, seeds, strength, steps, mask = values
 
         def work(watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -256,13 +264,13 @@ class Handlers:
             images = composing.inpaint(pipe, step, before.image, painted, watch)
             yield Shown(label, tuple(images), 1)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def mix(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """The top layers of one image with those below of another."""
-        label, coarse, fine, cut, *how = values
+        label, ticket, coarse, fine, cut, *how = values
 
         def work(watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -270,13 +278,13 @@ class Handlers:
             step = Mix(offer.name, _origin(a), _origin(b), int(cut))
             yield Shown(label, tuple(composing.mix(pipe, step, a, b)), 2)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def interpolate(
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """From one image to another."""
-        label, first, second, count, *how = values
+        label, ticket, first, second, count, *how = values
 
         def work(watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -285,7 +293,7 @@ class Handlers:
             images = composing.interpolate(pipe, step, a, b)
             yield Shown(label, tuple(images), len(images) // 2)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     def _pair(
         self,
@@ -314,7 +322,7 @@ class Handlers:
         self, request: gr.Request, progress: gr.Progress = _PROGRESS, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """The chosen image in the photograph that it is from."""
-        (label,) = values
+        label, ticket = values
 
         def work(_watch: Watch, before: Shown) -> Iterator[Shown]:
             offer, pipe = self._of(label)
@@ -324,7 +332,7 @@ class Handlers:
             step = PasteBack(offer.name, photo.upload, origin)
             yield Shown(label, tuple(photos.paste_back(pipe, step, before.image)), 1)
 
-        yield from self._perform(request, progress, label, work)
+        yield from self._perform(request, progress, (label, ticket), work)
 
     # At once
 
@@ -341,11 +349,12 @@ class Handlers:
             image, line = photos.upload(pipe, name, data, model)
             if data in self._samples:  # which the lines read, and the visitor has not
                 image = replace(image, files=((name, data),))
-            shown, error = Shown(label, (image,)), False
         except HebmError as failure:
-            shown, line, error = before, _line(failure), True
-        visitor.shown = shown
-        return self._show(shown, view.status(line, error))
+            visitor.shown = before
+            return self._show(before, view.status(_line(failure), True))
+        shown = Shown(label, (image,))
+        _opened(visitor, shown)
+        return self._show(shown, view.status(line))
 
     def _given(self, event: Any) -> tuple[str, bytes]:
         """Name and content of a file, or of a drawn image."""
@@ -367,6 +376,13 @@ class Handlers:
         index = index if isinstance(index, int) and 0 <= index < len(before.images) else 0
         visitor.shown = Shown(before.label, before.images, index)
         return self._show(visitor.shown, gr.update())
+
+
+def _opened(visitor: Visitor, shown: Shown) -> None:
+    """Another model or image is begun with: what runs or waits is about what was there before."""
+    visitor.halt()
+    visitor.opened += 1
+    visitor.shown = shown
 
 
 def _line(error: Exception) -> str:

@@ -43,6 +43,7 @@ class _Stage:
     python: gr.Code
     shell: gr.Code
     stop: gr.Button
+    ticket: gr.Textbox
     paste: gr.Button
     next: dict[str, gr.Button]
 
@@ -86,6 +87,7 @@ def _stage() -> _Stage:
         stop = gr.Button(
             "Stop", variant="stop", interactive=False, elem_id="hebm-stop", scale=0, min_width=90
         )
+        ticket = gr.Textbox("", visible=False)  # of the job that comes next; it goes along with it
     with gr.Row(elem_id="hebm-view"):
         with gr.Column(scale=3, min_width=200, elem_id="hebm-seen"):
             html = gr.HTML(
@@ -103,7 +105,7 @@ def _stage() -> _Stage:
         paste = gr.Button(
             "Put back into the photo", visible=False, elem_id="hebm-paste", min_width=100
         )
-    return _Stage(status, html, facts, *_lines(), stop, paste, buttons)
+    return _Stage(status, html, facts, *_lines(), stop, ticket, paste, buttons)
 
 
 def _lines() -> tuple[gr.Code, gr.Code]:
@@ -167,10 +169,10 @@ def _connect_work(
     handlers: Handlers, controls: Controls, model: gr.Dropdown, stage: _Stage
 ) -> None:
     for button, work, values in _jobs(handlers, controls, stage):
-        armed = button.click(handlers.arm, None, stage.stop, **QUICK)
+        armed = button.click(handlers.arm, None, [stage.stop, stage.ticket], **QUICK)
         armed.then(
             work,
-            [model, *values],
+            [model, stage.ticket, *values],
             [*stage.parts, stage.stop],
             show_progress_on=stage.status,
             js=client.MASK if controls.mask in values else None,

@@ -1,5 +1,7 @@
 """How the page is served: behind its door, from a thread, in the visitor's own fonts."""
 
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +17,7 @@ from hebm_sample.demo.visitors import MOST_VISITORS, Visitors
 __all__ = ["Page", "launch"]
 
 MOST_WAITING = 16
+SWEEP = 300.0  # seconds
 
 
 class Page(gr.Blocks):
@@ -52,6 +55,7 @@ def launch(
     # Closed: what asks for a job without the queue.
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
     page.visitors.forgotten = page.forget
+    threading.Thread(target=_sweep, args=(page.visitors,), daemon=True).start()
     door = Middleware(Door, visitors=page.visitors, jobs=page.jobs, limits=limits)
     _, address, _ = page.launch(
         server_name=host,
@@ -70,6 +74,13 @@ def launch(
         **options,
     )
     return str(address)
+
+
+def _sweep(visitors: Visitors) -> None:
+    """Forget those who did nothing for an hour, though nobody else comes."""
+    while True:
+        time.sleep(SWEEP)
+        visitors.forget_expired()
 
 
 def _theme() -> Base:

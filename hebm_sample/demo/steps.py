@@ -258,5 +258,5 @@ def _stem(name: str) -> str:
 def safe_name(path: str) -> str:
     """A file's own name, as it can stand in a line of Python or shell."""
     name = Path(path.replace("\\", "/")).name
-    kept = "".join(c for c in name if c.isprintable()).strip(". ").lstrip("-")
-    return kept[-80:] or "image.png"
+    kept = "".join(c for c in name if c.isprintable()).strip(". ")
+    return kept[-80:].lstrip("-. ") or "image.png"

@@ -7,6 +7,7 @@ to nobody else. Where it comes from counts only where places are short, because 
 many visitors have one address.
 """
 
+import itertools
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -22,6 +23,7 @@ __all__ = ["Full", "Visitor", "Visitors"]
 
 MOST_VISITORS = 32
 SECONDS = 3600.0  # after which a visitor who did nothing has left
+MOST_TICKETS = 64  # of a visitor; three jobs of theirs wait at most
 IDLE = 600.0  # after which one who did nothing makes room for another
 
 
@@ -37,8 +39,9 @@ class Visitor:
         address: Where it came from first.
         seen: When it last did something, in seconds of the clock.
         shown: The images in its page.
-        stop: Of the chain that waits, or comes next.
+        stops: Of the chains that wait, or come next, by their tickets.
         running: Of those that run now.
+        opened: How many models and images of their own they have opened.
         uploads: When each upload of the last minute came, and its bytes.
         left: Whether its page was closed.
     """
@@ -46,18 +49,24 @@ class Visitor:
     address: str
     seen: float
     shown: "Shown | None" = None
-    stop: threading.Event = field(default_factory=threading.Event)
+    stops: OrderedDict[str, threading.Event] = field(default_factory=OrderedDict)
     running: list[threading.Event] = field(default_factory=list)
     uploads: deque[tuple[float, int]] = field(default_factory=deque)
     left: bool = False
+    opened: int = 0
+    tickets: Iterator[int] = field(default_factory=itertools.count)
 
-    def renew(self) -> None:
-        """Another chain comes, which no earlier Stop means."""
-        self.stop = threading.Event()
+    def renew(self) -> str:
+        """Another chain comes, which no earlier Stop means; its ticket."""
+        ticket = str(next(self.tickets))
+        self.stops[ticket] = threading.Event()
+        while len(self.stops) > MOST_TICKETS:  # of clicks that came to nothing
+            self.stops.popitem(last=False)
+        return ticket
 
     def halt(self) -> None:
-        """End all chains of theirs, at their next gradients."""
-        for event in [self.stop, *self.running]:
+        """End all chains of theirs, at their next gradients, and those that wait."""
+        for event in [*self.stops.values(), *self.running]:
             event.set()
 
 
@@ -116,10 +125,14 @@ class Visitors:
                 visitor.left = True
 
     @contextmanager
-    def busy(self, visitor: Visitor) -> Iterator[threading.Event]:
-        """While a visitor's chain runs they keep their place; the event that ends it."""
+    def busy(self, visitor: Visitor, ticket: str = "") -> Iterator[threading.Event]:
+        """While a visitor's chain runs they keep their place; the event that ends it.
+
+        Arguments:
+            ticket: Of `Visitor.renew`: a Stop that came while it waited means this chain.
+        """
         with self._lock:
-            stop = visitor.stop
+            stop = visitor.stops.pop(ticket, None) or threading.Event()
             visitor.running.append(stop)
         try:
             yield stop
@@ -128,9 +141,18 @@ class Visitors:
                 visitor.running.remove(stop)
                 visitor.seen = self._clock()
 
+    def forget_expired(self) -> None:
+        """Those who did nothing for an hour go, or ten minutes after they have left; also where
+        nobody comes.
+        """
+        with self._lock:
+            self._forget_expired(self._clock())
+
     def _forget_expired(self, now: float) -> None:
         for session, visitor in list(self._there.items()):
-            if not visitor.running and now - visitor.seen > SECONDS:
+            # A telephone that sleeps has left, too, and may come back.
+            most = IDLE if visitor.left else SECONDS
+            if not visitor.running and now - visitor.seen > most:
                 self._forget(session)
 
     def _forget(self, session: str) -> None:

@@ -431,6 +431,7 @@ def test_a_bad_upload_is_one_line(pipe, data, says) -> None:
         ("--out.png", "out.png"),
         ("...", "image.png"),
         ("a\nb.png", "ab.png"),
+        ("a" * 30 + "-" + "b" * 75 + ".png", "b" * 75 + ".png"),
     ],
 )
 def test_names_of_uploads(given, kept) -> None:

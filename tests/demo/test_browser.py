@@ -225,6 +225,15 @@ def test_what_is_painted_over_is_filled_in(at, pipe) -> None:
     image = Image.open(io.BytesIO(drawn)).convert("RGB")
     own = pipe.inpaint([image, image], mask, seeds=[2, 9])
     assert [pixels(p) for p in found] == [p.tobytes() for p in own.images]
+    # The paint rests while fillings are compared, and is seen again on what comes next.
+    rests = "return document.documentElement.classList.contains('hebm-rest')"
+    at.js("document.querySelector('[data-pick=\"2\"]').click()")
+    at.until(lambda: at.find(".hebm-big figcaption").text.endswith("9"))
+    assert at.js(rests)
+    at.tab("Draw")
+    draw(at, "6")
+    assert not at.js(rests)
+    at.tab("Inpaint")
     at.click("#hebm-clear")
     assert "nothing is painted" in at.do("#hebm-inpaint")
 

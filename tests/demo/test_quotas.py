@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from hebm_sample.demo.quotas import Door, Limits
-from hebm_sample.demo.visitors import IDLE, SECONDS, Full, Visitors
+from hebm_sample.demo.visitors import IDLE, MOST_TICKETS, SECONDS, Full, Visitors
 
 LIMITS = Limits(
     small=100, request=1000, address=1500, total=4000, minute=2500, images=3, image_bytes=2000
@@ -328,7 +328,7 @@ def test_a_crowd_from_one_address_pushes_out_its_own() -> None:
         clock.now += 1
         with pytest.raises(Full) if i > 2 else contextlib.nullcontext():
             visitors.of(f"s{i}", "crowd")
-    assert "me" in visitors and visitors.of("me", "home") is mine and not mine.stop.is_set()
+    assert "me" in visitors and visitors.of("me", "home") is mine
     assert len(visitors) == 4 and "me" not in gone
 
 
@@ -344,12 +344,13 @@ def test_a_newcomer_takes_the_place_of_one_of_many() -> None:
 def test_who_left_or_rested_makes_room() -> None:
     clock = Clock()
     visitors = Visitors(2, clock)
-    first, _ = visitors.of("a", "1"), visitors.of("b", "2")
+    visitors.of("a", "1")
+    visitors.of("b", "2")
     with pytest.raises(Full, match="come back"):
         visitors.of("c", "3")
     visitors.leave("b")
     visitors.of("c", "3")
-    assert "b" not in visitors and not first.stop.is_set()
+    assert "b" not in visitors
     clock.now += IDLE + 1
     visitors.of("c", "3")
     visitors.of("d", "4")
@@ -363,9 +364,36 @@ def test_stop_is_of_a_visitor_alone() -> None:
     visitors = Visitors()
     mine, other = visitors.of("a"), visitors.of("b")
     with visitors.busy(mine) as first, visitors.busy(other) as foreign:
-        mine.renew()  # another waits
+        waits = mine.renew()
         mine.halt()
-        assert first.is_set() and mine.stop.is_set() and not foreign.is_set()
+        assert first.is_set() and not foreign.is_set()
+        later = mine.renew()  # which that Stop did not mean
+        with visitors.busy(mine, waits) as stopped, visitors.busy(mine, later) as runs:
+            assert stopped.is_set() and not runs.is_set()
         visitors.leave("nobody")
         visitors.leave("a")
         assert not foreign.is_set()
+    for _ in range(2 * MOST_TICKETS):
+        mine.renew()
+    assert len(mine.stops) == MOST_TICKETS
+
+
+def test_nobody_needs_to_come_for_others_to_be_forgotten() -> None:
+    """Of a photograph nothing is kept for longer than the page says."""
+    clock = Clock()
+    visitors = Visitors(4, clock)
+    for name in "ab":
+        visitors.of(name)
+    visitors.leave("a")
+    clock.now += IDLE + 1
+    visitors.forget_expired()
+    assert "a" not in visitors and "b" in visitors
+    clock.now += SECONDS
+    with visitors.busy(visitors._there["b"]):
+        visitors.forget_expired()
+        assert "b" in visitors
+    visitors.forget_expired()
+    assert "b" in visitors  # their chain has just ended
+    clock.now += SECONDS + 1
+    visitors.forget_expired()
+    assert len(visitors) == 0

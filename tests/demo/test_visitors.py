@@ -71,8 +71,8 @@ class Guest:
 
     def join(self, what: str, *values: object, **event: object) -> httpx.Response:
         """A job for the queue, after the click that arms Stop."""
-        self.ask("/run/predict", "arm")
-        return self.ask("/queue/join", what, TOY, *values, **event)
+        ticket = self.ask("/run/predict", "arm").json()["data"][1]
+        return self.ask("/queue/join", what, TOY, ticket, *values, **event)
 
     def draw(self, seeds: str, steps: int = 6) -> httpx.Response:
         return self.join("draw", seeds, 1, "", steps, "", "", 2, 2)
@@ -160,6 +160,30 @@ def test_an_upload_is_its_senders_and_never_on_the_disk(served) -> None:
     assert [path for path in served[2].rglob("*") if path.is_file()] == []
 
 
+def test_a_chain_that_was_stopped_while_it_waited_does_not_run(served, pipe) -> None:
+    """Another click after Stop is another chain."""
+    first, other = Guest(served, "first", "10.0.0.9"), Guest(served, "waits", "10.0.0.10")
+    assert first.draw("0-8", 200).is_success and other.draw("0-8", 200).is_success
+    assert other.ask("/run/predict", "stop").is_success
+    assert other.draw("8").is_success
+    assert first.ask("/run/predict", "stop").is_success
+    (stopped, *_), (status, html, *_) = other.results()
+    assert "stopped" in stopped and "done in" in status
+    assert shown(html) == own(pipe, [8])
+    first.results()
+
+
+def test_an_image_that_comes_while_a_chain_runs_stays(served) -> None:
+    guest, file = Guest(served, "hasty", "10.0.0.11"), io.BytesIO()
+    Image.linear_gradient("L").resize((50, 40)).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    assert guest.draw("0-8", 200).is_success
+    assert guest.ask("/queue/join", "give", TOY, False, name="me.png", data=data).is_success
+    answers = guest.results()
+    assert len(answers) == 2 and any("of your image" in str(found[0]) for found in answers)
+    assert len(shown(guest.pick()[1])) == 1  # of nine that the chain would have shown
+
+
 def test_images_that_come_too_often_are_refused_before_they_are_read(served) -> None:
     guest, other = Guest(served, "often", "10.0.0.5"), Guest(served, "once", "10.0.0.5")
     data = base64.b64encode(bytes(300_000)).decode()
@@ -176,7 +200,9 @@ def test_images_that_come_too_often_are_refused_before_they_are_read(served) -> 
 
 def test_no_chain_runs_beside_the_queue(served) -> None:
     guest = Guest(served, "beside", "10.0.0.6")
-    assert guest.ask("/run/predict", "draw", TOY, "0", 1, "", 6, "", "", 2, 2).status_code == 404
+    assert (
+        guest.ask("/run/predict", "draw", TOY, "", "0", 1, "", 6, "", "", 2, 2).status_code == 404
+    )
 
 
 def test_leaving_ends_the_chain_of_who_left(served, pipe) -> None:
