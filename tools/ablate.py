@@ -208,6 +208,8 @@ class Ablation:
         key = [FORMAT_VERSION, __version__, repr(variant), self.count]
         key += [fingerprint(self.model, encoder=True)]
         key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
+        key += [self.preset.symbol_weight, self.preset.condition_share, self.preset.chain_steps]
+        key += [self.preset.sampling.to_dict()]
         key += [self.training.identity, self.held_out.identity, self.known is None]
         path = self.out / "variants" / f"{name}-{_name(variant)}-{_digest(key)}.json"
         if (kept := kept_json(path)) is not None:

@@ -112,7 +112,8 @@ class Sweep:
         preset = self.preset
         key = [weights, fingerprint(self.model, encoder=True), self.images.identity]
         key += [getattr(preset, f"{kind}_settings").to_dict() for kind in KINDS]
-        key += [preset.decoder.to_dict(), self.warm]
+        key += [preset.decoder.to_dict(), preset.prior.to_dict(), preset.sampling.to_dict()]
+        key += [preset.symbol_weight, preset.condition_share, preset.chain_steps, self.warm]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
         return self.out / f"{'-'.join(f'{w:g}' for w in weights)}-{digest}"
 
@@ -306,7 +307,7 @@ def _base(preset: Preset, name: str | None) -> Pipeline:
         found = load_model(name)
     described = found.config.generator
     if isinstance(described, GeneratorConfig):
-        described = replace(described, sharp_decoder=None, sharp_upsampling="nearest")
+        described = described.without_sharp_decoder
     if described != preset.generator:
         raise UserInputError(f"{found.name} has another generator than preset {preset.name}")
     generator = HierarchicalGenerator(preset.generator)

@@ -181,7 +181,7 @@ def train(packed: Path, preset: str, out: Path, **options: Any) -> None:
         device,
         resume=resume,
         start=_begun(start) if start else None,
-        began=float(os.environ[BEGAN]) if BEGAN in os.environ else None,
+        began=_sitting(),
         tell=lambda line: click.echo(line, err=True),
     )
     with _terminated(session):
@@ -195,13 +195,21 @@ def train(packed: Path, preset: str, out: Path, **options: Any) -> None:
         click.echo(f"stopped after {session.now:.0f} s; go on with the same line and --resume")
 
 
+def _sitting() -> tuple[float, float] | None:
+    """When this sitting began and what was used before it, if another process began it."""
+    if BEGAN not in os.environ:
+        return None
+    began, used = os.environ[BEGAN].split()
+    return float(began), float(used)
+
+
 def _begin_again(session: Session, error: CaptureError) -> NoReturn:
     """Go on in a fresh process: in this one CUDA may be of no more use."""
     click.echo(f"{error}; going on without graphs there", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     again = [] if "--resume" in sys.argv else ["--resume"]
-    os.environ[BEGAN] = str(session.began)
+    os.environ[BEGAN] = f"{session.began} {session.used}"
     os.execv(sys.executable, [sys.executable, *sys.argv, *again])
 
 

@@ -122,6 +122,22 @@ def test_packed_images_are_the_training_rows(gpu, home, tmp_path):
     assert len(about["files"]) > 2 and all(row["bytes"] < 0.006 * 2**20 for row in about["files"])
 
 
+def test_packed_labels_are_in_the_order_of_the_symbols_values(gpu, home, tmp_path, monkeypatch):
+    """As training reads them: a column can have yes before no."""
+    preset, packing = labelled_preset(validation=12), gpu["packing"]
+    names, load = {"bright": ("yes", "no")}, packing.load_images
+
+    def turned(*args, **kwargs):
+        return replace(load(*args, **kwargs), label_names=names)
+
+    monkeypatch.setattr(packing, "load_images", turned)
+    data = str(home / "images")
+    packing.pack(data, preset, tmp_path / "p", progress=False)
+    found = packing.unpack(tmp_path / "p", packing.read_manifest(tmp_path / "p", preset), 16, CPU)
+    rows = load(data, size=16, progress=False).split(12)[0].labels["bright"]
+    assert np.array_equal(found.labels[:, 0].numpy(), np.where(rows < 0, rows, 1 - rows))
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_few_lossy_rows_are_near_them(gpu, home, tmp_path, kind):
     preset, pack = labelled_preset(validation=12), gpu["packing"]
@@ -331,6 +347,8 @@ def test_where_nothing_can_be_captured_a_new_process_goes_on(
             break
         assert "operation not permitted" in result.stderr and "more" not in result.stderr
         line = started[-1]
+    # It is one sitting: what was used before it is not counted again.
+    assert float(os.environ[tool.BEGAN].split()[1]) == 0
     monkeypatch.delenv(tool.BEGAN)
     assert result.exit_code == 0, result.output
     assert len(started) == 3
@@ -400,9 +418,9 @@ def test_pieces_and_folders_by_command(whole, tool, tmp_path):
 def test_without_score_matching_it_says_so(gpu, home, tmp_path):
     preset = replace(short_preset(**SETTINGS), objective="mle")
     gpu["packing"].pack(str(home / "images"), preset, tmp_path / "p", progress=False)
-    session = Runs(gpu, tmp_path / "p", preset)(tmp_path / "run", steps=(1, 1, 1))
     with pytest.raises(UserInputError, match="trains its energies by chains"):
-        session.run()
+        Runs(gpu, tmp_path / "p", preset)(tmp_path / "run", steps=(1, 1, 1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_its_decoder_learns_from_samples_of_one_particle(gpu, tmp_path, monkeypatch):

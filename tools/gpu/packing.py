@@ -27,7 +27,7 @@ from hebm_sample.data.dataset import ImageDataset, load_images
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.io.files import parse_json, read_capped, sha256_of, write_atomically
 from hebm_sample.presets.preset import Preset
-from hebm_sample.training.label_columns import label_columns
+from hebm_sample.training.label_columns import label_columns, with_values
 from hebm_sample.training.recipe import stages
 
 __all__ = ["MANIFEST", "Packed", "pack", "read_manifest", "unpack"]
@@ -89,6 +89,7 @@ def pack(
         images = load_images(source, size=size, progress=progress)
         training, held_out = images.split(validation)
         columns = label_columns(owner, training)
+        training, held_out = (with_values(owner, each, columns) for each in (training, held_out))
         few = _spread(training, (limits or {}).get(size))
         how = (kind or _kind(few, piece), quality)
         rows = {"train": few, "heldout": held_out.rows(0, min(heldout, len(held_out)))}

@@ -23,6 +23,7 @@ from hebm_sample.hub.load import new_prior
 from hebm_sample.io.files import write_atomically
 from hebm_sample.latents import Latents, concatenate
 from hebm_sample.pipeline.pipeline import Pipeline
+from hebm_sample.presets.preset import Preset
 from hebm_sample.prior.joint import JointEnergy
 from hebm_sample.training.decoding.objective import ALONE, RAMP, DecoderObjective, SharpDecoder
 from hebm_sample.training.decoding.train import (
@@ -34,11 +35,12 @@ from hebm_sample.training.elbo import GeneratorObjective, standard_normal
 from hebm_sample.training.energy import ScoreObjective
 from hebm_sample.training.heldout import heldout_figures
 from hebm_sample.training.recipe import Stage
+from hebm_sample.training.record import records_of_generator
 from hebm_sample.training.train import channels_last, sampling_for
 
 from .packing import Packed
 
-__all__ = ["Job", "new_job"]
+__all__ = ["Job", "check_objective", "new_job"]
 
 POOL = "samples.safetensors"
 POOL_BATCH = 500
@@ -69,6 +71,14 @@ class Job:
     encoder: Encoder | None = None
     measure: Callable[[], dict[str, float]] | None = None
     watch: Callable[[dict[str, Any]], None] | None = None
+
+
+def check_objective(preset: Preset) -> None:
+    """`UserInputError` for energies that are not trained here, before anything else is."""
+    if preset.objective != "score" or preset.prior.parametrization != "log_snr":
+        raise UserInputError(
+            f"preset {preset.name} trains its energies by chains; this trains by score matching"
+        )
 
 
 def new_job(
@@ -135,13 +145,11 @@ def _generator(stage: Stage, model: Pipeline | None, packed: Packed, device: tor
     if model is not None:
         objective.warm_up, prior = 0.0, model.prior
         kept = {"prior": model.config.prior, "sampling": model.config.sampling}
-        config = replace(config, training=model.config.training, **(kept if prior else {}))
+        before = records_of_generator(model.config.training, prior=prior is not None)
+        config = replace(config, training=before, **(kept if prior else {}))
         encoder.load_state_dict(model.encoder.state_dict())
-        if preset.generator.grows_from(model.config.generator):
-            generator.grow_from(model.generator)
-        else:
-            generator.load_state_dict(model.generator.state_dict())
-        _freeze_what_grew(stage, generator, encoder)
+        if generator.begin_with(model.generator):
+            encoder.requires_grad_(False)  # T stays, too, so that its prior fits
     channels_last(objective.to(device))
     measure = None
     if len(packed.held_out):
@@ -155,15 +163,6 @@ def _generator(stage: Stage, model: Pipeline | None, packed: Packed, device: tor
         takes_tensor=True,
         measure=measure,
     )
-
-
-def _freeze_what_grew(stage: Stage, generator: HierarchicalGenerator, encoder: Encoder) -> None:
-    """Of a grown generator T and the encoder stay, so that its prior fits."""
-    if stage.preset.grown_from:
-        generator.requires_grad_(False)
-        generator.decoder.requires_grad_(True)
-        generator.likelihood.requires_grad_(True)
-        encoder.requires_grad_(False)
 
 
 def _measure(
@@ -188,10 +187,6 @@ def _prior(
     packed: Packed,
 ) -> Job:
     preset, device = stage.preset, packed.images.device
-    if preset.objective != "score" or preset.prior.parametrization != "log_snr":
-        raise UserInputError(
-            f"preset {preset.name} trains its energies by chains; this trains by score matching"
-        )
     config = replace(
         model.config, name=preset.model_name, prior=preset.prior, sampling=sampling_for(preset)
     )

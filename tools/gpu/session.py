@@ -32,6 +32,7 @@ from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.recipe import Stage, stages
 
 from .packing import Packed, unpack
+from .parts import check_objective
 from .stage import PARTS, StageRun
 from .steps import CaptureError
 
@@ -128,7 +129,8 @@ class Session:
         out: The run's folder.
         resume: Go on with what is there.
         start: A model and the number of the stage to begin with, from pieces of another run.
-        began: When the sitting did, of `time.monotonic`; now if None.
+        began: When the sitting did, of `time.monotonic`, and the seconds used before it; now, and
+            those of the clock, if None.
         tell: Told, in a line, what happens.
     """
 
@@ -142,17 +144,18 @@ class Session:
         *,
         resume: bool = False,
         start: tuple[Pipeline, int] | None = None,
-        began: float | None = None,
+        began: tuple[float, float] | None = None,
         tell: Callable[[str], object] = print,
     ) -> None:
+        check_objective(preset)
         self.preset, self.packed, self.out, self.asked = preset, packed, out, asked
         self.device, self.start, self.tell = device, start, tell
         self.stages = stages(preset, out / "stages")
         self._open(resume)
         self.ends = ends(self.stages, asked, start[1] if start else 0)
-        self.used = self._clock()
         self.graphless: dict[str, str] = _read(out / "no-graphs.json") or {}
-        self.began = self.written = time.monotonic() if began is None else began
+        self.began, self.used = began or (time.monotonic(), self._clock())
+        self.written = self.began
         self.stopped = False
         self.images: dict[int, Packed] = {}
 
