@@ -1,7 +1,7 @@
 """The description of a multi-layer generator and its encoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hebm_sample.config.base import (
@@ -216,3 +216,17 @@ class GeneratorConfig(ConfigBase):
             "sharp_upsampling": smaller.sharp_upsampling,
         }
         return self != smaller and vars(self) | kept == vars(smaller)
+
+    @property
+    def without_sharp_decoder(self) -> "GeneratorConfig":
+        """The same with the likelihood's image decoder alone."""
+        return replace(self, sharp_decoder=None, sharp_upsampling="nearest")
+
+    def keeps_latents_of(self, start: object) -> bool:
+        """Whether training that begins with `start` keeps its T and encoder: this grows from it,
+        or it is this, which has grown already.
+        """
+        if not isinstance(start, GeneratorConfig):
+            return False
+        again = self.encoder_reduction > 1 and start.without_sharp_decoder == self
+        return again or self.grows_from(start)

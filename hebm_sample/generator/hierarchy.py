@@ -163,13 +163,26 @@ class HierarchicalGenerator(Generator):
         self.likelihood = DiscretizedLogistic(config.image_channels)
         self.sharp = None if config.sharp_decoder is None else sharp_decoder(config)
 
+    def begin_with(self, start: Generator) -> bool:
+        """Take over the weights of a generator of this config, but for its sharp decoder, which is
+        made from what is trained; or grow from it (`grow_from`). Whether T stays as it is.
+        """
+        if self.config.keeps_latents_of(start.config):
+            self.grow_from(start)
+            return True
+        known = start.state_dict().items()
+        self.load_state_dict({k: v for k, v in known if not k.startswith("sharp.")})
+        return False
+
     def grow_from(self, smaller: Generator) -> None:
         """Take over T and the shared stages of the image decoder of a generator that this one's
-        config grows from, and freeze T; the rest stays as initialised.
+        config grows from, or of one of this config, and freeze T; the rest stays as initialised.
         """
-        assert self.config.grows_from(smaller.config)
-        # Another image, so another head and scale; a sharp decoder is made from what is trained.
-        new = ("decoder.head.", "likelihood.", "sharp.")
+        assert self.config.keeps_latents_of(smaller.config)
+        # A sharp decoder is made from what is trained. Of another image, another head and scale.
+        new = ("sharp.",)
+        if self.config.grows_from(smaller.config):
+            new += ("decoder.head.", "likelihood.")
         known = {k: v for k, v in smaller.state_dict().items() if not k.startswith(new)}
         self.load_state_dict(known, strict=False)
         self.requires_grad_(False)

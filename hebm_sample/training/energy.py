@@ -203,10 +203,10 @@ class ScoreObjective(PriorObjective):
             score = flatten(gradient) - flatten(u_t)
             return cum_sigma[:, None] * score + flatten(noise), logits
         u_t = tuple(u.requires_grad_() for u in u_t)
+        wanted = torch.is_grad_enabled()  # not where it is only measured
         with torch.enable_grad():
             terms, logits = self.energies(u_t, level, condition)
             with no_weight_gradients():
-                wanted = torch.is_grad_enabled()
                 gradient = torch.autograd.grad(terms.sum(), u_t, create_graph=wanted)
         score = flatten(gradient) - flatten(u_t)
         return cum_sigma[:, None] * score + flatten(noise), logits

@@ -25,6 +25,7 @@ __all__ = [
     "ALL_LABELS",
     "Columns",
     "check_columns",
+    "check_numbers",
     "label_columns",
     "labels_of_source",
     "undecoded_labels",
@@ -202,12 +203,12 @@ def check_columns(preset: Preset, data: Columns) -> tuple[str, ...]:
                 f"preset {preset.name} has the symbol {symbol.name!r}, but the data have no label "
                 f"column {column!r}; they have {sorted(labels) or 'none'}"
             )
-        _check_numbers(symbol, column, labels[column], label_names.get(column))
+        check_numbers(symbol, column, labels[column], label_names.get(column))
         columns.append(column)
     return tuple(columns)
 
 
-def _check_numbers(
+def check_numbers(
     symbol: SymbolConfig, column: str, labels: np.ndarray, names: tuple[str, ...] | None
 ) -> None:
     """`UserInputError` unless a column's labels are the symbol's values."""

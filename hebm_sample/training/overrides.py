@@ -7,8 +7,9 @@ neither, such as `chain_steps`, has no dot. `prior.num_levels` is T: that many l
 SNR between the preset's own lowest and highest, or the release's.
 
 What is changed is config and settings, so the run's checkpoints hold it, and resuming asks for it
-again. The model's `config.json` has what it describes: networks, levels, sampler and, in the
-record of the generator's run, the weights of its KL divergences.
+again, but for what changes no number: when checkpoints and grids are written, compiling, and what
+memory a step takes. The model's `config.json` has what it describes: networks, levels, sampler
+and, in the record of the generator's run, the weights of its KL divergences.
 """
 
 import json
@@ -142,6 +143,8 @@ def _one(preset: Preset, kind: Kind, change: str) -> Preset:
         )
     field = f"{kind}_settings" if part == "settings" else part
     data = _put(getattr(preset, field).to_dict(), rest, value, part)
+    if part == "settings" and value is not None and rest in (["steps"], ["time_budget"]):
+        data |= dict.fromkeys({"steps", "time_budget"} - set(rest))  # one takes the other's place
     if part == "sampling" and rest != ["particles"]:
         # As where a model is called: its particles stay where they can.
         given = LangevinConfig.from_dict(data | {"particles": 1}, part)

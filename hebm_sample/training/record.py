@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from hebm_sample.config import TrainingRecord
+from hebm_sample.config import GeneratorConfig, TrainingRecord
 from hebm_sample.data.holdout import SEED
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import UserInputError
@@ -31,6 +31,7 @@ __all__ = [
     "held_out_rule_of",
     "record_of",
     "records_of_energies",
+    "records_of_generator",
     "same_rows",
     "trained_on",
 ]
@@ -58,8 +59,22 @@ def record_of(state: Mapping[str, Any]) -> TrainingRecord:
         kept=best["step"] if best else state["step"],
         image_size=identity["config"]["generator"]["image_size"],
         kl_weights=_kl_weights(identity),
+        note=_how(state),
         **_rows_of(identity),
     )
+
+
+def _how(state: Mapping[str, Any]) -> str:
+    """What of a step's rounding a record says: its type, unless float32, and from which step on
+    it was compiled, as far as checkpoints tell.
+    """
+    dtype = state["identity"]["settings"].get("dtype", "float32")
+    notes = [] if dtype == "float32" else [f"in {dtype}"]
+    for step, compiled in state.get("compiled", []):
+        if compiled or step:
+            since = f" from step {step} on" if step else ""
+            notes.append(f"{'' if compiled else 'not '}compiled{since}")
+    return ", ".join(notes)[:300]
 
 
 def _kl_weights(identity: Mapping[str, Any]) -> tuple[float, ...]:
@@ -119,6 +134,16 @@ def records_of_energies(model: Pipeline, init: Pipeline | None) -> tuple[Trainin
     begun = () if init is None else init.config.training
     kept = [r for r in model.config.training if r.part != "prior"]
     return (*kept, *(r for r in begun if r.part == "prior"))
+
+
+def records_of_generator(
+    begun: Sequence[TrainingRecord], *, prior: bool
+) -> tuple[TrainingRecord, ...]:
+    """What the parts of a generator have seen that begins with a model of these records: no sharp
+    decoder, which is trained anew, and energies where they stay (`prior`).
+    """
+    gone = ("decoder",) if prior else ("decoder", "prior")
+    return tuple(r for r in begun if r.part not in gone)
 
 
 def same_rows(model: str, records: Sequence[TrainingRecord], training: ImageDataset) -> None:
@@ -241,22 +266,34 @@ def _untold(model: str, record: TrainingRecord) -> str:
 
 def check_generator(preset: Preset, init: Pipeline | None) -> None:
     """Before the data are read: `UserInputError` for an `init` that the preset's generator can
-    neither go on from nor grow from.
+    neither go on from nor grow from, or none where the preset is to grow.
     """
-    if init is None or preset.generator.grows_from(init.config.generator):
+    if init is None:
+        if preset.grown_from:
+            raise UserInputError(
+                f"preset {preset.name} trains an image decoder on what another model has learned; "
+                f"give that model with --init, such as a run of preset {preset.grown_from}"
+            )
         return
-    if init.config.generator != preset.generator:
+    described = init.config.generator
+    if isinstance(described, GeneratorConfig):
+        described = described.without_sharp_decoder
+    if described != preset.generator and not preset.generator.grows_from(init.config.generator):
         raise UserInputError(
             f"{init.name} has another architecture than preset {preset.name}, and is not what it "
             "grows from; use its own preset"
         )
 
 
-def check_prior(preset: Preset, model: Pipeline, objective: str, init: Pipeline | None) -> None:
+def check_prior(
+    preset: Preset, model: Pipeline | None, objective: str, init: Pipeline | None
+) -> None:
     """Before the data are read: `UserInputError` for a model without an encoder, an objective that
-    the preset's energies cannot be trained with, or an `init` with others.
+    the preset's energies cannot be trained with, or an `init` with others. Without a model, what
+    can be said without one.
     """
-    model.encoder  # noqa: B018  one line now if there is none
+    if model is not None:
+        model.encoder  # noqa: B018  one line now if there is none
     config, same = preset.prior, {"symbols": ()}
     if objective == "score" and config.parametrization != "log_snr":
         raise UserInputError(

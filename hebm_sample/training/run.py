@@ -190,6 +190,7 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.base = base_of(folder)
+        self.compiled = [[0, settings.compile]]  # from which step on, and whether
         self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
@@ -329,6 +330,7 @@ class Run:
             "finished": self.ended,
             "parts": self.parts,
             "seconds": self.seconds,
+            "compiled": self.compiled,
             "started": self.started,
             "ended": datetime.date.today().isoformat(),
             "time_budget": self.settings.time_budget,
@@ -420,6 +422,14 @@ class Run:
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
         self.cut(state.get("parts", 1))
         self.best, self.started = state.get("best"), state.get("started", self.started)
+        if state["finished"] and not self.ended:
+            raise UserInputError(
+                f"the run in {self.folder} ended at step {self.step}, when held-out figures had "
+                "not been better for too long; it is not gone on with: leave patience as it was"
+            )
+        self.compiled = state.get("compiled", [])  # of earlier releases' runs nobody knows
+        if self.compiled and self.compiled[-1][1] != self.settings.compile:
+            self.compiled.append([self.step, self.settings.compile])
         if self.task.watch is not None and (least := state.get("least")) is not None:
             self.task.watch.least = least
         self.guard = NanGuard(

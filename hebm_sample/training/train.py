@@ -49,6 +49,7 @@ from hebm_sample.training.record import (
     check_prior,
     former_digest,
     records_of_energies,
+    records_of_generator,
     same_rows,
 )
 from hebm_sample.training.trainer import RunResult, Task, make_accelerator, make_run_folder, train
@@ -137,13 +138,16 @@ def train_generator(
         images: All rows; those that the settings' `validation` says are kept apart.
         resume: Go on from the folder's newest whole checkpoint.
         init: A model of the same architecture to fine-tune from; or one of smaller images that
-            the preset's generator grows from: its T, encoder and prior are kept as they are and
-            only the image decoder and the likelihood are trained.
+            the preset's generator grows from, or one that has grown so: its T, encoder and prior
+            are kept as they are and only the image decoder and the likelihood are trained. A
+            sharp decoder is left out: it is trained anew.
         accelerator: accelerate's engine; made if None.
 
     Raises:
-        UserInputError: `init` was trained on other rows of these data, among others.
+        UserInputError: `init` was trained on other rows of these data, or a preset that grows has
+            none, among others.
     """
+    check_generator(preset, init)
     folder, accelerator = Path(folder), accelerator or make_accelerator()
     settings, ended = agreed(preset.generator_settings, accelerator), check_model_place(folder)
     training, validation = images.split(settings.validation)
@@ -199,10 +203,12 @@ def trained_generator(
     """
     if init is None:
         return Pipeline(config, learner.generator, None, learner.encoder)
-    config = replace(config, training=(*init.config.training, *config.training))
     described = config.generator
     assert isinstance(described, GeneratorConfig), "an imported generator is not trained further"
-    if not described.grows_from(init.config.generator):
+    kept = described.keeps_latents_of(init.config.generator)
+    before = records_of_generator(init.config.training, prior=kept)
+    config = replace(config, training=(*before, *config.training))
+    if not kept:
         return Pipeline(config, learner.generator, None, learner.encoder)
     config = replace(config, prior=init.config.prior, sampling=init.config.sampling)
     # The encoder to the last bit: averaging makes 0 of -0, and files are shared.
@@ -223,20 +229,15 @@ def _mark_start(task: Task, init: Pipeline) -> None:
 
 
 def _start_from(init: Pipeline, task: Task, preset: Preset) -> None:
-    """Take over `init`'s weights; where it grows, T and encoder are then frozen."""
+    """Take over `init`'s weights; of what grows, or has grown, T and encoder are then frozen."""
     learner = task.learner
     assert isinstance(learner, GeneratorObjective)
     _mark_start(task, init)
-    check_generator(preset, init)
-    grows = preset.generator.grows_from(init.config.generator)
     # Its groups are alive: a warm-up would only make them fill up and empty again.
     learner.warm_up = 0.0
     learner.encoder.load_state_dict(init.encoder.state_dict())
-    if grows:
-        learner.generator.grow_from(init.generator)
+    if learner.generator.begin_with(init.generator):
         learner.encoder.requires_grad_(False)
-    else:
-        learner.generator.load_state_dict(init.generator.state_dict())
 
 
 def _prior_objective(

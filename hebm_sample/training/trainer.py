@@ -7,6 +7,7 @@ Starting several processes is the business of `accelerate`.
 """
 
 import time
+import warnings
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hebm_sample.data.dataset import ImageDataset
+from hebm_sample.errors import NonFiniteSampleError
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.images import grid, to_pil
@@ -91,7 +93,12 @@ def _record(run: Run, log: RunLog | None, means: Means) -> dict[str, Any]:
 def _draw(run: Run, log: RunLog | None) -> None:
     """Save a grid of the averaged learner's images."""
     assert log is not None, "the first process has one"
-    log.image(run.step, "grid", grid(to_pil(run.preview()), columns=8))
+    try:
+        images = run.preview()
+    except NonFiniteSampleError as error:  # of energies that are young, and learn on
+        warnings.warn(f"no grid at step {run.step}: {error}", stacklevel=2)
+        return
+    log.image(run.step, "grid", grid(to_pil(images), columns=8))
 
 
 def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
@@ -107,7 +114,7 @@ def _loop(run: Run, log: RunLog | None, show_progress: bool) -> None:
         while not run.ended:
             run.advance(means)
             bar.update()
-            if run.step % run.settings.log_every and run.step < run.total:
+            if run.step % run.settings.log_every and not run.ended:
                 continue
             run.seconds = clock.seconds()
             found = _record(run, log, means)

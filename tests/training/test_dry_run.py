@@ -260,3 +260,14 @@ def test_what_the_run_would_refuse_is_refused(tmp_path):
     other = ("--generator", tmp_path / "tiny", "--init", tmp_path / "tiny")
     result = invoke("prior", *dry, *other, "--set", "prior.width=40")
     assert result.exit_code == 2 and "has other energies than preset tiny" in result.stderr
+    # What can be said without a model is said.
+    patience = ("--set", "settings.evaluate_every=10", "--set", "settings.patience=20")
+    result = invoke("decoder", *dry, *patience)
+    assert result.exit_code == 2 and "a sharp decoder has no held-out figure" in result.stderr
+    result = invoke("prior", *dry, *patience, "--objective", "mle")
+    assert result.exit_code == 2 and "but objective 'mle' has no" in result.stderr
+    result = invoke("generator", "--preset", "images256", *dry[2:])
+    assert result.exit_code == 2 and "give that model with --init" in result.stderr
+    draw_images(tmp_path / "images", count=20)
+    result = invoke("generator", *dry, "--data", tmp_path / "images", "--validation", 20)
+    assert result.exit_code == 2 and "20 images are to be held out" in result.stderr

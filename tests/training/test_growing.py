@@ -16,6 +16,7 @@ from hebm_sample import Pipeline
 from hebm_sample.config import StageConfig
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
+from hebm_sample.generator.kinds import new_generator
 from hebm_sample.hub.manifest import read_row
 from hebm_sample.pipeline.inpainting import KnownPixels
 from hebm_sample.training.export import export, load_run
@@ -80,6 +81,33 @@ def test_a_model_that_is_gone_on_with_keeps_its_records(home, images, small):
     train_generator(preset, images, home / "twice", init=first, **options)
     for model in (load_run(home / "twice"), Pipeline.from_pretrained(home / "twice/model")):
         assert [r.steps for r in model.config.training] == [6, 6] and model.prior is None
+
+
+def test_what_has_grown_goes_on_with_its_latents(home, images, grown):
+    """T, encoder and energies stay in the second run, too; a sharp decoder is left out."""
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    sharp = replace(grown.config.generator, sharp_decoder=grown.config.generator.decoder)
+    network = new_generator(sharp)
+    network.load_state_dict(grown.generator.state_dict(), strict=False)
+    config = replace(grown.config, generator=sharp)
+    begun = Pipeline(config, network, grown.prior, grown.encoder)
+    train_generator(grown_preset(), images, home / "on", init=begun, **options)
+    found = Pipeline.from_pretrained(home / "on/model", device="cpu")
+    assert found.config.generator == grown.config.generator
+    for part in ("prior", "encoder"):
+        own, expected = getattr(found, part).state_dict(), getattr(grown, part).state_dict()
+        assert all(torch.equal(own[k], v) for k, v in expected.items())
+    before, after = grown.generator.state_dict(), found.generator.state_dict()
+    moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert moved and moved <= {"decoder", "likelihood"}
+    assert [r.part for r in found.config.training].count("generator") == 2
+
+
+def test_a_preset_that_grows_needs_what_it_grows_from(home, images):
+    preset = replace(grown_preset(), grown_from="tiny")
+    with pytest.raises(UserInputError, match="give that model with --init, such as a run of pre"):
+        train_generator(preset, images, home / "none", accelerator=make_accelerator("cpu"))
+    assert not (home / "none").exists()
 
 
 def test_which_configs_grow_from_which():

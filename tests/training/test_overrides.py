@@ -97,6 +97,14 @@ def test_what_is_refused(kind, change, words):
         changed(PRESET, kind, [change])
 
 
+def test_steps_and_a_time_budget_take_each_others_place():
+    settings = changed(PRESET, "prior", ["settings.time_budget=600"]).prior_settings
+    assert (settings.steps, settings.time_budget) == (None, 600)
+    found = replace(PRESET, prior_settings=settings)
+    settings = changed(found, "prior", ["settings.steps=7"]).prior_settings
+    assert (settings.steps, settings.time_budget) == (7, None)
+
+
 def test_settings_are_named():
     assert changed_settings(["settings.seed=3", "prior.width=4"]) == {"seed"}
 

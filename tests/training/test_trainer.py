@@ -24,7 +24,12 @@ import hebm_sample
 from hebm_sample import Pipeline
 from hebm_sample.config import TrainingRecord
 from hebm_sample.data.dataset import StepSampler, load_images
-from hebm_sample.errors import EnvironmentFailure, TrainingDivergedError, UserInputError
+from hebm_sample.errors import (
+    EnvironmentFailure,
+    NonFiniteSampleError,
+    TrainingDivergedError,
+    UserInputError,
+)
 from hebm_sample.evaluation.latent_ddpm import train_ddpm
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.training import devices, encoded
@@ -36,6 +41,7 @@ from hebm_sample.training.ending import has_ended
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.export import load_run
 from hebm_sample.training.log import read_log
+from hebm_sample.training.record import record_of
 from hebm_sample.training.train import train_generator, train_prior
 from hebm_sample.training.trainer import BEST, Run, make_accelerator
 
@@ -504,6 +510,50 @@ class TestHeldOut:
         assert has_ended(tmp_path / "run")
         again = run(tmp_path / "run", kind, resume=True, patience=8, **options)
         assert again.steps == 12
+
+    def test_patience_ends_a_run_between_log_lines_whole(self, run, tmp_path):
+        """Measured at the log line of step 6, so it ends at 10: with a line, and a checkpoint."""
+        options = {"steps": 40, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}
+        options |= {"patience": 4, "log_every": 6}
+        result = run(tmp_path / "run", "score", **options)
+        assert [line["step"] for line in logged(tmp_path / "run")] == [6, 10]
+        assert read_state(latest_checkpoint(tmp_path / "run"))["step"] == result.steps == 10
+        assert run(tmp_path / "run", "score", resume=True, **options).steps == 10
+
+    def test_a_run_that_patience_ended_does_not_go_on_without(self, run, tmp_path):
+        options = {"steps": 40, "evaluate_every": 4, "learning_rate": 0.0, "warmup_steps": 0}
+        run(tmp_path / "run", "score", patience=4, **options)
+        with pytest.raises(UserInputError, match="ended at step 8, when held-out figures had"):
+            run(tmp_path / "run", "score", resume=True, patience=0, **options)
+
+    def test_records_say_how_steps_were_computed(self, run, tmp_path, monkeypatch):
+        run(tmp_path / "plain", "score", steps=4)
+        assert load_run(tmp_path / "plain").config.training[-1].note == ""
+        monkeypatch.setattr(loop, "compile_parts", lambda _: None)
+        run(tmp_path / "run", "score", steps=4, compile=True, dtype="bfloat16")
+        assert load_run(tmp_path / "run").config.training[-1].note == "in bfloat16, compiled"
+        state = read_state(latest_checkpoint(tmp_path / "run"))
+        again = {"steps": 4, "resume": True, "compile": True, "dtype": "bfloat16"}
+        assert run(tmp_path / "run", "score", **again).state["compiled"] == [[0, True]]
+        found = run(tmp_path / "run", "score", **again | {"compile": False})
+        assert found.state["compiled"] == [[0, True], [4, False]]
+        notes = {
+            ((0, False), (2, True)): "compiled from step 2 on",
+            ((0, True), (2, False)): "compiled, not compiled from step 2 on",
+            (): "",
+        }
+        for steps, note in notes.items():
+            found = record_of(state | {"compiled": [list(pair) for pair in steps]})
+            assert found.note == ", ".join(["in bfloat16", *filter(None, [note])])
+
+    def test_energies_that_cannot_be_drawn_yet_end_no_run(self, run, tmp_path, monkeypatch):
+        def fail(*_, **__):
+            raise NonFiniteSampleError([0], 1, 2)
+
+        monkeypatch.setattr(Pipeline, "__call__", fail)
+        with pytest.warns(UserWarning, match="no grid at step 4: the sample of seed 0 became"):
+            run(tmp_path / "run", "score", steps=4)
+        assert has_ended(tmp_path / "run") and (tmp_path / "run" / "model").is_dir()
 
     def test_patience_needs_figures(self):
         with pytest.raises(UserInputError, match="patience is 8, but nothing is measured"):

@@ -18,7 +18,7 @@ from hebm_sample.cli.evaluation.calibrate import some_of
 from hebm_sample.cli.evaluation.crop import crop_line, measured_crop
 from hebm_sample.cli.evaluation.options import open_sets_of, write_json
 from hebm_sample.cli.printing import say
-from hebm_sample.errors import EnvironmentFailure, UserInputError
+from hebm_sample.errors import EnvironmentFailure, NonFiniteSampleError, UserInputError
 
 __all__ = ["EVALUATION", "FEWEST", "IMAGES", "Measured"]
 
@@ -130,7 +130,7 @@ class Measured:
                 progress=not self.quiet,
                 announce=lambda text: None if self.quiet else say(text, err=True),
             )
-        except UserInputError as error:
+        except (UserInputError, NonFiniteSampleError) as error:
             say(f"not evaluated: {error}", err=True)
             return
         write_json(path, result.to_dict() | asked)

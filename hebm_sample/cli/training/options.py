@@ -19,6 +19,7 @@ __all__ = [
     "check_folder",
     "check_labels",
     "check_resume",
+    "check_rows",
     "needed",
     "read_images",
     "run_options",
@@ -169,15 +170,18 @@ def typed_preset(kind: Any, options: dict[str, Any]) -> Any:
     from hebm_sample.training.overrides import changed, changed_settings
 
     preset = changed(find_preset(options["preset"]), kind, options["changes"])
+    named = changed_settings(options["changes"])
     twice = {
-        name
-        for name in changed_settings(options["changes"])
-        if options.get({"steps": "max_steps"}.get(name, name)) is not None
+        name for name in named if options.get({"steps": "max_steps"}.get(name, name)) is not None
     }
+    lengths = [name for name in ("steps", "time_budget") if name in named]
+    typed = [name for name in ("max_steps", "time_budget") if options[name] is not None]
+    if lengths and len(lengths + typed) > 1 and not twice:
+        twice = {"the length of the run"}
     if twice:
         raise UserInputError(
-            f"{', '.join(sorted(twice))} was given with --set and with an option of its own; "
-            "leave one of them out"
+            f"{', '.join(sorted(twice))} was given with --set and with an option of its own, or "
+            "another --set; leave one of them out"
         )
     field = f"{kind}_settings"
     return replace(preset, **{field: _overridden(getattr(preset, field), options)})
@@ -291,8 +295,9 @@ def check_resume(options: dict[str, Any]) -> None:
         asked = f"--set settings.{min(named)}"
     else:
         return
+    option = "--init" if "init" in options else "--generator"
     raise UserInputError(
         f"{asked} does not go with --resume: the run in {options['out']} has {state['total']} "
         "steps, and its learning rates follow from them; leave it out, or start a longer run in "
-        f"another folder with --init {options['out']}"
+        f"another folder with {option} {options['out']}"
     )

@@ -16,6 +16,7 @@ from hebm_sample.cli.training.options import (
     check_folder,
     check_labels,
     check_resume,
+    check_rows,
     needed,
     read_images,
     run_options,
@@ -35,13 +36,14 @@ def _dry_run(kind: Any, preset: Any, options: dict[str, Any], check: Callable[..
     from hebm_sample.training.costs.dry_run import dry_run
 
     base, init = (_loaded(options, name) for name in ("generator", "init"))
-    if base is not None or "generator" not in options:  # else of the preset's shape
-        check(preset, base, init)
+    check(preset, base, init)
     source = open_source(options["data"], None) if options["data"] else None
     if source is not None and not options["quiet"]:
         say(source_line(options["data"], source), err=True)
     if kind == "prior":
         preset = labelled(preset, options, source)
+    if source is not None:
+        check_rows(options["data"], getattr(preset, f"{kind}_settings").validation)
     if not options["quiet"]:
         say("measuring a step of a few images ...", err=True)
     estimate = dry_run(
@@ -228,8 +230,11 @@ def decoder(**options: Any) -> None:
         return train_decoder(preset, model, images, **how)
 
     def check(preset: Any, model: Any, _: Any) -> None:
-        from hebm_sample.training.decoding.train import check_decoder
+        from hebm_sample.training.decoding.train import check_decoder, check_patience
 
-        check_decoder(preset, model)
+        if model is None:  # of a dry run
+            check_patience(preset)
+        else:
+            check_decoder(preset, model)
 
     _train("decoder", options, check, run)

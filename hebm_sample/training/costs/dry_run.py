@@ -307,8 +307,7 @@ def _build(kind: Kind, preset: Preset, objective: str, model: Pipeline | None) -
         return _build_decoder(preset, model)
     generator, encoder = HierarchicalGenerator(preset.generator), Encoder(preset.generator)
     learned = GeneratorObjective(generator, encoder, preset.kl_weight)
-    if model is not None and generator.config.grows_from(model.config.generator):
-        generator.grow_from(model.generator)
+    if model is not None and generator.begin_with(model.generator):
         encoder.requires_grad_(False)
     return _Built(generator, encoder, learned, learned)
 

@@ -126,17 +126,22 @@ def with_sharp_decoder(model: Pipeline, preset: Preset) -> ModelConfig:
     return replace(model.config, generator=described)
 
 
-def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
-    """Before the data are read: the config that the model will have; `UserInputError` for an
-    imported generator, a model without an encoder, squares that no discriminator sees, or
-    patience.
-    """
-    config = with_sharp_decoder(model, preset)
+def check_patience(preset: Preset) -> None:
+    """`UserInputError` for a decoder's run that is to end by a figure that it has not."""
     if patience := preset.decoder_settings.patience:
         raise UserInputError(
             f"patience is {patience}, but a sharp decoder has no held-out figure that says when "
             "to end; leave it out, and look at its images"
         )
+
+
+def check_decoder(preset: Preset, model: Pipeline) -> ModelConfig:
+    """Before the data are read: the config that the model will have; `UserInputError` for an
+    imported generator, a model without an encoder, squares that no discriminator sees, or
+    patience.
+    """
+    check_patience(preset)
+    config = with_sharp_decoder(model, preset)
     assert isinstance(config.generator, GeneratorConfig)
     _seen_side(config.generator, preset.decoder)
     model.encoder  # noqa: B018  one line now if there is none
