@@ -263,7 +263,9 @@ def measure(
     weak: Any = None,
 ) -> dict[str, Any]:
     """All settings; the JSON is written after each."""
-    path, key = out / "steps.json", [fingerprint(pipe), images, __version__]
+    chosen = list(settings)
+    # Differences are from the first setting.
+    path, key = out / "steps.json", [fingerprint(pipe), images, __version__, chosen[0]]
     key += [] if weak is None else [fingerprint(weak)]
     result: dict[str, Any] = {
         "key": key,
@@ -281,7 +283,6 @@ def measure(
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if old.get("key") == key:
         result["settings"] = old["settings"]
-    chosen = list(settings)
     first = read_setting(chosen[0], pipe.config.prior.num_levels)
     full: np.ndarray | None = None
     for i, text in enumerate(chosen):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hebm_sample.data.holdout import held_out_rows, row_keys, selected
+from hebm_sample.data.holdout import SelectedRows, held_out_rows, random_rows, row_keys, selected
 from hebm_sample.data.labels import renumbered
 from hebm_sample.errors import UserInputError
 
@@ -104,6 +104,15 @@ class ImageDataset:
             identity=f"{self.identity}[{hashlib.sha256(rows.tobytes()).hexdigest()[:16]}]",
             keys=None if self.keys is None else self.keys[rows],
         )
+
+    def some(self, count: int) -> "ImageDataset":
+        """`count` rows, or all, any part of which stands for the whole: the first ones; of rows
+        that were chosen by their names random ones, in a random order that is always the same,
+        since files in folders of classes are sorted by these.
+        """
+        if isinstance(self.images, SelectedRows):
+            return self.select(random_rows(len(self), count))
+        return self.rows(0, min(count, len(self)))
 
     def split(self, validation: int | None = None) -> "tuple[ImageDataset, ImageDataset]":
         """(train, validation): the last `validation` rows are kept apart; None for rows that are

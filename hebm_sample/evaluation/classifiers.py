@@ -25,8 +25,15 @@ from hebm_sample.metrics.attribute_classifier import (
 )
 from hebm_sample.pipeline.conditions import allowed_values, find_symbol
 from hebm_sample.presets.models import PRESETS
+from hebm_sample.training.label_columns import check_numbers
 
-__all__ = ["TargetValues", "find_attribute_classifier", "label_columns", "parse_condition"]
+__all__ = [
+    "TargetValues",
+    "columns_there",
+    "find_attribute_classifier",
+    "label_columns",
+    "parse_condition",
+]
 
 CLASSIFIER_RECIPE = 1
 CLASSIFIER_EPOCHS = 10
@@ -40,6 +47,20 @@ def _require_column(images: ImageDataset, column: str) -> None:
             f"the data have no label column {column!r}; they have "
             f"{', '.join(sorted(images.labels)) or 'none'}"
         )
+
+
+def columns_there(
+    symbols: Sequence[SymbolConfig],
+    images: ImageDataset,
+    model: str,
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """As `label_columns`, unchecked: empty where the data have no labels for any symbol."""
+    preset = PRESETS.get(model)
+    columns = dict(preset.label_columns) if preset is not None else {}
+    columns |= named or {}
+    found = {s.name: columns.get(s.name, s.name) for s in symbols}
+    return {name: column for name, column in found.items() if column in images.labels}
 
 
 def label_columns(
@@ -56,23 +77,23 @@ def label_columns(
         model: A preset of that name says so; else columns are called as the variables.
         named: Variable to column, in the preset's place.
 
-    Variables without a column are left out. Raises `UserInputError` if a named one does not exist
-    or none is left.
+    Variables without a column are left out. Raises `UserInputError` if a named one does not exist,
+    none is left, or a column's labels are not the variable's values.
     """
     for name, column in (named or {}).items():
         find_symbol(symbols, name, model)
         _require_column(images, column)
-    preset = PRESETS.get(model)
-    columns = dict(preset.label_columns) if preset is not None else {}
-    columns |= named or {}
-    found = {s.name: columns.get(s.name, s.name) for s in symbols}
-    found = {name: column for name, column in found.items() if column in images.labels}
+    found = columns_there(symbols, images, model, named)
     if not found:
         raise UserInputError(
             f"the data have no labels for any symbol of {model} "
             f"({', '.join(s.name for s in symbols) or 'it has none'}); "
             "name a column with --label-column SYMBOL=COLUMN"
         )
+    for symbol in symbols:
+        if (column := found.get(symbol.name)) is not None:
+            names = images.label_names.get(column)
+            check_numbers(symbol, column, images.labels[column], names)
     return found
 
 
@@ -128,7 +149,9 @@ def find_attribute_classifier(
     classifier, report = train_attribute_classifier(
         training.images, labels, steps=steps, batch_size=batch, device=device, progress=progress
     )
-    report = _report_on((classifier, report | {"data": training.identity}), held_out)
+    names = {c: list(training.label_names[c]) for c in columns if c in training.label_names}
+    report |= {"data": training.identity, "values": names}
+    report = _report_on((classifier, report), held_out)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_attribute_classifier(classifier, path, report)
     return classifier, report

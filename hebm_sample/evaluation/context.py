@@ -157,6 +157,8 @@ class EvaluationContext:
         key = [prior, fingerprint(self.pipe), config.to_dict()]
         key.append("seconds of u alone")  # earlier files' seconds hold decoding, too
         key += self.unusual()
+        if prior == "gaussian" and self.pipe.config.sampling.temperature != 1:
+            key.append("of variance 1")  # earlier files' is the temperature's
         if config.precondition:  # whose steps know the posterior
             key.append(fingerprint(self.pipe, encoder=True))
         bar = tqdm(
@@ -198,7 +200,7 @@ class EvaluationContext:
         began = clock(device)
         if prior == "gaussian":
             streams = NoiseStreams(seeds, self.pipe.generator.latent_shapes, device=device)
-            u = streams.normal(self.pipe.config.sampling.temperature)
+            u = streams.normal()  # whatever the temperature of the model's chains
             seconds = clock(device) - began
             return tuple(g.float().cpu() for g in u), seconds
         watch = _Watch(self.pipe.sampling_config(**self.sampling).steps, device, progress)
@@ -305,15 +307,16 @@ class EvaluationContext:
             raise UserInputError("this needs held-out images; give the data with --data")
         return self.held_out
 
-    def scored_images(self) -> tuple[np.ndarray, np.ndarray]:
+    def scored_images(self, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Two sets of n held-out images, uint8 (n, 3, S, S), without an image in common: what
-        fits a score, and what is scored. A fixed random part of all held-out images, since these
-        may be sorted by class.
+        fits a score, and what is scored, of which `most` at most. A fixed random part of all
+        held-out images, since these may be sorted by class.
         """
         images = (self.every_held_out or self.held_out_images()).images
         rows = random_rows(len(images), 2 * self.num_images)
-        fitting, scored = (np.sort(part) for part in np.array_split(rows, 2))
-        return selected(images, fitting), selected(images, scored)
+        fitting, scored = np.array_split(rows, 2)
+        found = [selected(images, np.sort(part)) for part in (fitting, scored[:most])]
+        return found[0], found[1]
 
     def latents_of(self, found: Mapping[str, Tensor]) -> Latents:
         """The groups u0, u1, ... out of what `cached` gives."""

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from hebm_sample.config import SymbolConfig
 from hebm_sample.data.dataset import ImageDataset
+from hebm_sample.data.holdout import SelectedRows, random_rows
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.classifiers import TargetValues
 from hebm_sample.evaluation.context import as_bytes
@@ -41,7 +42,7 @@ from hebm_sample.pipeline.editing import flow_options
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.training.label_columns import values_of
 
-__all__ = ["control"]
+__all__ = ["check_classifier_columns", "control"]
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,12 @@ def _lacking(
     for name, value in condition.items():
         known, holds = context.labelled(dataset, {name: value})
         lacking.append(known & ~holds)
-    rows = np.flatnonzero(np.all(lacking, axis=0))[:most]
+    rows = np.flatnonzero(np.all(lacking, axis=0))
     if not len(rows):
         raise UserInputError(f"no held-out image is labelled as lacking {condition}")
-    return np.asarray(dataset.images[rows])
+    if isinstance(dataset.images, SelectedRows):  # sorted by class, maybe
+        rows = rows[random_rows(len(rows), most)]
+    return np.asarray(dataset.images[rows[:most]])
 
 
 def _check_edit(context: ControlContext, dataset: ImageDataset, plan: ControlPlan) -> None:
@@ -316,10 +319,13 @@ def _variables(
     }
 
 
-def _check_classifier(
-    classifier: Any, columns: Mapping[str, str], names: Sequence[str], plan: ControlPlan
-) -> None:
-    """`UserInputError` if a condition is of a column that the classifier has not."""
+def check_classifier_columns(
+    classifier: Any, columns: Mapping[str, str], plan: ControlPlan
+) -> tuple[str, ...]:
+    """Names of the variables to measure; `UserInputError` if a condition is of a column that the
+    classifier has not.
+    """
+    names = tuple(columns) if plan.attributes is None else plan.attributes
     combined = [name for condition in (*plan.combinations, plan.edit or {}) for name in condition]
     for name in (*names, *combined):
         if columns.get(name) not in classifier.columns:
@@ -329,6 +335,7 @@ def _check_classifier(
             )
     if not names:
         raise UserInputError("no variable to ask for; give the names of some")
+    return names
 
 
 @usual_defaults()
@@ -367,14 +374,13 @@ def control(
             its column.
     """
     start = time.perf_counter()
-    names = tuple(columns) if plan.attributes is None else plan.attributes
-    _check_classifier(classifier, columns, names, plan)
+    names = check_classifier_columns(classifier, columns, plan)
     context = ControlContext(
         pipe,
         classifier,
         {name: column for name, column in columns.items() if column in classifier.columns},
         training,
-        held_out.rows(0, min(plan.held_out, len(held_out))),
+        held_out.some(plan.held_out),
         batch_size,
         progress,
         {k: v for k, v in sampling.items() if v is not None},

@@ -200,9 +200,9 @@ def feature_spaces(
             path.parent.mkdir(parents=True, exist_ok=True)
             save_extractor(known[0], path, known[1])
         spaces[known[0].name] = known
-    rows = training.images[:PCA_ROWS]
+    rows = training.some(PCA_ROWS).images
     pca = PcaFeatures(min(100, len(rows) - 1))
-    pca.fit(rows)
+    pca.fit(rows[:])
     spaces[pca.name] = (pca, {})
     if shipped is not None and shipped.net_of is not None:
         spaces[shipped.space] = (shipped.net, shipped.recipe["classifier"])
@@ -220,8 +220,8 @@ def make_context(
     progress: bool = True,
     **sampling: Any,
 ) -> EvaluationContext:
-    """A model with an energy-based prior and the first 2 n held-out images; scores have a random
-    part of all of them (`EvaluationContext.scored_images`).
+    """A model with an energy-based prior and 2 n held-out images (`ImageDataset.some`); scores
+    have a random part of all of them (`EvaluationContext.scored_images`).
 
     Raises:
         UserInputError: Too few held-out images, a model without a prior, or a setting that the
@@ -246,7 +246,7 @@ def make_context(
         pipe,
         num_images,
         training,
-        held_out.rows(0, 2 * num_images),
+        held_out.some(2 * num_images),
         batch_size,
         folder,
         progress,

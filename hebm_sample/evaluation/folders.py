@@ -59,8 +59,9 @@ class FolderComparison:
         a, b = self.folders
         lines = [
             f"{a} ({self.counts[0]} images) against {b} ({self.counts[1]}), {self.size}x"
-            f"{self.size}; the larger folder's images are not thinned: compare only with "
-            "figures of as many"
+            f"{self.size}; the larger folder's images are not thinned, but for precision, recall, "
+            "density and coverage, which are of as many of both: compare only with figures of as "
+            "many"
         ]
         for name, q in self.spaces.items():
             lines += [f"In {name}:", f"  Fréchet distance {q.frechet}", f"  {q}"]
@@ -89,6 +90,8 @@ def _spaces(reference: ImageDataset, inception: bool) -> dict[str, Any]:
     for row in rows:
         known = find_set(row["name"], row["image_size"])
         assert known is not None
+        if known.net_of is not None:  # another set's, and so here already
+            continue
         found[f"{known.net.name}, trained on {known.name}"] = known.net
     dim = min(100, len(reference) - 1)
     pca = PcaFeatures(dim).fit(reference.images)

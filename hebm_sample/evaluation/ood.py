@@ -27,6 +27,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from hebm_sample.config import LangevinConfig, PriorConfig, require_integer
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.seeds import derived_seed
-from hebm_sample.latents import Latents, check_latents, concatenate
+from hebm_sample.latents import Latents, check_latents, concatenate, flatten
 from hebm_sample.metrics.statistics import Figure, auroc
 from hebm_sample.metrics.typicality import Calibration
 from hebm_sample.pipeline.pipeline import Pipeline
@@ -160,22 +161,25 @@ def _lowest_chain(
 ) -> Latents:
     """u_0 of the chains that start at these rows, on the CPU."""
     schedule = DiffusionSchedule(prior.levels)
+    wide = pipe.posterior_variance() if config.precondition else None
     chain = transition(
         schedule,
         0,
         config if config.runs_chains else replace(config, sampler="recovery"),
         parametrization=prior.parametrization,
         step_size_0=prior.step_size_0,
+        posterior_variance=None if wide is None else flatten(wide),
     )
     above = schedule.diffuse(rows, 1, noise.normal()) if chain.conditional else rows
     moved, _ = run_chain(
         rows,
         chain.density(pipe.energy_terms, above),
-        noise.normal,
+        partial(noise.normal, config.temperature),
         num_steps=max(1, config.steps // schedule.num_levels),
         step_size=chain.step_size,
         kernel=config.kernel,
         reference_variance=chain.reference_variance,
+        decay=chain.decay,
         tally=None if progress is None else lambda: progress(1),  # pyright: ignore
     )
     return tuple(g.cpu() for g in moved)

@@ -77,7 +77,10 @@ class EvaluationSet:
         fingerprint, if the recipe has them.
         """
         known = self.recipe.get("reconstructions")
-        if known is None or (known["model"], known["num_images"]) != (fingerprint, count):
+        if known is None:
+            return None
+        (images,) = (n for name, n in known.items() if name.startswith("num_"))  # of earlier sets
+        if (known["model"], images) != (fingerprint, count):
             return None
         return {k: known[k] for k in ("frechet", "frechet_error")}
 

@@ -88,7 +88,8 @@ class AttributeClassifier(nn.Module):
                 f"attribute classifiers take images of 16, 32, 48, ... pixels, not {size}"
             )
         self.columns, self.size, self.widths = dict(columns), size, tuple(widths)
-        self.fold = nn.PixelUnshuffle(max(1, size // INNER_SIZE))
+        most = max(1, size // INNER_SIZE)
+        self.fold = nn.PixelUnshuffle(next(k for k in range(most, 0, -1) if size % k == 0))
         self.stem = _convolution(3 * self.fold.downscale_factor**2, self.widths[0])
         pairs = list(zip(self.widths[:-1], self.widths[1:], strict=True))
         self.grow = nn.ModuleList(_convolution(i, o) for i, o in pairs)
@@ -156,6 +157,8 @@ def accuracies(
     """
     report: dict[str, dict[str, Any]] = {}
     for name, p in predictions.probabilities.items():
+        if name not in labels:  # of a classifier that knows more than the data say
+            continue
         found = column_accuracy(predictions.values(name), labels[name])
         if found is not None:
             missing = p.shape[1] - len(found["recalls"])

@@ -63,9 +63,16 @@ class Quality:
 
 
 def _neighbours(samples: np.ndarray, reference: np.ndarray, k: int) -> Neighbourhoods | None:
-    """Of equal numbers: the first rows of the larger set."""
+    """Of equal numbers: random rows of the larger set, which may be sorted by class."""
     count = min(len(samples), len(reference))
-    return neighbourhoods(samples[:count], reference[:count], k=k) if count > k else None
+    if count <= k:
+        return None
+    random = np.random.default_rng(0)
+    samples, reference = (
+        x if len(x) == count else x[np.sort(random.permutation(len(x))[:count])]
+        for x in (samples, reference)
+    )
+    return neighbourhoods(samples, reference, k=k)
 
 
 def measure_quality(

@@ -157,6 +157,10 @@ class TestEvaluationSet:
             found = find_set(row["name"], row["image_size"])
             assert found is not None and found.statistics.count == row["count"]
             assert row["size"] < 1.6 * 2**20
+            if (known := found.recipe.get("reconstructions")) is not None:
+                (count,) = (n for name, n in known.items() if name.startswith("num_"))
+                assert found.reconstructions(known["model"], count)["frechet"] == known["frechet"]
+                assert found.reconstructions("another model", count) is None
             assert np.linalg.eigvalsh(found.statistics.covariance)[0] > -1e-9
 
 

@@ -26,7 +26,11 @@ from hebm_sample.evaluation.classifiers import (
 )
 from hebm_sample.evaluation.control import ControlContext, _over_all, control
 from hebm_sample.evaluation.control_results import ControlPlan, Share, steering
-from hebm_sample.metrics.attribute_classifier import AttributeClassifier, Predictions
+from hebm_sample.metrics.attribute_classifier import (
+    AttributeClassifier,
+    Predictions,
+    accuracies,
+)
 from hebm_sample.pipeline.outputs import Samples
 
 STEP = 40  # levels between values
@@ -376,6 +380,31 @@ def test_columns_by_preset_by_name_and_by_hand():
         label_columns(symbols, data, "faces", {"clas": "label"})
     with pytest.raises(UserInputError, match="no labels for any symbol of faces .class, Smiling."):
         label_columns(symbols, replace(data, labels={}), "faces")
+
+
+def test_labels_that_are_not_the_symbols_values_are_refused():
+    """Cats are no airplanes, whichever number both have."""
+    symbols, data = symbolic_config().prior.symbols, table_of()
+    named = replace(data, label_names={"label": ("cat", "dog", "horse")})
+    with pytest.raises(UserInputError, match="'label' has the values cat, dog, horse; symbol 'cl"):
+        label_columns(symbols, named, "cifar10")
+    same = replace(data, label_names={"label": ("a", "b", "c")})
+    assert label_columns(symbols, same, "cifar10")["class"] == "label"
+    more = replace(data, labels=data.labels | {"label": data.labels["label"] + 1})
+    with pytest.raises(UserInputError, match="'label' holds 3; symbol 'class' has 3 values"):
+        label_columns(symbols, more, "cifar10")
+
+
+def test_a_classifier_may_know_more_than_the_data():
+    predictions = Oracle().predict(paint([0, 1], [1, 0]))
+    found = accuracies(predictions, {"label": np.array([0, 1])})
+    assert list(found) == ["label"] and found["label"]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("size", [16, 112, 176, 240])
+def test_classifiers_take_the_sizes_that_they_say(size):
+    net = AttributeClassifier({"a": 2}, size, widths=(4, 4, 4, 4))
+    assert net.predict(np.zeros((1, 3, size, size), np.uint8)).probabilities["a"].shape == (1, 2)
 
 
 def test_conditions_in_words():

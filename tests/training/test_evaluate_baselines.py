@@ -15,7 +15,7 @@ from tiny import tiny_config, tiny_modules, tiny_pipeline
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.cli.evaluation.baseline import baseline
+from hebm_sample.cli.evaluation.baseline import _own_preset, baseline
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.evaluation import baselines
@@ -41,6 +41,8 @@ from hebm_sample.evaluation.latent_ddpm import (
 )
 from hebm_sample.evaluation.report.page import to_markdown
 from hebm_sample.latents import flatten
+from hebm_sample.metrics.quality import measure_quality
+from hebm_sample.presets.models import find_preset
 from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.checkpoint import latest_checkpoint, load_part
 from hebm_sample.training.train import train_prior
@@ -326,3 +328,23 @@ def test_the_command(sets, tmp_path, monkeypatch):
     assert load_ddpm(tmp_path / "run").shapes == tiny_config().generator.latent_shapes
     result = CliRunner().invoke(baseline, ["ddpm", *options, "--time-budget", "1s"])
     assert result.exit_code == 2 and "leave one of them out" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["celebahq", "celebahq-64", "celeba64", "cifar10"])
+def test_the_settings_are_those_of_the_models_own_energies(name):
+    """Of a grown model those of the size that its energies were trained at."""
+    model = Pipeline.from_pretrained(name, device="cpu")
+    own = find_preset(_own_preset(model))
+    assert own.name == ("celebahq-64" if name.startswith("celebahq") else name)
+    for record in model.config.training:
+        if record.part == "prior":
+            assert record.steps == own.prior_settings.steps
+
+
+def test_neighbours_are_of_random_rows_of_the_larger_set():
+    """Its first rows may be of one class."""
+    random = np.random.default_rng(0)
+    near, far = random.normal(size=(30, 2)), random.normal(100.0, 1.0, size=(30, 2))
+    found = measure_quality(np.concatenate([near, far])[::2], np.concatenate([near, far]))
+    assert found.neighbours.precision.value > 0.9
+    assert 0.2 < measure_quality(near, np.concatenate([far, near])).neighbours.recall.value < 0.8

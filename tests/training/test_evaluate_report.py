@@ -127,8 +127,8 @@ class TestPage:
 
     def test_densities_of_the_table_are_the_pipelines(self, home, pipe, sets, written):
         context = make_context(pipe, *sets, **SHORT)
-        fitting, scored = context.scored_images()
-        own, others = np.asarray(scored[:20]), 255 - np.asarray(sets[1].images[:20])
+        fitting, scored = context.scored_images(20)
+        own, others = np.asarray(scored), 255 - np.asarray(sets[1].images[:20])
         config = pipe.sampling_config(steps=6)
 
         def floats(images):
@@ -163,6 +163,10 @@ class TestPage:
         for chosen in rows:
             assert len(chosen) == 20 and min(chosen) < 30 and max(chosen) > 90
         # Figures of distances keep their rows: the first of them, and those that follow.
+        few = [np.asarray(x) for x in contexts[0].scored_images(5)]
+        np.testing.assert_array_equal(few[0], halves[0][0])
+        found = [every.index(x.tobytes()) for x in few[1]]
+        assert set(found) < set(rows[1]) and found != sorted(rows[1])[:5]  # random ones, too
         reference = np.concatenate(list(contexts[0].stream("reference")))
         np.testing.assert_array_equal(reference, np.asarray(sets[1].images[20:40]))
 
@@ -218,6 +222,13 @@ class TestKeys:
         config = replace(pipe.config, sampling=replace(pipe.config.sampling, steps=9))
         save.write_config(tmp_path / "b", config)
         assert report(baselines={"b": tmp_path / "b"}).key("baselines") != key
+
+    def test_a_baselines_run_counts_by_its_model(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path / "run/model")
+        before = report_module._folder_keys({"a": tmp_path / "run"})
+        assert before[0][1]
+        (tmp_path / "run/model/config.json").write_text("{}")
+        assert report_module._folder_keys({"a": tmp_path / "run"}) != before
 
     def test_the_encoder_counts_without_data(self, report):
         other = tiny_pipeline()
@@ -429,11 +440,47 @@ class TestWithoutData:
         else:
             assert found["gap_closed"] is None
 
+    def test_few_images_leave_the_hole_out_and_measure_the_rest(self, pipe, sets):
+        context = make_context(pipe, *sets, **SHORT | {"num_images": 29})
+        parts, reasons = report_module._chosen(context, plan())
+        assert "ood" in parts and "hole" not in parts
+        assert reasons["hole"] == "needs 30 images in each set, and there are to be fewer"
+
     def test_unknown_parts(self):
         with pytest.raises(
             UserInputError, match="no part holes; there are gap, baselines, control"
         ):
             plan(parts=("gap", "holes"))
+
+
+def test_rows_held_out_by_name_are_of_all_classes(pipe, tmp_path):
+    """Files in folders of classes are sorted by these; both halves have some of each."""
+    for name, seed in (("cat", 1), ("dog", 2)):
+        draw_images(tmp_path / "data" / name, count=150, seed=seed)
+    images = load_images(tmp_path / "data", size=16, cache_dir=tmp_path / "c", progress=False)
+    training, held_out = images.split(None)
+    count = len(held_out) // 2
+    context = make_context(pipe, training, held_out, num_images=count, progress=False)
+    halves = np.split(context.held_out.labels["label"][: 2 * count], 2)
+    assert all(0.2 < (half == 0).mean() < 0.8 for half in halves)
+    assert len(set(context.held_out.some(10).labels["label"])) == 2
+
+
+def test_chains_are_those_of_the_temperature(pipe, sets):
+    context = make_context(pipe, *sets, **SHORT)
+    u = context.encode_images(np.asarray(sets[1].images[:4])).u
+    settings = ({}, {"temperature": 0}, {"step_decay": 0.5}, {"precondition": True})
+    found = [chain_latents(pipe, u, pipe.sampling_config(steps=12, **own))[0] for own in settings]
+    assert all(not torch.equal(found[0], other) for other in found[1:])
+
+
+def test_the_gaussian_prior_is_of_variance_1_whatever_the_chains_temperature(pipe, sets):
+    sampling = replace(pipe.config.sampling, temperature=0.5)
+    cold = Pipeline(
+        replace(pipe.config, sampling=sampling), pipe.generator, pipe.prior, pipe.encoder
+    )
+    found = [make_context(p, *sets, **SHORT).samples("gaussian").u for p in (pipe, cold)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_gap_without_data_knows_that_samples_are_paired():
@@ -489,6 +536,7 @@ class TestCommand:
             (("x", "--data", "y", "--report", "z", "--control"), "leave --control out"),
             (("--compare", "a", "b", "-n", 3), "-n"),
             (("x", "--feature-steps", 3), "--feature-steps need --data"),
+            (("x", "--report", "z", "--inception"), "--inception need --data"),
             (("x", "--report", "z", "--ood", "a=b"), "--ood need --data"),
             (("--compare", "no-such", "b"), "there is no folder no-such"),
             (("x", "--report", "/dev/null/out"), "cannot write to the folder /dev/null/out"),
@@ -537,6 +585,11 @@ class TestCommand:
 
     def test_a_name_may_have_an_equals_sign(self, tmp_path):
         assert _folders((f"T = 1={tmp_path}",)) == {"T = 1": tmp_path}
+        (tmp_path / "lr=0.1").mkdir()
+        found = _folders((f"ddpm={tmp_path}/lr=0.1", f"T = 1={tmp_path}/lr=0.1"))
+        assert found == dict.fromkeys(("ddpm", "T = 1"), tmp_path / "lr=0.1")
+        with pytest.raises(UserInputError, match="--baseline a was given twice"):
+            _folders((f"a={tmp_path}", f"a={tmp_path}/lr=0.1"))
         with pytest.raises(UserInputError, match="there is no folder no-such"):
             _folders(("T = 1=no-such",))
         with pytest.raises(UserInputError, match="write NAME=DIR"):

@@ -61,7 +61,7 @@ def baseline(
 
     tune_process(training=True)
     model = load_model(generator)
-    preset_of_run = _with_rows_of(model, _preset(preset or model.name, options))
+    preset_of_run = _with_rows_of(model, _preset(preset or _own_preset(model), options))
     images = _images(data, out, model, preset_of_run, options["quiet"])
     run: dict[str, Any] = {
         "resume": options["resume"],
@@ -70,6 +70,17 @@ def baseline(
     }
     result, where = _train(kind, preset_of_run, model, images, out, run)
     say(f"{kind}: {result.steps} steps in {result.seconds:.0f} s; in {where}")
+
+
+def _own_preset(model: Any) -> str:
+    """The preset of the model's energies: of those that were trained at another size, that of the
+    size.
+    """
+    from hebm_sample.presets.models import PRESETS
+
+    sizes = [record.image_size for record in model.config.training if record.part == "prior"]
+    sized = f"{model.name}-{sizes[-1]}" if sizes else model.name
+    return sized if sized in PRESETS else model.name
 
 
 def _preset(name: str, options: dict[str, Any]) -> Any:

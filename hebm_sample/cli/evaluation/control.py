@@ -172,7 +172,12 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if not all(pair.partition("=")):
             raise UserInputError(f"--label-column is {pair!r}; write SYMBOL=COLUMN")
-    return dict(pair.split("=", 1) for pair in pairs)
+    found = [pair.split("=", 1) for pair in pairs]
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserInputError(f"--label-column of {name} was given twice; leave one out")
+    return dict(found)
 
 
 def _columns_of(
@@ -217,7 +222,11 @@ def _plan(pipe: Any, options: dict[str, Any]) -> Any:
     if options["attributes"] is not None:
         known = [symbol.name for symbol in table]
         names = [known_word(name.strip(), known) for name in options["attributes"].split(",")]
-        given["attributes"] = tuple(find_symbol(table, n, pipe.name).name for n in names)
+        names = [find_symbol(table, n, pipe.name).name for n in names]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserInputError(f"--attributes has {name} twice; leave one out")
+        given["attributes"] = tuple(names)
     return ControlPlan(**{k: v for k, v in given.items() if v is not None})
 
 
@@ -243,13 +252,38 @@ def _check_trained(
 
 def check_control(pipe: Any, sets: Any, options: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     """What the control options ask for, and each symbol's column; `UserInputError` for what is
-    malformed or not there. A classifier is read later.
+    malformed or not there, and for a classifier's file that does not fit.
     """
     from hebm_sample.evaluation.classifiers import label_columns
+    from hebm_sample.evaluation.control import check_classifier_columns
+    from hebm_sample.metrics import load_attribute_classifier
 
     training, plan = sets[0], _plan(pipe, options)
     named = _columns_of(options["label_column"], _symbols(pipe), list(training.labels))
-    return plan, label_columns(_symbols(pipe), training, pipe.name, named)
+    columns = label_columns(_symbols(pipe), training, pipe.name, named)
+    if (path := options["classifier_file"]) is not None:
+        classifier, report = load_attribute_classifier(path)
+        size = pipe.config.generator.image_size
+        if classifier.size != size:
+            raise UserInputError(
+                f"--classifier {path} takes images of {classifier.size}x{classifier.size}; "
+                f"{pipe.name} makes {size}x{size}"
+            )
+        _check_values(path, report, training)
+        check_classifier_columns(classifier, columns, plan)
+    return plan, columns
+
+
+def _check_values(path: Any, report: dict[str, Any], training: Any) -> None:
+    """`UserInputError` for a classifier whose labels had other meanings than those of the data."""
+    for column, values in (report.get("values") or {}).items():
+        now = training.label_names.get(column)
+        if now is not None and list(now) != list(values):
+            raise UserInputError(
+                f"--classifier {path} was trained with the values {', '.join(values[:12])} of "
+                f"{column!r}, which are {', '.join(now[:12])} in these data: they must agree in "
+                "order"
+            )
 
 
 def measure_control(pipe: Any, sets: Any, common: dict[str, Any], options: dict[str, Any]) -> Any:

@@ -29,6 +29,7 @@ from hebm_sample.cli.evaluation.options import (
     images_option,
     named_sources,
     open_sets_of,
+    option_names,
     takes_model,
     with_options,
 )
@@ -40,7 +41,7 @@ __all__ = ["report"]
 
 _IMAGES = 2000
 _PARTS = {"prior-hole": "hole"}  # other spellings
-_NEEDS_DATA = ("validation", "split", "feature_steps", "baseline", *CONTROL_NAMES)
+_NEEDS_DATA = ("validation", "split", "feature_steps", "inception", "baseline", *CONTROL_NAMES)
 
 
 @click.command(cls=OneLineErrors)
@@ -166,11 +167,17 @@ def _folders(pairs: tuple[str, ...]) -> dict[str, Path]:
     """Baselines by name."""
     found = {}
     for pair in pairs:
-        name, _, folder = pair.rpartition("=")  # a name may be "T = 1"
+        # A name may be "T = 1", and a folder runs/lr=0.1: the first sign with a folder behind it.
+        signs = [i for i, letter in enumerate(pair) if letter == "="]
+        there = [i for i in signs if pair[i + 1 :] and Path(pair[i + 1 :]).is_dir()]
+        at = (there or signs[-1:] or [-1])[0]
+        name, folder = pair[: max(at, 0)], pair[at + 1 :]
         if not (name and folder):
             raise UserInputError(f"--baseline is {pair!r}; write NAME=DIR")
-        if not Path(folder).is_dir():
+        if not there:
             raise UserInputError(f"--baseline {name}: there is no folder {folder}")
+        if name in found:
+            raise UserInputError(f"--baseline {name} was given twice; give each a name of its own")
         found[name] = Path(folder)
     return found
 
@@ -179,17 +186,19 @@ def _control(pipe: Any, sets: Any, options: dict[str, Any]) -> Callable[[], Any]
     """A measurement of control, or None where there is nothing to measure; what is wrong with its
     options is said now, hours before it begins.
     """
-    from hebm_sample.evaluation.classifiers import label_columns
+    from hebm_sample.evaluation.classifiers import columns_there
 
     table = pipe.config.prior.symbols if pipe.config.prior is not None else ()
+    typed = [n for n in CONTROL_NAMES if options[n] not in (None, (), False)]
+    if sets is not None and not table and typed:
+        raise UserInputError(
+            f"{option_names(typed)} would have no effect: {pipe.name} has no symbols; leave "
+            "them out"
+        )
     if sets is None or not table:
         return None
-    try:
-        label_columns(table, sets[0], pipe.name)
-    except UserInputError:
-        if not options["label_column"]:
-            return None
-
+    if not (typed or columns_there(table, sets[0], pipe.name)):
+        return None
     options = options | {"num_images": None}  # of a value and guidance, not of the distances
     check_control(pipe, sets, options)
 

@@ -48,8 +48,8 @@ def measure_ood(
         images: Of each set, at most; and no more than the context has.
     """
     count = min(images, context.num_images)
-    fitting, scored = context.scored_images()
-    own_images = np.asarray(scored[:count])
+    fitting, scored = context.scored_images(count)
+    own_images = np.asarray(scored)
     calibration = _calibration(context, fitting)
     sets = {name: np.asarray(x[:count]) for name, x in others.items()} | corruptions(own_images)
     with tqdm(desc="chains", unit="grad", disable=disabled(context.progress)) as bar:

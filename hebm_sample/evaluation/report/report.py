@@ -40,6 +40,7 @@ from hebm_sample.io.files import sha256_of, write_atomically
 from hebm_sample.io.kept import keep_json, kept_json
 from hebm_sample.io.written import check_report_folder, mark_report_folder, report_results
 from hebm_sample.metrics.inception import InceptionFeatures
+from hebm_sample.metrics.prior_hole import FEWEST_ROWS
 
 __all__ = ["PARTS", "ReportPlan", "check_extras", "shipped_gap", "write_report"]
 
@@ -120,6 +121,8 @@ def _chosen(context: EvaluationContext, plan: ReportPlan) -> tuple[list[str], di
             )
     if context.held_out is not None and plan.control is None:
         reasons["control"] = "the model has no symbols that the data have labels for"
+    if context.held_out is not None and context.num_images < FEWEST_ROWS:
+        reasons["hole"] = f"needs {FEWEST_ROWS} images in each set, and there are to be fewer"
     if context.held_out is not None and not plan.baselines:
         reasons["baselines"] = "needs others to compare with: --baseline NAME=DIR"
     if plan.parts is not None:
@@ -231,7 +234,7 @@ class _Report:
                 _folder_keys(plan.baselines),
             ],
             "control": plan.control_key,
-            "ood": [4, plan.ood_images, *self._ood_identities()],
+            "ood": [5, plan.ood_images, *self._ood_identities()],
             "memorisation": plan.feature_steps,
             "diagnostics": [plan.chain_images, plan.chain_steps],
         }
@@ -301,15 +304,16 @@ class _Report:
 
 
 def _folder_keys(folders: Mapping[str, Path]) -> list[Any]:
-    """Names, and hashes of the weights and the description in each folder: how it is sampled,
-    too.
+    """Names, and hashes of the weights and the description in each folder, and in the model of a
+    run's folder: how it is sampled, too.
     """
     return [
         [
             name,
             sorted(
-                (file.name, sha256_of(file))
-                for file in Path(folder).iterdir()
+                (str(file.relative_to(folder)), sha256_of(file))
+                for place in (Path(folder), Path(folder) / "model")
+                for file in (place.iterdir() if place.is_dir() else ())
                 if file.suffix == ".safetensors" or file.name == "config.json"
             ),
         ]
