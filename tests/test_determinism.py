@@ -150,4 +150,4 @@ def test_golden_samples(pipe, name):
     Random weights from torch's stream, so the numbers hold while that stream does.
     """
     options = {"prior": "gaussian"} if name == "gaussian" else {"sampler": name}
-    assert statistics(pipe, **options) == pytest.approx(GOLDEN[name], abs=2e-3, rel=2e-3)
+    assert statistics(pipe, **options) == pytest.approx(GOLDEN[name], abs=3e-4, rel=2e-3)

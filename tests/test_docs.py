@@ -247,3 +247,13 @@ def test_make_knows_what_the_docs_say() -> None:
     assert {"docs", "test", "lint"} <= set(targets)
     done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_promises_of_reliability_have_a_test() -> None:
+    """A test that is renamed would leave a promise that nobody looks after."""
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    there = set(re.findall(r"def (test_\w+)", tests))
+    there |= {p.stem for p in (ROOT / "tests").rglob("test_*.py")}
+    assert len(named) > 50 and not named - there

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import symbolic_pipeline
 
 from hebm_sample.cli.edit import main as edit
+from hebm_sample.cli.requests.edit import name_of
 from hebm_sample.cli.sample import main as sample
 from hebm_sample.io.images import read_text, save_image
 from hebm_sample.pipeline.identity import encoder_hash
@@ -146,6 +147,13 @@ def test_the_standard_input_is_an_image(here):
     run(edit, ["inpaint", "a.png", "--mask", "-", *MODEL], Path("mask.png").read_bytes())
     result = CliRunner().invoke(edit, ["score", "-", "-", *MODEL], input=data)
     assert result.exit_code == 2 and "give it once" in result.stderr
+
+
+def test_a_folder_may_be_called_fd():
+    for path in ("fd/anna.jpg", "/home/fd/anna.jpg", "dev/fd/anna.jpg"):
+        assert name_of(Path(path)) == "anna"
+    for path in ("/dev/fd/63", "/proc/self/fd/63", "/proc/17/fd/63"):
+        assert name_of(Path(path)) == "stream63"
 
 
 @pytest.mark.slow

@@ -134,8 +134,7 @@ def state_of(*modules: "nn.Module") -> object:
 def _without_sharp(config: ModelConfig) -> ModelConfig:
     if not isinstance(config.generator, GeneratorConfig):
         return config
-    plain = replace(config.generator, sharp_decoder=None, sharp_upsampling="nearest")
-    return replace(config, generator=plain)
+    return replace(config, generator=config.generator.without_sharp_decoder)
 
 
 def _hash_of(

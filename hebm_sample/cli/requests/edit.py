@@ -17,6 +17,7 @@ __all__ = [
     "InterpolateOptions",
     "STDIN",
     "ScoreOptions",
+    "is_descriptor",
     "name_of",
 ]
 
@@ -29,7 +30,12 @@ def name_of(source: Path) -> str:
     """
     if str(source) == STDIN:
         return "stdin"
-    return f"stream{source.stem}" if source.parent.name == "fd" else source.stem
+    return f"stream{source.stem}" if is_descriptor(source) else source.stem
+
+
+def is_descriptor(path: Path) -> bool:
+    """Whether it is a stream by its number, such as /dev/fd/63 of a shell's `<(...)`."""
+    return re.fullmatch(r"/dev/fd|/proc/(self|\d+)/fd", str(path.parent)) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from hebm_sample.cli.requests.edit import (
     EditOptions,
     InpaintOptions,
     InterpolateOptions,
+    is_descriptor,
 )
 from hebm_sample.cli.requests.sample import SampleOptions
 from hebm_sample.io.seeds import format_seeds
@@ -85,7 +86,7 @@ def _line(program: str, words: Sequence[str], *target: str) -> str:
 
 def _name(path: Path) -> str:
     """A file without its folder; the standard input for what came through a descriptor."""
-    if str(path) == STDIN or path.parent.name == "fd":
+    if str(path) == STDIN or is_descriptor(path):
         return STDIN
     return f"./{path.name}" if path.name.startswith("-") else path.name
 
