@@ -8,9 +8,11 @@ import os
 
 from hebm_sample.demo.page import build, launch
 from hebm_sample.demo.studio import Studio, offers
+from hebm_sample.pipeline.runtime.process import tune_process
 
 page = build(Studio(offers([], "auto")))
 
 if __name__ == "__main__":
+    tune_process()
     print(launch(page, os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), None), flush=True)
     page.block_thread()

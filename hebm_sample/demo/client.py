@@ -2,13 +2,14 @@
 
 PICK     a click on a small image tells which one it was
 PAINT    a brush on the large image, while the tab Inpaint is open
+DROP     a file that is dropped anywhere on the page goes to the box for one's own image
 GIVE     an image of the visitor's own, sent within the page: no file is left anywhere
 MASK     what was painted, as the last input of the button's call
 """
 
 from hebm_sample.demo.photos import MAX_UPLOAD_BYTES
 
-__all__ = ["CSS", "DICE", "GIVE", "MASK", "PAINT", "PICK", "TO_CONTROLS"]
+__all__ = ["CSS", "DICE", "DROP", "GIVE", "MASK", "PAINT", "PICK", "TO_CONTROLS"]
 
 # As many seeds as the box names, from a random one on.
 DICE = """(text) => {
@@ -27,6 +28,24 @@ PICK = """
 element.addEventListener('click', (event) => {
     const thumb = event.target.closest('[data-pick]');
     if (thumb) trigger('select', {index: Number(thumb.dataset.pick)});
+});
+"""
+
+# What misses the box would take the page's place in the window. The box is there once it is open.
+DROP = """
+const carries = (event) => event.dataTransfer && [...event.dataTransfer.types].includes('Files');
+const box = () => document.querySelector('#hebm-upload input[type=file]');
+const hand = (files, tries) => {
+    if (!box()) { if (tries) setTimeout(hand, 50, files, tries - 1); return; }
+    box().files = files;
+    box().dispatchEvent(new Event('change', {bubbles: true}));
+};
+document.addEventListener('dragover', (event) => { if (carries(event)) event.preventDefault(); });
+document.addEventListener('drop', (event) => {
+    if (!carries(event)) return;
+    event.preventDefault();
+    if (!box()) document.querySelector('#hebm-own button').click();
+    hand(event.dataTransfer.files, 100);
 });
 """
 
@@ -129,11 +148,6 @@ element.addEventListener('change', (event) => {
 element.addEventListener('click', (event) => {
     const sample = event.target.closest('[data-sample]');
     if (sample) trigger('give', {sample: Number(sample.dataset.sample)});
-});
-element.addEventListener('dragover', (event) => event.preventDefault());
-element.addEventListener('drop', (event) => {
-    event.preventDefault();
-    send(event.dataTransfer.files[0]);
 });
 """
 ).replace("MOST", str(MAX_UPLOAD_BYTES))

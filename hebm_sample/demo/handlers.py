@@ -74,6 +74,13 @@ class Shown:
         return origin
 
     @property
+    def is_own(self) -> bool:
+        """Whether the chosen image is the visitor's own, or comes from one of theirs."""
+        origin = self.image.origin if self.images else None
+        steps = [] if origin is None else [origin.step, *steps_before(origin.step)]
+        return any(isinstance(step, Upload) for step in steps)
+
+    @property
     def can_be_pasted(self) -> bool:
         """Whether there is a photograph that the chosen image is from."""
         image = self.image if self.images else None
@@ -168,14 +175,22 @@ class Handlers:
         offer = self.studio.offers[label]
         return offer, self.studio.pipeline(offer.name)
 
-    def open(self, label: str, request: gr.Request) -> tuple[Any, ...]:
-        """A model was chosen: its average image."""
+    def open(self, label: str, align: bool, request: gr.Request) -> tuple[Any, ...]:
+        """A model was chosen: the visitor's own image as this model sees it, if that is what they
+        look at; otherwise its average image.
+        """
         offer, shown, line = self.studio.offers[label], Shown(label, ()), view.status("ready")
+        visitor = self._visitor(request)
+        own = visitor.own if visitor.shown is not None and visitor.shown.is_own else None
         try:
-            shown = Shown(label, (average(self.studio.pipeline(offer.name)),))
+            if own is not None:
+                shown, text = self._given_to(label, *own, align)
+                line = view.status(text)
+            else:
+                shown = Shown(label, (average(self.studio.pipeline(offer.name)),))
         except HebmError as error:
             line = view.status(_line(error), error=True)
-        _opened(self._visitor(request), shown)
+        _opened(visitor, shown)
         middle, most = max(1, offer.groups // 2), offer.groups - 1
         return (
             *self._show(shown, line),
@@ -343,18 +358,23 @@ class Handlers:
         visitor = self._visitor(request)
         before = visitor.shown or Shown(label, ())
         try:
-            offer, pipe = self._of(label)
             name, data = self._given(event)
-            model = offer.name if align and photos.aligns(offer.config) else None
-            image, line = photos.upload(pipe, name, data, model)
-            if data in self._samples:  # which the lines read, and the visitor has not
-                image = replace(image, files=((name, data),))
+            shown, line = self._given_to(label, name, data, align)
         except HebmError as failure:
             visitor.shown = before
             return self._show(before, view.status(_line(failure), True))
-        shown = Shown(label, (image,))
+        visitor.own = name, data
         _opened(visitor, shown)
         return self._show(shown, view.status(line))
+
+    def _given_to(self, label: str, name: str, data: bytes, align: bool) -> tuple[Shown, str]:
+        """A file as a model sees it, and a line that says how."""
+        offer, pipe = self._of(label)
+        model = offer.name if align and photos.aligns(offer.config) else None
+        image, line = photos.upload(pipe, name, data, model)
+        if data in self._samples:  # which the lines read, and the visitor has not
+            image = replace(image, files=((name, data),))
+        return Shown(label, (image,)), line
 
     def _given(self, event: Any) -> tuple[str, bytes]:
         """Name and content of a file, or of a drawn image."""

@@ -91,7 +91,7 @@ def _stage() -> _Stage:
     with gr.Row(elem_id="hebm-view"):
         with gr.Column(scale=3, min_width=200, elem_id="hebm-seen"):
             html = gr.HTML(
-                js_on_load=client.PICK + client.PAINT,
+                js_on_load=client.PICK + client.PAINT + client.DROP,
                 elem_id="hebm-images",
                 apply_default_css=False,
             )
@@ -142,9 +142,10 @@ def _connect_model(
     targets = [part for group in groups for each in group for part in (each.box, each.value)]
     own = [controls.keep, controls.cut, controls.align, controls.temperature]
     parts = [*stage.parts, note, *own]
-    page.load(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
+    asked = [model, controls.align]
+    page.load(handlers.open, asked, parts, **_OPEN, show_progress_on=stage.status)
     model.change(refresh, model, targets, **QUICK)
-    model.change(handlers.open, model, parts, **_OPEN, show_progress_on=stage.status)
+    model.change(handlers.open, asked, parts, **_OPEN, show_progress_on=stage.status)
 
 
 def _jobs(handlers: Handlers, c: Controls, stage: _Stage) -> list[tuple[Any, Any, list[Any]]]:

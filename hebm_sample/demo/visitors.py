@@ -39,6 +39,7 @@ class Visitor:
         address: Where it came from first.
         seen: When it last did something, in seconds of the clock.
         shown: The images in its page.
+        own: Name and content of the image that they gave last.
         stops: Of the chains that wait, or come next, by their tickets.
         running: Of those that run now.
         opened: How many models and images of their own they have opened.
@@ -49,6 +50,7 @@ class Visitor:
     address: str
     seen: float
     shown: "Shown | None" = None
+    own: tuple[str, bytes] | None = None
     stops: OrderedDict[str, threading.Event] = field(default_factory=OrderedDict)
     running: list[threading.Event] = field(default_factory=list)
     uploads: deque[tuple[float, int]] = field(default_factory=deque)

@@ -4,6 +4,7 @@ Nothing else would notice an input that is wired to another output, a control th
 a page that does not fit a telephone.
 """
 
+import base64
 import io
 import zipfile
 from collections.abc import Iterator
@@ -267,6 +268,20 @@ def test_images_are_mixed_and_interpolated(at, pipe) -> None:
     assert [pixels(p) for p in at.images] == [p.tobytes() for p in between.images]
     at.write("#hebm-way-2 :is(input, textarea)", "  ")
     assert "the same image" in at.do("#hebm-interpolate")
+
+
+def test_a_file_can_be_dropped_anywhere_on_the_page(page, photo) -> None:
+    page.js("document.querySelector('.hebm-status').dataset.old = 1")
+    kept = page.js(
+        "const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));"
+        "const dataTransfer = new DataTransfer();"
+        "dataTransfer.items.add(new File([bytes], 'dropped.png'));"
+        "const how = {dataTransfer, bubbles: true, cancelable: true};"
+        "return document.querySelector('#hebm-stage').dispatchEvent(new DragEvent('drop', how))",
+        base64.b64encode(photo.read_bytes()).decode(),
+    )
+    assert kept is False  # the browser does not open it in the page's place
+    assert "its middle square" in page.wait()
 
 
 @WIDTHS

@@ -34,7 +34,7 @@ def test_the_requirement_is_this_package() -> None:
     import hebm_sample
 
     (line,) = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert line == f"hebm-sample[demo]>={hebm_sample.__version__}"
+    assert line == f"hebm-sample[demo,align]>={hebm_sample.__version__}"
 
 
 @pytest.mark.slow

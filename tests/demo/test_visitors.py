@@ -184,6 +184,30 @@ def test_an_image_that_comes_while_a_chain_runs_stays(served) -> None:
     assert len(shown(guest.pick()[1])) == 1  # of nine that the chain would have shown
 
 
+def test_an_own_image_stays_when_a_model_is_chosen(served) -> None:
+    """Read anew for that model; who looks at something else sees the model's average."""
+    guest, file = Guest(served, "chooses", "10.0.0.12"), io.BytesIO()
+    Image.linear_gradient("L").resize((50, 40)).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+
+    def opened() -> list:
+        assert guest.ask("/queue/join", "open", TOY, False).is_success
+        return guest.results()[0]
+
+    assert ">ready<" in opened()[0]
+    assert guest.ask("/queue/join", "give", TOY, False, name="me.png", data=data).is_success
+    given = guest.results()[0]
+    status, html, *_ = opened()
+    assert "of your image" in status and shown(html) == shown(given[1])
+    assert guest.join("reconstruct").is_success
+    assert "done in" in guest.results()[0][0]
+    assert shown(opened()[1]) == shown(given[1])  # what was made of it was another model's
+    assert guest.draw("3").is_success
+    guest.results()
+    status, html, *_ = opened()
+    assert ">ready<" in status and shown(html) != shown(given[1])
+
+
 def test_images_that_come_too_often_are_refused_before_they_are_read(served) -> None:
     guest, other = Guest(served, "often", "10.0.0.5"), Guest(served, "once", "10.0.0.5")
     data = base64.b64encode(bytes(300_000)).decode()
