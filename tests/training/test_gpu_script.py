@@ -394,11 +394,55 @@ def test_of_a_torn_copy_the_version_before_is_taken(gpu, tmp_path):
         pieces.newest(tmp_path)
 
 
-def test_a_lost_run_goes_on_from_its_pieces(whole, tool, packed, preset, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("count", "stage", "before"), [(6, 1, 2), (10, 2, 2)])
+def test_a_lost_run_goes_on_from_its_pieces(
+    count, stage, before, runs, tool, gpu, packed, preset, tmp_path, monkeypatch
+):
+    """What was learned before the stage at hand stays, and that stage begins with what it was."""
+    stepper, steps = gpu["steps"].Stepper, []
+    step = stepper.step
+
+    def stopping(self, *args):
+        steps.append(0)
+        session.stopped = len(steps) == count
+        return step(self, *args)
+
+    monkeypatch.setattr(gpu["stage"], "FIRST", 1)
+    monkeypatch.setattr(gpu["stage"], "CHECK", 0.0)
+    session, back, out = runs(tmp_path / "lost"), tmp_path / "back", tmp_path / "new"
+    with monkeypatch.context() as patch:
+        patch.setattr(stepper, "step", stopping)
+        assert not session.run()
+    gpu["pieces"].collect(tmp_path / "lost", back)
+    left, found = gpu["pieces"].join(back)
+    assert (found["about"]["stage"], found["about"]["step"]) == (stage, before)
+
+    monkeypatch.setitem(models.PRESETS, "tiny", preset)
+    line = ["train", "--packed", packed, "--preset", "tiny", "--minutes", 1, "--out", out]
+    line += ["--start", back, "--steps", "2,3,2", "--batch", 8, "--device", "cpu"]
+    result = CliRunner().invoke(tool.main, [str(x) for x in line])
+    assert result.exit_code == 0, result.output
+    names = ["1-generator-16", "2-prior-16", "3-decoder-16"]
+    assert sorted(p.name for p in (out / "stages").iterdir()) == names[stage:]
+    model = Pipeline.from_pretrained(out / "model", device="cpu")
+    parts = [(r.part, r.steps) for r in model.config.training]
+    again = {1: [("prior", 2), ("prior", 3), ("decoder", 2)]}
+    again[2] = [("prior", STEPS), ("decoder", 2), ("decoder", 2)]
+    assert parts == [("generator", STEPS), *again[stage]]
+    kept, new = left.encoder.state_dict(), model.encoder.state_dict()
+    assert all(torch.equal(kept[k], new[k]) for k in kept)
+    kept, new = left.generator.state_dict(), model.generator.state_dict()
+    assert all(torch.equal(kept[k], new[k]) for k in kept if not k.startswith("sharp."))
+    kept, new = left.prior.state_dict(), model.prior.state_dict()
+    assert all(torch.equal(kept[k], new[k]) for k in kept) == (stage == 2)
+
+
+def test_of_a_run_that_ended_nothing_is_left_to_train(
+    whole, tool, packed, preset, tmp_path, monkeypatch
+):
     monkeypatch.setitem(models.PRESETS, "tiny", preset)
     line = ["train", "--packed", packed, "--preset", "tiny", "--minutes", 1, "--out", tmp_path]
     line += ["--start", whole, "--steps", "2,2,2", "--batch", 8, "--device", "cpu"]
-    # All of it is done already: there is nothing to go on with.
     result = CliRunner().invoke(tool.main, [str(x) for x in line])
     assert result.exit_code == 2 and "nothing is left to train" in result.stderr
 
