@@ -44,8 +44,9 @@ def main(model: str, out: str, num_images: int, images: Path | None) -> None:
     grid([*learned.images, *gaussian.images, *originals, *rebuilt], num_images).save(out)
     click.echo(f"{out}: energy-based prior, N(0, I), images, reconstructions")
     for name, samples in (("energy-based prior", learned), ("N(0, I)", gaussian)):
-        if samples.energies is not None:
-            click.echo(f"mean energy, {name}: {samples.energies.sum(1).mean():.2f}")
+        if pipe.prior is not None:
+            energy = pipe.energy(latents=samples.latents).mean()
+            click.echo(f"mean energy, {name}: {energy:.2f}")
 
 
 if __name__ == "__main__":

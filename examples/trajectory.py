@@ -18,7 +18,8 @@ def main(dataset: str, num_images: int, out: str) -> None:
     pipe = Pipeline.from_pretrained(dataset)
     trajectory = pipe.trajectory(num_images)
     for step in trajectory.steps:
-        click.echo(f"level {step.level}: mean energy {step.energies.sum(1).mean():.1f}")
+        energies = "".join(f"{value:8.1f}" for value in step.energies.mean(0).tolist())
+        click.echo(f"level {step.level}: mean energy of each group {energies}")
     if out.endswith(".png"):
         rows = [image for step in trajectory.steps for image in step.images]
         grid(rows, num_images).save(out)

@@ -82,7 +82,7 @@ def test_the_readme_shows_all_programs() -> None:
     shown = {command[0] for command in OURS}
     assert shown | {"hebm-demo"} == set(PROGRAMS) and "`hebm-demo`" in README
     verbs = {command[1] for command in OURS if command[0] == "hebm-train"}
-    assert verbs == {"generator", "prior", "export", "push"}
+    assert verbs == {"generator", "prior", "decoder", "export", "push"}
 
 
 @pytest.mark.parametrize("words", OURS + IN_DOCS, ids=" ".join)

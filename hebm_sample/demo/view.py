@@ -199,7 +199,7 @@ def energy_chart(energies: Sequence[float], resolutions: Sequence[int]) -> str:
         )
     return (
         '<table class="hebm-chart hebm-energies"><caption>Energy by layer, coarse to fine'
-        "<small>low: like the images it learned from</small></caption>"
+        "<small>low: likelier under the prior than under N(0, I)</small></caption>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 

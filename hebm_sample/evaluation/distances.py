@@ -214,14 +214,15 @@ def make_context(
     training: ImageDataset,
     held_out: ImageDataset,
     *,
-    num_images: int = DEFAULT_IMAGES,
+    num_images: int | None = None,
     batch_size: int = 50,
     folder: Path | None = None,
     progress: bool = True,
     **sampling: Any,
 ) -> EvaluationContext:
     """A model with an energy-based prior and 2 n held-out images (`ImageDataset.some`); scores
-    have a random part of all of them (`EvaluationContext.scored_images`).
+    have a random part of all of them (`EvaluationContext.scored_images`). n is 2,000 if it is not
+    said, or half of the held-out images if they are fewer.
 
     Raises:
         UserInputError: Too few held-out images, a model without a prior, or a setting that the
@@ -235,6 +236,8 @@ def make_context(
         raise UserInputError(
             f"{len(held_out)} images are held out; it takes 20 to measure, 10 per side"
         )
+    if num_images is None:
+        num_images = min(DEFAULT_IMAGES, len(held_out) // 2)
     if not 10 <= num_images <= len(held_out) // 2:
         raise UserInputError(
             f"{num_images} images per side were asked for; with {len(held_out)} held-out "
@@ -258,7 +261,7 @@ def make_context(
 def make_context_without_data(
     pipe: Pipeline,
     *,
-    num_images: int = DEFAULT_IMAGES,
+    num_images: int | None = None,
     batch_size: int = 50,
     folder: Path | None = None,
     progress: bool = True,
@@ -270,7 +273,7 @@ def make_context_without_data(
     pipe.sampling_config(**sampling)
     return EvaluationContext(
         pipe,
-        num_images,
+        DEFAULT_IMAGES if num_images is None else num_images,
         batch_size=batch_size,
         folder=folder,
         progress=progress,
@@ -335,7 +338,7 @@ def evaluate(
     training: ImageDataset,
     held_out: ImageDataset,
     *,
-    num_images: int = DEFAULT_IMAGES,
+    num_images: int | None = None,
     feature_steps: int | None = None,
     batch_size: int = 50,
     cache_dir: Path | None = None,
@@ -350,7 +353,8 @@ def evaluate(
         pipe: The model.
         training: What it was trained on; the feature spaces are too.
         held_out: What it was not.
-        num_images: In each of the four sets; at most half of the held-out ones.
+        num_images: In each of the four sets; at most half of the held-out ones, which is also
+            what None is where that is less than 2,000.
         feature_steps: Optimiser steps of the classifier whose features are used; None takes the
             package's own where it has one for this model and these data, or else 1,200.
         batch_size: Images at a time.

@@ -58,6 +58,19 @@ def distances_of(home):
     return (*where, "-n", 10, "--steps", 3, "--device", "cpu")
 
 
+@pytest.mark.parametrize("name", ["distances", "ood"])
+def test_few_held_out_images_need_no_number(home, name):
+    words = [w for w in distances_of(home) if w not in ("-n", 10)]
+    more = ("--ood", f"other={home / 'other'}") if name == "ood" else ()
+    result = run(home, name, *words, *more, "--quiet", "--json", home / f"{name}.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((home / f"{name}.json").read_text())
+    if name == "distances":
+        assert found["held_out"] == 40
+    else:
+        assert "20" in result.stdout
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_a_subcommand_has_its_own_options_only(name):
     options = {o for p in main.commands[name].params for o in p.opts}

@@ -16,6 +16,7 @@ from toy import draw_images
 from hebm_sample import Pipeline
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
+from hebm_sample.evaluation import distances
 from hebm_sample.evaluation.distances import evaluate, open_held_out
 
 SHORT = {"num_images": 12, "steps": 4, "batch_size": 7, "progress": False}
@@ -70,6 +71,15 @@ def test_without_labels_the_space_is_of_pixels_and_the_gap_is_its_distances(resu
         assert gap.gap_closed == pytest.approx(expected)
     else:
         assert math.isnan(gap.gap_closed)
+
+
+def test_by_default_all_held_out_images_are_used_if_they_are_few(pipe, images, monkeypatch):
+    context = distances.make_context(pipe, *images, progress=False)
+    assert context.num_images == 12 and len(context.held_out_images()) == 24  # of 25
+    monkeypatch.setattr(distances, "DEFAULT_IMAGES", 11)
+    assert distances.make_context(pipe, *images, progress=False).num_images == 11
+    with pytest.raises(UserInputError, match="13 images per side were asked for; .*10 to 12"):
+        distances.make_context(pipe, *images, num_images=13, progress=False)
 
 
 def test_the_table_shows_the_distances(result):

@@ -42,7 +42,7 @@ _IMAGES = 2000
         "is measured.",
     ),
     HELD_OUT,
-    images_option(_IMAGES, "Images in each set."),
+    images_option(_IMAGES, "Images in each set.", of_halves=True),
     FEATURE_STEPS,
     SAMPLING,
     BATCH,

@@ -47,7 +47,9 @@ OOD: Any = click.option(
     OOD,
     HELD_OUT,
     images_option(
-        _IMAGES, "Images of each set; as many more held-out ones fit the combination of scores."
+        _IMAGES,
+        "Images of each set; as many more held-out ones fit the combination of scores.",
+        of_halves=True,
     ),
     SAMPLING,
     BATCH,
@@ -66,12 +68,13 @@ def ood(
     from hebm_sample.evaluation.report.page import ReportImage, to_markdown
 
     check_file("--json", json_path, options["overwrite"])
-    pipe, count = model_to_measure(model, options["device"]), options["num_images"]
+    pipe = model_to_measure(model, options["device"])
     check_reads_images(pipe)
+    sets = open_sets_of(pipe, data, options)
+    count = options["num_images"] or min(_IMAGES, len(sets[1]) // 2)
     images = named_sources(
         "--ood", others, pipe.config.generator.image_size, count, options["quiet"]
     )
-    sets = open_sets_of(pipe, data, options)
     settings = {k: v for k, v in common_options(options).items() if k != "announce"}
     context = make_context(pipe, *sets, num_images=count, **settings)
     if not options["quiet"]:

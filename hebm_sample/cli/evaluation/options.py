@@ -139,15 +139,22 @@ def data_option(required: bool, text: str) -> Decorator:
     return click.option("--data", required=required, metavar="SOURCE", help=text)
 
 
-def images_option(default: int, text: str) -> Decorator:
-    """-n."""
+def images_option(default: int, text: str, *, of_halves: bool = False) -> Decorator:
+    """-n.
+
+    Arguments:
+        of_halves: Half of the held-out images are the default where that is less: None, until
+            they have been counted.
+    """
+    if of_halves:
+        text += f"  [default: {default:,}, or half of the held-out images if that is less]"
     return click.option(
         "-n",
         "--num-images",
         "--num",
         type=click.IntRange(1, MAX_SEEDS),
-        default=default,
-        show_default=True,
+        default=None if of_halves else default,
+        show_default=not of_halves,
         metavar="N",
         help=text,
     )

@@ -62,7 +62,7 @@ _NEEDS_DATA = ("validation", "split", "feature_steps", "inception", "baseline", 
         "is measured.",
     ),
     HELD_OUT,
-    images_option(_IMAGES, "Images in each set."),
+    images_option(_IMAGES, "Images in each set.", of_halves=True),
     click.option(
         "--parts",
         metavar="A,B",
