@@ -21,7 +21,7 @@ from demo import browser  # noqa: E402  (a part of the tests)
 
 
 @click.command()
-@click.option("--dataset", default="celeba64", show_default=True)
+@click.option("--dataset", default="celebahq", show_default=True)
 @click.option("--seeds", default="0-4", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=IMAGES, show_default=True)
 def main(dataset: str, seeds: str, out: Path) -> None:
