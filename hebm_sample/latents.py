@@ -14,6 +14,7 @@ __all__ = [
     "check_finite",
     "check_latents",
     "concatenate",
+    "exact",
     "flatten",
     "per_example",
     "unflatten",
@@ -48,6 +49,11 @@ def check_finite(latents: Latents) -> None:
     """Raises `UserInputError` where one of the latents is no finite number."""
     if not all(bool(torch.isfinite(x).all()) for x in latents):
         raise UserInputError("latents must be finite numbers; some are infinite or none (nan)")
+
+
+def exact(x: Tensor) -> Tensor:
+    """In double precision, where the device has it: MPS has none."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def flatten(u: Latents) -> Tensor:

@@ -35,7 +35,7 @@ def _pipeline() -> Pipeline:
 @pytest.fixture(autouse=True)
 def detector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment, "default_detector", lambda: find_spots)
-    monkeypatch.setattr(alignment, "has_detector", lambda: True)
+    monkeypatch.setattr(alignment, "detector_works", lambda: True)
     monkeypatch.setattr(alignment, "placed", lambda image: aligner.placed(image, find_spots))
 
 
@@ -80,6 +80,14 @@ class TestPipeline:
         assert torch.equal(pipe.energy(photo, align=True), pipe.energy(cut.image))
         assert torch.equal(pipe.score(photo, align=True).bound, pipe.score(cut.image).bound)
         assert not torch.equal(pipe.energy(photo), pipe.energy(cut.image))
+
+    def test_photographs_are_kept_for_masks_and_pasting_only(self, pipe, photo) -> None:
+        """Many of a camera's do not fit into memory together."""
+        for kept in (False, True):
+            framed = alignment.frame(pipe.model, [photo], align=True, photographs=kept)
+            assert framed.aligned[0].photo.size == (photo.size if kept else (16, 16))
+        (cut,) = pipe.align(photo)
+        assert cut.photo.size == photo.size
 
     def test_a_mask_of_the_photograph_is_aligned_with_it(self, pipe, photo) -> None:
         (cut,) = pipe.align(photo)

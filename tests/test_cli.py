@@ -41,7 +41,7 @@ from hebm_sample.config import (
 )
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
 from hebm_sample.hub.manifest import REQUIRED_FILES, FileRow, ModelRow
-from hebm_sample.io import images
+from hebm_sample.io import animation, images
 from hebm_sample.pipeline.identity import description_hash
 from hebm_sample.pipeline.outputs import Samples, Trajectory
 from hebm_sample.pipeline.states import Ranking
@@ -868,7 +868,24 @@ def test_grids_that_no_viewer_opens_are_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     for arguments in (["--layers"], ["--mix", "1:2"], ["--trajectory", "-n", "3"]):
         result = hebm_sample_command("--dataset", folder, *arguments)
-        refused(result, 2, "pixels; use --outdir, or ask for fewer")
+        refused(result, 2, "pixels; ask for fewer")  # --outdir goes with none of these
+    refused(hebm_sample_command("--dataset", folder), 2, "pixels; use --outdir, or ask for fewer")
+    arguments = ["--trajectory", "-n", "1", "--out", "a.gif"]  # each of its grids is small
+    assert hebm_sample_command("--dataset", folder, *arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("ending", [".webp", ".jpg", ".gif"])
+def test_grids_that_their_format_cannot_hold_are_refused(folder, tmp_path, monkeypatch, ending):
+    """Before anything is sampled."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(animation.SIDES, ending, 50)
+    where = ("--dataset", folder, "--out", f"a{ending}")
+    refused(hebm_sample_command(*where, "--columns", 16), 2, f"and {ending} holds at most 50 on a")
+    assert not list(tmp_path.iterdir())
+    assert hebm_sample_command(*where, "-n", 4).exit_code == 0
+    if ending != ".jpg":
+        again = ("--trajectory", "-n", 16, "--overwrite")
+        refused(hebm_sample_command(*where, *again), 2, "holds at most 50 on a side")
 
 
 # --help

@@ -169,6 +169,12 @@ def test_other_tools_options_are_known_by_meaning(line, meant):
     assert said.count("Did you mean") <= 1 and said.count(" or '") <= 1
 
 
+def test_a_launcher_is_named_where_it_shares_the_work():
+    for line in ("hebm-sample --gpus 2", "hebm-train generator --num-gpus 2"):
+        assert "torchrun" in run(line).stderr
+    assert "torchrun" not in run("hebm-edit edit --gpus 2").stderr
+
+
 @pytest.mark.parametrize("line", ["hebm-demo --epochs 3", "hebm-sample --qqq", "hebm-edit --lr"])
 def test_what_means_nothing_here_suggests_nothing(line):
     word = line.split()[1]

@@ -432,6 +432,17 @@ def test_interpolation_is_the_great_circle_group_by_group(pipe, monkeypatch):
         assert torch.allclose(steps, steps[:, :1].expand(-1, 4), rtol=1e-4)
 
 
+def test_interpolation_turns_evenly_and_so_does_its_length(pipe, monkeypatch):
+    a, b = (tiny_latents(CONFIG, 1, seed=s) for s in (1, 2))
+    b = tuple(3 * g for g in b)
+    for x, p in zip(a, between(pipe, a, b, 5, monkeypatch), strict=True):
+        rows = p.flatten(1).double()
+        lengths, start = rows.norm(dim=1), x.flatten().double()
+        turned = torch.acos((rows @ start / (lengths * start.norm())).clamp(-1, 1))
+        for even in (lengths.diff(), turned.diff()):
+            assert torch.allclose(even, even.mean().expand(4), rtol=1e-4, atol=1e-6)
+
+
 def test_interpolation_ends_at_the_images(pipe, three, monkeypatch):
     other = tiny_latents(CONFIG, 3, seed=4)
     found = pipe.interpolate(three, other, 4, output_type="torch").images

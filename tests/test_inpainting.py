@@ -146,7 +146,19 @@ def test_masks_of_the_images_own_size_are_cropped_as_they_are(tmp_path):
     again = prepare_masks(tmp_path / "mask.png", [image], SIZE, 1)[0, 0]
     assert torch.equal(again, found)
     small = image.crop((12, 0, 52, 40)).resize((SIZE, SIZE), 0)
-    assert torch.equal(prepare_masks(small, image, SIZE, 1)[0, 0], found)
+    nearest = prepare_masks(small, image, SIZE, 1)[0, 0]
+    assert not bool((nearest & ~found).any())  # a pixel that is masked in part is masked
+
+
+def test_thin_masks_are_not_lost():
+    """Every masked pixel of a large image lies in a masked one of the model's."""
+    large = SIZE * 64
+    wide = np.zeros((large, large), dtype=bool)
+    wide[:, [5, 64 * 3 + 63, 64 * 7]] = True
+    wide[64 * 2 + 1, 64 * 9 + 40] = True
+    found = prepare_masks(wide[None], Image.new("RGB", (large, large)), SIZE, 1)[0, 0].numpy()
+    parts = wide.reshape(SIZE, 64, SIZE, 64).any((1, 3))
+    assert np.array_equal(found, parts) and parts[:, [0, 3, 7]].all() and parts[2, 9]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def pipeline(crop: FaceCrop | None = CROP) -> Pipeline:
 @pytest.fixture(autouse=True)
 def detector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment, "default_detector", lambda: find_spots)
-    monkeypatch.setattr(alignment, "has_detector", lambda: True)
+    monkeypatch.setattr(alignment, "detector_works", lambda: True)
     monkeypatch.setattr(alignment, "placed", lambda image: aligner.placed(image, find_spots))
 
 
@@ -441,3 +441,13 @@ def test_a_jpeg_whose_note_is_too_long_says_so_and_is_there(tmp_path):
     assert (tmp_path / "a.jpg").exists() and read_text(tmp_path / "a.jpg") == {}
     save_image(Image.new("RGB", (8, 8)), tmp_path / "a.webp", {"seeds": seeds})
     assert read_text(tmp_path / "a.webp") == {"seeds": seeds}
+
+    def test_a_profile_of_grey_leaves_colours_alone(self):
+        grey = linear_profile().replace(b"mntrRGB XYZ ", b"mntrGRAYXYZ ").replace(b"rTRC", b"kTRC")
+        red = Image.new("RGB", (4, 4), (254, 0, 0))
+        red.info["icc_profile"] = grey
+        assert to_rgb(red).getpixel((0, 0)) == (254, 0, 0)
+        shade = Image.new("L", (4, 4), 100)
+        shade.info["icc_profile"] = grey
+        expected = 255 * float(encoded(np.array(100 / 255.0)))
+        assert abs(to_rgb(shade).getpixel((0, 0))[0] - expected) < 3

@@ -7,6 +7,7 @@ without effect or a black image in place of an error would not be noticed by loo
 import copy
 import pickle
 import random
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from tiny import (
     release_config,
+    symbolic_pipeline,
     tiny_config,
     tiny_images,
     tiny_latents,
@@ -28,8 +30,10 @@ from hebm_sample.errors import (
     UserInputError,
     WeightsError,
 )
+from hebm_sample.pipeline import request
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.prior.schedule import DiffusionSchedule, log_snr_of
+from hebm_sample.sampling.noise import NoiseStreams
 
 CONFIG = tiny_config()
 GROUPS = len(CONFIG.generator.latent_shapes)
@@ -398,6 +402,25 @@ def test_callers_grad_modes_change_nothing(pipe, mode, prior):
     assert pipe.energy(latents=out.latents).shape == (2,)
 
 
+def test_conditions_edits_and_masks_do_not_mind_inference_mode(images):
+    pipe, asked = symbolic_pipeline(steps=6), {"Smiling": "yes"}
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:9, 4:9] = True
+
+    def all_of_it(x, mask):
+        how = {"output_type": "torch", "steps": 6}
+        return (
+            pipe(2, symbols=asked, guidance=2.0, **how).images,
+            pipe.edit(x, asked, **how).images,
+            pipe.inpaint(x, mask, **how).images,
+        )
+
+    plain = all_of_it(images, mask)
+    with torch.inference_mode():
+        inside = all_of_it(images.clone(), mask.clone())
+    assert all(torch.equal(a, b) for a, b in zip(plain, inside, strict=True))
+
+
 def test_parameters_stay_frozen_and_without_gradients(pipe, images):
     draw(pipe), pipe.encode(images), pipe.energy(images)
     for module in (pipe.generator, pipe.prior, pipe.encoder):
@@ -541,7 +564,7 @@ def test_other_bad_arguments(pipe, images):
             lambda: pipe.encode(images, mode="median"),
             r"mode is 'median'; it can be 'sample', 'mean'",
         ),
-        (lambda: pipe.encode(images, seeds=(1, 2)), r"num_images is 3 but 2 seeds"),
+        (lambda: pipe.encode(images, seeds=(1, 2)), r"2 seeds were given for 3 images"),
         (lambda: pipe.decode(u[:-1]), r"latents have shapes"),
         (lambda: pipe.decode(u, output_type="jpg"), r"output_type is 'jpg'"),
         (lambda: pipe.energy(), r"give either images or latents, and not both"),
@@ -654,3 +677,110 @@ def test_pickling_is_refused(pipe, copying):
 
 def test_the_pipelines_schedule_is_the_configs(pipe):
     assert pipe.model.schedule.levels == DiffusionSchedule(CONFIG.prior.levels).levels
+
+
+# ---- what goes in
+
+
+@pytest.mark.parametrize("bad", [1.5, "a", True, -1, 2**32])
+@pytest.mark.parametrize("method", ["encode", "edit", "inpaint", "vary", "call"])
+def test_seeds_are_checked_before_others_are_derived_from_them(pipe, images, method, bad):
+    calls = {
+        "encode": lambda seeds: pipe.encode(images[:2], seeds=seeds),
+        "edit": lambda seeds: pipe.edit(images[:2], seeds=seeds),
+        "inpaint": lambda seeds: pipe.inpaint(images[:2], torch.eye(16) > 0, seeds=seeds),
+        "vary": lambda seeds: pipe.vary(images[:1], 1, 2, seeds=seeds),
+        "call": lambda seeds: pipe(seeds=seeds),
+    }
+    with pytest.raises(UserInputError, match=r"^seed is .*; it must"):
+        calls[method]([3, bad])
+
+
+def test_latents_of_double_precision_are_decoded(pipe, eight):
+    double = tuple(g.double() for g in eight.latents)
+    assert torch.equal(pipe.decode(double, output_type="torch"), eight.images)
+    pipe.interpolate(double, tuple(g.flip(0) for g in double), 3)
+
+
+def test_a_model_without_encoder_is_saved_again(tmp_path):
+    config = tiny_config()
+    generator, _, prior = tiny_modules(config)
+    Pipeline(config, generator, prior).save_pretrained(tmp_path / "one")
+    again = Pipeline.from_pretrained(tmp_path / "one", device="cpu")
+    again.save_pretrained(tmp_path / "two")
+    assert not again.has_encoder
+    assert draw(again).equal(draw(Pipeline.from_pretrained(tmp_path / "two", device="cpu")))
+
+
+def test_a_batch_is_begun_when_the_one_before_has_ended(pipe, monkeypatch):
+    """What all batches need at once would bound nothing."""
+    begun, steps = [], []
+    make = NoiseStreams.__init__
+
+    def noted(self, seeds, *args, **kwargs):
+        make(self, seeds, *args, **kwargs)
+        begun.append((len(self.seeds), len(steps)))
+
+    monkeypatch.setattr(NoiseStreams, "__init__", noted)
+    pipe(6, batch_size=2, steps=6, callback=lambda *_: steps.append(0))
+    counts = [done for _, done in begun]
+    assert sorted(set(counts)) == [0, 6, 12] and sum(n for n, _ in begun) == 6
+
+
+def test_another_description_has_its_own_levels():
+    pipe = tiny_pipeline()
+    before, levels = draw(pipe), pipe.config.prior.levels
+    prior = replace(pipe.config.prior, levels=tuple(x**1.5 for x in levels))
+    pipe.config = replace(pipe.config, prior=prior)
+    assert pipe.model.schedule.levels == prior.levels
+    assert not torch.equal(draw(pipe), before)
+
+
+@pytest.mark.parametrize("options", [{"step_scale": 1.0}, {"metropolis": True}, {"start": "flow"}])
+def test_what_only_chains_have_is_refused_for_the_flow(pipe, options):
+    with pytest.raises(UserInputError, match=f"so {next(iter(options))} would have no effect"):
+        pipe(sampler="flow", **options)
+    draw(pipe, **options)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_flows_energies_are_those_of_its_latents(pipe, images, steps):
+    for found in (
+        pipe(2, sampler="flow", steps=steps),
+        pipe.edit(images[:2], steps=2 * steps),
+    ):
+        own = pipe.energy(latents=found.latents)
+        assert torch.allclose(found.energies.sum(1), own, atol=1e-3, rtol=1e-4)
+
+
+def test_the_gaussian_prior_has_no_particles(pipe, monkeypatch):
+    monkeypatch.setattr(request, "free_bytes", lambda _: 1)
+    config = replace(pipe.config.sampling, start="ancestral", particles=4)
+    many = tiny_pipeline(replace(pipe.config, sampling=config))
+    many(2, prior="gaussian")
+    with pytest.raises(UserInputError, match="4 particles for each of 2 images"):
+        many(2)
+
+
+def test_particles_that_fill_in_are_counted_with_the_image_decoder(pipe, images, monkeypatch):
+    counted = []
+    keep = request.bytes_per_image
+
+    def count(model, likelihood=None):
+        counted.append(keep(model, likelihood))
+        return counted[-1]
+
+    monkeypatch.setattr(request, "bytes_per_image", count)
+    mask = torch.eye(16) > 0
+    pipe.inpaint(images[:1], mask, particles=2)
+    pipe.vary(images[:1], 1, 1, particles=2)
+    assert counted[0] > 1.2 * counted[1]
+
+
+@pytest.mark.parametrize("method", ["edit", "inpaint"])
+def test_no_strength_is_no_edit(pipe, images, method):
+    more = (torch.eye(16) > 0,) if method == "inpaint" else ()
+    with pytest.raises(UserInputError, match="strength is 0; it must be above 0"):
+        getattr(pipe, method)(images, *more, strength=0)
+    with pytest.raises(UserInputError, match="prior='gaussian' is of samples"):
+        getattr(pipe, method)(images, *more, prior="gaussian")

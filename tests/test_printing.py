@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from hebm_sample.cli.edit import main as edit
 from hebm_sample.cli.evaluation.main import main as evaluation
+from hebm_sample.cli.printing import say
 from hebm_sample.cli.sample import main as sample
 from hebm_sample.cli.train import main as train
 from hebm_sample.errors import EnvironmentFailure
@@ -192,3 +194,41 @@ def test_help_is_printed_in_any_encoding(command):
     for words in ([], *([name] for name in names)):
         result = CliRunner(charset="cp932").invoke(command, [*words, "--help"])
         assert result.exit_code == 0 and result.stdout.startswith("Usage: "), words
+
+
+def test_names_do_not_control_a_terminal(capsys):
+    say("a\x1b[31mred\x07.png\x9b0m\ta\nb")
+    assert capsys.readouterr().out == "a?[31mred?.png?0m\ta\nb\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_tables_show_such_a_name_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "e\x1b[31mvil\nx.png"
+    Image.new("RGB", (20, 20)).save(name)
+    result = CliRunner().invoke(edit, ["score", name, "--dataset", "cifar10"])
+    assert result.exit_code == 0, result.output
+    assert "e?[31mvil?x.png" in result.stdout and "\x1b" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (sample, ["--dataset", "cifar10", "-n", "1", "--outdir", "a" * 300]),
+        (edit, ["score", "a" * 300 + ".png", "--dataset", "cifar10"]),
+    ],
+)
+def test_names_that_are_too_long_are_bad_input(command, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "too long" in result.stderr
+
+
+def test_a_large_image_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("1", (9500, 9500)).save("large.png")
+    code = "from hebm_sample.cli.edit import main; main()"
+    command = [sys.executable, "-c", code, "score", "large.png", "--dataset", "cifar10"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -149,9 +149,25 @@ def test_the_standard_input_is_an_image(here):
     assert result.exit_code == 2 and "give it once" in result.stderr
 
 
+def test_a_folder_that_is_called_as_a_model_is_no_model(tmp_path, monkeypatch):
+    """Such as the one that the images go to."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "cifar10", "--steps", 6, "--outdir", "cifar10", "--device", "cpu"]
+    run(sample, [*words, "--seeds", "0"])
+    run(sample, [*words, "--seeds", "0,1"])
+    for seed in (0, 1):
+        assert "--dataset cifar10 " in read_text(Path(f"cifar10/seed000{seed}.png"))["command"]
+    Path("CIFAR10").mkdir(exist_ok=True)
+    run(sample, ["--dataset", "CIFAR10", "--seeds", "0", "--steps", 6, "--out", "a.png"])
+    assert "--dataset cifar10 " in read_text(Path("a.png"))["command"]
+    Path("celeba64").write_text("notes", encoding="utf-8")
+    run(sample, ["--dataset", "celeba64", "--gaussian-prior", "-n", 1, "--out", "b.png"])
+
+
 def test_a_folder_may_be_called_fd():
     for path in ("fd/anna.jpg", "/home/fd/anna.jpg", "dev/fd/anna.jpg"):
         assert name_of(Path(path)) == "anna"
+    assert name_of(Path("/dev/stdin")) == "stdin"
     for path in ("/dev/fd/63", "/proc/self/fd/63", "/proc/17/fd/63"):
         assert name_of(Path(path)) == "stream63"
 

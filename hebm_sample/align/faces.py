@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from hebm_sample.errors import UserInputError
+from hebm_sample.errors import EnvironmentFailure, UserInputError
 
 __all__ = ["Detector", "Face", "choose", "default_detector", "has_detector"]
 
@@ -83,6 +83,19 @@ def has_detector() -> bool:
     from importlib.util import find_spec
 
     return find_spec("mtcnn") is not None and find_spec("lz4") is not None
+
+
+def detector_works() -> bool:
+    """Whether it is installed and can be loaded: of another release it cannot, which nobody need
+    hear of who did not ask for a face.
+    """
+    if not has_detector():
+        return False
+    try:
+        default_detector()
+    except EnvironmentFailure:
+        return False
+    return True
 
 
 @cache

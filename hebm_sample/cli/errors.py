@@ -4,6 +4,7 @@ Warnings of ours are a line `Warning: ...` there, too.
 2  what was typed is wrong        1  the surroundings fail        130  Ctrl-C
 """
 
+import errno
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import click
 from hebm_sample.cli.meanings import advice
 from hebm_sample.cli.printing import lasting_streams, say
 from hebm_sample.errors import HebmError
+from hebm_sample.io.files import short
 
 __all__ = ["OneLineErrors"]
 
@@ -54,7 +56,10 @@ def _one_line_warnings() -> Iterator[None]:
 
     warnings.formatwarning = one_line
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of large images: those that are too large are refused, in one line.
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit of")
+            yield
     finally:
         warnings.formatwarning = usual
 
@@ -125,6 +130,9 @@ class OneLineErrors(click.Command):
         except MemoryError as error:
             raise _Failure("out of memory; try a smaller batch", 1) from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                name = short(str(error.filename or ""))
+                raise _Failure(f"the name {name} is too long for a file", 2) from error
             raise _Failure(str(error), 1) from error
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:

@@ -72,7 +72,11 @@ _HABITS = {
 }
 _MEANT = {other: ours for ours, others in _HABITS.items() for other in others.split()}
 # Commands that a piece of advice is of no use to lack the option it speaks of.
-_NEEDS = {_LAUNCHER: "--device", _ENDING: "--out", _PUBLIC: "--host"}
+_NEEDS = {
+    _LAUNCHER: ("--trajectory", "--max-steps", "--dry-run"),  # what can be shared out
+    _ENDING: ("--out",),
+    _PUBLIC: ("--host",),
+}
 _NO_ANSWERS = ("help", "version")  # to an option that was meant to do something
 
 
@@ -89,7 +93,8 @@ def advice(typed: str, known: Sequence[str]) -> str:
     word = typed.split("=")[0].lstrip("-").replace("_", "-").lower()
     meant = _MEANT.get(word, "")
     if meant in _NEEDS:
-        return f"Instead: {meant}." if _NEEDS[meant] in known else _by_letters(word, known)
+        useful = any(name in known for name in _NEEDS[meant])
+        return f"Instead: {meant}." if useful else _by_letters(word, known)
     for together in meant.split("|"):
         if found := [name for name in together.split("+") if name in known]:
             return _question(found)

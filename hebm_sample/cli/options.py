@@ -60,6 +60,7 @@ CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
+_MANIFEST = "weights_manifest.json"  # as in hub/manifest.py, which --help does without
 _COMPILE = "Compile the chain first, which takes long: for many images."
 PATH = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -72,7 +73,12 @@ class ModelType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """A known name in its own spelling; folders, repositories and others as they are."""
-        if not value or "/" in value or os.path.isdir(value):
+        from hebm_sample.io.files import is_run_folder
+
+        if not value or "/" in value:
+            return value
+        # Other folders that are called as a model is do not hide it.
+        if os.path.exists(os.path.join(value, _MANIFEST)) or is_run_folder(Path(value)):
             return value
         import hebm_sample
 

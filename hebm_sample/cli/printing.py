@@ -22,6 +22,9 @@ __all__ = ["lasting_streams", "say"]
 # On Windows a pipe without a reader is an invalid argument.
 _NO_READER = {errno.EPIPE, errno.ESHUTDOWN} | ({errno.EINVAL} if os.name == "nt" else set())
 
+# All of ASCII and Latin-1 but the ends of lines and tabs.
+_CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
 
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, or several, in whatever encoding the stream has.
@@ -29,11 +32,14 @@ def say(text: str, *, err: bool = False) -> None:
     Arguments:
         text: Without the last line's end.
         err: To the standard error: notes, which must not get into a file of results.
+
+    What controls a terminal is a `?`: names of files can hold anything.
     """
     stream = cast("Any", sys.stderr if err else sys.stdout)
     if stream is None:  # closed
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = text.translate(_CONTROLS)
     stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
 

@@ -20,7 +20,7 @@ from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.printing import say
 from hebm_sample.errors import UserInputError, WeightsError
 from hebm_sample.hub.card import SAMPLES_NAME, card_for
-from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow
+from hebm_sample.hub.manifest import MANIFEST_NAME, ModelRow, read_row
 from hebm_sample.io.files import MAX_FILE_BYTES, read_capped
 
 __all__ = ["push", "push_folder"]
@@ -93,14 +93,21 @@ def _checked_files(folder: Path) -> tuple[ModelRow, dict[str, bytes]]:
             "export the model again"
         )
     files = {name: _bytes_of(model.resolved.path(name), row) for name in model.resolved.filenames}
-    return row, files | {MANIFEST_NAME: read_capped(folder / MANIFEST_NAME, MAX_CARD_BYTES)}
+    manifest = read_capped(folder / MANIFEST_NAME, MAX_CARD_BYTES)
+    if read_row(folder) != row or read_capped(folder / MANIFEST_NAME, MAX_CARD_BYTES) != manifest:
+        raise _changed(folder / MANIFEST_NAME)
+    return row, files | {MANIFEST_NAME: manifest}
 
 
 def _bytes_of(path: Path, row: ModelRow) -> bytes:
     data = read_capped(path, MAX_FILE_BYTES)
     if hashlib.sha256(data).hexdigest() != row.files[path.name].sha256:
-        raise WeightsError(f"{path} changed while it was checked; publish a folder at rest")
+        raise _changed(path)
     return data
+
+
+def _changed(path: Path) -> WeightsError:
+    return WeightsError(f"{path} changed while it was checked; publish a folder at rest")
 
 
 def _card_files(folder: Path, repo_id: str) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ __all__ = [
     "EDIT_STEPS",
     "MAX_FACTORS",
     "MAX_PARTICLES",
+    "OF_CHAINS",
     "Kernel",
     "LangevinConfig",
     "MAX_GUIDANCE",
@@ -40,6 +41,18 @@ MAX_FACTORS = 1000  # temperatures, one per group
 SamplerName = Literal["recovery", "annealed", "flow"]
 # Those that follow a path of their own, with a state per step of it, and have no chains.
 CHAINLESS: tuple[SamplerName, ...] = ("flow",)
+# What only chains have.
+OF_CHAINS = (
+    "kernel",
+    "start",
+    "reference_variance",
+    "step_scale",
+    "early_share",
+    "step_decay",
+    "momentum",
+    "metropolis",
+    "precondition",
+)
 Kernel = Literal["corrected", "plain"]
 Start = Literal["ancestral", "flow", "u_next"]
 ReferenceVariance = Literal["sigma_next", "posterior"]

@@ -9,12 +9,14 @@ All of it is compared with its sha256 whenever it is opened, and what differs is
 that something else changed are never trained on.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
+import time
 import uuid
 import warnings
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ RECIPE = 4
 IMAGES, LABELS, META = "images.npy", "labels.npz", "meta.json"
 MOST_BYTES = 2**33  # of labels and of the description
 BLOCK = 2**26
+LEFT_AFTER = 86_400.0  # seconds
 
 
 def cache_folder(home: Path, source: Source, size: int) -> Path:
@@ -134,6 +137,7 @@ def build_cache(source: Source, folder: Path, size: int, shown: str, progress: b
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     building.mkdir()  # not tempfile's 0700: a cache may be shared
+    _remove_left(folder.parent)
     try:
         _fill(building, source, size, shown, progress)
         if os.path.lexists(folder) and _is_damaged(folder):
@@ -146,6 +150,16 @@ def build_cache(source: Source, folder: Path, size: int, shown: str, progress: b
             raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _remove_left(home: Path) -> None:
+    """What processes that were killed a day ago and longer had begun."""
+    latest = time.time() - LEFT_AFTER
+    for path in home.glob(".*-" + "[0-9a-f]" * 32):
+        with contextlib.suppress(OSError):
+            times = [each.lstat().st_mtime for each in (path, *path.iterdir())]
+            if max(times) < latest:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_damaged(folder: Path) -> bool:

@@ -124,8 +124,14 @@ def _batches(opened: Any, path: Path, **options: Any) -> Iterator[dict[str, list
 
 
 def _beside(cell: bytes | Path | None, table: Path) -> bytes | Path | None:
-    """A name in a cell is one below the folder of its table, wherever the process is."""
-    return table.parent / cell if isinstance(cell, Path) else cell
+    """A name in a cell is one below the folder of its table, wherever the process is; one that
+    leads out of it, and one of a pipe or a device, is no image's.
+    """
+    if not isinstance(cell, Path):
+        return cell
+    path = table.parent / cell
+    is_other = os.path.exists(path) and not os.path.isfile(path)
+    return None if cell.is_absolute() or ".." in cell.parts or is_other else path
 
 
 def _named_files(opened: Any, part: _Part) -> Iterator[Path]:
@@ -139,8 +145,9 @@ def _named_files(opened: Any, part: _Part) -> Iterator[Path]:
     for columns in _batches(opened, part.path, columns=[f"{part.image}.path"]):
         cells = cast("list[dict[str, Any] | None]", columns[part.image])
         names = (cell.get("path") for cell in cells if cell is not None)
-        files = (part.path.parent / name for name in names if isinstance(name, str) and name)
-        yield from (file for file in files if os.path.isfile(file))
+        cells = (Path(name) for name in names if isinstance(name, str) and name)
+        files = (_beside(cell, part.path) for cell in cells)
+        yield from (file for file in files if isinstance(file, Path) and os.path.isfile(file))
 
 
 # Columns

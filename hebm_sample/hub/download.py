@@ -53,7 +53,8 @@ class Source:
     @property
     def remedy(self) -> str:
         """What the user can do about a corrupt file in the cache."""
-        removal = f"remove it with `hf cache rm model/{self.repo_id}`"
+        where = "" if self.cache_dir is None else f" --cache-dir {os.fspath(self.cache_dir)}"
+        removal = f"remove it with `hf cache rm model/{self.repo_id}{where}`"
         if self.is_offline:
             return f"load it once with the network allowed, which downloads it anew, or {removal}"
         return f"{removal} and try again; if it stays so, tell the model's publisher"

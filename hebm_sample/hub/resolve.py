@@ -25,7 +25,7 @@ from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, Model
 from hebm_sample.io.extras import reinstall_hint
 from hebm_sample.io.files import is_run_folder, means_place, read_regular, short
 
-__all__ = ["ResolvedModel", "locate", "resolve"]
+__all__ = ["ResolvedModel", "is_folder", "locate", "resolve"]
 
 _EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
 _HUB_ID = re.compile(r"[^/\\\s]+/[^/\\\s]+")
@@ -206,6 +206,14 @@ def locate(
     return model
 
 
+def is_folder(name: str) -> bool:
+    """Whether a model's name, as somebody typed it, stands for a folder that is there."""
+    folder, manifest = Path(os.path.expanduser(name)), Manifest.load()
+    plain = name if _is_of_a_model(name) else _with_side(manifest, name, None)[0]
+    known = any(row.name == plain for row in manifest.models)
+    return os.path.isdir(folder) and (not known or _is_of_a_model(name))
+
+
 def _is_of_a_model(given: str | os.PathLike[str]) -> bool:
     """Whether it is a folder of a model or of a run, or said to be a folder."""
     folder = Path(os.path.expanduser(given))
@@ -243,7 +251,7 @@ def _means_folder(given: str | os.PathLike[str], folder: Path, known: bool) -> b
     text = os.fspath(given)
     if os.path.isdir(folder):
         return not known or (folder / MANIFEST_NAME).exists()
-    if os.path.isfile(folder):
+    if os.path.isfile(folder) and not known:
         raise UserInputError(
             f"{short(text)} is a file; give the model folder, with config.json and *.safetensors"
         )

@@ -22,7 +22,9 @@ __all__ = [
     "HOLD",
     "MAX_SECONDS",
     "SECONDS",
+    "SIDES",
     "STILLS",
+    "check_sides",
     "frame_times",
     "or_list",
     "save_animation",
@@ -34,12 +36,24 @@ STILLS = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 SECONDS, MAX_SECONDS, HOLD = 2.5, 600.0, 1.5
 # Browsers show frames that are shorter as if they were five times as long.
 _SHORTEST = 20
-_WEBP_SIDE = 16383
+# Pixels on a side that a format can hold.
+SIDES = {".webp": 16_383, ".gif": 65_535, ".jpg": 65_500, ".jpeg": 65_500}
 
 
 def or_list(words: Sequence[str]) -> str:
     """`.png, .gif or .webp`."""
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def check_sides(path: str | os.PathLike[str], width: int, height: int) -> None:
+    """`UserInputError` for an image of more pixels on a side than its file's format can hold."""
+    ending = Path(path).suffix.lower()
+    most = SIDES.get(ending)
+    if most is not None and max(width, height) > most:
+        raise UserInputError(
+            f"{path} would have {width} x {height} pixels, and {ending} holds at most {most:,} on "
+            "a side; write .png, or ask for fewer images or columns"
+        )
 
 
 def frame_times(count: int, seconds: float = SECONDS) -> list[int]:
@@ -75,23 +89,15 @@ def save_animation(
             f"in {' or '.join(ANIMATED)}"
         )
     first, *rest = frames
+    check_sides(path, first.width, first.height)
     note = note_of(text)
     settings: dict[str, Any]
     if ending == ".gif":
         settings = {"format": "GIF", "comment": note.encode()} if note else {"format": "GIF"}
     else:
-        _check_webp(first)
         exif = exif_of(first, note)
         settings = {"format": "WEBP", "quality": 90, "method": 4, "exif": exif}
     encoded = io.BytesIO()
     times = frame_times(len(frames), seconds)
     first.save(encoded, save_all=True, append_images=rest, duration=times, loop=0, **settings)
     replace_file(path, encoded.getbuffer())
-
-
-def _check_webp(frame: "Image") -> None:
-    if max(frame.size) > _WEBP_SIDE:
-        raise UserInputError(
-            f"a frame has {frame.width} x {frame.height} pixels; WebP takes {_WEBP_SIDE} a side: "
-            "ask for fewer images, or write a .gif"
-        )

@@ -7,6 +7,7 @@ sRGB's; a profile that does not fit its image, and texts, are ignored, whatever 
 decoder raises is its file's fault: one error, whichever of its many it was.
 """
 
+import errno
 import io
 import os
 import stat
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.io.files import printable
+from hebm_sample.io.files import printable, short
 
 __all__ = ["MAX_PIXELS", "WHITE", "Source", "open_image", "to_rgb", "upright", "with_alpha"]
 
@@ -125,6 +126,8 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space]
         if (mode == "CMYK") != (image.mode == "CMYK"):
             return image
+        if mode == "L" and image.mode not in ("1", "L", "LA"):
+            return image  # colours that a profile of grey knows nothing of
         srgb = cms.createProfile("sRGB")
         change = cms.buildTransform(profile, srgb, mode, "RGB")
         colours = image if image.mode == mode else image.convert(mode)
@@ -320,6 +323,8 @@ def open_image(source: Source, *, alpha: bool = False) -> Image.Image:
             f"cannot read {name}: it takes more memory than there is, or the file is damaged"
         ) from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise UserInputError(f"cannot read {short(name)}: its name is too long") from error
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not a decoder's
             raise EnvironmentFailure(f"cannot read {name}: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.io.animation import STILLS, or_list
+from hebm_sample.io.animation import STILLS, check_sides, or_list
 from hebm_sample.io.decode import (
     MAX_PIXELS,
     WHITE,
@@ -206,7 +206,7 @@ def _booleans(masks: "Tensor | npt.NDArray[Any]", size: int) -> "Tensor":
             f"masks are {masks.dtype} {tuple(masks.shape)}; they must be booleans "
             f"(N, {size}, {size}), or of the image's own size"
         )
-    return ready
+    return ready.cpu()
 
 
 def _size(image: Any, size: int) -> tuple[int, int]:
@@ -239,9 +239,10 @@ def _mask(source: object, image: tuple[int, int], size: int) -> "Tensor":
     side = min(mask.size)
     left, top = (mask.width - side) // 2, (mask.height - side) // 2
     square = mask.crop((left, top, left + side, top + side))
-    # Nearest: a pixel is known or not.
-    square = square.resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(square) >= 128)[None]  # pyright: ignore
+    # A pixel is known or not, and one that is masked in part is not.
+    masked = Image.fromarray((np.array(square) >= 128).astype(np.float32))
+    covered = masked.resize((size, size), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(covered) > 1e-6)[None]  # pyright: ignore
 
 
 # Grids
@@ -400,6 +401,7 @@ def save_image(
             f"{path} keeps no transparency, which is laid on white; .png and .webp keep it",
             stacklevel=2,
         )
+    check_sides(path, image.width, image.height)
     settings = _settings(image, ending, note_of(text))
     if text and not settings.get("exif", True):
         warnings.warn(

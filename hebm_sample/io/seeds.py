@@ -7,14 +7,17 @@ occurs twice is an error rather than a second equal image; so is a range that ru
 """
 
 import itertools
+import operator
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from hebm_sample.errors import UserInputError
 
 __all__ = [
     "MAX_SEED",
     "MAX_SEEDS",
+    "checked_seed",
     "continued_seed",
     "derived_seed",
     "format_seeds",
@@ -107,6 +110,23 @@ def format_seeds(seeds: Sequence[int]) -> str:
         values = [value for _, value in run]
         parts.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")
     return ",".join(parts)
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed as Python's own number; `UserInputError` for what is none, or out of range.
+
+    >>> checked_seed(7)
+    7
+    """
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None:
+        raise UserInputError(f"seed is {seed!r}; it must be a whole number")
+    if not 0 <= number <= MAX_SEED:
+        raise UserInputError(f"seed is {number}; it must lie in [0, {MAX_SEED}]")
+    return number
 
 
 def derived_seed(seed: int, number: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import hebm_sample
 from hebm_sample.align.aligner import Aligned, align, crop_points, placed
-from hebm_sample.align.faces import default_detector, has_detector
+from hebm_sample.align.faces import default_detector, detector_works
 from hebm_sample.align.notes import HOW, framing_note
 from hebm_sample.config import require_integer
 from hebm_sample.errors import UserInputError
@@ -151,6 +151,7 @@ def frame(
     face: int | None = None,
     paste_back: bool = False,
     output_type: str = "pil",
+    photographs: bool = True,
     say: Callable[[list[str]], object] | None = None,
 ) -> Framed:
     """Images as they are, or with `align` the crops of their faces. What is framed already stays
@@ -159,6 +160,8 @@ def frame(
     What is neither, and no array of numbers or `Samples` of the model's size, is looked at.
 
     Arguments:
+        photographs: Keep those that faces are cut from, for masks and to paste back into: many
+            large ones take much memory.
         say: Told what there is to say of images that are not as the model's are; by default a
             `FramingWarning` a call says it, of at most `MOST_LOOKED_AT` images.
 
@@ -180,7 +183,7 @@ def frame(
         return Framed(images)
     given = [open_image(x, alpha=align) if hasattr(x, "read") else x for x in listed(images)]
     if align:
-        aligned: list[Aligned | None] = [*aligned_images(model, given, face)]
+        aligned: list[Aligned | None] = [*aligned_images(model, given, face, photographs)]
     else:
         _check_words(given, face, paste_back)
         aligned = [_fitting(model, x, name) for x, name in zip(given, _names(given), strict=True)]
@@ -248,15 +251,18 @@ def caller_level() -> int:
 
 def crops(model: "Model", images: "ImagesLike", align: bool, face: int | None) -> Framed:
     """What `frame` gives, which all that reads images takes without looking at it again."""
-    return frame(model, images, align=align, face=face)
+    return frame(model, images, align=align, face=face, photographs=False)
 
 
-def aligned_images(model: "Model", images: "ImagesLike", face: int | None = None) -> list[Aligned]:
+def aligned_images(
+    model: "Model", images: "ImagesLike", face: int | None = None, photographs: bool = True
+) -> list[Aligned]:
     """A face of each image, turned and cut as the model's images are.
 
     Arguments:
         images: PIL images, paths or `Samples`, one or a list. Faces that were cut before stay.
         face: Which of each image's, from the left, from 1; the largest if None.
+        photographs: Keep them; otherwise the crop stands in the photograph's place.
 
     Raises:
         UserInputError: A model without a crop, arrays of numbers, an image without such a face, or
@@ -278,9 +284,13 @@ def aligned_images(model: "Model", images: "ImagesLike", face: int | None = None
         if given and all(isinstance(x, Aligned) for x in given):
             raise UserInputError("face names a photograph's, and these are cut; leave face out")
     find, size = default_detector(), model.config.generator.image_size
+
+    def cut(image: Any, name: str) -> Aligned:
+        found = align(_photo(image), crop, size, face=face, detector=find, name=name)
+        return found if photographs else replace(found, photo=found.image)
+
     return [
-        _fitting(model, x, name)
-        or align(_photo(x), crop, size, face=face, detector=find, name=name)
+        _fitting(model, x, name) or cut(x, name)
         for x, name in zip(given, _names(given), strict=True)
     ]
 
@@ -312,7 +322,7 @@ def framing_notes(model: "Model", images: "ImagesLike") -> list[str]:
     images = listed(images)
     names = _names(images)
     crop, found = crop_for(model.config), []
-    looked = crop is not None and has_detector()
+    looked = crop is not None and detector_works()
     for image, name in zip(images, names, strict=True):
         if isinstance(image, (Aligned, Tensor, np.ndarray)):
             continue
@@ -337,7 +347,7 @@ def _unusual(model: "Model", image: Any, name: str) -> str | None:
         return None
     how = "crop it as they are"
     if crop_for(model.config) is not None:
-        how = "no face was found" if has_detector() else f"{HOW}, with {install_hint('align')}"
+        how = "no face was found" if detector_works() else f"{HOW}, with {install_hint('align')}"
     return (
         f"{name} looks unlike {model.name}'s images, it reconstructs worse than "
         f"{float(SHARE) * 100:g} in 100 held-out ones; {how}"

@@ -132,6 +132,7 @@ def _weights(
     }
 
 
+@torch.inference_mode(False)  # else no chain could be differentiated through it
 def read_condition(
     table: SymbolTable, symbols: Symbols | None, guidance: Guidance, count: int, model: str
 ) -> Condition | None:

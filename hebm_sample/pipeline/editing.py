@@ -10,7 +10,7 @@ second is "SDEdit: Guided Image Synthesis and Editing with Stochastic Differenti
 (arXiv 2108.01073).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,13 +30,21 @@ from hebm_sample.pipeline.alignment import frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
 from hebm_sample.pipeline.identity import encoder_hash
 from hebm_sample.pipeline.model import EncodeMode, Groups, ImagesLike, Model
-from hebm_sample.pipeline.outputs import OutputType, Samples, SeedsFrom, choose_seeds
+from hebm_sample.pipeline.outputs import OutputType, Samples, seeds_of
 from hebm_sample.pipeline.provenance import said_of_mode
 from hebm_sample.pipeline.request import read_request, sampling_config
 from hebm_sample.pipeline.sampler import Sampler
 from hebm_sample.sampling.constraints import LatentConstraint
 
-__all__ = ["EditMethod", "edit", "posterior", "seeded", "with_edit_steps"]
+__all__ = [
+    "EditMethod",
+    "check_strength",
+    "edit",
+    "posterior",
+    "refuse_prior",
+    "seeded",
+    "with_edit_steps",
+]
 
 EditMethod = Literal["flow", "noise"]
 
@@ -93,7 +101,8 @@ def edit(
             with method "flow" a sampler, a temperature and other settings of chains.
         EnvironmentFailure: With `align`: the extra `align` is not installed.
     """
-    require_range("strength", strength, 0.0, 1.0)
+    check_strength(strength)
+    refuse_prior(options)
     require_choice("method", method, EditMethod)
     require_choice("output_type", output_type, OutputType)
     model, inverted = sampler.model, method == "flow"
@@ -102,7 +111,7 @@ def edit(
     free = model.group_indices(groups)
     level = model.level_near(strength, below_noise=inverted)
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}
-    framed = frame(model, images, output_type=output_type, **framing)
+    framed = frame(model, images, output_type=output_type, photographs=paste_back, **framing)
     x, chosen = seeded(model, framed.images, seeds)
     named = None if groups is None else free
     facts = {"strength": strength, "method": method, "groups": named, **said_of_mode(mode)}
@@ -116,6 +125,22 @@ def edit(
     request = replace(request, constraint=constraint, inverted=inverted)
     samples = sampler.samples(sampler.best(request), request, output_type)
     return framed.pasted(samples, paste_back)
+
+
+def check_strength(strength: Any) -> None:
+    """`UserInputError` unless it lies in (0, 1]."""
+    require_range("strength", strength, 0.0, 1.0)
+    if strength == 0:
+        raise UserInputError("strength is 0; it must be above 0 and at most 1")
+
+
+def refuse_prior(options: Mapping[str, Any]) -> None:
+    """`UserInputError` for a choice of prior."""
+    if options.get("prior") is not None:
+        raise UserInputError(
+            f"prior={options['prior']!r} is of samples; edits and inpaintings follow the energies: "
+            "leave it out"
+        )
 
 
 def with_edit_steps(options: dict[str, Any]) -> dict[str, Any]:
@@ -165,13 +190,7 @@ def seeded(
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Images (N, 3, S, S) in [-1, 1], and one seed each; 0 ... N-1 if None."""
     x = model.read_images(images)
-    open_ended = seeds is None or isinstance(seeds, SeedsFrom)
-    chosen = choose_seeds(len(x) if open_ended else None, seeds)
-    if len(chosen) != len(x):
-        raise UserInputError(
-            f"{len(chosen)} seeds were given for {len(x)} images; give one per image"
-        )
-    return x, chosen
+    return x, seeds_of(len(x), seeds)
 
 
 def posterior(

@@ -33,7 +33,13 @@ from hebm_sample.io.images import prepare_masks
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.alignment import caller_level, frame
 from hebm_sample.pipeline.conditions import Guidance, Symbols
-from hebm_sample.pipeline.editing import posterior, seeded, with_edit_steps
+from hebm_sample.pipeline.editing import (
+    check_strength,
+    posterior,
+    refuse_prior,
+    seeded,
+    with_edit_steps,
+)
 from hebm_sample.pipeline.identity import encoder_hash
 from hebm_sample.pipeline.model import ImagesLike
 from hebm_sample.pipeline.outputs import OutputType, Samples
@@ -48,6 +54,7 @@ GUIDANCE_SCALE = 3.0  # Z
 RELAXATIONS = 24  # sweeps at each resolution
 
 
+@torch.inference_mode(False)  # else no chain could be differentiated through what is known
 def inpaint(
     sampler: Sampler,
     /,
@@ -94,8 +101,9 @@ def inpaint(
     Raises:
         UserInputError: Masks of another size or number; with `align` as `edit` raises it.
     """
-    require_range("strength", strength, 0.0, 1.0)
+    check_strength(strength)
     require_range("weight", weight, 0.0, 1e3)
+    refuse_prior(options)
     options = with_edit_steps(options) | {"symbols": symbols, "guidance": guidance}
     model = sampler.model
     framing: dict[str, Any] = {"align": align, "face": face, "paste_back": paste_back}

@@ -81,7 +81,7 @@ def reconstruct(
     Arguments as for `encode` and `decode`; the `Samples` have no seeds and energies.
     """
     chosen = model.generator.chosen_decoder(decoder)
-    framed = frame(model, images, align=align, face=face)
+    framed = frame(model, images, align=align, face=face, photographs=False)
     u = model.encode(framed, mode=mode, batch_size=batch_size)
     facts: dict[str, Any] = {"sheet": "reconstruction", **said_of_mode(mode)}
     how: dict[str, Any] = {"output_type": output_type, "batch_size": batch_size, "encoder": True}
@@ -350,11 +350,16 @@ def interpolate(
 
 
 def _slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """The great circle from a (C, H, W) to b at t in [0, 1]; its length goes evenly too."""
+    """The great circle from a (C, H, W) to b at t in [0, 1], in even turns; its length goes evenly
+    too.
+    """
     x, y = a.flatten().double(), b.flatten().double()
-    cosine = (x @ y / (x.norm() * y.norm()).clamp(min=1e-12)).clamp(-1, 1)
+    lengths = x.norm(), y.norm()
+    cosine = (x @ y / (lengths[0] * lengths[1]).clamp(min=1e-12)).clamp(-1, 1)
     angle = torch.acos(cosine)
-    if float(angle) < 1e-4 or math.pi - float(angle) < 1e-4:
+    straight = float(angle) < 1e-4 or math.pi - float(angle) < 1e-4 or float(min(lengths)) < 1e-12
+    if straight:
         return torch.lerp(a, b, t)
     weights = torch.sin((1 - t) * angle) / angle.sin(), torch.sin(t * angle) / angle.sin()
-    return (weights[0] * x + weights[1] * y).reshape(a.shape).to(a.dtype)
+    direction = weights[0] * x / lengths[0] + weights[1] * y / lengths[1]
+    return (torch.lerp(*lengths, t) * direction).reshape(a.shape).to(a.dtype)

@@ -34,7 +34,7 @@ from hebm_sample.pipeline.identity import (
 from hebm_sample.pipeline.outputs import (
     OutputType,
     as_floats,
-    choose_seeds,
+    seeds_of,
     to_output,
 )
 from hebm_sample.pipeline.posterior_variance import posterior_variance
@@ -72,11 +72,15 @@ def pretrained(
     model = build_model(name, **options)
     check_memory(model.config, model.generator, model.prior, chosen)
     card = model.resolved.folder / "README.md"
+
+    def encoder() -> ImageEncoder:
+        return load_encoder(model.resolved, model.config)
+
     return {
         "config": model.config,
         "generator": model.generator,
         "prior": model.prior,
-        "encoder": lambda: load_encoder(model.resolved, model.config),
+        "encoder": encoder if "encoder.safetensors" in model.resolved.row.files else None,
         "device": chosen,
         "revision": model.resolved.revision,
         "card": card if card.is_file() else None,
@@ -107,15 +111,20 @@ class Model:
         row: ModelRow | None = None,
         calibration: "Calibration | Callable[[], Calibration | None] | None" = None,
     ) -> None:
-        self.config, self.revision = config, revision
+        self.revision = revision
         self.prior = prior
         self._generator, self._encoder = generator, encoder
         self._card, self._row, self._calibration = card, row, calibration
         self._posterior_variance: tuple[object, Latents] | None = None
-        self.hashes: dict[str, tuple[object, str]] = {}
-        self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
+        self.describe(config)
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.to(pick_device(device), dtype or torch.float32)
+
+    def describe(self, config: ModelConfig) -> None:
+        """Another description of the same networks, such as other levels or a sampler."""
+        self.config = config
+        self.hashes: dict[str, tuple[object, str]] = {}
+        self.schedule = DiffusionSchedule(config.prior.levels) if config.prior else None
 
     @property
     def name(self) -> str:
@@ -294,7 +303,10 @@ class Model:
         batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         count = check_latents(latents, self.generator.latent_shapes)
         parts = [
-            self.images(tuple(g[i : i + batch_size].to(self.device) for g in latents), decoder)
+            self.images(
+                tuple(g[i : i + batch_size].to(self.device, torch.float32) for g in latents),
+                decoder,
+            )
             for i in range(0, count, batch_size)
         ]
         images = torch.cat(parts)
@@ -337,7 +349,7 @@ class Model:
         batch_size = require_integer("batch_size", batch_size, 1, MAX_SEEDS)
         require_choice("mode", mode, EncodeMode)
         x = self.read_images(crops(self, images, align, face))
-        chosen = choose_seeds(len(x), seeds)
+        chosen = seeds_of(len(x), seeds)
         shapes, parts = self.generator.latent_shapes, []
         for i in range(0, len(x), batch_size):
             rows = x[i : i + batch_size].to(self.device)
@@ -412,7 +424,7 @@ class Model:
         """
         encoder = self.encoder if self._encoder is not None else None
         write_model_folder(
-            Path(folder),
+            Path(folder).expanduser(),
             self.config,
             self.generator,
             self.prior,

@@ -28,7 +28,7 @@ from hebm_sample.io.images import (
     to_pil,
     to_rgb,
 )
-from hebm_sample.io.seeds import MAX_SEEDS, format_seeds
+from hebm_sample.io.seeds import MAX_SEEDS, checked_seed, format_seeds
 from hebm_sample.latents import Latents
 from hebm_sample.pipeline.provenance import Provenance, together
 
@@ -48,6 +48,7 @@ __all__ = [
     "reads_images",
     "refuse_idle_align",
     "said_of",
+    "seeds_of",
     "to_output",
 ]
 
@@ -344,6 +345,18 @@ def choose_seeds(
         )
     if not chosen:
         raise UserInputError(f"0 images were asked for; it can be 1 to {MAX_SEEDS} a call")
+    # Here, for streams are of what is derived from them.
+    return tuple(checked_seed(seed) for seed in chosen)
+
+
+def seeds_of(count: int, seeds: int | Iterable[int] | SeedsFrom | None) -> tuple[int, ...]:
+    """One seed for each of `count` images; 0 ... count-1 if None."""
+    open_ended = seeds is None or isinstance(seeds, SeedsFrom)
+    chosen = choose_seeds(count if open_ended else None, seeds)
+    if len(chosen) != count:
+        raise UserInputError(
+            f"{len(chosen)} seeds were given for {count} images; give one per image"
+        )
     return chosen
 
 
@@ -431,7 +444,7 @@ def _checked(images: "np.ndarray | Tensor", size: int) -> Tensor:
         )
     if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
         raise UserInputError("images must be floats in [0, 1]")
-    return images.float() * 2 - 1
+    return images.float().cpu() * 2 - 1
 
 
 def reads_images(*sources: Any) -> bool:

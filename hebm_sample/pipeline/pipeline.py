@@ -222,7 +222,7 @@ class Pipeline:
 
     @config.setter
     def config(self, config: ModelConfig) -> None:
-        self.model.config = config
+        self.model.describe(config)
 
     @property
     def generator(self) -> Generator:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from hebm_sample.generator.encoder import encode
 from hebm_sample.generator.protocol import Generator, ImageEncoder
-from hebm_sample.latents import Latents
+from hebm_sample.latents import Latents, exact
 from hebm_sample.sampling.noise import NoiseStreams
 
 __all__ = ["posterior_variance"]
 
 IMAGES = 32
+MOST_SIDE = 64  # of images that are decoded all at a time; of larger ones as many pixels
 DRAWS = 16  # of u_i for each image, where there are flows
 
 
@@ -30,7 +31,20 @@ def posterior_variance(
     generator: Generator, encoder: ImageEncoder, device: torch.device
 ) -> Latents:
     """w of every coordinate, (1, C_i, H_i, W_i) a group; the same at every call."""
-    noise = NoiseStreams(range(IMAGES), generator.latent_shapes, device=device)
+    most = max(1, IMAGES * MOST_SIDE**2 // generator.config.image_size**2)
+    runs = [range(IMAGES)[i : i + most] for i in range(0, IMAGES, most)]
+    parts = [_of_seeds(generator, encoder, seeds, device) for seeds in runs]
+    if len(parts) == 1:
+        return parts[0]
+    weighted = [tuple(len(s) * g for g in part) for s, part in zip(runs, parts, strict=True)]
+    return tuple(torch.stack(column).sum(0) / IMAGES for column in zip(*weighted, strict=True))
+
+
+def _of_seeds(
+    generator: Generator, encoder: ImageEncoder, seeds: Sequence[int], device: torch.device
+) -> Latents:
+    """w over the images of some seeds."""
+    noise = NoiseStreams(seeds, generator.latent_shapes, device=device)
     images = generator(noise.normal()).clamp(-1, 1)
     if not encoder.normal:
         draws = [noise.normal() for _ in range(DRAWS)]
@@ -47,7 +61,7 @@ def _variance_of_draws(
 
     def choose(i: int, h: Tensor, mu: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
         several = [encoder.posterior(i, maps, h, mu, log_sigma, noise[i]) for noise in draws]
-        u = torch.stack([group.u.double() for group in several])
+        u = torch.stack([exact(group.u) for group in several])
         found.append(u.var(0).mean(0, keepdim=True).float())
         return several[0].u, several[0].z
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hebm_sample.config import DecoderName, LangevinConfig, require_choice, require_integer
+from hebm_sample.config.sampler import OF_CHAINS
 from hebm_sample.errors import UserInputError
 from hebm_sample.io.seeds import MAX_SEEDS
 from hebm_sample.latents import Latents
@@ -144,7 +145,14 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
             f"unknown sampler settings {unknown}{unknown_setting(unknown[0], known)}; known are "
             f"{sorted(known)}"
         )
-    return model.config.sampling.changed(**given)
+    found = model.config.sampling.changed(**given)
+    idle = [name for name in given if name in OF_CHAINS and not found.runs_chains]
+    if idle:
+        raise UserInputError(
+            f"sampler={found.sampler!r} has no chains, so {', '.join(idle)} would have no effect; "
+            "leave them out"
+        )
+    return found
 
 
 def total_steps(
@@ -218,10 +226,12 @@ def read_request(
 
 def check_particles(model: Model, request: Request) -> None:
     """Raise `UserInputError` where the particles of a batch take more memory than is free."""
-    if (count := request.config.particles) == 1:
+    count, measured = request.config.particles, request.likelihood
+    if count == 1 or request.prior == "gaussian":
         return
     rows = count * min(len(request.seeds), request.batch_size)
-    needed, free = rows * bytes_per_image(model), free_bytes(model.device)
+    of_one = measured and measured.rows(0, 1).to(model.device)
+    needed, free = rows * bytes_per_image(model, of_one), free_bytes(model.device)
     if needed > free:
         raise UserInputError(
             f"{count} particles for each of {rows // count} images at a time take "

@@ -244,8 +244,18 @@ class Sampler:
 
     def _run(self, request: Request) -> Iterator[DecodedState]:
         energy = self.chain_energy() if request.prior == "ebm" else None
+        if request.only_last:
+            return self._ends(request, energy)
         walks = [self._batch(batch, energy) for batch in request.batches()]
         return (join_batches(states) for states in zip(*walks, strict=True))
+
+    def _ends(self, request: Request, energy: ChainEnergy | None) -> Iterator[DecodedState]:
+        """The result alone; what a batch needs is made when it begins and dropped at its end."""
+        ends: list[DecodedState] = []
+        for batch in request.batches():
+            *_, end = self._batch(batch, energy)
+            ends.append(end)
+        yield join_batches(ends)
 
     def samples(
         self,
@@ -391,7 +401,8 @@ class Sampler:
         tally = GradientTally(request.seeds, request.told)
         plain = self._conditioned(replace(request, condition=None, likelihood=None), energy)
         way = invert(plain, constraint.u, path, tally, first_step=config.steps % 2 == 1)
-        return retrace(self._conditioned(request, energy), way, tally, constraint.clamped)
+        conditioned = self._conditioned(request, energy)
+        return retrace(conditioned, way, tally, constraint.clamped, lowest=levels[0])
 
     def _conditioned(self, request: Request, energy: ChainEnergy) -> Energy:
         """Terms of F, (B, K), with the condition and the likelihood."""

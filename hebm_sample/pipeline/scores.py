@@ -163,8 +163,9 @@ def rate(
     face: int | None = None,
 ) -> Tensor:
     """E_q[-F_G(u)] + sum over G of KL(q(u_i | x, u_{<i}) || N(0, I)) in nats, (N,): of all groups,
-    or of the top ones, the divergence of the posterior from the prior up to a constant; of groups
-    without those above them an upper bound of it, since theirs is the divergence given them.
+    or of the top ones, the divergence of the posterior from the prior up to a constant. Of groups
+    without those above them it is a score and no divergence: what F_G would have to be divided by
+    depends on the groups above.
 
     Arguments:
         images, groups, align, face: As for `log_density`.

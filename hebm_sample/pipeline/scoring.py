@@ -39,7 +39,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.generator.encoder import Posterior, encode
 from hebm_sample.generator.protocol import ImageDistribution, TopDown
 from hebm_sample.io.seeds import MAX_SEEDS, posterior_seed
-from hebm_sample.latents import Latents, check_finite, check_latents, concatenate
+from hebm_sample.latents import Latents, check_finite, check_latents, concatenate, exact
 from hebm_sample.pipeline.alignment import crops
 from hebm_sample.pipeline.identity import calibration_if_any
 from hebm_sample.pipeline.outputs import refuse_idle_align
@@ -110,7 +110,7 @@ def log_density(model: "Model", u: Latents, groups: Sequence[int], batch_size: i
 
 def half_squares(u: Latents) -> Tensor:
     """|u_i|^2 / 2 of every group, (N, L), in double precision."""
-    return torch.stack([g.flatten(1).double().square().sum(1) / 2 for g in u], dim=1)
+    return torch.stack([exact(g.flatten(1)).square().sum(1) / 2 for g in u], dim=1)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _posterior_sample(model: "Model", features: Any, seed: int | None) -> _Poste
     with model.precision():
         outputs = model.energies().outputs(posterior.top, levels)
     kl = model.encoder.kl(_in_double(posterior))
-    found = GroupOutputs(*(part.double() for part in outputs))
+    found = GroupOutputs(*(exact(part) for part in outputs))
     return _PosteriorSample(posterior, further, kl, found)
 
 
@@ -221,7 +221,7 @@ def distortion(model: "Model", x: Tensor, draws: int, batch_size: int = 16) -> T
     parts = []
     for rows, features in _batches(model, x, batch_size):
         found = [_posterior(model, features, seed)[0] for seed in range(draws)]
-        each = [-_likelihood(model, p.top).log_prob(rows).double() for p in found]
+        each = [exact(-_likelihood(model, p.top).log_prob(rows)) for p in found]
         parts.append(torch.stack(each).mean(0).cpu())
     return torch.cat(parts)
 
@@ -233,8 +233,8 @@ def _likelihood(model: "Model", top: TopDown) -> ImageDistribution:
 
 def _in_double(drawn: Posterior) -> Posterior:
     """What its KL is of, in double precision."""
-    u, mean, log_s = (tuple(g.double() for g in part) for part in drawn[:3])
-    noise = drawn.noise and tuple(e.double() for e in drawn.noise)
+    u, mean, log_s = (tuple(exact(g) for g in part) for part in drawn[:3])
+    noise = drawn.noise and tuple(exact(e) for e in drawn.noise)
     return Posterior(u, mean, log_s, drawn.top, noise)
 
 
@@ -319,7 +319,7 @@ def _of_sample(model: "Model", x: Tensor, sample: _PosteriorSample) -> dict[str,
     likelihood = _likelihood(model, sample.posterior.top)
     with model.precision():
         mean = likelihood.mean.float()
-    distortion = -likelihood.log_prob(x).double()
+    distortion = -exact(likelihood.log_prob(x))
     bound = -distortion - kl.sum(1)
     return {
         "energies": -gains[:, -1],
@@ -349,14 +349,14 @@ def bound_above(model: "Model", x: Tensor, sample: _PosteriorSample, finest: int
     assert noise is not None
     with model.precision():
         top = model.generator.transform((*u[:kept], *noise[kept:]))
-    return _likelihood(model, top).log_prob(x).double() - sample.kl[:, :kept].sum(1)
+    return exact(_likelihood(model, top).log_prob(x)) - sample.kl[:, :kept].sum(1)
 
 
 def _residual(r: Tensor) -> dict[str, Tensor]:
     """Statistics of what the mean image leaves, (B, 3, S, S), a colour channel: mean, mean
     square, and mean square from pixel to pixel along rows and columns.
     """
-    r = r.double()
+    r = exact(r)
     steps = (r, r.diff(dim=3), r.diff(dim=2))
     squares = [part.square().mean((2, 3)) for part in steps]
     return {"residual mean": r.mean((2, 3)), "residual squares": torch.cat(squares, dim=1)}
@@ -377,9 +377,9 @@ def _with_means(model: "Model", features: Any, found: dict[str, Tensor]) -> dict
         "mean_densities": squares.cumsum(1) - torch.stack(tops, dim=1),
         "squares of means": squares,
         "gains at means": torch.stack(gains, dim=1),
-        "channel mean": torch.cat([m.double().mean((2, 3)) for m in means], dim=1),
-        "channel square": torch.cat([m.double().square().mean((2, 3)) for m in means], dim=1),
-        "channel width": torch.cat([s.double().mean((2, 3)) for s in widths], dim=1),
+        "channel mean": torch.cat([exact(m).mean((2, 3)) for m in means], dim=1),
+        "channel square": torch.cat([exact(m).square().mean((2, 3)) for m in means], dim=1),
+        "channel width": torch.cat([exact(s).mean((2, 3)) for s in widths], dim=1),
     }
 
 

@@ -86,7 +86,12 @@ def invert(
 @torch.inference_mode(False)
 @torch.no_grad()
 def retrace(
-    energy: AnyEnergy, way: Inversion, tally: GradientTally, clamped: tuple[int, ...] = ()
+    energy: AnyEnergy,
+    way: Inversion,
+    tally: GradientTally,
+    clamped: tuple[int, ...] = (),
+    *,
+    lowest: float,
 ) -> Iterator[LevelState]:
     """Follow the flow of an energy back down from where `invert` arrived, one gradient a step.
 
@@ -95,6 +100,7 @@ def retrace(
         way: What `invert` found.
         tally: Called after each gradient.
         clamped: Indices of the groups that go back as they came.
+        lowest: cum_sigma of the model's lowest level, whose terms the result has.
 
     Yields:
         A state a step; the last is the result.
@@ -108,7 +114,7 @@ def retrace(
         rows = zip(u, moved, missed, strict=True)
         v = tuple(held if i in clamped else g + r for i, (held, g, r) in enumerate(rows))
         if level == 0:
-            terms = MarginalEBM(energy, log_snr_of(sigma_to or sigma)).terms(v)
+            terms = MarginalEBM(energy, log_snr_of(lowest)).terms(v)
         tally.check(level, v, terms)
         yield LevelState(level, v, terms, StepInfo(*(x.unsqueeze(0) for x in info)))
 

@@ -6,13 +6,12 @@ as one row of D per seed, then split into groups, moved and cast.
 """
 
 import math
-import operator
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from hebm_sample.errors import UserInputError
-from hebm_sample.io.seeds import MAX_SEED
+from hebm_sample.io.seeds import checked_seed
 from hebm_sample.latents import Latents
 
 __all__ = ["NoiseStreams"]
@@ -42,7 +41,7 @@ class NoiseStreams:
         dtype: torch.dtype = torch.float32,
         names: Sequence[int] | None = None,
     ) -> None:
-        self.seeds = [_checked(seed) for seed in seeds]
+        self.seeds = [checked_seed(seed) for seed in seeds]
         self.names = self.seeds if names is None else list(names)
         if not self.seeds:
             raise UserInputError("no seeds were given; give at least one, such as seeds=[0]")
@@ -94,15 +93,3 @@ class NoiseStreams:
             for stream in self._streams
         ]
         return torch.stack(drawn).to(self.device)
-
-
-def _checked(seed: int) -> int:
-    try:
-        number = None if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        number = None
-    if number is None:
-        raise UserInputError(f"seed is {seed!r}; it must be a whole number")
-    if not 0 <= number <= MAX_SEED:
-        raise UserInputError(f"seed is {number}; it must lie in [0, {MAX_SEED}]")
-    return number

@@ -85,9 +85,17 @@ def path_of(
 
 
 def probability_flow(
-    energy: AnyEnergy, path: tuple[float, ...], draw: Callable[[], Latents], tally: GradientTally
+    energy: AnyEnergy,
+    path: tuple[float, ...],
+    draw: Callable[[], Latents],
+    tally: GradientTally,
+    *,
+    lowest: float,
 ) -> Iterator[LevelState]:
     """Follow the flow from N(0, I) along `path`, one gradient per step.
+
+    Arguments:
+        lowest: cum_sigma of the model's lowest level, whose terms the result has.
 
     The state of each level before the last shows u where the level's gradient was taken; the last
     is the result. The caller turns autograd off.
@@ -101,7 +109,7 @@ def probability_flow(
         tally()
         if level == 0:
             u = moved
-            terms = MarginalEBM(energy, log_snr_of(sigma_to or sigma)).terms(u)
+            terms = MarginalEBM(energy, log_snr_of(lowest)).terms(u)
         tally.check(level, u, terms)
         yield LevelState(level, u, terms, StepInfo(*(x.unsqueeze(0) for x in info)))
         u = moved

@@ -128,7 +128,8 @@ def sample_prior(
     if not config.runs_chains:
         high = min(sigma_high, schedule.levels[top])
         path = path_of(config, schedule, high)
-        states = probability_flow(energy, path, partial(groups.start, high), tally)
+        start, low = partial(groups.start, high), schedule.levels[0]
+        states = probability_flow(energy, path, start, tally, lowest=low)
         sigmas = [0.0, *path[-3::-1]]
     else:
         of = partial(

@@ -108,6 +108,17 @@ def test_without_the_extra_a_line_names_the_command(monkeypatch: pytest.MonkeyPa
         Mtcnn.installed()
 
 
+def test_another_release_is_no_fault_of_who_did_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other() -> None:
+        raise EnvironmentFailure("pnet.lz4 is not the file of mtcnn 1.0.0")
+
+    monkeypatch.setattr(faces, "has_detector", lambda: True)
+    monkeypatch.setattr(faces, "default_detector", other)
+    assert not faces.detector_works()
+    monkeypatch.setattr(faces, "default_detector", lambda: None)
+    assert faces.detector_works()
+
+
 def _refuse(module: str, extra: str) -> None:
     from hebm_sample.io.extras import missing_extra
 

@@ -268,7 +268,7 @@ def test_lines_of_a_face_that_is_put_back(tmp_path, monkeypatch) -> None:
 def test_of_a_filled_face_the_mask_is_put_back(mask, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(alignment, "default_detector", lambda: find_spots)
-    monkeypatch.setattr(alignment, "has_detector", lambda: True)
+    monkeypatch.setattr(alignment, "detector_works", lambda: True)
     tiny_pipeline(replace(symbolic_config(steps=6), crop=CROP)).save_pretrained("faces")
     name, pipe = ModelName("faces"), Pipeline.from_pretrained("faces")
     scene = spots(face_at(210, 130))

@@ -69,6 +69,17 @@ def test_all_that_are_here(published, model_folder, install):
     assert hub.requests == []
 
 
+def test_a_model_whose_folder_is_gone_does_not_hide_the_others(published, model_folder, install):
+    _, where, row = published
+    gone = replace(row, name="gone", folder="gone", repo_id=None, revision=None)
+    embedded = replace(row, name="embedded", folder="tiny", repo_id=None, revision=None)
+    install(gone, embedded, embedded=model_folder.parent)
+    result = verify("--json", "--cache-dir", where["cache_dir"])
+    files = json.loads(result.stdout)["files"]
+    faults = {(f["model"], f["fault"] is not None) for f in files}
+    assert result.exit_code == 1 and faults == {("gone", True), ("embedded", False)}
+
+
 def test_nothing_is_repaired(published):
     hub, where, _ = published
     folder = resolve(REPO, **where).folder

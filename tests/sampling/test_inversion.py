@@ -25,7 +25,7 @@ def there_and_back(energy, other, *, count=6, denoise=True, first_step=False, cl
     path = flow_levels(count, 0.1, 0.8, denoise=denoise)
     way = invert(energy, u, path, tally, first_step=first_step)
     assert tally.done == count + first_step
-    *_, state = retrace(other, way, tally, clamped)
+    *_, state = retrace(other, way, tally, clamped, lowest=0.1)
     assert tally.done == 2 * count + first_step and state.level == 0
     return u, way, state
 

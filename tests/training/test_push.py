@@ -232,6 +232,22 @@ def test_a_folder_that_is_refused(fault, hub, folder):
 def test_a_file_that_changes_after_it_was_checked(hub, folder, monkeypatch):
     monkeypatch.setattr(load, "load_encoder", lambda *_: damage(folder / "prior.safetensors"))
     refused(push(folder), 1, "prior.safetensors changed while it was checked")
+
+
+def test_a_manifest_that_changes_after_it_was_read(hub, folder, monkeypatch):
+    """Such as by a calibration that ends in between: its file would not be sent."""
+    path = folder / "weights_manifest.json"
+
+    def change(*_):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("non-commercial", "commercial") + " ", encoding="utf-8")
+        manifest = json.loads(text)
+        manifest["models"][0]["licence"] = "another"
+        path.write_text(json.dumps(manifest), encoding="utf-8")
+
+    monkeypatch.setattr(load, "load_encoder", change)
+    refused(push(folder), 1, "weights_manifest.json changed while it was checked")
+    assert hub.requests == []
     assert hub.requests == []
 
 

@@ -158,6 +158,20 @@ class TestParquet:
         draw(tmp_path / "set", "cat.png", "sub/dog.png", shade=30)
         assert shades(load(tmp_path / "set", tmp_path)) == [30, 30]
 
+    def test_cells_that_lead_out_of_the_folder(self, tmp_path):
+        """Nor is a pipe, which would be waited for, or a device."""
+        draw(tmp_path / "private", "cat.png", shade=200)
+        draw(tmp_path / "set", "own.png", "up..png", shade=10)
+        paths = [str(tmp_path / "private/cat.png"), "../private/cat.png", "/dev/zero"]
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(tmp_path / "set/pipe.png")
+            paths.append("pipe.png")
+        cells = [{"bytes": None, "path": p} for p in ("own.png", *paths, "up..png")]
+        write_parquet(tmp_path / "set/train-0.parquet", {"image": cells})
+        found = load(tmp_path / "set", tmp_path)
+        assert shades(found) == [10, 10]
+        assert sum(found.left_out.values()) >= len(paths)
+
     def test_which_column_holds_the_images(self, tmp_path):
         columns = {"mask": [encoded(1)], "Image": [encoded(100)]}
         write_parquet(tmp_path / "a.parquet", columns)

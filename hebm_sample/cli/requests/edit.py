@@ -28,14 +28,15 @@ def name_of(source: Path) -> str:
     """What files that are made of an image are called: its name without the ending; of a stream
     what can be said of it.
     """
-    if str(source) == STDIN:
+    if str(source) in (STDIN, "/dev/stdin"):
         return "stdin"
     return f"stream{source.stem}" if is_descriptor(source) else source.stem
 
 
 def is_descriptor(path: Path) -> bool:
     """Whether it is a stream by its number, such as /dev/fd/63 of a shell's `<(...)`."""
-    return re.fullmatch(r"/dev/fd|/proc/(self|\d+)/fd", str(path.parent)) is not None
+    numbered = re.fullmatch(r"/dev/fd|/proc/(self|\d+)/fd", str(path.parent)) is not None
+    return numbered or str(path) == "/dev/stdin"
 
 
 @dataclass(frozen=True, kw_only=True)

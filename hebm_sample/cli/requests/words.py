@@ -112,8 +112,10 @@ def _given(name: str, value: object) -> list[str]:
 
 
 def _model(options: CommandOptions, facts: Facts) -> list[str]:
+    from hebm_sample.hub.resolve import is_folder
+
     name = options.dataset or ""
-    if os.path.isdir(name):
+    if is_folder(name):
         name = f"./{os.path.basename(os.path.abspath(name))}"
     words = ["--dataset", name, "--resolution", str(facts["resolution"])]
     words += _given("--revision", facts["revision"])

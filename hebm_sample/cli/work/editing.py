@@ -32,6 +32,7 @@ from hebm_sample.cli.work.outputs import (
 )
 from hebm_sample.cli.work.scores import score_table, scores
 from hebm_sample.errors import UserInputError
+from hebm_sample.io.files import printable
 from hebm_sample.pipeline.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _read_sources(sources: Sequence[Path]) -> list["Source"]:
         if str(source) == STDIN:
             found.append(open_image(sys.stdin.buffer))
             continue
-        is_stream = source.exists() and not (source.is_file() or source.is_dir())
+        is_stream = os.path.exists(source) and not (source.is_file() or source.is_dir())
         image = open_image(source)
         found.append(image if is_stream else source)
     return found
@@ -131,6 +132,7 @@ def _framed(
             say(f"warning: {note}", err=True)
 
     names: dict[str, Any] = {"paste_back": options.paste_back, "face": options.face}
+    names["photographs"] = options.paste_back or isinstance(options, InpaintOptions)
     framed = frame(pipe.model, list(sources), align=options.align, say=lines, **names)
     _say_chosen(options, framed, sources)
     return framed
@@ -146,7 +148,7 @@ def _say_chosen(
         return
     for source, aligned in zip(sources, framed.aligned or (), strict=False):
         if aligned is not None and aligned.count > 1:
-            name = source if isinstance(source, Path) else "the image"
+            name = printable(str(source)) if isinstance(source, Path) else "the image"
             say(
                 f"{name}: the largest of {aligned.count} faces; --face K takes another, numbered "
                 "from the left",
@@ -226,7 +228,7 @@ def edit(options: EditOptions) -> None:
     pipe = load(options)
     options = with_known_names(options, pipe)
     if options.outdir is None:
-        check_grid(3 * len(options.images), pipe.config.generator.image_size, 3)
+        check_grid(path, 3 * len(options.images), pipe.config.generator.image_size, 3)
     framed = _framed(pipe, options, sources)
     provenance = provenance_of(pipe, options)
     _refuse_mixed(options, provenance)
@@ -274,7 +276,7 @@ def interpolate(options: InterpolateOptions) -> None:
     path = _grid_path(options, options.a, "interpolate")
     sources = _read(options, [options.a, options.b], path, [])
     pipe = load(options)
-    check_grid(count, pipe.config.generator.image_size, count)
+    check_grid(path, count, pipe.config.generator.image_size, count, alone=False)
     decoder, batch = options.decoder, options.batch
     framed = _framed(pipe, options, sources)
     with within_memory(batch):
@@ -297,7 +299,7 @@ def inpaint(options: InpaintOptions) -> None:
     options = with_known_names(options, pipe)
     columns, size = len(options.chosen_seeds) + 2, pipe.config.generator.image_size
     if options.outdir is None:
-        check_grid(columns, size, columns)
+        check_grid(path, columns, size, columns)
     framed = _framed(pipe, options, [image])
     x = prepare(framed.listed(), size)
     unknown = prepare_masks(framed.masks(mask), framed.images, size, 1)

@@ -61,16 +61,25 @@ def check_targets(grid: Path, folder: Path | None, files: Iterable[Path]) -> Non
             check_writable(path)
 
 
-def check_grid(count: int, resolution: int, columns: int | None = None) -> None:
-    """Refuse a grid that no viewer opens."""
+def check_grid(
+    path: Path, count: int, resolution: int, columns: int | None = None, *, alone: bool = True
+) -> None:
+    """Refuse a grid that no viewer opens, or that its file's format cannot hold.
+
+    Arguments:
+        path: Its file.
+        alone: Whether the command can write its images one by one.
+    """
+    from hebm_sample.io.animation import check_sides
     from hebm_sample.io.images import MAX_PIXELS, grid_size
 
     width, height = grid_size(count, resolution, resolution, columns)
     if width * height > MAX_PIXELS:
         raise UserInputError(
             f"a grid of {count} images would have {width} x {height} pixels; "
-            "use --outdir, or ask for fewer images"
+            f"{'use --outdir, or ' if alone else ''}ask for fewer images"
         )
+    check_sides(path, width, height)
 
 
 def energies_of(samples: "Samples") -> list[list[float]]:

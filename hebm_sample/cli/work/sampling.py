@@ -252,7 +252,10 @@ def _work(
     _check_cut(pipe, options)
     count, columns = _grid_shape(pipe, options, len(seeds))
     if options.outdir is None:
-        check_grid(count, provenance.facts["resolution"] * (options.scale or 1), columns)
+        side = provenance.facts["resolution"] * (options.scale or 1)
+        shape = (len(seeds), side) if options.is_animated else (count, side, columns)
+        alone = options.layout not in ("layers", "mix", "trajectory")
+        check_grid(options.grid_path, *shape, alone=alone)
     total = _total_steps(pipe, options, len(seeds))
     with (
         progress_bar(total, pipe.name, options.quiet) as progress,

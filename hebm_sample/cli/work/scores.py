@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hebm_sample.cli.list_models import aligned
+from hebm_sample.io.files import printable
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.alignment import Framed
@@ -59,7 +60,9 @@ def score_table(rows: Sequence[dict[str, Any]], held_out: int) -> str:
         values = (score["log_density"], score["energy"], *score["groups"].values())
         numbers = [_p_value(score["p_value"], held_out)] if calibrated else []
         numbers += [f"{value:.1f}" for value in values]
-        table.append([score["picture"], *numbers, *(_likely(p) for _, p in _symbols(score))])
+        table.append(
+            [printable(score["picture"]), *numbers, *(_likely(p) for _, p in _symbols(score))]
+        )
     return aligned(table)
 
 

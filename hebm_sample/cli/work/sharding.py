@@ -75,7 +75,7 @@ class Share:
 def unfinished(folder: Path, share: Share) -> Iterator[bool]:
     """Marks the folder while this process samples; gives whether a run before was stopped."""
     mark = folder / f"{MARK}{share.rank}"
-    stopped, is_new = any(folder.glob(f"{MARK}*")), not folder.exists()
+    stopped, is_new = any(folder.glob(f"{MARK}*")), not os.path.exists(folder)
     was_marked = mark.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from hebm_sample.prior.joint import JointEnergy
 
 if TYPE_CHECKING:
     from hebm_sample.pipeline.model import Model
+    from hebm_sample.pipeline.request import Likelihood
 
 __all__ = ["MOST", "bytes_per_image", "check_memory", "fitting_batch", "free_bytes"]
 
@@ -35,9 +36,17 @@ _M = TypeVar("_M", bound=nn.Module)
 Terms = Callable[[Latents, Tensor], Tensor]
 
 
-def bytes_per_image(model: "Model") -> int:
-    """Bytes that the gradient of F keeps for each image."""
-    return _kept_per_image(model.energy_terms, model.generator.latent_shapes, model.device)
+def bytes_per_image(model: "Model", likelihood: "Likelihood | None" = None) -> int:
+    """Bytes that the gradient of F keeps for each image, and that of a likelihood of one image."""
+
+    def terms(u: Latents, level: Tensor) -> Tensor:
+        found = model.energy_terms(u, level)
+        if likelihood is None:
+            return found
+        measured = likelihood.repeated(len(level))(u, level)
+        return torch.cat([found, measured[:, None]], dim=1)
+
+    return _kept_per_image(terms, model.generator.latent_shapes, model.device)
 
 
 def _kept_per_image(terms: Terms, shapes: Shapes, device: torch.device) -> int:
