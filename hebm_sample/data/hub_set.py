@@ -1,7 +1,8 @@
 """Data sets of the Hub, through `datasets`, map-style, so that row numbers are fixed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hebm_sample.data import source as rows_source
@@ -33,14 +34,33 @@ def hub_source(name: str, split: str | None) -> Source:
     notes = column_notes(image, [k for k in table.features if k not in (image, *simple)])
     table = table.select_columns([image, *simple]).cast_column(image, datasets.Image(decode=False))
 
+    places = _places(datasets)
+
     def chunks() -> Iterator[Chunk]:
         size = rows_source.CHUNK_ROWS
         for start in range(0, len(table), size):
             columns = table[start : start + size]
-            cells = [encoded_cell(cell) for cell in columns.pop(image)]
+            cells = [_of_the_set(encoded_cell(cell), places) for cell in columns.pop(image)]
             yield Chunk(0, cells, columns, [str(start + i) for i in range(len(cells))])
 
     return Source([name, split, table._fingerprint], len(table), names, chunks, {}, notes)
+
+
+def _places(datasets: Any) -> list[Path]:
+    """Where files of a set lie that the client has fetched."""
+    from huggingface_hub import constants
+
+    config = datasets.config
+    names = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
+    return [Path(name).resolve() for name in names]
+
+
+def _of_the_set(cell: bytes | Path | None, places: Sequence[Path]) -> bytes | Path | None:
+    """A cell that names another file of this machine than one of the set's is no image's."""
+    if not isinstance(cell, Path):
+        return cell
+    inside = any(cell.resolve().is_relative_to(place) for place in places)
+    return cell if inside and cell.is_file() else None
 
 
 def _loaded(datasets: Any, name: str, split: str) -> Any:

@@ -138,8 +138,8 @@ def refuse_prior(options: Mapping[str, Any]) -> None:
     """`UserInputError` for a choice of prior."""
     if options.get("prior") is not None:
         raise UserInputError(
-            f"prior={options['prior']!r} is of samples; edits and inpaintings follow the energies: "
-            "leave it out"
+            f"prior={options['prior']!r} is of samples; edits and inpaintings follow the "
+            "energies: leave it out"
         )
 
 

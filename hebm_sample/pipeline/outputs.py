@@ -156,11 +156,12 @@ class Samples(Sequence[Any]):
                 file's ending that is not written; nothing has been written.
             EnvironmentFailure: The folder cannot be written.
         """
-        paths = self._paths(Path(folder))
+        folder = Path(folder).expanduser()
+        paths = self._paths(folder)
         taken = [path for path in paths if os.path.lexists(path)]
         if taken and not overwrite:
             place, count = ("folder", f" ({len(taken)} of {len(paths)} files are)")
-            if paths == [Path(folder)]:
+            if paths == [folder]:
                 place, count = "name", ""
             raise UserInputError(
                 f"{taken[0]} is there already{count}; give another {place}, or overwrite=True"
@@ -266,7 +267,8 @@ class Trajectory:
             UserInputError: There is such a file, or no format has this ending.
             EnvironmentFailure: It cannot be written.
         """
-        ending = Path(path).suffix.lower()
+        path = Path(path).expanduser()
+        ending = path.suffix.lower()
         if os.path.lexists(path) and not overwrite:
             raise UserInputError(f"{path} is there already; give another name, or overwrite=True")
         if text is None and self.samples.provenance:

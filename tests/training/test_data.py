@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -326,6 +327,19 @@ class TestCache:
         assert second.identity == first.identity
         assert (second.images == first.images).all()
         assert isinstance(second.images, np.memmap)
+
+    def test_what_a_killed_process_left_goes_after_a_day(self, tmp_path):
+        fill(tmp_path / "set")
+        home, left = tmp_path / "cache" / "images", {}
+        for name, age in (("old", 2 * 86_400), ("new", 60)):
+            left[name] = home / f".{32 * name[0]}-{'0a' * 16}"
+            left[name].mkdir(parents=True)
+            (left[name] / "images.npy").write_bytes(b"half")
+            then = time.time() - age
+            for path in (left[name] / "images.npy", left[name]):
+                os.utime(path, (then, then))
+        load(tmp_path / "set", tmp_path)
+        assert not left["old"].exists() and left["new"].exists()
 
     def test_a_damaged_copy_is_made_again_with_one_line(self, tmp_path, damaged):
         """Of every kind: nothing of it is trained on, and it never ends a run."""

@@ -229,6 +229,20 @@ class TestParquet:
         found = load("someone/pets", tmp_path)
         assert shades(found) == [9] and "not read: the columns mask, boxes" in line(found)
 
+    def test_cells_of_the_hub_that_name_files_of_this_machine(self, tmp_path, monkeypatch):
+        """Only what its client has fetched is of the set."""
+        datasets = pytest.importorskip("datasets")
+        draw(tmp_path / "fetched", "own.png", shade=10)
+        draw(tmp_path / "private", "mine.png", shade=200)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "fetched")
+        paths = [str(tmp_path / p) for p in ("fetched/own.png", "private/mine.png", "fetched")]
+        rows = [{"bytes": None, "path": p} for p in (*paths, "private/mine.png")]
+        features = datasets.Features({"image": datasets.Image()})
+        table = datasets.Dataset.from_dict({"image": rows}, features=features)
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+        monkeypatch.chdir(tmp_path)
+        assert shades(load("someone/pets", tmp_path)) == [10]
+
 
 class TestHeldOutSplit:
     def open(self, tmp_path):
