@@ -253,9 +253,9 @@ def _work(
     count, columns = _grid_shape(pipe, options, len(seeds))
     if options.outdir is None:
         side = provenance.facts["resolution"] * (options.scale or 1)
-        shape = (len(seeds), side) if options.is_animated else (count, side, columns)
-        alone = options.layout not in ("layers", "mix", "trajectory")
-        check_grid(options.grid_path, *shape, alone=alone)
+        alone, moves = options.layout not in ("layers", "mix", "trajectory"), options.is_animated
+        across = None if moves else columns
+        check_grid(options.grid_path, len(seeds) if moves else count, side, across, alone=alone)
     total = _total_steps(pipe, options, len(seeds))
     with (
         progress_bar(total, pipe.name, options.quiet) as progress,
