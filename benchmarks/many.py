@@ -4,7 +4,7 @@ r"""Many images to a folder, killed several times and started again.
 
 In the end every seed must have its file, no image may have been drawn twice (a file's time of
 writing stays what it was when it was first seen, whatever happens afterwards), and the memory of
-each process must not grow with what it has drawn.
+each process, which is shown, should not grow with what it has drawn.
 """
 
 import json

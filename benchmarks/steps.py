@@ -9,8 +9,8 @@ A setting is written as the sampler's fields, such as `steps=24,start=ancestral`
 name is that of `USUAL`, whatever the model's own is, and the model's own as a whole is `own`,
 after which fields may follow: `own,particles=4`. In place of steps=T*50 one may write steps=full.
 Beside the sampler's fields there are `best_of=N` (candidates per image, ranked by the prior's
-density, or with `rank_by=energy` by -F alone) and `autoguidance=W` with the energies of `--weak`
-(`guided.py`); both count in the gradients.
+density, or with `rank_by=energy` by -F alone; its seconds, and no others, have decoding) and
+`autoguidance=W` with the energies of `--weak` (`guided.py`); both count in the gradients.
 
 What is done is kept in a folder: a run that was stopped goes on where it was, in steps of 500
 images, and a setting that was measured is not measured again. With `--dtype bfloat16` the folder
@@ -18,6 +18,7 @@ is OUT/bfloat16.
 """
 
 import ast
+import hashlib
 import json
 import os
 import time
@@ -31,6 +32,7 @@ import torch
 from guided import guided
 
 from hebm_sample import Pipeline, __version__
+from hebm_sample.config.sampler import CHAINLESS, OF_CHAINS
 from hebm_sample.errors import UserInputError
 from hebm_sample.evaluation.context import EvaluationContext, PriorSamples, fingerprint
 from hebm_sample.evaluation.reference import EvaluationSet, find_set
@@ -43,7 +45,21 @@ from hebm_sample.metrics.frechet import (
 from hebm_sample.pipeline.runtime.process import tune_process
 
 FULL = 50  # K of the paper, steps per level
-USUAL = {"sampler": "recovery", "start": "flow", "step_scale": 1.0, "momentum": 0.0}
+USUAL: dict[str, Any] = {
+    "sampler": "recovery",
+    "start": "flow",
+    "step_scale": 1.0,
+    "momentum": 0.0,
+    "particles": 1,
+    "temperature": 1.0,
+    "kernel": "corrected",
+    "reference_variance": "sigma_next",
+    "metropolis": False,
+    "precondition": False,
+    "early_share": 1.0,
+    "step_decay": 1.0,
+    "denoise": True,
+}
 
 _SHORTER = ["steps=full", *(f"steps={n}" for n in (48, 32, 24, 16, 12, 8))]
 # What a name of `--set` stands for; the first is what the others are compared with.
@@ -134,6 +150,8 @@ def read_setting(text: str, levels: int) -> dict[str, Any]:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             found[name] = value
+    if found.get("sampler") in CHAINLESS:
+        found = {k: v for k, v in found.items() if k not in OF_CHAINS}
     if found.get("steps") == "full":
         found["steps"] = FULL * levels
     return found
@@ -149,6 +167,7 @@ def best_samples(context: EvaluationContext, best_of: int, rank_by: Any) -> Prio
         rank_by,
         fingerprint(pipe),
         pipe.sampling_config(**context.sampling).to_dict(),
+        *context.unusual(),
     ]
 
     def make(start: int, stop: int) -> dict[str, torch.Tensor]:
@@ -266,6 +285,8 @@ def measure(
     chosen = list(settings)
     # Differences are from the first setting.
     path, key = out / "steps.json", [fingerprint(pipe), images, __version__, chosen[0]]
+    seen = hashlib.sha256(np.ascontiguousarray(known.features).tobytes()).hexdigest()
+    key += [seen[:16], known.space, batch, str(pipe.device)]
     key += [] if weak is None else [fingerprint(weak)]
     result: dict[str, Any] = {
         "key": key,

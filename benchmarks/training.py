@@ -42,7 +42,7 @@ from hebm_sample.generator.hierarchy import HierarchicalGenerator
 from hebm_sample.hub.load import new_prior
 from hebm_sample.pipeline.runtime.process import tune_process
 from hebm_sample.presets.models import PRESETS
-from hebm_sample.training.devices import compile_parts, computing
+from hebm_sample.training.devices import compile_parts, computing, parts_of
 from hebm_sample.training.elbo import GeneratorObjective
 from hebm_sample.training.energy import MleObjective, ScoreObjective
 from hebm_sample.training.optim import Part, Threads, averaged, make_optimizer, train_step
@@ -113,7 +113,7 @@ def step_of(task: str, preset: Any, settings: Any, variant: str, side: int) -> C
         objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema, optimizer = averaged(learner, settings.ema_decay), make_optimizer(learner, settings)
     parameters = [p for p in learner.parameters() if p.requires_grad]
-    count = max(1, torch.get_num_threads()) if ours else 1
+    count = parts_of(settings, torch.device("cpu")) if ours else 1
     threads, batch = Threads(count), settings.batch_size // count
     maps: dict[int, Tensor] = {}
     if ours and task != "generator":

@@ -24,7 +24,7 @@ def main(dataset: str, num_images: int, out: str) -> None:
         rows = [image for step in trajectory.steps for image in step.images]
         grid(rows, num_images).save(out)
     else:
-        trajectory.save(out)
+        trajectory.save(out, overwrite=True)
     click.echo(f"{out}: {len(trajectory)} levels")
 
 

@@ -26,6 +26,7 @@ from hebm_sample.hub.manifest import FileRow, read_row, write_manifest
 from hebm_sample.hub.save import write_calibration
 from hebm_sample.metrics.typicality import (
     FEWEST_IMAGES,
+    Calibration,
     calibration_bytes,
     fit_calibration,
     share_in_words,
@@ -397,3 +398,11 @@ class TestBadInput:
         blind = Pipeline.from_pretrained(tmp_path / "blind", device="cpu")
         with pytest.raises(UserInputError, match="no encoder, so it cannot read"):
             blind.score(as_floats(held_out[:1]))
+
+
+def test_ties_count_as_at_least_as_unusual():
+    """Without, duplicates of an odd image would all be the rarest that there is."""
+    kept = np.append(np.linspace(1, 2, 97), [3.0] * 3)
+    stated = Calibration(("a",), np.zeros(1), np.ones(1), np.eye(1), kept, {})
+    found = stated.p_value(np.array([[3.0], [3.0 + 1e-9], [-3.0], [3.1], [0.5]]))
+    assert found.tolist() == pytest.approx([4 / 101, 4 / 101, 4 / 101, 1 / 101, 1.0])

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from ablation_page import TITLES, blocks, draw_figures
 
 from hebm_sample import __version__
@@ -140,10 +141,22 @@ class Ablation:
 
     @cached_property
     def spaces(self) -> dict[str, Any]:
-        """The classifier's features; principal components where the data have no labels."""
+        """Those that the reference is in; else the classifier's features, and principal components
+        where the data have no labels.
+        """
+        if self.known is not None:
+            return {self.known.space: (self.known.net, self.known.recipe["classifier"])}
         found = feature_spaces(self.training, model=self.model.name, progress=self.show)
         name = next(iter(found))
         return {name: found[name]}
+
+    @cached_property
+    def reference(self) -> str:
+        """A digest of what all is measured against, and of the net that sees it."""
+        if self.known is None:
+            return "measured"
+        images = np.ascontiguousarray(self.known.features)
+        return hashlib.sha256(images.tobytes()).hexdigest()[:16]
 
     def quality(self, pipe: Pipeline, what: str = "ebm") -> dict[str, Any]:
         """Distances of a set of images, and the seconds of drawing u."""
@@ -151,7 +164,7 @@ class Ablation:
             pipe,
             self.count,
             self.training,
-            self.held_out.rows(0, 2 * self.count),
+            self.held_out.some(2 * self.count),
             self.batch_size,
             self.out / "draws",
             self.show,
@@ -172,6 +185,9 @@ class Ablation:
         preset = changed(self.preset, "prior", variant.changes)
         what = [preset.prior.to_dict(), preset.prior_settings.to_dict(), variant.objective]
         key = [*what, preset.chain_steps, variant.warm, fingerprint(self.model, encoder=True)]
+        key += [preset.symbol_weight, preset.condition_share, preset.sampling.to_dict()]
+        if variant.warm:  # the run that it starts from
+            key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
         key.append(self.images.identity)
         folder = self.out / "runs" / f"{variant.objective}-{_digest(key)}"
         train_prior(
@@ -210,7 +226,8 @@ class Ablation:
         key += [self.preset.prior_settings.to_dict(), self.preset.prior.to_dict()]
         key += [self.preset.symbol_weight, self.preset.condition_share, self.preset.chain_steps]
         key += [self.preset.sampling.to_dict()]
-        key += [self.training.identity, self.held_out.identity, self.known is None]
+        key += [self.training.identity, self.held_out.identity]
+        key += [self.reference, self.batch_size, str(self.model.device)]
         path = self.out / "variants" / f"{name}-{_name(variant)}-{_digest(key)}.json"
         if (kept := kept_json(path)) is not None:
             return kept
@@ -308,7 +325,7 @@ def main(model: str, data: str, out: Path, only: tuple[str, ...], **options: Any
         data,
         size=pipe.config.generator.image_size,
         model=pipe.name,
-        validation=HASH if settings.validation is None else settings.validation,
+        validation=options["validation"],  # if it is not typed, the model's own rows or split
         records=pipe.config.training,
         progress=show,
     )

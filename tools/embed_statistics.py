@@ -58,9 +58,7 @@ def with_reconstructions(
     """The set with the distance of its model's reconstructions of the first held-out rows."""
     count = DEFAULT_IMAGES
     pipe = Pipeline.from_pretrained(found.name, resolution=found.image_size, device="cpu")
-    context = EvaluationContext(
-        pipe, count, training, held_out.rows(0, 2 * count), 50, draws, show
-    )
+    context = EvaluationContext(pipe, count, training, held_out.some(2 * count), 50, draws, show)
     features = np.concatenate([extract(found.net, x) for x in context.stream("reconstructions")])
     quality = measure_to_reference(features, found.statistics, found.features)
     known = {
@@ -124,7 +122,7 @@ def main(
         "held_out": held_out.identity,
         "rows": [start, stop],
     }
-    images = held_out.rows(start, stop).images
+    images = held_out.some(stop).rows(start, stop).images
     found = build_set(name, net, images, recipe, net_of=owner or None, progress=not quiet)
     if (SHIPPED.parent / f"{name}-{size}").is_dir():
         found = with_reconstructions(found, training, held_out, draws, not quiet)

@@ -90,7 +90,7 @@ class Sweep:
                 f"{self.count} images per side were asked for; {len(held_out)} held-out ones "
                 f"allow {len(held_out) // 2}"
             )
-        return training, held_out.rows(0, 2 * self.count)
+        return training, held_out.some(2 * self.count)
 
     @cached_property
     def spaces(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def main(names: tuple[str, ...], out: Path) -> None:
         path = out / f"{name.replace('_', '-')}.webp"
         drawn = FIGURES[name]()
         if isinstance(drawn, Trajectory):
-            drawn.save(path)
+            drawn.save(path, overwrite=True)
         else:
             drawn.save(path, quality=QUALITY, method=6)
         click.echo(f"{path}: {path.stat().st_size / 1024:.0f} KiB. {FIGURES[name].__doc__}")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hebm_sample.data.cache import build_cache, cache_folder, read_cache
 from hebm_sample.data.decoding import decode_squares
+from hebm_sample.data.holdout import random_rows
 from hebm_sample.data.images import UNREADABLE, ImageDataset, to_float, zoomed
 from hebm_sample.data.sources import Source, open_source
 from hebm_sample.errors import EnvironmentFailure, UserInputError
@@ -152,6 +153,7 @@ def _described(images: ImageDataset, source: Source) -> ImageDataset:
         left_out=left_out | source.left_out,
         notes=(*images.notes, *source.notes),
         taken=source.taken,
+        by_name=source.by_name,
     )
 
 
@@ -163,14 +165,17 @@ def last_images(
     split: str | None = None,
     opened: Callable[[Source], object] = lambda _: None,
 ) -> tuple[np.ndarray, str]:
-    """The last `count` images of a set that can be read, uint8 (N, 3, size, size), and a hash of
-    them; no other is decoded, and nothing is kept. `opened` is told of the set before. Raises
-    `UserInputError` if there is none.
+    """The last `count` images of a set that can be read, of a folder of files random ones, uint8
+    (N, 3, size, size), and a hash of them; no other is decoded, and nothing is kept. `opened` is
+    told of the set before. Raises `UserInputError` if there is none.
     """
-    encoded: deque[bytes | Path | None] = deque(maxlen=count)
     opened(rows := open_source(source, split))
+    encoded: deque[bytes | Path | None] = deque(maxlen=None if rows.by_name else count)
     for chunk in rows.chunks():
         encoded.extend(chunk.images)
+    if rows.by_name:  # the last are of the last class
+        files = list(encoded)
+        encoded = deque(files[i] for i in np.sort(random_rows(len(files), count)))
     found = decode_squares(encoded, size)
     good = [x for x in found if isinstance(x, np.ndarray)]
     if not good:

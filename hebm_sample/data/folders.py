@@ -85,7 +85,7 @@ def _source(root: Path, chosen: Chosen, labels: _Labels, left_out: dict[str, int
     # A table can lie beside the folder.
     key = stamps([*labels.read, *(root / name for name in chosen.images)], root)
     notes, taken = tuple(labels.notes), chosen.taken
-    return Source(key, len(chosen.images), labels.names, chunks, left_out, notes, taken)
+    return Source(key, len(chosen.images), labels.names, chunks, left_out, notes, taken, True)
 
 
 def left_out_of(tree: Tree, images: Iterable[str], read: Iterable[Path] = ()) -> dict[str, int]:

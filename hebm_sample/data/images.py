@@ -63,6 +63,7 @@ class ImageDataset:
         left_out: What of the source is not here, and how many of it, `skipped` included.
         notes: What else a user should know of the source.
         taken: What the source's other splits say of these rows in their `left_out`.
+        by_name: Whether rows are in the order of their files' names, which can say what they show.
     """
 
     images: np.ndarray
@@ -75,6 +76,7 @@ class ImageDataset:
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     notes: tuple[str, ...] = ()
     taken: Mapping[str, int] = field(default_factory=dict[str, int])
+    by_name: bool = False
 
     def __len__(self) -> int:
         """Rows."""
@@ -107,12 +109,22 @@ class ImageDataset:
 
     def some(self, count: int) -> "ImageDataset":
         """`count` rows, or all, any part of which stands for the whole: the first ones; of rows
-        that were chosen by their names random ones, in a random order that is always the same,
-        since files in folders of classes are sorted by these.
+        that were chosen by their names, that lie in the order of these or are sorted by a label,
+        random ones, in a random order that is always the same.
         """
-        if isinstance(self.images, SelectedRows):
+        if isinstance(self.images, SelectedRows) or self.by_name or self._is_sorted():
             return self.select(random_rows(len(self), count))
         return self.rows(0, min(count, len(self)))
+
+    def _is_sorted(self) -> bool:
+        """Whether a label changes from row to row less than half as often as in a random order."""
+        for column in self.labels.values():
+            known = column[column >= 0]
+            shares = np.unique(known, return_counts=True)[1] / max(1, len(known))
+            chance = 1 - float((shares**2).sum())
+            if len(shares) > 1 and (np.diff(known) != 0).sum() < chance * (len(known) - 1) / 2:
+                return True
+        return False
 
     def split(self, validation: int | None = None) -> "tuple[ImageDataset, ImageDataset]":
         """(train, validation): the last `validation` rows are kept apart; None for rows that are

@@ -37,6 +37,7 @@ class Source(NamedTuple):
         left_out: Why files or rows are not read, and how many.
         notes: What else a user should know, such as rows of a table that name no image.
         taken: What the other splits' `left_out` says of these rows.
+        by_name: Whether rows are in the order of their files' names, which can say what they show.
     """
 
     key: list[Any]
@@ -46,6 +47,7 @@ class Source(NamedTuple):
     left_out: dict[str, int]
     notes: tuple[str, ...] = ()
     taken: Mapping[str, int] = {}
+    by_name: bool = False
 
 
 def stamps(paths: Iterable[Path], root: Path) -> list[Any]:

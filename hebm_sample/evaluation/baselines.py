@@ -9,8 +9,6 @@ images; the seconds per image that sampling u took; and over five disjoint sets 
 much each is worse than the energy-based prior.
 """
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +31,16 @@ from hebm_sample.evaluation.latent_ddpm import (
     sample_ddpm,
     told_by_run,
 )
-from hebm_sample.evaluation.report.page import Block, Heading, Table, Text, number, with_error
 from hebm_sample.io.bars import disabled
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.latents import Latents, concatenate
-from hebm_sample.metrics.frechet import FeatureStatistics, frechet_distance, gap_closed
+from hebm_sample.metrics.frechet import (
+    DEFAULT_GROUPS,
+    FeatureStatistics,
+    frechet_distance,
+    gap_closed,
+    jackknife_standard_error,
+)
 from hebm_sample.metrics.quality import measure_quality
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
@@ -47,7 +50,7 @@ from hebm_sample.sampling.noise import NoiseStreams
 from hebm_sample.training.checkpoint import latest_checkpoint, read_state
 from hebm_sample.training.record import check_rows
 
-__all__ = ["baseline_table", "joint_ebm", "run_baselines", "show_baselines", "who_wins"]
+__all__ = ["joint_ebm", "run_baselines"]
 
 JOINT_STEP = 0.1  # s of the joint EBM's chains, in training and sampling
 JOINT_CHAIN = 20
@@ -294,7 +297,8 @@ def run_baselines(
         "decoding_seconds_per_image": decoding,
         "spaces": by_space,
         "seeds": spread,
-        "differences": {space: _differences(found, own) for space, found in spread.items()},
+        "differences": {s: _differences(features, reference, s, own) for s in spaces},
+        "differences_by": "jackknife",
     }
 
 
@@ -341,17 +345,29 @@ def _costs(samples: _Samples | None, count: int) -> dict[str, Any]:
     }
 
 
-def _differences(spread: Mapping[str, list[float]], own: str) -> dict[str, dict[str, float]]:
-    """By how much each prior's FD is above our own's, over the sets of seeds: mean and standard
-    error. Both are sampled with the same seeds against the same reference, so a set is a pair.
+def _differences(
+    features: Mapping[str, Mapping[str, np.ndarray]],
+    reference: Mapping[str, np.ndarray],
+    space: str,
+    own: str,
+) -> dict[str, dict[str, float]]:
+    """By how much each prior's FD is above our own's, with the standard error of a difference:
+    all are sampled with the same seeds, and have the same reference.
     """
+
+    def above(a: FeatureStatistics, b: FeatureStatistics, real: FeatureStatistics) -> float:
+        return frechet_distance(a, real) - frechet_distance(b, real)
+
     found = {}
-    for name, distances in spread.items():
+    for name, those in features.items():
         if name in (own, "reconstructions"):
             continue
-        pairs = [a - b for a, b in zip(distances, spread[own], strict=True)]
-        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
-        found[name] = {"value": statistics.fmean(pairs), "error": error}
+        sets = those[space], features[own][space], reference[space]
+        groups = min(DEFAULT_GROUPS, len(sets[0]) // 2)
+        found[name] = {
+            "value": above(*map(FeatureStatistics.from_features, sets)),
+            "error": jackknife_standard_error(above, *sets, num_groups=groups),
+        }
     return found
 
 
@@ -380,85 +396,3 @@ def _seed_spread(
                 for i in range(blocks)
             ]
     return found
-
-
-def _decoding(found: Mapping[str, Any]) -> str:
-    seconds = found.get("decoding_seconds_per_image")  # reports of before have none
-    return "; decoding comes to all alike" + (
-        "" if seconds is None else f", {seconds:.4f} s per image"
-    )
-
-
-_HEADER = ("", "Fréchet", "gap closed", "KID", "precision", "recall", "seconds per image")
-_HEADER += ("parameters", "seconds of training", "above ours")
-
-
-def baseline_table(rows: Mapping[str, Any], differences: Mapping[str, Any]) -> Table:
-    """A row a prior, of one space."""
-    return Table(
-        _HEADER,
-        [
-            [
-                name,
-                with_error(row["frechet"], row["frechet_error"], 2),
-                number(row["gap_closed"]),
-                with_error(row["kernel"], row["kernel_error"], 4),
-                number(row.get("precision")),
-                number(row.get("recall")),
-                number(row["seconds_per_image"], 4),
-                _millions(row.get("parameters")),
-                number(row.get("training_seconds"), 0),
-                _above(differences.get(name)),
-            ]
-            for name, row in rows.items()
-        ],
-    )
-
-
-def show_baselines(found: dict[str, Any]) -> list[Block]:
-    """The part's blocks."""
-    blocks: list[Block] = [
-        Heading("Baselines"),
-        Text(
-            f"The same generator, {found['count']} images and seeds, the same reference. "
-            "Seconds are those of sampling u alone" + _decoding(found) + ". The last column is by "
-            "how much a Fréchet distance is above the energy-based prior's, over five disjoint "
-            "sets of seeds, each a fifth of the images, ± the standard error of the five."
-        ),
-    ]
-    for space, rows in found["spaces"].items():
-        differences = found.get("differences", {}).get(space, {})
-        who = who_wins(rows, differences, found["own"]) if "own" in found else ""
-        blocks += [Text(f"In {space}: {who}"), baseline_table(rows, differences)]
-    blocks += [Text(f"Note: {note}.") for note in found.get("notes", ())]
-    return blocks
-
-
-def who_wins(rows: Mapping[str, Any], differences: Mapping[str, Any], own: str) -> str:
-    """A sentence on which prior is nearest to the reference; a lead of less than two standard
-    errors is none.
-    """
-    priors = {
-        name: row["frechet"]
-        for name, row in rows.items()
-        if name != "reconstructions" and row["frechet"] is not None
-    }
-    best = min((name for name in priors if name != own), key=lambda name: priors[name])
-    lead = differences.get(best)
-    if lead is None:  # too few images for sets of seeds
-        nearest = min(priors, key=lambda name: priors[name])
-        return f"nearest to the reference is {nearest}."
-    by = f"{number(abs(lead['value']), 2)} ± {number(lead['error'], 2)}"
-    if abs(lead["value"]) < 2 * lead["error"]:
-        return f"the energy-based prior and {best} are level, within two standard errors ({by})."
-    if lead["value"] > 0:
-        return f"the energy-based prior wins; the next, {best}, is {by} above it."
-    return f"{best} wins, {by} below the energy-based prior."
-
-
-def _millions(count: int | None) -> str:
-    return "–" if not count else f"{count / 1e6:.2f} M"
-
-
-def _above(difference: Mapping[str, float] | None) -> str:
-    return "" if difference is None else with_error(difference["value"], difference["error"], 2)

@@ -1,19 +1,22 @@
 """Two folders of images, measured against each other: `hebm-eval compare A B`.
 
 B is the reference: precision is A's. Spaces are those of the classifiers that come with the
-package, principal components fitted to B, and Inception's if asked for. Images are cropped to
+package, principal components fitted to both, and Inception's if asked for. Images are cropped to
 their middle square and brought to one size, that of B's first one by default.
 """
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hebm_sample import __version__
 from hebm_sample.data.dataset import ImageDataset, load_images
+from hebm_sample.data.holdout import random_rows
 from hebm_sample.data.sources import open_source
 from hebm_sample.errors import HebmError, UserInputError
 from hebm_sample.evaluation.reference import SHIPPED, find_set
@@ -84,7 +87,7 @@ def _first_size(folder: Path) -> int:
     raise UserInputError(f"none of the images in {folder} can be read: {reason}")
 
 
-def _spaces(reference: ImageDataset, inception: bool) -> dict[str, Any]:
+def _spaces(sets: Sequence[ImageDataset], inception: bool) -> dict[str, Any]:
     rows = json.loads((SHIPPED / "index.json").read_text(encoding="utf-8"))["sets"].values()
     found: dict[str, Any] = {}
     for row in rows:
@@ -93,9 +96,13 @@ def _spaces(reference: ImageDataset, inception: bool) -> dict[str, Any]:
         if known.net_of is not None:  # another set's, and so here already
             continue
         found[f"{known.net.name}, trained on {known.name}"] = known.net
-    dim = min(100, len(reference) - 1)
-    pca = PcaFeatures(dim).fit(reference.images)
-    found[f"{pca.name} of B"] = pca
+    # Of as many of both: components of B alone would be nearer to B than to others of its law.
+    count = min(map(len, sets))
+    images = np.concatenate(
+        [np.asarray(s.select(random_rows(len(s), count)).images) for s in sets]
+    )
+    pca = PcaFeatures(min(100, len(images) - 1)).fit(images)
+    found[f"{pca.name} of A and B"] = pca
     if inception:
         extractor = InceptionFeatures()
         found[extractor.name] = extractor
@@ -134,7 +141,7 @@ def compare_folders(
             f"{a} has {len(sets[0])} images and {b} {len(sets[1])}; a comparison needs {FEWEST}"
         )
     found = {}
-    for name, extractor in _spaces(sets[1], inception).items():
+    for name, extractor in _spaces(sets, inception).items():
         features = [extract(extractor, x.images, progress=progress) for x in sets]
         found[name] = measure_quality(*features)
     return FolderComparison((str(a), str(b)), (len(sets[0]), len(sets[1])), size, found)

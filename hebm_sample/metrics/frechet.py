@@ -27,6 +27,7 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.statistics import check_groups
 
 __all__ = [
+    "DEFAULT_GROUPS",
     "FeatureStatistics",
     "GapMeasurement",
     "frechet_distance",

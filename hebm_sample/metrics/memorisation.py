@@ -10,11 +10,14 @@ d(sample) stands beside that of d(held-out image):
 The first is the test statistic of Meehan et al., "A Non-Parametric Test to Detect Data-Copying in
 Generative Models" (arXiv 2004.05675), over the whole space as one cell.
 
-"No shorter" is one test of both, one-sided at 1 in 20: the mean of -log(rank / (N + 1)) over the
-samples, ranks among all N distances (Savage, "Contributions to the Theory of Rank Order
-Statistics: the Two-Sample Case", 1956), against the same of random splits. It weighs the shortest
-distances most, where few repeated images show before they show in the middle. Given the training
-images, the two sets' distances are exchangeable where both have one law, so its level is exact.
+"No shorter" is one test, one-sided at 1 in 20, of two statistics against random splits of all N
+distances: the mean of -log(rank / (N + 1)) over the samples (Savage, "Contributions to the Theory
+of Rank Order Statistics: the Two-Sample Case", 1956), and, for samples that are elsewhere further
+away and would hide a few copies in that mean, how many of the k shortest distances are samples',
+in standard deviations, at the k of `NEAREST` where these are most. What counts is how rare the
+rarer of the two is. Given the training images, the two sets' distances are exchangeable where
+both have one law, so its level is exact. Chance alone explains what it finds not: a few copies
+among thousands can still be too few to be told.
 
 Blurred images lie nearer to everything: the same decoder's reconstructions of held-out images,
 which repeat nothing, say how much of a short d is its doing.
@@ -30,12 +33,13 @@ from hebm_sample.errors import UserInputError
 from hebm_sample.metrics.neighbours import nearest
 from hebm_sample.metrics.statistics import Figure, auroc
 
-__all__ = ["QUANTILES", "Memorisation", "measure_memorisation", "nearness_test"]
+__all__ = ["QUANTILES", "Memorisation", "expected_tail", "measure_memorisation", "nearness_test"]
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 TAIL = 0.01
 LEVEL = 0.05
 PERMUTATIONS = 999
+NEAREST = (5, 10, 20, 40, 80, 160)  # of all distances
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Memorisation:
         shorter: P(d(sample) < d(held-out)).
         shorter_than: The same against each other set.
         tail: Share of samples with d below the held-out images' 1% quantile; its standard
-            error is that of 1% among as many.
+            error is that of the share that one law would have there (`expected_tail`).
         p_value: Of the module's test that samples are no nearer than held-out images.
         counts: Images by set, with "training".
         distances: d by set, for plots.
@@ -81,7 +85,7 @@ class Memorisation:
                 name: {"value": f.value, "error": f.error} for name, f in self.shorter_than.items()
             },
             "tail": self.tail.value,
-            "tail_expected": TAIL,
+            "tail_expected": expected_tail(self.counts["held_out"]),
             "tail_error": self.tail.error,
             "p_value": self.p_value,
             "no_shorter": self.no_shorter,
@@ -107,12 +111,46 @@ def nearness_test(
     """p-value of distances (N,) of samples being no shorter than those (M,) of held-out images:
     uniform, on multiples of 1 / (permutations + 1), where both have one law.
     """
-    scores = _scores(np.concatenate([samples, held_out]))
-    found, count = scores[: len(samples)].mean(), len(samples)
-    rng = np.random.default_rng(seed)
-    others = [rng.permutation(scores)[:count].mean() for _ in range(permutations)]
-    beyond = int((np.array(others) >= found - 1e-12 * abs(found)).sum())
-    return (1 + beyond) / (permutations + 1)
+    values, rng = np.concatenate([samples, held_out]), np.random.default_rng(seed)
+    scores = _scores(values)
+    order = rng.permutation(len(values))  # so that no set is first among tied ones
+    order = order[np.argsort(values[order], kind="stable")]
+    mine = np.arange(len(values)) < len(samples)
+    splits = [mine, *(rng.permutation(mine) for _ in range(permutations))]
+    found = np.array([(scores[m].mean(), _lead(m[order], values[order])) for m in splits])
+    # How rare each is among all, and how rare the rarer of the two: the least of both.
+    rarer = np.minimum(*(_share_beyond(column) for column in found.T))
+    return float((rarer <= rarer[0]).mean())
+
+
+def _lead(mine: np.ndarray, values: np.ndarray) -> float:
+    """The most standard deviations by which the k first hold more of a set than a random order
+    would, over k.
+
+    Arguments:
+        mine: (N,) bool, whose each of the sorted `values` is; none is counted apart from those
+            that are tied with it.
+    """
+    total, share = len(mine), mine.mean()
+    places = np.array([k for k in NEAREST if k <= total // 2] or [max(1, total // 2)])
+    places = np.unique(np.searchsorted(values, values[places - 1], side="right"))
+    spread = np.sqrt(places * share * (1 - share) * (total - places) / max(1, total - 1))
+    lead = np.cumsum(mine)[places - 1] - places * share
+    return float(np.max(lead / np.maximum(spread, 1e-9)))
+
+
+def _share_beyond(values: np.ndarray) -> np.ndarray:
+    """Of each of (n,) numbers the share of all that are at least as large, to rounding."""
+    ordered = np.sort(values)
+    at = ordered.searchsorted(values - 1e-12 * np.abs(values), side="left")
+    return (len(values) - at) / len(values)
+
+
+def expected_tail(count: int) -> float:
+    """The share of further distances of the same law that lie below the 1% quantile of `count`:
+    that lies between two of them, of which a share of i / (count + 1) is expected below the i-th.
+    """
+    return (TAIL * (count - 1) + 1) / (count + 1)
 
 
 def measure_memorisation(
@@ -139,9 +177,9 @@ def measure_memorisation(
     distances = {name: d[:, 0] for name, (d, _) in found.items()}
     shorter = auroc(distances["samples"], distances["held_out"])
     limit = np.quantile(distances["held_out"], TAIL)
-    count = len(samples)
+    expected = expected_tail(len(held_out))
     # With the limit's own randomness, from the held-out images.
-    spread = math.sqrt(TAIL * (1 - TAIL) * (1 / count + 1 / len(held_out)))
+    spread = math.sqrt(expected * (1 - expected) * (1 / len(samples) + 1 / len(held_out)))
     tail = Figure(float((distances["samples"] < limit).mean()), spread)
     closest = np.argsort(distances["samples"], kind="stable")
     return Memorisation(

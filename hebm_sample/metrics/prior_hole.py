@@ -14,8 +14,8 @@ a group at a time and all groups together:
     MMD^2      with a Gaussian kernel of median width, unbiased
 
 Two classifiers, because each is blind to something: `quadratic` is a logistic regression on the
-squares and products of the directions in which the two covariances differ most, all that matters
-between Gaussians; `trees` is gradient boosting on the coordinates.
+squares and products of the directions in which the two covariances and means differ most, all
+that matters between Gaussians; `trees` is gradient boosting on the coordinates.
 """
 
 from collections.abc import Sequence
@@ -79,14 +79,17 @@ def _thirds(rows: np.ndarray, seed: int) -> list[np.ndarray]:
 
 
 def _directions(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(D, at most `DIRECTIONS`): generalised eigenvectors of the two shrunk covariances with the
-    most extreme ratios of variance.
+    """(D, at most `DIRECTIONS` + 1): generalised eigenvectors of the two shrunk covariances with
+    the most extreme ratios of variance, and the direction in which the means differ most for
+    their widths.
     """
     linalg = import_extra("scipy.linalg", "eval")
     shrunk = import_extra("sklearn.covariance", "eval").LedoitWolf
-    ratios, vectors = linalg.eigh(shrunk().fit(a).covariance_, shrunk().fit(b).covariance_)
+    first, second = shrunk().fit(a).covariance_, shrunk().fit(b).covariance_
+    ratios, vectors = linalg.eigh(first, second)
     order = np.argsort(-np.abs(np.log(np.maximum(ratios, 1e-12))))
-    return vectors[:, order[:DIRECTIONS]]
+    towards = linalg.solve(first + second, a.mean(0) - b.mean(0), assume_a="pos")
+    return np.column_stack([vectors[:, order[:DIRECTIONS]], towards])
 
 
 def _quadratic(parts: tuple[list[np.ndarray], list[np.ndarray]], seed: int) -> Any:

@@ -44,7 +44,7 @@ FORMAT_VERSION = 2
 # Of a statistic's mean, or of 1: networks compute in float32, so what varies less is rounding.
 LEAST_SPREAD = 1e-5
 _KEYS = ("names", "mean", "scale", "whitening", "distances", "facts")
-_ROUNDING = 1e-9
+_ROUNDING = 1e-6  # of networks in batches of other sizes, as a share
 
 
 def p_values(held_out: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -166,7 +166,8 @@ class Calibration:
 
     def p_value(self, statistics: np.ndarray) -> np.ndarray:
         """The share of held-out images that are at least as unusual, (N,), in (0, 1]."""
-        return p_values(self.distances * (1 - _ROUNDING), self.distance(statistics))
+        # A tie counts as at least as unusual: without, duplicates would be too rare.
+        return p_values(self.distances * (1 + _ROUNDING), self.distance(statistics))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the lower triangle of W, row by row, as base64 of float32."""

@@ -145,14 +145,7 @@ def sampling_config(model: Model, /, **overrides: Any) -> LangevinConfig:
             f"unknown sampler settings {unknown}{unknown_setting(unknown[0], known)}; known are "
             f"{sorted(known)}"
         )
-    found = model.config.sampling.changed(**given)
-    idle = [name for name in given if name in OF_CHAINS and not found.runs_chains]
-    if idle:
-        raise UserInputError(
-            f"sampler={found.sampler!r} has no chains, so {', '.join(idle)} would have no effect; "
-            "leave them out"
-        )
-    return found
+    return model.config.sampling.changed(**given)
 
 
 def total_steps(
@@ -208,10 +201,11 @@ def read_request(
     open_ended = seeds is None or isinstance(seeds, SeedsFrom)
     if num_images is None and open_ended and isinstance(symbols, (list, tuple)):
         num_images = len(symbols)
-    chosen = choose_seeds(num_images, seeds)
+    chosen, config = choose_seeds(num_images, seeds), sampling_config(model, **settings)
+    _refuse_of_chains(config, settings)
     return Request(
         chosen,
-        sampling_config(model, **settings),
+        config,
         prior,
         _condition(model, symbols, guidance, len(chosen)),
         progress=progress,
@@ -222,6 +216,17 @@ def read_request(
         decoder=model.generator.chosen_decoder(decoder),
         batch_size=batch_size,
     )
+
+
+def _refuse_of_chains(config: LangevinConfig, settings: Mapping[str, Any]) -> None:
+    """`UserInputError` for what only chains have, asked of a sampler without."""
+    given = (name for name, value in settings.items() if value is not None)
+    idle = [name for name in given if name in OF_CHAINS and not config.runs_chains]
+    if idle:
+        raise UserInputError(
+            f"sampler={config.sampler!r} has no chains, so {', '.join(idle)} would have no "
+            "effect; leave them out"
+        )
 
 
 def check_particles(model: Model, request: Request) -> None:

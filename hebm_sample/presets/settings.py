@@ -1,7 +1,8 @@
 """How long and how fast to learn: one frozen dataclass for every kind of training run."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from hebm_sample.config import ConfigBase, require, require_choice, require_integer, require_range
 
@@ -24,7 +25,7 @@ class TrainSettings(ConfigBase):
         compile: Compile what a step computes with `torch.compile`: minutes at a run's start, then
             faster steps, equal up to rounding. Needs a C++ compiler. The decoder's run has none.
         activation_checkpointing: Keep only the states between T's groups for gradients, and
-            compute the rest again: less memory, more time, the same numbers.
+            compute the rest again: less memory, more time, the same numbers to rounding.
         learning_rate: Peak of a cosine schedule that ends at a hundredth of it.
         warmup_steps: Steps of linear warm-up.
         weight_decay: AdamW's.
@@ -137,6 +138,15 @@ class TrainSettings(ConfigBase):
         seen = None if self.steps is None else self.steps * self.batch_size * processes
         worth = seen is None or 2 * seen >= images
         return self.encode_once and self.zoom == 1 and worth
+
+    def as_begun(self, state: Mapping[str, Any] | None) -> "TrainSettings":
+        """With the length that a run was begun with, as its checkpoint's state says: whoever
+        resumes it need not say it again.
+        """
+        if state is None:
+            return self
+        budget = state.get("time_budget")
+        return replace(self, steps=None if budget else state["total"], time_budget=budget)
 
     def at_once(self, most: int) -> int:
         """How many of `most` images can be shown, measured or encoded at a time: all, unless the

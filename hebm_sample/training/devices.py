@@ -150,6 +150,17 @@ def said_by_first(accelerator: Any, value: bool) -> bool:
     return bool(total > 0)
 
 
+def number_of_first(accelerator: Any, value: int) -> int:
+    """The first process's number, in all of them, which call this together: threads differ
+    between machines.
+    """
+    if accelerator.num_processes == 1:
+        return value
+    own = value if accelerator.is_main_process else 0
+    total = accelerator.reduce(torch.tensor(float(own), device=accelerator.device), "sum")
+    return int(total)
+
+
 def computing(
     objective: nn.Module, settings: TrainSettings, device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
@@ -193,10 +204,14 @@ def parts_of(settings: TrainSettings, device: torch.device) -> int:
     return max([1, *(n for n in whole if batch // n >= FEWEST_ROWS)])
 
 
-def compile_parts(objective: Any) -> None:
-    """Compiles the methods of an objective that hold neither draws nor branches."""
-    for name in getattr(objective, "compilable", ()):
+def compile_parts(objective: Any) -> bool:
+    """Compiles the methods of an objective that hold neither draws nor branches; whether it has
+    any.
+    """
+    names = getattr(objective, "compilable", ())
+    for name in names:
         setattr(objective, name, compiled(getattr(objective, name), "train without --compile"))
+    return bool(names)
 
 
 @contextmanager

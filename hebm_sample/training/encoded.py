@@ -118,8 +118,7 @@ def encode_images(
     found = _known(encoder, images, folder, device, label, compare=build)
     if found is not None or not build:
         return found
-    for name in (KEY, DATA):
-        _remove(folder / name)
+    remove_encoded(folder)
     reason, size = _too_large(encoder, len(images), folder)
     if not reason:
         if progress:
@@ -265,6 +264,6 @@ def _write(
 
 
 def remove_encoded(folder: Path) -> None:
-    """Delete what `encode_images` left in a run that has ended."""
-    for name in (KEY, DATA):
-        _remove(folder / name)
+    """Delete what `encode_images` left in a run that has ended, or was killed while it wrote."""
+    for path in (folder / KEY, folder / DATA, *folder.glob(f".{DATA}.*")):
+        _remove(path)

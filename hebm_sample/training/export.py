@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hebm_sample.config import GeneratorConfig, ModelConfig
-from hebm_sample.errors import NonFiniteSampleError, UserInputError
+from hebm_sample.errors import NonFiniteSampleError, UserInputError, WeightsError
 from hebm_sample.generator.encoder import Encoder
 from hebm_sample.generator.hierarchy import HierarchicalGenerator, sharp_decoder
 from hebm_sample.hub.card import CARD_IMAGES, NOT_PICKED, model_card
@@ -44,6 +44,8 @@ from hebm_sample.training.trainer import BEST
 
 __all__ = ["UNSTATED_LICENCE", "export", "load_run", "write_model"]
 
+TRIES = 3
+
 
 @usual_defaults()
 def load_run(run: str | Path) -> Pipeline:
@@ -55,6 +57,15 @@ def load_run(run: str | Path) -> Pipeline:
             the run began with.
     """
     run = Path(run)
+    for _ in range(TRIES - 1):
+        try:
+            return _loaded(run)
+        except WeightsError:  # a run that goes on has a new best, and has removed the old one
+            continue
+    return _loaded(run)
+
+
+def _loaded(run: Path) -> Pipeline:
     checkpoint = _chosen(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserInputError(
@@ -98,8 +109,8 @@ def _chosen(run: Path) -> Path | None:
     found = None if best is None else latest_checkpoint(run / BEST)
     if best is not None and found is None:
         warnings.warn(
-            f"{run / BEST} holds no whole checkpoint: the newest weights are exported in place of "
-            f"those of step {best['step']}, the best",
+            f"{run / BEST} holds no whole checkpoint: the newest weights are exported in "
+            f"place of those of step {best['step']}, the best",
             stacklevel=3,
         )
     return found or newest

@@ -27,12 +27,13 @@ def heldout_figures(
 
     Arguments:
         objective: (images, fraction of the run, labels, stream) to (loss, statistics).
-        count: Images to take, from the first on.
+        count: Images to take (`ImageDataset.some`).
         names: Of the statistics, to what they are logged as.
         at_once: Images at a time; the noise is the same, whatever it is.
     """
     sums = dict.fromkeys(["heldout_loss", *names.values()], 0.0)
     count = min(count, len(images))
+    images = images.some(count)
     for rows, stream in _batches(count, at_once, device):
         loss, stats = objective(images.batch(rows).to(device), 1.0, None, stream)
         sums["heldout_loss"] += float(loss) * len(rows) / count

@@ -5,17 +5,19 @@ which rows of a data set a model was not trained on, and what a run may start fr
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from hebm_sample.config import GeneratorConfig, TrainingRecord
+from hebm_sample.config import GeneratorConfig, PriorConfig, TrainingRecord
 from hebm_sample.data.holdout import SEED
 from hebm_sample.data.images import ImageDataset
 from hebm_sample.errors import UserInputError
+from hebm_sample.hub.load import new_prior
 from hebm_sample.hub.manifest import MANIFEST_NAME, read_row
 from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.preset import Preset
@@ -89,12 +91,16 @@ def _kl_weights(identity: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(found) if isinstance(found, list) else (float(found),) * groups
 
 
+def _rule_of(validation: int | None) -> str:
+    return "hash" if validation is None else f"last:{validation}" if validation else "none"
+
+
 def _rows_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Which rows a run is trained on: its data begin with their identity."""
     rows = identity["settings"].get("validation")
     return {
         "data": identity["data"].split(" ")[0],
-        "held_out": "hash" if rows is None else f"last:{rows}" if rows else "none",
+        "held_out": _rule_of(rows),
         "held_out_seed": SEED,
     }
 
@@ -146,10 +152,26 @@ def records_of_generator(
     return tuple(r for r in begun if r.part not in gone)
 
 
-def same_rows(model: str, records: Sequence[TrainingRecord], training: ImageDataset) -> None:
+def same_rows(
+    model: str,
+    records: Sequence[TrainingRecord],
+    training: ImageDataset,
+    validation: int | None | Literal[""] = "",
+) -> None:
     """`UserInputError` if a part was trained on other rows of the very data that the next part is
     to be trained on: then no rows would be held out of both.
+
+    Arguments:
+        validation: The rule by which rows are held out, of images of another size than the parts
+            saw: another one than theirs is said in a warning, since nothing tells whether these
+            are the same data.
     """
+    if validation != "":
+        rule = _rule_of(validation)
+        for record in records:
+            if record.data and record.image_size != training.images.shape[-1]:
+                if record.held_out != rule:
+                    warnings.warn(_untold(model, record), stacklevel=3)
     for record in _known(records, training.images.shape[-1]):
         if record.data != training.identity and _set(record.data) == _set(training.identity):
             raise UserInputError(
@@ -275,6 +297,7 @@ def check_generator(preset: Preset, init: Pipeline | None) -> None:
                 f"give that model with --init, such as a run of preset {preset.grown_from}"
             )
         return
+    init.encoder  # noqa: B018  one line now if there is none
     described = init.config.generator
     if isinstance(described, GeneratorConfig):
         described = described.without_sharp_decoder
@@ -311,6 +334,21 @@ def check_prior(
     if init.prior is None or replace(init.prior.config, **same) != replace(config, **same):
         raise UserInputError(
             f"{init.name} has other energies than preset {preset.name}; start from its own preset"
+        )
+    if model is not None:
+        _check_states(model, init, config)
+
+
+def _check_states(model: Pipeline, init: Pipeline, config: PriorConfig) -> None:
+    """`UserInputError` for energies of a generator with other latents or states."""
+    assert init.prior is not None
+    own = new_prior(replace(model.config, prior=config)).state_dict()
+    theirs = init.prior.state_dict()
+    names = [{k for k in state if ".symbol_" not in k} for state in (own, theirs)]
+    if names[0] != names[1] or any(own[k].shape != theirs[k].shape for k in names[0]):
+        raise UserInputError(
+            f"the energies of {init.name} are of another generator than {model.name}'s, with "
+            "other latents or widths; start from energies of its own architecture"
         )
 
 

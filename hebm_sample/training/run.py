@@ -36,6 +36,7 @@ from hebm_sample.training.devices import (
     by_first,
     compile_parts,
     computing,
+    number_of_first,
     parts_of,
     said_by_first,
     time_a_step,
@@ -177,24 +178,24 @@ class Run:
         optimizer = make_optimizer(task.learner, settings)
         self.objective, self.optimizer = task.objective, accelerator.prepare(optimizer)
         self.parameters = [p for p in task.learner.parameters() if p.requires_grad]
-        if settings.compile:
-            compile_parts(task.objective)
+        self.compiles = settings.compile and compile_parts(task.objective)
         self.threads = Threads()
         self.samplers: list[StepSampler] = []
         self.cut(self._parts())
         self.guard = NanGuard(settings.max_skipped)
-        self.total = settings.steps or 0
+        self.total, self.budget = settings.steps or 0, settings.time_budget
         # A short budget is cut into at least six checkpoints, so that little of it can be lost.
         self.checkpoint_every = min(settings.checkpoint_every, (settings.time_budget or 1e9) / 6)
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.base = base_of(folder)
-        self.compiled = [[0, settings.compile]]  # from which step on, and whether
+        self.compiled = [[0, self.compiles]]  # from which step on, and whether
         self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
-        return parts_of(self.settings, self.accelerator.device)
+        found = parts_of(self.settings, self.accelerator.device)
+        return number_of_first(self.accelerator, found)
 
     def cut(self, parts: int) -> None:
         """Cut batches into parts, each with rows and noise of its own."""
@@ -333,7 +334,7 @@ class Run:
             "compiled": self.compiled,
             "started": self.started,
             "ended": datetime.date.today().isoformat(),
-            "time_budget": self.settings.time_budget,
+            "time_budget": self.budget,
             "init": self.task.init,
             "base": self.base,
             "best": self.best,
@@ -385,11 +386,13 @@ class Run:
         """
         path = latest_checkpoint(self.folder / BEST) if self.best else None
         if path is not None:
+            # A run that was killed, and goes on with other rounding, can leave a later one.
+            self.best = {k: v for k, v in read_state(path).items() if k != "identity"}
             load_checkpoint(path, modules={"ema": self.ema}, optimizer=None)
         elif self.best:
             warnings.warn(
-                f"{self.folder / BEST} holds no whole checkpoint: the last weights are taken in "
-                f"place of those of step {self.best['step']}, the best",
+                f"{self.folder / BEST} holds no whole checkpoint: the last weights are "
+                f"taken in place of those of step {self.best['step']}, the best",
                 stacklevel=2,
             )
             self.best = None
@@ -420,6 +423,7 @@ class Run:
         check_base(self.folder, state)
         load_checkpoint(path, modules=self.modules, optimizer=self.optimizer)
         self.step, self.total, self.seconds = state["step"], state["total"], state["seconds"]
+        self.budget = state.get("time_budget")
         self.cut(state.get("parts", 1))
         self.best, self.started = state.get("best"), state.get("started", self.started)
         if state["finished"] and not self.ended:
@@ -428,8 +432,8 @@ class Run:
                 "not been better for too long; it is not gone on with: leave patience as it was"
             )
         self.compiled = state.get("compiled", [])  # of earlier releases' runs nobody knows
-        if self.compiled and self.compiled[-1][1] != self.settings.compile:
-            self.compiled.append([self.step, self.settings.compile])
+        if self.compiled and self.compiled[-1][1] != self.compiles:
+            self.compiled.append([self.step, self.compiles])
         if self.task.watch is not None and (least := state.get("least")) is not None:
             self.task.watch.least = least
         self.guard = NanGuard(

@@ -30,7 +30,7 @@ from hebm_sample.pipeline.pipeline import Pipeline
 from hebm_sample.presets.models import Preset
 from hebm_sample.presets.settings import TrainSettings
 from hebm_sample.prior.joint import JointEnergy
-from hebm_sample.training.checkpoint import check_start, latest_checkpoint
+from hebm_sample.training.checkpoint import check_start, latest_checkpoint, read_state
 from hebm_sample.training.devices import agreed, by_first
 from hebm_sample.training.elbo import (
     GeneratorObjective,
@@ -101,7 +101,7 @@ def _generator_task(
         at_once = settings.at_once(PREVIEW)
         parts = [in_pieces(learner.generator, standard_normal(shapes, PREVIEW, device), at_once)]
         if count := min(PREVIEW, len(validation)):
-            images = validation.batch(torch.arange(count)).to(device)
+            images = validation.some(count).batch(torch.arange(count)).to(device)
             noise = standard_normal(shapes, count, device)
 
             def again(rows: Latents) -> Tensor:
@@ -152,7 +152,7 @@ def train_generator(
     settings, ended = agreed(preset.generator_settings, accelerator), check_model_place(folder)
     training, validation = images.split(settings.validation)
     if init is not None:
-        same_rows(init.name, init.config.training, training)
+        same_rows(init.name, init.config.training, training, settings.validation)
     config = ModelConfig(
         name=preset.model_name, generator=preset.generator, sampling=preset.sampling
     )
@@ -321,13 +321,13 @@ def train_prior(
     with ExitStack() as lock:
         by_first(accelerator, lambda: lock.enter_context(locked(folder)))
         # Without a checkpoint, what lies there is an abandoned start's, maybe of another model.
-        started = latest_checkpoint(folder) is not None
+        started = (checkpoint := latest_checkpoint(folder)) is not None
         if not started:
             by_first(accelerator, lambda: run.save_base(folder))
-        prepare = None
-        encodes = settings.encodes_once(len(training), accelerator.num_processes)
-        if encodes and resume == started and not ended:  # else the loop refuses it
-            prepare = run.encoded(training, folder, show_progress)
+        begun = settings.as_begun(checkpoint and read_state(checkpoint))
+        encodes = begun.encodes_once(len(training), accelerator.num_processes)
+        encodes = encodes and resume == started and not ended  # else the loop refuses it
+        prepare = run.encoded(training, folder, show_progress) if encodes else None
         task = run.task(training, validation, prepare, columns)
         how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
         result = train(task, training, settings, folder, **how)

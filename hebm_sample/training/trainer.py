@@ -6,6 +6,7 @@
 Starting several processes is the business of `accelerate`.
 """
 
+import shutil
 import time
 import warnings
 from contextlib import ExitStack, nullcontext
@@ -172,6 +173,8 @@ def _run(run: Run, resume: bool, show_progress: bool) -> None:
     if resume:
         run.restore()
     else:
+        # Of a run that was here, and whose checkpoints are gone or broken.
+        by_first(run.accelerator, lambda: shutil.rmtree(run.folder / BEST, ignore_errors=True))
         run.plan_steps()
     # Before the first checkpoint: without tensorboard no run is left that would be in the way.
     log = by_first(run.accelerator, lambda: RunLog(run.folder, resume_step=run.step))

@@ -15,7 +15,7 @@ from hebm_sample.metrics.kernel import (
     mmd_squared,
     polynomial_kernel,
 )
-from hebm_sample.metrics.memorisation import measure_memorisation, nearness_test
+from hebm_sample.metrics.memorisation import expected_tail, measure_memorisation, nearness_test
 from hebm_sample.metrics.neighbours import nearest, neighbourhoods
 from hebm_sample.metrics.statistics import auroc, mean_figure
 
@@ -194,7 +194,27 @@ class TestMemorisation:
         found = measure_memorisation(samples, cloud(1, 500, 8), training)
         assert not found.no_shorter and found.tail.value >= copied / 500
         assert sorted(found.neighbours[:copied]) == list(range(copied))
-        assert found.to_dict()["tail_expected"] == 0.01
+        assert found.to_dict()["tail_expected"] == pytest.approx((0.01 * 499 + 1) / 501)
+
+    def test_few_copies_show_among_samples_that_are_further_away(self):
+        """In the mean of all distances they would drown."""
+        found = []
+        for i in range(20):
+            rng = np.random.default_rng(i)
+            held_out, samples = (np.sqrt(rng.chisquare(8, size=1000)) for _ in range(2))
+            samples = np.concatenate([np.full(12, 0.01), 1.05 * samples[12:]])
+            found.append(nearness_test(samples, held_out, permutations=199) <= 0.05)
+        assert np.mean(found) >= 0.8
+
+    def test_the_expected_share_of_the_tail(self):
+        for count in (10, 50, 250):
+            rng = np.random.default_rng(count)
+            shares = []
+            for _ in range(400):
+                limit = np.quantile(rng.random(count), 0.01)
+                shares.append(limit)  # of uniform numbers, the share below it
+            spread = np.std(shares) / 20
+            assert np.mean(shares) == pytest.approx(expected_tail(count), abs=4 * spread)
 
     @pytest.mark.slow
     def test_the_level_is_what_it_says(self):

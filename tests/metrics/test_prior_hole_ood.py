@@ -83,6 +83,13 @@ class TestPriorHole:
         assert found.to_dict()["accuracy"] == found.accuracy.value
         assert correlated_pairs(q)[0] == (0, 1)
 
+    def test_means_alone_are_seen_among_many_coordinates(self):
+        rng = np.random.default_rng(5)
+        q, p = rng.normal(size=(2000, 60)), rng.normal(size=(2000, 60))
+        q[:, ::2] += 2 / math.sqrt(30)  # KL 2 nats, and 0.84 right at best
+        found = measure_prior_hole(q, p)
+        assert found.quadratic.value > 0.75 and 1 < found.kl_bound < 2.4
+
     def test_choosing_the_better_classifier_adds_nothing(self):
         """Of two that guess, the better on the very rows of the measurement looks like more."""
         rng, found, best = np.random.default_rng(3), [], []

@@ -2,6 +2,7 @@
 right sign and error.
 """
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,19 +31,23 @@ def test_every_setting_is_one_of_the_sampler(steps):
             set(texts)
         ) == len(texts)
         settings = [steps.read_setting(text, 6) for text in texts]
-        fields = [{k: v for k, v in s.items() if k not in steps.OURS} for s in settings]
+        given = [{k: v for k, v in s.items() if k not in steps.OURS} for s in settings]
         own = {
             "start": "ancestral"
         }  # of the models with faces, whose own settings these go on from
-        configs = [LangevinConfig(**(own | each)) for each in fields]
+        configs = [LangevinConfig(**(own | each)) for each in given]
         assert len({str(s) for s in settings}) == len(texts)
         assert [c.steps == 300 for c in configs] == [text == "steps=full" for text in texts]
     assert steps.read_setting("start=ancestral,step_scale=1.5", 6) == {
         "sampler": "recovery",
         "start": "ancestral",
         "step_scale": 1.5,
-        "momentum": 0.0,
-    }
+    } | {k: v for k, v in steps.USUAL.items() if k not in ("start", "step_scale")}
+    flow = steps.read_setting("steps=16,sampler=flow", 6)
+    assert flow.keys() == {"sampler", "steps", "temperature", "denoise", "particles"}
+    # Whatever the model's own is, all settings but `own` say all that there is.
+    said = {f.name for f in fields(LangevinConfig)}
+    assert steps.read_setting("steps=8", 6).keys() == said
     assert steps.read_setting("own", 6) == {}
     assert steps.read_setting("own,best_of=4", 6) == {"best_of": 4}
     with pytest.raises(UserInputError, match="must be name=value"):
@@ -103,6 +108,7 @@ def test_settings_are_measured_with_what_they_cost(steps, tmp_path):
     weak = Pipeline(config, generator, tiny_modules(seed=1)[2], encoder)
     reference = FeatureStatistics.from_features(np.random.default_rng(0).normal(size=(50, 3)))
     known = SimpleNamespace(space="colours", net=MeanColours(), statistics=reference)
+    known.features = np.zeros(3)
     costs = {
         "own,steps=12": 12,
         "own,steps=12,best_of=2": 24,

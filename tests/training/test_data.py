@@ -75,12 +75,19 @@ def test_the_last_images_are_those_of_the_whole(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = load(tmp_path / "set", tmp_path)
+    rows = [encoded(i) for i in range(6)]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    images, _ = last_images(tmp_path / "rows.parquet", size=SIZE, count=3)
+    assert np.array_equal(images, load(tmp_path / "rows.parquet", tmp_path).images[-3:])
+    # Files lie in the order of their names, which can say what they show: random ones of them.
     images, identity = last_images(tmp_path / "set", size=SIZE, count=3)
-    assert np.array_equal(images, whole.images[-2:])  # rows 3 and 5; 4 cannot be read
+    every = [x.tobytes() for x in whole.images]
+    found = [every.index(x.tobytes()) for x in images]
+    assert found == sorted(found) and 2 <= len(found) <= 3 and found[0] < len(every) - 2
     assert identity != last_images(tmp_path / "set", size=SIZE, count=2)[1]
     assert not (tmp_path / "unused").exists()
     with pytest.raises(UserInputError, match="none of the last 1 images"):
-        fill(tmp_path / "broken", broken=(5,))
+        fill(tmp_path / "broken", broken=range(6))
         last_images(tmp_path / "broken", size=SIZE, count=1)
 
 
@@ -572,3 +579,34 @@ def test_training_reads_an_image_as_inference_does(tmp_path):
     images = load(tmp_path / "in", tmp_path, size=16)
     seen = prepare([tmp_path / "in" / "a.png", tmp_path / "in" / "b.png"], 16)
     assert torch.allclose(images.batch(torch.arange(2)), seen, atol=1e-6)
+
+
+class TestSome:
+    """Any part of `some` rows stands for all: reconstructions and reference are of one law."""
+
+    @pytest.mark.parametrize("rule", ["split", "last"])
+    def test_rows_of_folders_of_classes_are_mixed(self, tmp_path, rule):
+        for part in ("train", "test"):
+            for name in ("cat", "dog"):
+                fill(tmp_path / "set" / part / name, count=20)
+        if rule == "split":
+            held_out = load(tmp_path / "set", tmp_path, split="test")
+        else:
+            held_out = load(tmp_path / "set", tmp_path).split(30)[1]
+        labels = held_out.some(20).labels["label"]
+        for half in (labels[:10], labels[10:]):
+            assert 2 <= (half == 0).sum() <= 8
+        again = held_out.some(20)
+        assert np.array_equal(again.labels["label"], labels) and len(held_out.some(99)) == len(
+            held_out
+        )
+
+    def test_rows_of_a_table_stay_unless_they_are_sorted(self, tmp_path):
+        rng = np.random.default_rng(0)
+        mixed = rng.integers(0, 2, 40).tolist()
+        for name, labels in (("mixed", mixed), ("sorted", sorted(mixed))):
+            rows = [encoded(i % 20) for i in range(40)]
+            write_parquet(tmp_path / f"{name}.parquet", rows, {"label": labels})
+            found = load(tmp_path / f"{name}.parquet", tmp_path)
+            first = found.some(10).labels["label"]
+            assert (first.tolist() == labels[:10]) == (name == "mixed")

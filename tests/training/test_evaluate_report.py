@@ -168,7 +168,7 @@ class TestPage:
         found = [every.index(x.tobytes()) for x in few[1]]
         assert set(found) < set(rows[1]) and found != sorted(rows[1])[:5]  # random ones, too
         reference = np.concatenate(list(contexts[0].stream("reference")))
-        np.testing.assert_array_equal(reference, np.asarray(sets[1].images[20:40]))
+        np.testing.assert_array_equal(reference, np.asarray(sets[1].some(40).images[20:40]))
 
     def test_a_second_call_measures_nothing(self, home, pipe, sets, written, monkeypatch):
         out, found = written
@@ -266,7 +266,7 @@ def test_some_parts_of_a_report_leave_the_others(pipe, sets, tmp_path, monkeypat
     whole = write()
     assert write(parts=("hole",)) == whole | {"not_measured": {}}
     assert whole["weights"] == pipe.weights_hash
-    assert whole["data"] == [sets[0].identity, sets[1].rows(0, 120).identity]
+    assert whole["data"] == [sets[0].identity, sets[1].some(120).identity]
     other = tiny_pipeline()
     with torch.no_grad():
         next(other.generator.parameters()).neg_()
@@ -412,7 +412,9 @@ class TestWithoutData:
     def test_with_an_evaluation_set(self, context, sets, tmp_path, monkeypatch):
         net = FeatureNet({"a": 2}, widths=(8, 8)).eval()
         recipe = {"classifier": {"mean_accuracy": 0.7}, "training": "", "rows": [60, 120]}
-        write_set(build_set("tiny", net, np.asarray(sets[1].images[60:]), recipe), tmp_path)
+        write_set(
+            build_set("tiny", net, np.asarray(sets[1].some(120).images[60:]), recipe), tmp_path
+        )
         from hebm_sample.evaluation.reference import find_set
 
         known = find_set("tiny", 16, tmp_path)
@@ -606,6 +608,26 @@ class TestCommand:
         assert "16x16" in result.output and "principal components" in result.output
         spaces = json.loads((tmp_path / "f.json").read_text())["spaces"]
         assert all(q["frechet"] > 0 for q in spaces.values())
+
+
+def test_neither_folder_is_nearer_to_the_components(home, tmp_path):
+    """Components of B alone would make B's images denser than others of the same law."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            pixels = np.clip(rng.normal(128, 40, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    found = []
+    for one, other in ("ab", "ba"):
+        how = {"cache_dir": home / "cache", "progress": False}
+        spaces = compare_folders(tmp_path / one, tmp_path / other, **how).spaces
+        (name,) = (n for n in spaces if "components" in n)
+        assert "of A and B" in name
+        found.append(spaces[name])
+    for one in found:
+        assert one.neighbours.density.value == pytest.approx(1, abs=0.35)
+    assert found[0].frechet.value == pytest.approx(found[1].frechet.value, rel=1e-6)
 
 
 def test_a_folder_against_itself(home, tmp_path):

@@ -4,6 +4,7 @@ If growing moved T or the encoder by a bit, the energies would be those of anoth
 two resolutions could not share their files.
 """
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from toy import draw_images, short_preset
 
 from hebm_sample import Pipeline
-from hebm_sample.config import StageConfig
+from hebm_sample.config import StageConfig, TrainingRecord
 from hebm_sample.data.dataset import load_images
 from hebm_sample.errors import UserInputError
 from hebm_sample.generator.kinds import new_generator
@@ -181,3 +182,19 @@ def test_known_pixels_are_compared_at_the_encoders_size(grown):
     fine[:, :, 1::2, 1::2] -= 0.1
     assert torch.allclose(replace(term, images=fine)(u, level), term(u, level), rtol=1e-5)
     assert not torch.allclose(replace(term, images=images + 0.1)(u, level), term(u, level))
+
+
+def test_another_rule_at_another_size_is_said(images, small, tmp_path):
+    """Nothing tells whether they are the same data, so it is no error."""
+    record = TrainingRecord("prior", 1, 1, 1.0, "2026-01-01", "2026-01-01", 1, 16)
+    record = replace(record, data="x", held_out="hash", held_out_seed=0)
+    begun = replace(small.config, training=(record,))
+    init = Pipeline(begun, small.generator, small.prior, small.encoder)
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    with pytest.warns(UserWarning, match=r"at 16 pixels with other rows held out \(hash\)"):
+        train_generator(grown_preset(validation=9), images, tmp_path / "a", init=init, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_generator(
+            grown_preset(validation=None), images, tmp_path / "b", init=init, **options
+        )

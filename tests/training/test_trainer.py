@@ -7,6 +7,7 @@ data, a lost moment of AdamW or an average that starts anew shows only as a slig
 import copy
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -444,6 +445,21 @@ class TestHeldOut:
         assert read_state(latest_checkpoint(tmp_path / "run"))["step"] == 4
         assert record.kept == record.steps == 8 and record.images == 8 * 8
 
+    def test_best_weights_of_a_run_that_is_gone_are_not_anothers(self, run, tmp_path):
+        """They lay in the folder when all of its checkpoints were broken."""
+        options = {"evaluate_every": 4, "learning_rate": 0.02, "validation": 12}
+        run(tmp_path / "run", "generator", steps=24, **options)
+        for path in tmp_path.glob("run/checkpoint-*"):
+            shutil.rmtree(path)
+        shutil.rmtree(tmp_path / "run/model")
+        other = {"steps": 8, "seed": 7} | options
+        for folder in ("run", "alone"):
+            run(tmp_path / folder, "generator", **other)
+        found = [load_run(tmp_path / name) for name in ("run", "alone")]
+        states = [pipe.generator.state_dict() for pipe in found]
+        assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+        assert found[0].config.training[-1].kept == found[1].config.training[-1].kept <= 8
+
     @pytest.mark.parametrize(
         ("every", "log", "steps"), [(5, 4, [8, 12]), (3, 4, [4, 8, 12]), (8, 4, [8, 12])]
     )
@@ -529,7 +545,7 @@ class TestHeldOut:
     def test_records_say_how_steps_were_computed(self, run, tmp_path, monkeypatch):
         run(tmp_path / "plain", "score", steps=4)
         assert load_run(tmp_path / "plain").config.training[-1].note == ""
-        monkeypatch.setattr(loop, "compile_parts", lambda _: None)
+        monkeypatch.setattr(loop, "compile_parts", lambda _: True)
         run(tmp_path / "run", "score", steps=4, compile=True, dtype="bfloat16")
         assert load_run(tmp_path / "run").config.training[-1].note == "in bfloat16, compiled"
         state = read_state(latest_checkpoint(tmp_path / "run"))
@@ -906,3 +922,53 @@ def test_accelerate_launch_runs_the_command(tmp_path):
     assert done.stdout.count("model in") == 1
     pipe = Pipeline.from_pretrained(tmp_path / "run/model", device="cpu")
     assert pipe(1, prior="gaussian").images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize("length", ["steps", "time_budget"])
+def test_a_run_encodes_as_it_began_whatever_it_is_resumed_with(run, tmp_path, monkeypatch, length):
+    """Few steps see few images, whose maps are not worth a file; the preset's own are many."""
+    asked = {"steps": 2} if length == "steps" else {"steps": None, "time_budget": 5.0}
+    monkeypatch.setattr(loop, "time_a_step", lambda *_: 5.0 * loop.BUDGET_SHARE / 2)
+    encodes = []
+    known = TrainSettings.encodes_once
+
+    def noted(self, images, processes=1):
+        encodes.append(known(self, 10_000, processes))
+        return False
+
+    monkeypatch.setattr(TrainSettings, "encodes_once", noted)
+    run(tmp_path / "run", "score", **asked)
+    run(tmp_path / "run", "score", resume=True, steps=100_000)
+    run(tmp_path / "run", "score", resume=True, **asked)
+    assert encodes == [length == "time_budget"] * 3
+    state = read_state(latest_checkpoint(tmp_path / "run"))
+    assert state["total"] == 2 and state["time_budget"] == asked.get("time_budget")
+
+
+def test_what_a_killed_encoding_left_is_removed(model, images, tmp_path):
+    left = tmp_path / f".encoded.bin.{'0' * 32}"
+    left.write_bytes(b"half")
+    options = {"key": "k", "progress": False}
+    found = encode_images(model.encoder, images, tmp_path, torch.device("cpu"), **options)
+    assert found is not None and not left.exists()
+    left.write_bytes(b"half")
+    remove_encoded(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_compiled_is_not_said_to_be(run, tmp_path):
+    run(tmp_path / "run", "mle", steps=2, compile=True)
+    assert load_run(tmp_path / "run").config.training[-1].note == ""
+
+
+def test_energies_of_another_generator_are_refused(run, model, images, tmp_path):
+    scales = model.config.generator.scales
+    wide = replace(scales[0], width=2 * scales[0].width)
+    config = replace(
+        model.config, generator=replace(model.config.generator, scales=(wide, *scales[1:]))
+    )
+    other = tiny_pipeline(config)
+    options = {"accelerator": make_accelerator("cpu"), "show_progress": False}
+    with pytest.raises(UserInputError, match="are of another generator than tiny's"):
+        train_prior(short_preset(steps=2), model, images, tmp_path / "run", init=other, **options)
+    assert not (tmp_path / "run").exists()

@@ -256,7 +256,7 @@ def memorisation_table(found: Mapping[str, Any]) -> Table:
 def show_memorisation(found: dict[str, Any]) -> list[Block]:
     """The part's blocks."""
     conclusion = (
-        "Samples are no nearer to training images than held-out images are."
+        "No sign that samples are nearer to training images than held-out images are."
         if found["no_shorter"]
         else "Samples are nearer to training images than held-out images are: look at the "
         "nearest pairs, and at the reconstructions' distances, which show what blur alone does."
@@ -272,7 +272,8 @@ def show_memorisation(found: dict[str, Any]) -> list[Block]:
             f"Distance to the nearest of {found['counts']['training']} training images in "
             f"{found['features']}, its quantiles by set. P(sample nearer than held-out) = "
             f"{shorter}, than a reconstruction {with_error(blurred['value'], blurred['error'])}; "
-            f"share of samples nearer than the held-out images' 1% quantile: {tail}."
+            f"share of samples nearer than the held-out images' 1% quantile: {tail}, where "
+            f"one law would have {number(found['tail_expected'], 3)}."
         ),
         memorisation_table(found),
         Text(conclusion),

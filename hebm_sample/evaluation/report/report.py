@@ -25,7 +25,7 @@ import numpy as np
 from hebm_sample import __version__
 from hebm_sample.config import require_integer
 from hebm_sample.errors import EnvironmentFailure, UserInputError
-from hebm_sample.evaluation.baselines import run_baselines, show_baselines
+from hebm_sample.evaluation.baselines import run_baselines
 from hebm_sample.evaluation.context import EvaluationContext, Spaces, fingerprint
 from hebm_sample.evaluation.distances import feature_spaces
 from hebm_sample.evaluation.duration import in_words
@@ -33,6 +33,7 @@ from hebm_sample.evaluation.reference import find_set
 from hebm_sample.evaluation.report import images as report_images
 from hebm_sample.evaluation.report import latents as report_latents
 from hebm_sample.evaluation.report import ood as report_ood
+from hebm_sample.evaluation.report.baselines import show_baselines
 from hebm_sample.evaluation.report.page import Block, Heading, Text, to_html, to_markdown
 from hebm_sample.io.defaults import usual_defaults
 from hebm_sample.io.extras import import_extra

@@ -317,6 +317,8 @@ def train_decoder(
     config, settings = check_decoder(preset, model), agreed(preset.decoder_settings, accelerator)
     preset, ended = replace(preset, decoder_settings=settings), check_model_place(folder)
     check_start(folder, resume)
+    sets = images.split(settings.validation)
+    same_rows(model.name, model.config.training, sets[0])
     make_run_folder(folder)
 
     def begin() -> None:
@@ -328,9 +330,9 @@ def train_decoder(
 
     with ExitStack() as lock:
         by_first(accelerator, begin)
-        task, training = _task(preset, model, config, images, folder, accelerator, show_progress)
+        task = _task(preset, model, config, sets, folder, accelerator, show_progress)
         how = {"resume": resume, "accelerator": accelerator, "show_progress": show_progress}
-        result = train(task, training, settings, folder, **how)
+        result = train(task, sets[0], settings, folder, **how)
         if not ended:
             by_first(accelerator, lambda: _write(result, model, config, folder / "model"))
         return result
@@ -358,15 +360,14 @@ def _task(
     preset: Preset,
     model: Pipeline,
     config: ModelConfig,
-    images: ImageDataset,
+    sets: tuple[ImageDataset, ImageDataset],
     folder: Path,
     accelerator: Any,
     show_progress: bool,
-) -> tuple[Task, ImageDataset]:
-    """What is learned, and the images it is learned from."""
+) -> Task:
+    """What is learned, from training rows and those held out."""
     settings, plan, device = preset.decoder_settings, preset.decoder, accelerator.device
-    training, validation = images.split(settings.validation)
-    same_rows(model.name, model.config.training, training)
+    training, validation = sets
     torch.manual_seed(settings.seed)
     model.to(device)  # with the prior, whose samples are drawn there
     generator, encoder = model.generator, model.encoder
@@ -393,7 +394,7 @@ def _task(
         " ".join([before, *_digest(folder, pool), after]),
         evaluate=(lambda m: figures(cast("Any", m).decoder)) if len(validation) else None,
         watch=Watch(start["heldout_pixels"]),
-    ), training
+    )
 
 
 def _check_beginning(folder: Path, before: str, after: str) -> None:
