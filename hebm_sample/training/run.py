@@ -194,8 +194,8 @@ class Run:
         self.started = datetime.date.today().isoformat()
 
     def _parts(self) -> int:
-        found = parts_of(self.settings, self.accelerator.device)
-        return number_of_first(self.accelerator, found)
+        own = parts_of(self.settings, self.accelerator.device)
+        return number_of_first(self.accelerator, own)
 
     def cut(self, parts: int) -> None:
         """Cut batches into parts, each with rows and noise of its own."""
@@ -314,10 +314,8 @@ class Run:
             self.task.learner.load_state_dict(before)
             self.optimizer.load_state_dict(clean)
 
-        cuda = self.accelerator.device.type == "cuda"
-        seconds = time_a_step(
-            self.one_step, torch.cuda.synchronize if cuda else lambda: None, rewind
-        )
+        wait = torch.cuda.synchronize if self.accelerator.device.type == "cuda" else lambda: None
+        seconds = time_a_step(self.one_step, wait, rewind)
         steps = torch.tensor(
             max(1, int(BUDGET_SHARE * budget / seconds)), device=self.accelerator.device
         )
