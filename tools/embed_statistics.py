@@ -2,6 +2,7 @@
 
     python tools/embed_statistics.py cifar10 --data DATA
     python tools/embed_statistics.py celebahq --data DATA --classifier celeba64
+    python tools/embed_statistics.py cifar10 --data DATA --keep    # after a new model of the preset
 
 NAME is a preset: its images' size and held-out rows are used. The classifier is the one that
 `hebm-train evaluate --data` trains and keeps in the cache; it is trained first if it is not there.
@@ -9,7 +10,8 @@ The reference are the held-out rows that `evaluate` compares with by default, so
 and without the data are the same. With `--classifier` the net of a set that is there already sees
 these images, too, and no second one is shipped. If the package has the preset's model, the
 distance of its reconstructions is kept beside the reference, so that the gap it closes can be
-measured without the data.
+measured without the data. With `--keep` that distance alone is measured anew, and classifier and
+reference stay, so that figures of earlier weights can be compared.
 """
 
 import json
@@ -96,6 +98,7 @@ def _records(name: str, size: int) -> tuple[TrainingRecord, ...]:
     type=click.Path(file_okay=False, path_type=Path),
     help="Of a report on the same model: latents of held-out images.",
 )
+@click.option("--keep", is_flag=True, help="Classifier and reference stay as they are.")
 @click.option("--quiet", is_flag=True)
 def main(
     name: str,
@@ -104,6 +107,7 @@ def main(
     folder: Path,
     owner: str,
     draws: Path | None,
+    keep: bool,
     quiet: bool,
 ) -> None:
     """Embed the evaluation set of preset NAME."""
@@ -112,10 +116,14 @@ def main(
     training, held_out = open_held_out(
         data, size=size, model=preset.name, records=_records(name, size), progress=not quiet
     )
-    net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
     start, stop = DEFAULT_IMAGES, 2 * DEFAULT_IMAGES
     if len(held_out) < stop:
         raise click.ClickException(f"{len(held_out)} held-out images; {stop} are needed")
+    if keep:
+        found = kept(name, size, folder, training, held_out)
+        write_all(found, training, held_out, draws, folder, not quiet)
+        return
+    net, report = classifier(owner, SHARED_SIZE, folder, training, feature_steps, not quiet)
     recipe = {
         "classifier": report,
         "training": training.identity,
@@ -124,8 +132,32 @@ def main(
     }
     images = held_out.some(stop).rows(start, stop).images
     found = build_set(name, net, images, recipe, net_of=owner or None, progress=not quiet)
-    if (SHIPPED.parent / f"{name}-{size}").is_dir():
-        found = with_reconstructions(found, training, held_out, draws, not quiet)
+    write_all(found, training, held_out, draws, folder, not quiet)
+
+
+def kept(name: str, size: int, folder: Path, training: Any, held_out: Any) -> EvaluationSet:
+    """The set that is there, if it is of these rows."""
+    found = find_set(name, size, folder)
+    if found is None:
+        raise click.ClickException(f"there is no set {name} at {size}x{size} in {folder}")
+    if found.recipe["held_out"] != held_out.identity:
+        raise click.ClickException(f"the set {name} is of other held-out rows; leave --keep out")
+    if found.recipe["training"] != training.identity:
+        click.echo("its classifier was trained on other rows of these data", err=True)
+    return found
+
+
+def write_all(
+    found: EvaluationSet,
+    training: Any,
+    held_out: Any,
+    draws: Path | None,
+    folder: Path,
+    show: bool,
+) -> None:
+    """Write the set, with its model's reconstructions if the package has the model."""
+    if (SHIPPED.parent / f"{found.name}-{found.image_size}").is_dir():
+        found = with_reconstructions(found, training, held_out, draws, show)
     path = write_set(found, folder)
     click.echo(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")
 
