@@ -2,7 +2,7 @@
 
     python tools/embed_statistics.py cifar10 --data DATA
     python tools/embed_statistics.py celebahq --data DATA --classifier celeba64
-    python tools/embed_statistics.py cifar10 --data DATA --keep    # after a new model of the preset
+    python tools/embed_statistics.py cifar10 --data DATA --keep    # of a new model
 
 NAME is a preset: its images' size and held-out rows are used. The classifier is the one that
 `hebm-train evaluate --data` trains and keeps in the cache; it is trained first if it is not there.
