@@ -36,7 +36,6 @@ ATTRIBUTE_GOAL = 0.8
 # Seconds of the energies' training, as the cards in docs/cards have them, run by run: of weights
 # whose config has no record of it.
 TRAINED = {
-    "cifar10-32": 2997 + 2660,
     "celeba64-64": 2312 + 1787 + 1511,
     "celebahq-64": 2312 + 1787 + 1501,
     "celebahq-256": 2312 + 1787 + 1501,
