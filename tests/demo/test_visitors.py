@@ -70,8 +70,11 @@ class Guest:
         return self.client.post(route, json=content)
 
     def join(self, what: str, *values: object, **event: object) -> httpx.Response:
-        """A job for the queue, after the click that arms Stop."""
-        ticket = self.ask("/run/predict", "arm").json()["data"][1]
+        """A job for the queue, after the click that arms Stop; or why there is no place."""
+        armed = self.ask("/run/predict", "arm")
+        if not armed.is_success:
+            return armed
+        ticket = armed.json()["data"][1]
         return self.ask("/queue/join", what, TOY, ticket, *values, **event)
 
     def draw(self, seeds: str, steps: int = 6) -> httpx.Response:
