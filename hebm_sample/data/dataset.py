@@ -174,8 +174,8 @@ def last_images(
     for chunk in rows.chunks():
         encoded.extend(chunk.images)
     if rows.by_name:  # the last are of the last class
-        files, chosen = list(encoded), random_rows(len(encoded), count).tolist()
-        encoded = deque(files[i] for i in sorted(chosen))
+        files, chosen = list(encoded), np.sort(random_rows(len(encoded), count))
+        encoded = deque(files[int(i)] for i in chosen)
     found = decode_squares(encoded, size)
     good = [x for x in found if isinstance(x, np.ndarray)]
     if not good:
