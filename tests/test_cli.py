@@ -26,7 +26,6 @@ from PIL import Image, ImageChops
 from tiny import symbolic_config, symbolic_pipeline, tiny_config, tiny_pipeline
 
 import hebm_sample
-from hebm_sample.cli import list_models as listing
 from hebm_sample.cli.errors import OneLineErrors
 from hebm_sample.cli.options import SECTIONS
 from hebm_sample.cli.requests.sample import RANKINGS
@@ -40,6 +39,7 @@ from hebm_sample.config import (
     ScaleConfig,
 )
 from hebm_sample.errors import HubError, NonFiniteSampleError, UserInputError, WeightsError
+from hebm_sample.hub import resolve
 from hebm_sample.hub.manifest import REQUIRED_FILES, FileRow, ModelRow
 from hebm_sample.io import animation, images
 from hebm_sample.pipeline.identity import description_hash
@@ -559,7 +559,7 @@ def models(monkeypatch, tmp_path):
     (tmp_path / "celebahq-64").mkdir()
     config = json.dumps(symbolic_config().to_dict())
     (tmp_path / "celebahq-64" / "config.json").write_text(config)
-    monkeypatch.setattr(listing, "_EMBEDDED", tmp_path)
+    monkeypatch.setattr(resolve, "EMBEDDED", tmp_path)
 
     def row(name, resolution, folder, repo_id, figures):
         return ModelRow(
@@ -915,7 +915,7 @@ def test_help_shows_examples_and_version():
     assert hebm_sample_command("--version").stdout == "hebm-sample 0.1.0\n"
 
 
-def test_the_examples_of_the_help_run(fake, models):
+def test_the_examples_of_the_help_run(fake):
     examples = [
         line.strip().split("  ")[0].split()
         for line in hebm_sample_command("--help").stdout.splitlines()

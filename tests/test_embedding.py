@@ -55,7 +55,7 @@ def _prepared(tool, models, monkeypatch):
     manifest.write_manifest(root / "weights_manifest.json", [])
     monkeypatch.setattr(tool, "ROOT", root)
     monkeypatch.setattr(tool, "WEIGHTS", weights)
-    monkeypatch.setattr(resolve, "_EMBEDDED", weights)
+    monkeypatch.setattr(resolve, "EMBEDDED", weights)
     monkeypatch.setattr(manifest, "_package_manifest", lambda: root / "weights_manifest.json")
     gap = {k: 1.23456 for k in ("fd_recon", "fd_gauss", "fd_model")}
     gap |= {"gap_closed": 0.51234, "gap_closed_error": 0.04, "num_images": 100}

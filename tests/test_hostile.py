@@ -32,7 +32,7 @@ from hebm_sample.errors import EnvironmentFailure, UserInputError, WeightsError
 from hebm_sample.hub import load
 from hebm_sample.hub.load import build_model, read_config
 from hebm_sample.hub.manifest import Manifest, list_models, write_row
-from hebm_sample.hub.resolve import _EMBEDDED, resolve
+from hebm_sample.hub.resolve import EMBEDDED, resolve
 from hebm_sample.hub.save import write_model_folder
 from hebm_sample.hub.sizes import least_bytes
 from hebm_sample.hub.weights import load_weights, save_weights
@@ -200,7 +200,7 @@ def test_what_cannot_be_folded_is_refused_before_it_fails_in_a_network():
 
 def test_least_bytes_is_a_little_less_than_the_files_have(folder):
     """Of the embedded models and of one with symbols; else good models would be refused."""
-    rows = [(row, _EMBEDDED / row.folder) for row in list_models() if row.folder]
+    rows = [(row, EMBEDDED / row.folder) for row in list_models() if row.folder]
     for row, place in [*rows, (resolve(folder).row, folder)]:
         config = ModelConfig.from_dict(json.loads((place / "config.json").read_text()))
         for name in WEIGHTS:

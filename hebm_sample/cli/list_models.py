@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hebm_sample.cli.printing import say
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
     from hebm_sample.hub.manifest import ModelRow
 
 __all__ = ["aligned", "list_models"]
-
-_EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
 
 
 def list_models(as_json: bool) -> None:
@@ -75,8 +72,10 @@ def _config(row: "ModelRow") -> dict[str, Any]:
     """An embedded model's config; empty where there is none to read: a listing does not fail over
     one model, loading it says what is wrong.
     """
+    from hebm_sample.hub.resolve import EMBEDDED
+
     try:
-        text = (_EMBEDDED / (row.folder or "") / "config.json").read_text(encoding="utf-8")
+        text = (EMBEDDED / (row.folder or "") / "config.json").read_text(encoding="utf-8")
         config = json.loads(text)
     except (OSError, ValueError):
         return {}

@@ -6,7 +6,6 @@ Hub's cache lacks are fetched first.
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hebm_sample.cli.printing import say
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["verify"]
 
-_WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 _REPAIR = "to sample from it downloads the file again"
 
 
@@ -72,7 +70,7 @@ def _locate(name: str, where: Mapping[str, Any]) -> "ResolvedModel":
 
 def _models_here(where: Mapping[str, Any]) -> "Iterator[ResolvedModel]":
     from hebm_sample.hub.manifest import list_models
-    from hebm_sample.hub.resolve import ResolvedModel
+    from hebm_sample.hub.resolve import EMBEDDED, ResolvedModel
 
     for row in list_models():
         if row.folder is None and row.repo_id is None:
@@ -84,5 +82,5 @@ def _models_here(where: Mapping[str, Any]) -> "Iterator[ResolvedModel]":
         except HubError:  # never downloaded
             continue
         except WeightsError as error:  # its folder is gone
-            folder = _WEIGHTS / (row.folder or row.name)
+            folder = EMBEDDED / (row.folder or row.name)
             yield ResolvedModel(folder, row, "embedded", remedy=str(error))

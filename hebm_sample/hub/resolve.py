@@ -25,9 +25,9 @@ from hebm_sample.hub.manifest import KNOWN_FILES, MANIFEST_NAME, Manifest, Model
 from hebm_sample.io.extras import reinstall_hint
 from hebm_sample.io.files import is_run_folder, means_place, read_regular, short
 
-__all__ = ["ResolvedModel", "is_folder", "locate", "resolve"]
+__all__ = ["EMBEDDED", "ResolvedModel", "is_folder", "locate", "resolve"]
 
-_EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
+EMBEDDED = Path(__file__).resolve().parents[1] / "weights"
 _HUB_ID = re.compile(r"[^/\\\s]+/[^/\\\s]+")
 
 
@@ -286,14 +286,14 @@ def _shared_files(manifest: Manifest, row: ModelRow) -> dict[str, Path]:
     encoder and energies once.
     """
     assert row.folder is not None
-    missing = {k: v for k, v in row.files.items() if not (_EMBEDDED / row.folder / k).exists()}
+    missing = {k: v for k, v in row.files.items() if not (EMBEDDED / row.folder / k).exists()}
     return {
-        name: _EMBEDDED / other.folder
+        name: EMBEDDED / other.folder
         for other in manifest.models
         for name, file in missing.items()
         if other.folder is not None
         and other.files.get(name) == file
-        and (_EMBEDDED / other.folder / name).exists()
+        and (EMBEDDED / other.folder / name).exists()
     }
 
 
@@ -302,14 +302,14 @@ def _from_manifest(
 ) -> ResolvedModel:
     if row.repo_id is not None and revision not in (None, row.revision):
         return _from_hub(source.at(row.repo_id, revision))  # other files than the row's
-    if row.folder is not None and (_EMBEDDED / row.folder).is_dir():
+    if row.folder is not None and (EMBEDDED / row.folder).is_dir():
         if revision not in (None, row.revision):
             raise UserInputError(
                 f"{row.name} comes with the package and has no revisions; leave it out"
             )
         shared = _shared_files(manifest, row)
         return ResolvedModel(
-            _EMBEDDED / row.folder, row, "embedded", remedy=reinstall_hint(), shared=shared
+            EMBEDDED / row.folder, row, "embedded", remedy=reinstall_hint(), shared=shared
         )
     if row.repo_id is None:
         raise WeightsError(

@@ -46,7 +46,7 @@ def install(monkeypatch, tmp_path):
         path.parent.mkdir(exist_ok=True)
         manifest.write_manifest(path, rows)
         monkeypatch.setattr(manifest, "_package_manifest", lambda: path)
-        monkeypatch.setattr(resolve, "_EMBEDDED", embedded or tmp_path / "nothing")
+        monkeypatch.setattr(resolve, "EMBEDDED", embedded or tmp_path / "nothing")
 
     return make
 
